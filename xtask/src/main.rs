@@ -1,0 +1,2 @@
+//! Project chores: what a Makefile would do.
+fn main() {}
