@@ -1,0 +1,132 @@
+"""Writes tests/fixtures: miniatures of every model in every exporter's spelling.
+
+    python models/fixtures.py [-o DIR] [NAME_PART...]
+
+The files are the same on every run with the versions of requirements.txt. Each is checked before it
+is written: it loads in the checker of onnx, runs in ONNX Runtime, agrees with PyTorch at every
+batch it claims to take, and its output depends on its input.
+"""
+
+import argparse
+import pathlib
+import sys
+import tempfile
+
+import numpy as np
+import onnx
+import torch
+
+import onnx_files
+from exporters import EXPORTERS, export_onnx
+from minis import MINIS
+from randomize import randomize
+
+ALL = tuple(EXPORTERS)
+SIZE_LIMIT = 300_000
+
+# family -> exporters by kind of file: static batch 1, open batch, fp16, static batch 2
+PLAN = {
+    "swin": dict(static=ALL, dyn=ALL, fp16=("ts13", "ts17", "dy20"), b2=("ts17", "dy18")),
+    "vit": dict(static=ALL, dyn=ALL, fp16=("ts13", "ts17", "dy20", "dy23"), b2=("ts17", "dy18")),
+    "swin_wide": dict(static=("ts17", "dy18")),
+    "swin_pad": dict(static=("ts17", "dy18")),
+    "swin_odd": dict(static=("ts17", "dy18")),
+    "swin_sdpa": dict(static=("ts17", "dy18", "dy23")),
+    "vit_unfused": dict(static=("ts13", "ts17", "dy18"), dyn=("ts17", "dy18")),
+}
+
+# These keep the metadata of the dynamo exporter, since a rewriter should not lose it.
+WITH_METADATA = {"vit_dy20", "vit_dy18_dyn"}
+
+
+def plan():
+    """Yields (file name without suffix, family, exporter, kind)."""
+    for family, kinds in PLAN.items():
+        for kind, exporters in kinds.items():
+            for exporter in exporters:
+                suffix = "" if kind == "static" else f"_{kind}"
+                yield f"{family}_{exporter}{suffix}", family, exporter, kind
+
+
+def images(batch, image, dtype, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn((batch, 3, *image), generator=generator).to(dtype)
+
+
+def verify(model, module, mini, dtype, batches):
+    """Compares with PyTorch in fp32; returns the largest relative error."""
+    run = onnx_files.runner(model)
+    worst = 0.0
+    limit = 2e-2 if dtype == torch.float16 else 1e-4
+    for batch in batches:
+        pair = []
+        for seed in (1, 2):
+            x = images(batch, mini.image, dtype, seed)
+            with torch.no_grad():
+                expected = module(x.float()).numpy()
+            (got,) = run(input=x.numpy())
+            if not np.isfinite(got).all():
+                raise AssertionError("output is not finite")
+            worst = max(worst, onnx_files.distance(got, expected))
+            pair.append(got)
+        if onnx_files.distance(*pair) < 0.05:
+            raise AssertionError("output hardly depends on the input")
+    if worst > limit:
+        raise AssertionError(f"relative error {worst:.2e} against PyTorch, limit {limit:.0e}")
+    return worst
+
+
+def build(path, family, exporter, kind, keep_metadata):
+    mini = MINIS[family]
+    dtype = torch.float16 if kind == "fp16" else torch.float32
+    # Parameters that fp16 can hold, so that the two precisions of a model are comparable.
+    module = randomize(mini.build()).eval().half().float()
+    exported = randomize(mini.build()).eval().half().to(dtype)
+    # The dynamo exporter takes a batch of 1 in the example for a constant.
+    batch = {"static": 1, "fp16": 1, "b2": 2, "dyn": 2}[kind]
+    torch.manual_seed(0)
+    export_onnx(exported, images(batch, mini.image, dtype, 0), path, exporter, kind == "dyn")
+    model = onnx.load(path)
+    (onnx_files.scrub_metadata if keep_metadata else onnx_files.strip_metadata)(model)
+    paths = onnx_files.absolute_paths(model)
+    if paths:
+        raise AssertionError(f"paths of this machine: {paths[:3]}")
+    checked = onnx_files.check(model)
+    error = verify(model, module, mini, dtype, (1, 2, 3) if kind == "dyn" else (batch,))
+    onnx.save(model, path)
+    return len(model.graph.node), checked, error
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    default = pathlib.Path(__file__).resolve().parent.parent / "tests" / "fixtures"
+    parser.add_argument("-o", "--output", type=pathlib.Path, default=default)
+    parser.add_argument("part", nargs="*", help="only files whose name contains one of these")
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(2)
+    failed, total = [], 0
+    for name, family, exporter, kind in plan():
+        if args.part and not any(part in name for part in args.part):
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            path = pathlib.Path(scratch) / f"{name}.onnx"
+            try:
+                nodes, checked, error = build(path, family, exporter, kind, name in WITH_METADATA)
+                size = path.stat().st_size
+                if size > SIZE_LIMIT:
+                    raise AssertionError(f"{size} bytes, limit {SIZE_LIMIT}")
+            except Exception as problem:
+                failed.append(name)
+                print(f"{name}: FAILED: {type(problem).__name__}: {str(problem)[:600]}", flush=True)
+                continue
+            total += size
+            target = args.output / path.name
+            target.write_bytes(path.read_bytes())
+        print(f"{name}: {size} bytes, {nodes} nodes, {checked} check, error {error:.1e}", flush=True)
+    print(f"{total} bytes in all, {len(failed)} failed", *failed)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
