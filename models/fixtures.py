@@ -3,8 +3,8 @@
     python models/fixtures.py [-o DIR] [NAME_PART...]
 
 The files are the same on every run with the versions of requirements.txt. Each is checked before it
-is written: it loads in the checker of onnx, runs in ONNX Runtime, agrees with PyTorch at every
-batch it claims to take, and its output depends on its input.
+is written: it loads in the checker of onnx, runs in ONNX Runtime, agrees with PyTorch (hand-made
+graphs: with NumPy) at every batch it claims to take, and its output depends on its input.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import onnx_files
 from exporters import EXPORTERS, export_onnx
 from minis import MINIS
 from randomize import randomize
+from spellings import SPELLINGS
 
 ALL = tuple(EXPORTERS)
 SIZE_LIMIT = 300_000
@@ -53,30 +54,39 @@ def images(batch, image, dtype, seed):
     return torch.randn((batch, 3, *image), generator=generator).to(dtype)
 
 
-def verify(model, module, mini, dtype, batches):
-    """Compares with PyTorch in fp32; returns the largest relative error."""
-    run = onnx_files.runner(model)
-    worst = 0.0
-    limit = 2e-2 if dtype == torch.float16 else 1e-4
-    for batch in batches:
-        pair = []
-        for seed in (1, 2):
-            x = images(batch, mini.image, dtype, seed)
-            with torch.no_grad():
-                expected = module(x.float()).numpy()
-            (got,) = run(input=x.numpy())
-            if not np.isfinite(got).all():
-                raise AssertionError("output is not finite")
-            worst = max(worst, onnx_files.distance(got, expected))
-            pair.append(got)
-        if onnx_files.distance(*pair) < 0.05:
-            raise AssertionError("output hardly depends on the input")
+def compare(run, inputs, expect, limit):
+    """Runs two inputs; returns the largest relative error against `expect`, if there is one."""
+    worst, results = 0.0, []
+    for x in inputs:
+        outputs = run(**x)
+        if not all(np.isfinite(y).all() for y in outputs):
+            raise AssertionError("output is not finite")
+        if expect:
+            worst = max(worst, onnx_files.distance(outputs[0], expect(*x.values())))
+        results.append(outputs)
+    if min(map(onnx_files.distance, *results)) < 0.05:
+        raise AssertionError("output hardly depends on the input")
     if worst > limit:
-        raise AssertionError(f"relative error {worst:.2e} against PyTorch, limit {limit:.0e}")
+        raise AssertionError(f"relative error {worst:.2e}, limit {limit:.0e}")
     return worst
 
 
-def build(path, family, exporter, kind, keep_metadata):
+def verify(model, module, mini, dtype, batches):
+    """Compares with PyTorch in fp32; returns the largest relative error."""
+    run = onnx_files.runner(model)
+
+    def expect(x):
+        with torch.no_grad():
+            return module(torch.from_numpy(x).float()).numpy()
+
+    limit = 2e-2 if dtype == torch.float16 else 1e-4
+    return max(
+        compare(run, [{"input": images(b, mini.image, dtype, s).numpy()} for s in (1, 2)], expect, limit)
+        for b in batches
+    )
+
+
+def write_mini(path, family, exporter, kind, keep_metadata):
     mini = MINIS[family]
     dtype = torch.float16 if kind == "fp16" else torch.float32
     # Parameters that fp16 can hold, so that the two precisions of a model are comparable.
@@ -97,6 +107,27 @@ def build(path, family, exporter, kind, keep_metadata):
     return len(model.graph.node), checked, error
 
 
+def write_spelling(path, spelling):
+    model, weights = spelling.build()
+    checked = onnx_files.check(model)
+    shape, dtype = spelling.shape, spelling.dtype
+    inputs = [{"x": np.random.default_rng(s).standard_normal(shape).astype(dtype)} for s in (1, 2)]
+    expect = spelling.reference and (lambda x: spelling.reference(x.astype(np.float64), weights))
+    limit = 5e-3 if dtype == np.float16 else 1e-5
+    error = compare(onnx_files.runner(model), inputs, expect, limit)
+    onnx.save(model, path)
+    return len(model.graph.node), checked, error
+
+
+def jobs():
+    """Yields (file name without suffix, function that writes the file to a path)."""
+    for name, family, exporter, kind in plan():
+        keep = name in WITH_METADATA
+        yield name, lambda path, a=(family, exporter, kind, keep): write_mini(path, *a)
+    for spelling in SPELLINGS:
+        yield f"spelling_{spelling.name}", lambda path, s=spelling: write_spelling(path, s)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     default = pathlib.Path(__file__).resolve().parent.parent / "tests" / "fixtures"
@@ -106,13 +137,13 @@ def main():
     args.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(2)
     failed, total = [], 0
-    for name, family, exporter, kind in plan():
+    for name, write in jobs():
         if args.part and not any(part in name for part in args.part):
             continue
         with tempfile.TemporaryDirectory() as scratch:
             path = pathlib.Path(scratch) / f"{name}.onnx"
             try:
-                nodes, checked, error = build(path, family, exporter, kind, name in WITH_METADATA)
+                nodes, checked, error = write(path)
                 size = path.stat().st_size
                 if size > SIZE_LIMIT:
                     raise AssertionError(f"{size} bytes, limit {SIZE_LIMIT}")
