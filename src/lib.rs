@@ -1,1 +1,6 @@
-//! trt-opt
+//! `trt-opt` rewrites ONNX vision transformers so that TensorRT runs them as few fused plugin nodes.
+
+pub mod error;
+pub mod onnx;
+
+pub use error::{Error, Result};
