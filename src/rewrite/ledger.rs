@@ -1,0 +1,124 @@
+//! The account of every place where a fusion could have happened.
+//!
+//! [`Ledger`] serializes to the JSON that `trt-opt fuse --ledger` writes; `docs/ledger.md` describes it.
+//! Its `version` changes when a field is removed or changes meaning, not when one is added.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+pub const VERSION: u32 = 1;
+
+/// What kind of pattern a site is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+#[clap(rename_all = "kebab-case")]
+pub enum Kind {
+    #[value(name = "layernorm")]
+    #[serde(rename = "layernorm")]
+    LayerNorm,
+    Attention,
+    Gelu,
+    Window,
+    PatchMerge,
+}
+
+impl Kind {
+    pub const ALL: [Self; 5] = [Self::LayerNorm, Self::Attention, Self::Gelu, Self::Window, Self::PatchMerge];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::LayerNorm => "layernorm",
+            Self::Attention => "attention",
+            Self::Gelu => "gelu",
+            Self::Window => "window",
+            Self::PatchMerge => "patch-merge",
+        }
+    }
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Replaced by the node `into`.
+    Fused,
+    /// Left in, or brought into, the form that the target fuses by itself.
+    Kept,
+    /// Not fused; `reason` says why.
+    Missed,
+}
+
+/// One place of the model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Site {
+    pub kind: Kind,
+    pub status: Status,
+    /// The node of the original model that the site is known by.
+    pub node: String,
+    /// The rule that fused it, or that came closest.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub rule: Option<String>,
+    /// The node of the new model that computes it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub into: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub expected: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub found: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Count {
+    pub total: usize,
+    pub fused: usize,
+    pub kept: usize,
+    pub missed: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Ledger {
+    pub version: u32,
+    /// File name of the model.
+    pub model: String,
+    pub target: String,
+    pub sites: Vec<Site>,
+    /// A count for every kind, also where there is no site.
+    pub summary: BTreeMap<String, Count>,
+    /// Patches that each rule made, clean-up included.
+    #[serde(default)]
+    pub patches: BTreeMap<String, usize>,
+}
+
+impl Ledger {
+    pub fn new(model: &str, target: &str, sites: Vec<Site>, patches: BTreeMap<String, usize>) -> Self {
+        let mut summary: BTreeMap<String, Count> =
+            Kind::ALL.iter().map(|k| (k.name().to_owned(), Count::default())).collect();
+        for site in &sites {
+            let count = summary.entry(site.kind.name().to_owned()).or_default();
+            count.total += 1;
+            match site.status {
+                Status::Fused => count.fused += 1,
+                Status::Kept => count.kept += 1,
+                Status::Missed => count.missed += 1,
+            }
+        }
+        Self { version: VERSION, model: model.into(), target: target.into(), sites, summary, patches }
+    }
+
+    pub fn count(&self, kind: Kind) -> Count {
+        self.summary.get(kind.name()).copied().unwrap_or_default()
+    }
+
+    /// Sites of the kind that were neither fused nor kept.
+    pub fn missed(&self, kind: Kind) -> impl Iterator<Item = &Site> {
+        self.sites.iter().filter(move |s| s.kind == kind && s.status == Status::Missed)
+    }
+}
