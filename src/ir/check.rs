@@ -25,12 +25,13 @@ pub fn check(graph: &Graph) -> Result<()> {
             defined.insert(id);
         }
         if (value.producer.is_some() || defined.contains(&id))
-            && let Some(other) = names.insert(&value.name, id) {
-                return Err(Error::invalid(
-                    format!("value '{}'", value.name),
-                    format!("has the name of another ({other:?})"),
-                ));
-            }
+            && let Some(other) = names.insert(&value.name, id)
+        {
+            return Err(Error::invalid(
+                format!("value '{}'", value.name),
+                format!("has the name of another ({other:?})"),
+            ));
+        }
     }
     for (id, node) in graph.nodes() {
         let place = || format!("node '{}' ({})", graph.node_label(id), node.op);

@@ -138,9 +138,10 @@ impl Graph {
         for info in proto.value_info {
             // Infos of values that do not exist are harmless leftovers of other tools.
             if let Some(&id) = info.name.as_ref().and_then(|name| ids.get(name))
-                && self.value(id).info.is_none() {
-                    self.set_info(id, info);
-                }
+                && self.value(id).info.is_none()
+            {
+                self.set_info(id, info);
+            }
         }
         for annotation in &proto.quantization_annotation {
             let parameters = annotation.quant_parameter_tensor_names.iter().filter_map(|e| e.value.as_ref());

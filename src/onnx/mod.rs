@@ -3,5 +3,6 @@
 mod attribute;
 mod dtype;
 pub mod proto;
+mod tensor;
 
 pub use dtype::DType;
