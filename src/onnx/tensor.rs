@@ -280,6 +280,11 @@ impl TensorProto {
         })
     }
 
+    /// Whether any field for elements has entries.
+    pub(super) fn has_elements(&self) -> bool {
+        !matches!(self.field_in_use(), Ok(None))
+    }
+
     /// The one field that has entries. Empty fields do not count, since an empty tensor may leave any of them.
     fn field_in_use(&self) -> Result<Option<(Field, usize)>> {
         let fields = [
