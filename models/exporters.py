@@ -38,6 +38,8 @@ def export_onnx(model, example, path, exporter, dynamic=False):
         module.fused_attn = False
     for noisy in ("onnxscript", "onnx_ir", "torch.onnx", "torch.export"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    if hasattr(model, "set_open_batch"):
+        model.set_open_batch(dynamic)
     options = dict(input_names=["input"], output_names=["output"], opset_version=opset)
     if dynamo:
         options.update(external_data=False, verbose=False)

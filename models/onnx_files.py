@@ -44,6 +44,26 @@ def scrub_metadata(model):
             entry.value = _PACKAGES.sub("", entry.value).replace(_CHECKOUT, "")
 
 
+def number_names(model):
+    """Numbers for the names of nodes and inner values, as exporters before scoped names wrote them."""
+    graph = model.graph
+    outputs = {value.name for value in graph.output}
+    new = {}
+    for node in _nodes(graph):
+        for name in node.output:
+            if name and name not in outputs:
+                new[name] = str(len(new))
+    for index, node in enumerate(_nodes(graph)):
+        node.name = f"{node.op_type}_{index}"
+        node.input[:] = [new.get(name, name) for name in node.input]
+        node.output[:] = [new.get(name, name) for name in node.output]
+        for attribute in node.attribute:
+            for value in attribute.g.output:
+                value.name = new.get(value.name, value.name)
+    for value in graph.value_info:
+        value.name = new.get(value.name, value.name)
+
+
 def absolute_paths(model):
     """Strings in the file that still look like a path of the exporting machine."""
     found = re.findall(rb"(?<![\w.])/(?:[\w.+-]+/)+[\w.+-]+\.py", model.SerializeToString())

@@ -1,0 +1,46 @@
+"""The benchmark models by name, with what their papers publish about them."""
+
+from dataclasses import dataclass
+from typing import Callable, Optional
+
+import timm
+import torchvision
+
+from pyramid_tnt import PyramidTNT
+from swin_original import SwinOriginal
+from uniformer import UniFormer
+
+
+@dataclass(frozen=True)
+class Entry:
+    build: Callable
+    family: Optional[str]  # its miniature; none for the convolutional baselines
+    image: tuple = (224, 224)
+    published: Optional[tuple] = None  # million parameters, GMACs
+
+
+def _timm(*names):
+    """The first of `names` that the installed timm has."""
+    known = [n for n in names if n in timm.list_models()]
+    if not known:
+        raise LookupError(f"timm {timm.__version__} has none of {', '.join(names)}")
+    return timm.create_model(known[0], pretrained=False)
+
+
+SWIN_T = (28.3, 4.49)
+
+MODELS = {
+    "resnet50": Entry(lambda: torchvision.models.resnet50(weights=None), None),
+    "resnet101": Entry(lambda: torchvision.models.resnet101(weights=None), None),
+    "swin_t": Entry(lambda: _timm("swin_tiny_patch4_window7_224"), "swin", published=SWIN_T),
+    "swin_s": Entry(lambda: _timm("swin_small_patch4_window7_224"), "swin"),
+    "swin_b": Entry(lambda: _timm("swin_base_patch4_window7_224"), "swin"),
+    "swin_t_torchvision": Entry(
+        lambda: torchvision.models.swin_t(weights=None), "swin_torchvision", published=SWIN_T
+    ),
+    "swin_t_original": Entry(SwinOriginal, "swin_original", published=SWIN_T),
+    "tnt_s": Entry(lambda: _timm("tnt_s_patch16_224"), "tnt", published=(23.7, 5.22)),
+    "vit_s": Entry(lambda: _timm("vit_small_patch16_224"), "vit"),
+    "ptnt_s": Entry(PyramidTNT, "ptnt", image=(256, 256), published=(31.7, 3.28)),
+    "uniformer_s": Entry(UniFormer, "uniformer", published=(21.5, 3.63)),
+}
