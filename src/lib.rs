@@ -1,5 +1,6 @@
 //! `trt-opt` rewrites ONNX vision transformers so that TensorRT runs them as few fused plugin nodes.
 
+pub mod analysis;
 pub mod error;
 pub mod ir;
 pub mod onnx;
