@@ -1,3 +1,4 @@
-//! What is known of a graph: how its data moves.
+//! What can be known of a graph without running it: shapes and small contents, constants, data movement, cost.
 
+pub mod infer;
 pub mod movement;
