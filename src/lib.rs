@@ -1,9 +1,12 @@
 //! `trt-opt` rewrites ONNX vision transformers so that TensorRT runs them as few fused plugin nodes.
 
 pub mod analysis;
+pub mod doctor;
 pub mod error;
 pub mod ir;
+mod machine;
 pub mod onnx;
 pub mod rewrite;
+pub mod verify;
 
 pub use error::{Error, Result};

@@ -5,10 +5,14 @@
 
 mod check;
 mod convert;
+pub mod diff;
 mod dim;
 mod graph;
+pub mod print;
 
 pub use check::check;
 pub use convert::opset;
+pub use diff::diff;
 pub use dim::{Dim, Ints, Symbol, shape_text};
 pub use graph::{Graph, Node, NodeId, Value, ValueId};
+pub use print::print;

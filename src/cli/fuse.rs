@@ -1,0 +1,293 @@
+//! `trt-opt fuse`: the rewrite.
+
+use std::collections::BTreeSet;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use trt_opt::onnx::{self, Model, SaveOptions};
+use trt_opt::rewrite::{self, Kind, Ledger, Options, Target};
+use trt_opt::verify::{self, Report, Source};
+use trt_opt::{Error, Result};
+
+use super::tables::{self, Contents};
+use super::verify::RunArgs;
+use super::{Global, file_name, load, out};
+
+/// Rewrite a model: fuse norms, attentions, GELUs, windows and patch merges
+#[derive(clap::Args)]
+#[command(after_help = "\
+Every norm, attention, GELU, window and patch merge of the model is accounted for: fused, kept in a form that the
+target fuses by itself, or missed with the reason. The input is never touched.
+
+Examples:
+  trt-opt fuse swin.onnx                                   to swin.fused.onnx
+  trt-opt fuse swin.onnx -o out.onnx --target trt10 --verify
+  trt-opt fuse swin.onnx --fuse layernorm,attention --require layernorm,attention
+  trt-opt fuse swin.onnx --reference twin.onnx             also a twin that any ONNX runtime can run
+  trt-opt fuse swin.onnx --ledger swin.json --json         the account of all sites, for programs
+  trt-opt fuse big.onnx --external-data big.weights        weights beside the model")]
+pub struct Args {
+    model: PathBuf,
+    /// Where the rewritten model goes [default: MODEL.fused.onnx beside the input]
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Kinds of site to fuse [default: all]
+    #[arg(long, value_name = "KIND,...", value_delimiter = ',')]
+    fuse: Vec<Kind>,
+    /// Kinds or rules to leave out
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    skip: Vec<String>,
+    /// What the model is for
+    #[arg(long, default_value = "trt8")]
+    target: Target,
+    /// Also write a twin whose plugin nodes have function bodies, for any ONNX runtime
+    #[arg(long, value_name = "FILE")]
+    reference: Option<PathBuf>,
+    /// Write the account of all sites as JSON
+    #[arg(long, value_name = "FILE")]
+    ledger: Option<PathBuf>,
+    /// Fail and write nothing if a site of these kinds is missed
+    #[arg(long, value_name = "KIND,...", value_delimiter = ',')]
+    require: Vec<Kind>,
+    /// Put the weights into a file of this name beside the output
+    #[arg(long, value_name = "NAME")]
+    external_data: Option<String>,
+    /// Stop after N patches, to find a wrong one by bisection
+    #[arg(long, value_name = "N")]
+    stop_after: Option<usize>,
+    /// Compare with the input in ONNX Runtime; fail and write nothing if they differ
+    #[arg(long)]
+    verify: bool,
+    #[command(flatten, next_help_heading = "With --verify")]
+    run: RunArgs,
+    /// Write the model even if --require or --verify fails; the exit code stays
+    #[arg(long)]
+    force: bool,
+    /// Print the outcome as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What was asked for, checked and with defaults filled in.
+struct Resolved {
+    input: PathBuf,
+    output: PathBuf,
+    reference: Option<PathBuf>,
+    ledger: Option<PathBuf>,
+    require: BTreeSet<Kind>,
+    options: Options,
+    save: SaveOptions,
+    verify: Option<verify::Options>,
+    force: bool,
+    json: bool,
+}
+
+impl Args {
+    fn resolve(self) -> Result<Resolved> {
+        let output = self.output.unwrap_or_else(|| self.model.with_extension("fused.onnx"));
+        let targets = [Some(("--output", &output)), self.reference.as_ref().map(|p| ("--reference", p))];
+        let targets: Vec<_> =
+            targets.into_iter().flatten().chain(self.ledger.as_ref().map(|p| ("--ledger", p))).collect();
+        for (i, (option, path)) in targets.iter().enumerate() {
+            if same_file(path, &self.model) {
+                return Err(Error::Usage(format!(
+                    "{option} {} is the input, which is never written to; give another name",
+                    path.display()
+                )));
+            }
+            if let Some((other, _)) = targets[..i].iter().find(|(_, p)| same_file(p, path)) {
+                return Err(Error::Usage(format!("{option} and {other} are both {}", path.display())));
+            }
+        }
+        let mut kinds: BTreeSet<Kind> =
+            if self.fuse.is_empty() { Kind::ALL.into() } else { self.fuse.into_iter().collect() };
+        let mut skip = BTreeSet::new();
+        for name in self.skip.into_iter().filter(|n| !n.is_empty()) {
+            match Kind::from_str(&name, true) {
+                Ok(kind) => _ = kinds.remove(&kind),
+                Err(_) => _ = skip.insert(name),
+            }
+        }
+        let require: BTreeSet<Kind> = self.require.into_iter().collect();
+        if let Some(kind) = require.iter().find(|k| !kinds.contains(k)) {
+            return Err(Error::Usage(format!("--require {kind}: but --fuse or --skip leaves {kind} out")));
+        }
+        if let Some(name) = &self.external_data
+            && Path::new(name).file_name().is_none_or(|n| n != name.as_str())
+        {
+            return Err(Error::Usage(format!(
+                "--external-data {name:?}: expected a file name without folders, since the file goes beside the model"
+            )));
+        }
+        Ok(Resolved {
+            options: Options { target: self.target, kinds, skip, stop_after: self.stop_after },
+            save: SaveOptions { external_data: self.external_data, ..SaveOptions::default() },
+            verify: self.verify.then(|| self.run.resolve(None)),
+            input: self.model,
+            output,
+            reference: self.reference,
+            ledger: self.ledger,
+            require,
+            force: self.force,
+            json: self.json,
+        })
+    }
+}
+
+/// Whether two paths are one file. A file that is not there yet is known by its folder and name.
+fn same_file(a: &Path, b: &Path) -> bool {
+    let real = |path: &Path| {
+        path.canonicalize().or_else(|_| {
+            let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            Ok::<_, std::io::Error>(folder.canonicalize()?.join(path.file_name().unwrap_or_default()))
+        })
+    };
+    matches!((real(a), real(b)), (Ok(a), Ok(b)) if a == b)
+}
+
+/// The outcome as JSON.
+#[derive(Serialize)]
+struct Json<'a> {
+    input: &'a Path,
+    output: Option<&'a Path>,
+    reference: Option<&'a Path>,
+    before: &'a Contents,
+    after: &'a Contents,
+    ledger: &'a Ledger,
+    verify: Option<&'a Report>,
+    seconds: f64,
+}
+
+pub fn run(args: Args, global: &Global) -> Result<u8> {
+    let resolved = args.resolve()?;
+    let started = Instant::now();
+    let mut model = load(&resolved.input)?;
+    let before = Contents::of(&model);
+    let progress = Progress::new(&before, global);
+    let name = file_name(&resolved.input);
+    let ledger = rewrite::fuse(&mut model.proto, &name, &resolved.options, &mut |rule, patches| {
+        progress.show(rule, patches);
+    })?;
+    progress.finish();
+    let after = Contents::of(&model);
+    let seconds = started.elapsed().as_secs_f64();
+
+    let required = check_required(&ledger, &resolved.require, global);
+    let verified = match &resolved.verify {
+        Some(options) if required.is_ok() || resolved.force => Some(prove(&resolved, &model, options)?),
+        _ => None,
+    };
+    let outcome = required.and_then(|()| verified.as_ref().map_or(Ok(()), Report::check));
+    let write = outcome.is_ok() || resolved.force;
+    if write {
+        save(&resolved, &model, &ledger)?;
+    }
+
+    if resolved.json {
+        out::json(&Json {
+            input: &resolved.input,
+            output: write.then_some(&resolved.output),
+            reference: resolved.reference.as_deref().filter(|_| write),
+            before: &before,
+            after: &after,
+            ledger: &ledger,
+            verify: verified.as_ref(),
+            seconds,
+        })?;
+    } else if !global.quiet {
+        let mut text = tables::before_after(&before, &after);
+        text += "\n\n";
+        text += &tables::ledger(&ledger, global.verbose > 0);
+        if let Some(report) = &verified {
+            text.push('\n');
+            text += &super::verify::table(report);
+        }
+        if write {
+            text += &format!("\n{} -> {} in {seconds:.2} s\n", resolved.input.display(), resolved.output.display());
+            if let Some(reference) = &resolved.reference {
+                text += &format!("reference twin: {}\n", reference.display());
+            }
+        }
+        out::text(&text)?;
+    }
+    match outcome {
+        Err(error) if !write => Err(super::verify::refuse(error, &resolved.output)),
+        outcome => outcome.map(|()| 0),
+    }
+}
+
+fn check_required(ledger: &Ledger, require: &BTreeSet<Kind>, global: &Global) -> Result<()> {
+    let mut wrong = vec![];
+    for &kind in require {
+        let count = ledger.count(kind);
+        if count.total == 0 && !global.quiet {
+            out::warning(&format!("--require {kind}: the model has no site of that kind"));
+        }
+        if count.missed > 0 {
+            let mut text = format!("--require {kind}: {} of {} sites missed", count.missed, count.total);
+            for site in ledger.missed(kind).take(5) {
+                text += &format!("\n  {}", tables::miss(site).replace('\n', "\n  "));
+            }
+            if count.missed > 5 {
+                text += &format!("\n  ... and {} more", count.missed - 5);
+            }
+            wrong.push(text);
+        }
+    }
+    if wrong.is_empty() { Ok(()) } else { Err(Error::CheckFailed(wrong.join("\n"))) }
+}
+
+fn prove(resolved: &Resolved, model: &Model, options: &verify::Options) -> Result<Report> {
+    let name = resolved.output.display().to_string();
+    verify::compare(Source::File(&resolved.input), Source::Model { name: &name, model }, options)
+}
+
+fn save(resolved: &Resolved, model: &Model, ledger: &Ledger) -> Result<()> {
+    let stats = onnx::save(model, &resolved.output, &resolved.save)?;
+    tracing::info!(?stats, "wrote {}", resolved.output.display());
+    if let Some(path) = &resolved.reference {
+        let mut twin = model.clone();
+        rewrite::add_reference_bodies(&mut twin.proto)?;
+        // The two may be in one folder, so the twin's weights need a file of their own.
+        let external_data = resolved.save.external_data.as_ref().map(|_| format!("{}.data", file_name(path)));
+        onnx::save(&twin, path, &SaveOptions { external_data, ..SaveOptions::default() })?;
+    }
+    if let Some(path) = &resolved.ledger {
+        std::fs::write(path, out::to_json(ledger)? + "\n").map_err(Error::io("write", path))?;
+    }
+    Ok(())
+}
+
+/// A line on standard error that says what is being done, on a terminal and for large models only.
+struct Progress(Option<ProgressBar>);
+
+impl Progress {
+    fn new(contents: &Contents, global: &Global) -> Self {
+        let large = contents.nodes > 1000 || contents.weight_bytes > 200_000_000;
+        if !large || global.quiet || global.verbose > 1 || !std::io::stderr().is_terminal() {
+            return Self(None);
+        }
+        let bar = ProgressBar::new_spinner();
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed} {msg}") {
+            bar.set_style(style);
+        }
+        bar.enable_steady_tick(Duration::from_millis(100));
+        Self(Some(bar))
+    }
+
+    fn show(&self, rule: &str, patches: usize) {
+        if let Some(bar) = &self.0 {
+            bar.set_message(format!("{rule}: {patches} patches"));
+        }
+    }
+
+    fn finish(&self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}

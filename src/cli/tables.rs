@@ -1,0 +1,175 @@
+//! Tables for people.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
+use serde::Serialize;
+use trt_opt::onnx::Model;
+use trt_opt::rewrite::{Kind, Ledger, Site, Status};
+
+use super::out::{BOLD, DIM, GREEN, RED, RESET, YELLOW};
+
+/// A table with a header; the first column is text, the others are numbers.
+pub fn new<T: ToString>(header: impl IntoIterator<Item = T>) -> Table {
+    let mut table = Table::new();
+    table.load_style(TableStyle::new().header_separator(LineStyle::new('-', '-', '-', '-')));
+    table.set_header(header.into_iter().map(|h| h.to_string()));
+    table
+}
+
+pub fn align_numbers(table: &mut Table) {
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+}
+
+pub fn text(table: &Table) -> String {
+    let lines = table.lines().map(|line| line.trim_end().to_owned());
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// What a model consists of, before or after a rewrite.
+#[derive(Clone, Debug, Serialize)]
+pub struct Contents {
+    pub nodes: usize,
+    pub ops: BTreeMap<String, usize>,
+    /// Bytes of the weights.
+    pub weight_bytes: u64,
+    pub parameters: u64,
+}
+
+impl Contents {
+    pub fn of(model: &Model) -> Self {
+        let mut contents = Self { nodes: 0, ops: BTreeMap::new(), weight_bytes: 0, parameters: 0 };
+        let Some(graph) = &model.proto.graph else { return contents };
+        contents.nodes = graph.node.len();
+        for node in &graph.node {
+            let op = match node.domain.as_deref() {
+                None | Some("" | "ai.onnx") => node.op_type().to_owned(),
+                Some(domain) => format!("{domain}.{}", node.op_type()),
+            };
+            *contents.ops.entry(op).or_insert(0) += 1;
+        }
+        let constants = graph.node.iter().filter(|n| n.op_type.as_deref() == Some("Constant"));
+        let constants = constants.flat_map(|n| &n.attribute).filter_map(|a| a.t.as_deref());
+        for tensor in graph.initializer.iter().chain(constants) {
+            contents.weight_bytes += tensor.byte_len().unwrap_or(0) as u64;
+            if tensor.dtype().is_ok_and(|d| d.is_float()) {
+                contents.parameters += tensor.len().unwrap_or(0) as u64;
+            }
+        }
+        contents
+    }
+}
+
+/// Counts before and after: the ops whose number changed, and the others together.
+pub fn before_after(before: &Contents, after: &Contents) -> String {
+    let mut table = new(["", "before", "after"]);
+    table.add_row(["nodes".to_owned(), before.nodes.to_string(), after.nodes.to_string()]);
+    let names: BTreeSet<&String> = before.ops.keys().chain(after.ops.keys()).collect();
+    let count = |contents: &Contents, op: &str| contents.ops.get(op).copied().unwrap_or(0);
+    let mut rows: Vec<(&String, usize, usize)> =
+        names.into_iter().map(|op| (op, count(before, op), count(after, op))).collect();
+    let same: usize = rows.iter().filter(|r| r.1 == r.2).map(|r| r.1).sum();
+    rows.retain(|r| r.1 != r.2);
+    rows.sort_by_key(|r| (std::cmp::Reverse(r.2.max(r.1)), r.0));
+    for (op, old, new) in rows {
+        table.add_row([format!("  {op}"), old.to_string(), new.to_string()]);
+    }
+    if same > 0 {
+        table.add_row(["  unchanged ops".to_owned(), same.to_string(), same.to_string()]);
+    }
+    table.add_row(["weights".to_owned(), bytes(before.weight_bytes as f64), bytes(after.weight_bytes as f64)]);
+    align_numbers(&mut table);
+    text(&table)
+}
+
+/// Sites by kind, and every miss with its reason (the first ones only, unless all are asked for).
+pub fn ledger(ledger: &Ledger, all: bool) -> String {
+    let mut table = new(["site", "total", "fused", "kept", "missed"]);
+    for kind in Kind::ALL {
+        let count = ledger.count(kind);
+        if count.total > 0 {
+            table.add_row([
+                kind.name().to_owned(),
+                count.total.to_string(),
+                count.fused.to_string(),
+                count.kept.to_string(),
+                count.missed.to_string(),
+            ]);
+        }
+    }
+    if ledger.sites.is_empty() {
+        return format!("{DIM}no norm, attention, GELU, window or patch merge was found{RESET}\n");
+    }
+    align_numbers(&mut table);
+    let mut text = text(&table);
+    text.push('\n');
+    const SHOWN: usize = 10;
+    let missed: Vec<&Site> = ledger.sites.iter().filter(|s| s.status == Status::Missed).collect();
+    let shown = if all { missed.len() } else { missed.len().min(SHOWN) };
+    for site in &missed[..shown] {
+        text += &format!("{YELLOW}missed{RESET} {}\n", miss(site));
+    }
+    if shown < missed.len() {
+        text += &format!("... and {} more (--verbose shows all)\n", missed.len() - shown);
+    }
+    text
+}
+
+/// A miss in one line, or a few.
+pub fn miss(site: &Site) -> String {
+    let mut text = format!("{BOLD}{}{RESET} at {}", site.kind, site.node);
+    if let Some(rule) = &site.rule {
+        text += &format!(" ({rule})");
+    }
+    if let Some(reason) = &site.reason {
+        text += &format!(": {reason}");
+    }
+    if let Some(expected) = &site.expected {
+        text += &format!("\n    {GREEN}expected{RESET} {expected}");
+    }
+    if let Some(found) = &site.found {
+        text += &format!("\n    {RED}found{RESET}    {found}");
+    }
+    text
+}
+
+/// `1.5 MB`, in powers of ten as the sizes of files are.
+pub fn bytes(count: f64) -> String {
+    scaled(count, &["B", "kB", "MB", "GB", "TB"])
+}
+
+/// `4.5 G`.
+pub fn quantity(count: f64) -> String {
+    scaled(count, &["", "k", "M", "G", "T"]).trim_end().to_owned()
+}
+
+fn scaled(mut count: f64, units: &[&str]) -> String {
+    let mut unit = 0;
+    while count >= 999.5 && unit + 1 < units.len() {
+        count /= 1000.0;
+        unit += 1;
+    }
+    match count {
+        _ if unit == 0 => format!("{count:.0} {}", units[0]),
+        c if c >= 99.95 => format!("{c:.0} {}", units[unit]),
+        c if c >= 9.995 => format!("{c:.1} {}", units[unit]),
+        c => format!("{c:.2} {}", units[unit]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_short() {
+        assert_eq!(bytes(0.0), "0 B");
+        assert_eq!(bytes(999.0), "999 B");
+        assert_eq!(bytes(1000.0), "1.00 kB");
+        assert_eq!(bytes(113_456_789.0), "113 MB");
+        assert_eq!(quantity(4.49e9), "4.49 G");
+        assert_eq!(quantity(7.0), "7");
+    }
+}
