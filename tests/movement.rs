@@ -223,3 +223,428 @@ fn padding_is_holes() {
     let map = movement::per_image(&net.graph, y, &1.into(), 1, &no_stop).unwrap();
     assert_eq!(map.starts, [HOLE, 0, 1, HOLE, 2, 3, HOLE, HOLE, HOLE]);
 }
+
+/// Random chains, evaluated by the map and by ONNX Runtime.
+mod random {
+    use std::sync::OnceLock;
+
+    use ort::environment::Environment;
+    use ort::session::Session;
+    use ort::value::Tensor;
+    use proptest::prelude::*;
+    use prost::Message;
+    use trt_opt::onnx::proto::{ModelProto, OperatorSetIdProto};
+
+    use super::*;
+
+    /// ONNX Runtime, loaded; these tests check nothing without it, so they fail where it is missing.
+    fn runtime() -> &'static Environment {
+        static LOADED: OnceLock<Environment> = OnceLock::new();
+        LOADED.get_or_init(|| {
+            let path = std::env::var_os("ORT_DYLIB_PATH").expect(
+                "these tests need ONNX Runtime: set ORT_DYLIB_PATH to libonnxruntime.so \
+                 (it is in the package that 'pip install onnxruntime' installs, in onnxruntime/capi)",
+            );
+            let at = path.display();
+            let builder = ort::init_from(&path).unwrap_or_else(|e| panic!("cannot load ONNX Runtime from {at}: {e}"));
+            let environment = builder.with_name("movement").build().unwrap_or_else(|e| panic!("ONNX Runtime: {e}"));
+            environment.set_log_level(ort::logging::LogLevel::Error);
+            environment
+        })
+    }
+
+    /// The first output of the graph for these inputs.
+    fn run(graph: &Graph, inputs: &[(Vec<i64>, Vec<f32>)]) -> (Vec<i64>, Vec<f32>) {
+        let mut model = ModelProto { ir_version: Some(8), ..Default::default() };
+        model.opset_import.push(OperatorSetIdProto { domain: None, version: Some(graph.opset) });
+        graph.restore(&mut model);
+        // ONNX Runtime looks at names only.
+        model.graph.as_mut().unwrap().name = Some("chain".into());
+        let mut builder = Session::builder(runtime()).unwrap();
+        builder = builder.with_optimization_level(ort::session::builder::GraphOptimizationLevel::Disable).unwrap();
+        let mut session = builder.with_intra_threads(1).unwrap().commit_from_memory(&model.encode_to_vec()).unwrap();
+        let names: Vec<String> = graph.inputs.iter().map(|v| graph.value(*v).name.clone()).collect();
+        let tensors = names.into_iter().zip(inputs).map(|(name, (shape, data))| {
+            let tensor = Tensor::from_array((shape.clone(), data.clone())).unwrap();
+            (name, ort::session::SessionInputValue::from(tensor))
+        });
+        let outputs = session.run(tensors.collect::<Vec<_>>()).unwrap();
+        let (shape, data) = outputs[0].try_extract_tensor::<f32>().unwrap();
+        (shape.to_vec(), data.to_vec())
+    }
+
+    /// Dice for one step; the same step always rolls the same.
+    struct Dice(u64);
+
+    impl Dice {
+        fn roll(&mut self, below: i64) -> i64 {
+            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut z = self.0;
+            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            ((z ^ (z >> 31)) % below.max(1) as u64) as i64
+        }
+        fn axis(&mut self, from: usize, rank: usize) -> usize {
+            from + self.roll((rank - from) as i64) as usize
+        }
+        fn shuffled(&mut self, from: i64, to: i64) -> Vec<i64> {
+            let mut out: Vec<i64> = (from..to).collect();
+            for i in (1..out.len()).rev() {
+                out.swap(i, self.roll(i as i64 + 1) as usize);
+            }
+            out
+        }
+    }
+
+    const MOST: i64 = 4096;
+
+    /// `step` chooses the operator and rolls its operands. With `free` the axes from 1 on may be used, and
+    /// a `Reshape` keeps images together, so that any leading axis will do.
+    fn step(net: &mut Net, x: ValueId, (op, seed): (u8, u64), free: usize) -> ValueId {
+        let mut dice = Dice(seed);
+        let opset = net.graph.opset;
+        let shape = net.shape(x);
+        let rank = shape.len();
+        let size = |axis: usize| shape[axis].int().unwrap();
+        let known: i64 = shape.iter().filter_map(Dim::int).product();
+        let sign =
+            |dice: &mut Dice, axis: usize| if dice.roll(2) == 0 { axis as i64 } else { axis as i64 - rank as i64 };
+        if rank <= free || known > MOST {
+            return x;
+        }
+        match op {
+            0 => {
+                let mut perm: Vec<i64> = (0..free as i64).collect();
+                perm.extend(dice.shuffled(free as i64, rank as i64));
+                net.transpose(x, &perm)
+            }
+            1 | 2 => {
+                let mut rest: i64 = shape[free..].iter().map(|d| d.int().unwrap()).product();
+                let mut new = shape[..free].to_vec();
+                for _ in 0..dice.roll(4) {
+                    let divisors: Vec<i64> = (1..=rest).filter(|d| rest % d == 0).collect();
+                    let d = divisors[dice.roll(divisors.len() as i64) as usize];
+                    // The leading axis grows to a multiple of the batch, as windows make it.
+                    if free == 1 && new.len() == 1 && dice.roll(3) == 0 {
+                        new[0] = new[0].mul(&d.into()).unwrap();
+                    } else {
+                        new.push(d.into());
+                    }
+                    rest /= d;
+                }
+                new.push(rest.into());
+                net.reshape(x, &new)
+            }
+            3 => {
+                let (mut starts, mut ends, mut axes, mut steps) = (vec![], vec![], vec![], vec![]);
+                let mut new = shape.clone();
+                for axis in dice.shuffled(free as i64, rank as i64).into_iter().take(2) {
+                    let axis = axis as usize;
+                    let n = size(axis);
+                    let (a, b) = (dice.roll(n), dice.roll(n));
+                    let step: i64 = if opset < 10 { 1 } else { [1, 1, 2, 3, -1, -2][dice.roll(6) as usize] };
+                    let (first, last) = if (a <= b) == (step > 0) { (a, b) } else { (b, a) };
+                    let mut end = if step > 0 { last + 1 } else { last - 1 };
+                    if end == n && dice.roll(2) == 0 {
+                        end = i64::MAX;
+                    } else if end < 0 {
+                        end = i64::MIN + 1;
+                    } else if end < n && dice.roll(2) == 0 {
+                        end -= n;
+                    }
+                    starts.push(if dice.roll(2) == 0 { first } else { first - n });
+                    ends.push(end);
+                    axes.push(sign(&mut dice, axis));
+                    steps.push(step);
+                    new[axis] = Dim::Int((last - first).abs() / step.abs() + 1);
+                }
+                if opset < 10 {
+                    let axes: Vec<i64> = axes.iter().map(|a| a.rem_euclid(rank as i64)).collect();
+                    let attributes = [("starts", &starts), ("ends", &ends), ("axes", &axes)];
+                    let node = attributes
+                        .iter()
+                        .fold(Node::new("Slice", [x]), |n, (name, v)| n.with(AttributeProto::ints(name, v)));
+                    return net.push(node, &new);
+                }
+                let mut inputs = vec![x, net.ints(&starts), net.ints(&ends), net.ints(&axes)];
+                if steps.iter().any(|s| *s != 1) || dice.roll(2) == 0 {
+                    inputs.push(net.ints(&steps));
+                }
+                net.push(Node::new("Slice", inputs), &new)
+            }
+            4 => {
+                let axis = dice.axis(free, rank);
+                if size(axis) < 2 || opset < 10 {
+                    return x;
+                }
+                let shift = 1 + dice.roll(size(axis) - 1);
+                net.roll(x, axis, shift)
+            }
+            5 => {
+                // Joined with itself, with a permutation of itself, or with another input.
+                let axis = dice.axis(free, rank);
+                let other = match dice.roll(3) {
+                    0 => x,
+                    1 => {
+                        let list: Vec<i64> = dice.shuffled(0, size(axis));
+                        net.gather(x, axis, &[list.len() as i64], &list)
+                    }
+                    _ if free == 0 => {
+                        let mut other = shape.clone();
+                        other[axis] = (1 + dice.roll(3)).into();
+                        let name = net.graph.fresh_name("z");
+                        net.input(&name, &other)
+                    }
+                    _ => x,
+                };
+                let parts = if dice.roll(2) == 0 { [x, other] } else { [other, x] };
+                net.concat(&parts, axis)
+            }
+            6 => {
+                let widths: Vec<(i64, i64)> =
+                    (0..rank)
+                        .map(|axis| {
+                            if axis < free { (0, 0) } else { (dice.roll(3), dice.roll(4) - i64::from(size(axis) > 1)) }
+                        })
+                        .collect();
+                let mut new = shape.clone();
+                for axis in free..rank {
+                    new[axis] = Dim::Int(size(axis) + widths[axis].0 + widths[axis].1);
+                }
+                let list = |w: &[(i64, i64)]| {
+                    [w.iter().map(|w| w.0).collect::<Vec<_>>(), w.iter().map(|w| w.1).collect()].concat()
+                };
+                if opset < 11 {
+                    return net.push(Node::new("Pad", [x]).with(AttributeProto::ints("pads", &list(&widths))), &new);
+                }
+                if opset >= 18 && dice.roll(2) == 0 {
+                    let axes = dice.shuffled(free as i64, rank as i64);
+                    let widths: Vec<(i64, i64)> = axes.iter().map(|a| widths[*a as usize]).collect();
+                    let (pads, axes) = (net.ints(&list(&widths)), net.ints(&axes));
+                    let mut node = Node::new("Pad", [x, pads]);
+                    node.inputs.extend([None, Some(axes)]);
+                    return net.push(node, &new);
+                }
+                let pads = net.ints(&list(&widths));
+                net.push(Node::new("Pad", [x, pads]), &new)
+            }
+            7 => {
+                let axis = dice.axis(free, rank);
+                let index_shape =
+                    [vec![], vec![1 + dice.roll(4)], vec![2, 1 + dice.roll(3)]][dice.roll(3) as usize].clone();
+                let count: i64 = index_shape.iter().product();
+                let n = size(axis);
+                // Negative indices came with opset 11.
+                let low = if opset < 11 { 0 } else { -n };
+                let values: Vec<i64> = (0..count).map(|_| low + dice.roll(n - low)).collect();
+                net.gather(x, axis, &index_shape, &values)
+            }
+            8 => {
+                let axis = dice.axis(free, rank);
+                let n = size(axis);
+                if n < 2 {
+                    return x;
+                }
+                let at = 1 + dice.roll(n - 1);
+                let mut sizes = vec![at, n - at];
+                let mut node = Node::new("Split", [x]).with(AttributeProto::int("axis", sign(&mut dice, axis)));
+                if opset >= 18 && dice.roll(2) == 0 {
+                    sizes = vec![(n + 1) / 2, n / 2];
+                    node.set(AttributeProto::int("num_outputs", 2));
+                } else if opset >= 13 {
+                    let split = net.ints(&sizes);
+                    node.inputs.push(Some(split));
+                } else {
+                    node.set(AttributeProto::ints("split", &sizes));
+                }
+                let with = |n: i64| {
+                    let mut s = shape.clone();
+                    s[axis] = n.into();
+                    s
+                };
+                let outputs = net.outputs(node, &[&with(sizes[0]), &with(sizes[1])]);
+                outputs[dice.roll(2) as usize]
+            }
+            9 => {
+                let ones: Vec<i64> = (free..rank).filter(|a| size(*a) == 1).map(|a| a as i64).collect();
+                if ones.is_empty() {
+                    return x;
+                }
+                let axes = &ones[..1 + dice.roll(ones.len() as i64) as usize];
+                let keep = (0..rank).filter(|a| !axes.contains(&(*a as i64)));
+                let new: Vec<Dim> = keep.map(|a| shape[a].clone()).collect();
+                with_axes(net, "Squeeze", x, axes, &new)
+            }
+            10 => {
+                if rank >= 6 {
+                    return x;
+                }
+                let at = free + dice.roll((rank - free) as i64 + 1) as usize;
+                let mut new = shape.clone();
+                new.insert(at, 1.into());
+                with_axes(net, "Unsqueeze", x, &[at as i64], &new)
+            }
+            11 => {
+                let mut new = shape.clone();
+                for d in new.iter_mut().skip(free).filter(|d| d.int() == Some(1)) {
+                    *d = (1 + dice.roll(3)).into();
+                }
+                if free == 0 && dice.roll(2) == 0 {
+                    new.insert(0, 2.into());
+                }
+                // 1 keeps an axis, so the leading one may be of any size.
+                let target: Vec<i64> = new.iter().map(|d| d.int().unwrap_or(1)).collect();
+                let target = net.ints(&target);
+                net.push(Node::new("Expand", [x, target]), &new)
+            }
+            12 => {
+                let repeats: Vec<i64> =
+                    (0..rank).map(|axis| if axis < free { 1 } else { 1 + i64::from(dice.roll(4) == 0) }).collect();
+                let new: Vec<Dim> = shape.iter().zip(&repeats).map(|(d, r)| d.mul(&(*r).into()).unwrap()).collect();
+                let repeats = net.ints(&repeats);
+                net.push(Node::new("Tile", [x, repeats]), &new)
+            }
+            13 if free == 0 => {
+                let axis = dice.axis(0, rank + 1);
+                let new = [Dim::product(&shape[..axis]).unwrap(), Dim::product(&shape[axis..]).unwrap()];
+                net.push(Node::new("Flatten", [x]).with(AttributeProto::int("axis", axis as i64)), &new)
+            }
+            14 if rank == 4 => {
+                let [c, h, w] = [1, 2, 3].map(size);
+                let node = |op, mode: &str| {
+                    let node = Node::new(op, [x]).with(AttributeProto::int("blocksize", 2));
+                    if mode.is_empty() { node } else { node.with(AttributeProto::string("mode", mode)) }
+                };
+                if c % 4 == 0 && dice.roll(2) == 0 {
+                    let mode = if opset < 11 { "" } else { ["", "DCR", "CRD"][dice.roll(3) as usize] };
+                    let new = [shape[0].clone(), (c / 4).into(), (2 * h).into(), (2 * w).into()];
+                    net.push(node("DepthToSpace", mode), &new)
+                } else if h % 2 == 0 && w % 2 == 0 && opset >= 13 {
+                    let new = [shape[0].clone(), (4 * c).into(), (h / 2).into(), (w / 2).into()];
+                    net.push(node("SpaceToDepth", ""), &new)
+                } else {
+                    x
+                }
+            }
+            15 if free == 0 && opset >= 11 => {
+                let depth = 1 + dice.roll(rank.min(2) as i64) as usize;
+                let count = 1 + dice.roll(4);
+                let values: Vec<i64> = (0..count)
+                    .flat_map(|_| (0..depth).map(|a| dice.roll(2 * size(a)) - size(a)).collect::<Vec<_>>())
+                    .collect();
+                let index = net.index(&[count, depth as i64], &values);
+                let new = [&[Dim::Int(count)], &shape[depth..]].concat();
+                net.push(Node::new("GatherND", [x, index]), &new)
+            }
+            16 if free == 0 && opset >= 11 => {
+                let rows: Vec<i64> = dice.shuffled(0, size(0));
+                let count = 1 + dice.roll(size(0));
+                let index = net.index(&[count, 1], &rows[..count as usize]);
+                let name = net.graph.fresh_name("u");
+                let updates = net.input(&name, &[&[Dim::Int(count)], &shape[1..]].concat());
+                net.push(Node::new("ScatterND", [x, index, updates]), &shape)
+            }
+            _ => net.push(Node::new("Identity", [x]), &shape),
+        }
+    }
+
+    fn with_axes(net: &mut Net, op: &str, x: ValueId, axes: &[i64], shape: &[Dim]) -> ValueId {
+        if net.graph.opset < 13 {
+            return net.push(Node::new(op, [x]).with(AttributeProto::ints("axes", axes)), shape);
+        }
+        let axes = net.ints(axes);
+        net.push(Node::new(op, [x, axes]), shape)
+    }
+
+    /// Inputs whose elements are 1, 2, 3, ... through all of them.
+    fn numbered(graph: &Graph, order: &[ValueId], batch: i64) -> Vec<(Vec<i64>, Vec<f32>)> {
+        let shape = |v: &ValueId| -> Vec<i64> {
+            graph.shape(*v).unwrap().iter().map(|d| d.eval(|_| Some(batch)).unwrap()).collect()
+        };
+        let mut first = 1;
+        let mut data = std::collections::HashMap::new();
+        for v in order {
+            let shape = shape(v);
+            let count: i64 = shape.iter().product();
+            data.insert(*v, (shape, (first..first + count).map(|i| i as f32).collect::<Vec<_>>()));
+            first += count;
+        }
+        let unread = |v: &ValueId| {
+            let shape = shape(v);
+            let count: i64 = shape.iter().product();
+            (shape, vec![-1.0; count as usize])
+        };
+        graph.inputs.iter().map(|v| data.get(v).cloned().unwrap_or_else(|| unread(v))).collect()
+    }
+
+    fn opset() -> impl Strategy<Value = i64> {
+        prop::sample::select(vec![9, 11, 13, 17, 18, 20])
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn the_map_is_what_onnx_runtime_computes(
+            opset in opset(),
+            shape in prop::collection::vec(1i64..9, 1..5),
+            steps in prop::collection::vec((0u8..17, any::<u64>()), 1..9),
+        ) {
+            let mut net = Net::new(opset);
+            let mut x = net.input("x", &dims(&shape));
+            for s in steps {
+                x = step(&mut net, x, s, 0);
+            }
+            let x = net.push(Node::new("Identity", [x]), &net.shape(x));
+            net.graph.outputs = vec![x];
+            let map = net.trace(x).expect("small static chains have a map");
+            let order: Vec<ValueId> = map.sources().iter().map(|s| s.value).collect();
+            prop_assert!(order.iter().all(|v| net.graph.is_input(*v)), "a movement was not recognised");
+            let (shape, data) = run(&net.graph, &numbered(&net.graph, &order, 1));
+            prop_assert_eq!(&shape, &map.shape());
+            let found = map.addresses().unwrap();
+            let expected: Vec<i64> = data.iter().map(|v| if *v == 0.0 { HOLE } else { *v as i64 - 1 }).collect();
+            prop_assert_eq!(&found, &expected);
+
+            // The strided view, where there is one, says the same.
+            if let Some(affine) = map.affine() {
+                let base = map.sources().iter().find(|s| s.value == affine.source).unwrap().base;
+                let strides = affine.strides(&[expected.len() as i64]);
+                if let Some(strides) = strides {
+                    let view: Vec<i64> = (0..expected.len() as i64).map(|i| base + affine.offset + i * strides[0]).collect();
+                    prop_assert_eq!(view, expected);
+                }
+            } else {
+                let linear = expected.windows(2).all(|w| w[0] != HOLE && w[1] == w[0] + 1);
+                prop_assert!(!linear || expected[0] == HOLE, "a run was not found to be affine");
+            }
+        }
+
+        #[test]
+        fn the_map_of_one_image_holds_for_other_batches(
+            opset in opset(),
+            shape in prop::collection::vec(1i64..9, 1..4),
+            steps in prop::collection::vec((0u8..15, any::<u64>()), 1..9),
+        ) {
+            let mut net = Net::new(opset);
+            let input = net.input("x", &[vec![batch()], dims(&shape)].concat());
+            let mut x = input;
+            for s in steps {
+                x = step(&mut net, x, s, 1);
+            }
+            let x = net.push(Node::new("Identity", [x]), &net.shape(x));
+            net.graph.outputs = vec![x];
+            let map = movement::per_image(&net.graph, x, &batch(), 1, &no_stop);
+            let (_, data) = run(&net.graph, &numbered(&net.graph, &[input], 5));
+            let Some(map) = map else {
+                // Nothing but holes has no source to be a map of.
+                prop_assert!(data.iter().all(|v| *v == 0.0), "not seen to act per image");
+                return Ok(());
+            };
+            let one = |image: i64| map.starts.iter().map(move |&s| if s == HOLE { 0 } else { image * map.image + s + 1 });
+            let expected: Vec<i64> = (0..5).flat_map(one).collect();
+            let found: Vec<i64> = data.iter().map(|v| *v as i64).collect();
+            prop_assert_eq!(found, expected);
+        }
+    }
+}

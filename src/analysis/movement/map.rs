@@ -409,6 +409,13 @@ impl Map {
 
     // ---- queries ----
 
+    /// The address of every element, or [`HOLE`]; see [`Map::locate`]. `None` where there are too many.
+    pub fn addresses(&self) -> Option<Vec<i64>> {
+        let mut map = self.clone();
+        map.tabulate(|_, _| true, |_, _| None)?;
+        Some(map.table.to_vec())
+    }
+
     /// The map as strides over one source, where that is what it is.
     pub fn affine(&self) -> Option<Affine> {
         let mut map = self.clone();
