@@ -1,0 +1,334 @@
+//! The program from outside: help, errors, exit codes, output.
+
+use std::path::{Path, PathBuf};
+
+use assert_cmd::Command;
+use assert_cmd::assert::Assert;
+use predicates::prelude::*;
+use predicates::str::contains;
+use serde_json::Value;
+
+const COMMANDS: [&str; 7] = ["fuse", "inspect", "print", "diff", "verify", "doctor", "completions"];
+
+fn trt_opt(args: &[&str]) -> Assert {
+    command().args(args).assert()
+}
+
+fn command() -> Command {
+    let mut command = assert_cmd::cargo::cargo_bin_cmd!("trt-opt");
+    command.current_dir(env!("CARGO_MANIFEST_DIR")).env_remove("TRT_OPT_LOG");
+    command
+}
+
+fn fixture(name: &str) -> String {
+    format!("tests/fixtures/{name}")
+}
+
+fn stdout(assert: Assert) -> String {
+    String::from_utf8(assert.get_output().stdout.clone()).unwrap()
+}
+
+fn stderr(assert: Assert) -> String {
+    String::from_utf8(assert.get_output().stderr.clone()).unwrap()
+}
+
+fn json(assert: Assert) -> Value {
+    serde_json::from_str(&stdout(assert)).unwrap()
+}
+
+struct Scratch(tempfile::TempDir);
+
+impl Scratch {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).to_str().unwrap().to_owned()
+    }
+
+    fn copy(&self, name: &str) -> String {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(fixture(name));
+        std::fs::copy(source, self.path(name)).unwrap();
+        self.text(name)
+    }
+
+    fn files(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.0.path()).unwrap();
+        let mut names: Vec<String> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+// ---- help and usage ----
+
+#[test]
+fn every_command_has_help_with_examples() {
+    trt_opt(&["--help"]).success().stdout(contains("Exit codes:").and(contains("Examples:")));
+    for command in COMMANDS {
+        trt_opt(&[command, "--help"])
+            .success()
+            .stdout(contains("Examples:").and(contains(format!("trt-opt {command}"))));
+        trt_opt(&["--help"]).success().stdout(contains(command));
+    }
+    trt_opt(&["--version"]).success().stdout(contains(env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn wrong_usage_exits_with_2() {
+    trt_opt(&[]).code(2).stderr(contains("Usage"));
+    trt_opt(&["no-such-command"]).code(2);
+    trt_opt(&["fuse"]).code(2).stderr(contains("<MODEL>"));
+    let model = fixture("swin_ts17.onnx");
+    trt_opt(&["fuse", &model, "--fuse", "layer-norm"]).code(2).stderr(contains("layernorm"));
+    trt_opt(&["fuse", &model, "--require", "norms"]).code(2).stderr(contains("patch-merge"));
+    trt_opt(&["fuse", &model, "--target", "trt9"]).code(2).stderr(contains("native"));
+    trt_opt(&["verify", &model, &model, "--dim", "height"]).code(2).stderr(contains("NAME=SIZE"));
+    trt_opt(&["verify", &model, &model, "--rtol", "-1"]).code(2);
+    trt_opt(&["fuse", &model, "-q", "-v"]).code(2);
+}
+
+#[test]
+fn completions_are_written_for_every_shell() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        trt_opt(&["completions", shell]).success().stdout(contains("trt-opt").and(contains("verify")));
+    }
+    trt_opt(&["completions", "csh"]).code(2);
+}
+
+// ---- inputs that are no models ----
+
+#[test]
+fn broken_inputs_are_refused_by_every_command() {
+    let scratch = Scratch::new();
+    let text = scratch.text("text.onnx");
+    std::fs::write(&text, "This is not a model.\n").unwrap();
+    let truncated = scratch.text("truncated.onnx");
+    let whole = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(fixture("swin_ts17.onnx"))).unwrap();
+    std::fs::write(&truncated, &whole[..whole.len() / 2]).unwrap();
+    let empty = scratch.text("empty.onnx");
+    std::fs::write(&empty, "").unwrap();
+    let missing = scratch.text("missing.onnx");
+
+    let before = scratch.files();
+    for (path, code) in [(&text, 3), (&truncated, 3), (&empty, 3), (&missing, 5)] {
+        for command in ["fuse", "inspect", "print"] {
+            let message = stderr(trt_opt(&[command, path]).code(code));
+            assert!(message.contains("error:") && message.contains(path.as_str()), "{command}: {message}");
+        }
+        let other = fixture("swin_ts17.onnx");
+        trt_opt(&["diff", path, &other]).code(code).stderr(contains(path.as_str()));
+    }
+    assert_eq!(scratch.files(), before);
+}
+
+// ---- fuse ----
+
+#[test]
+fn fuse_writes_beside_the_input_by_default() {
+    let scratch = Scratch::new();
+    let input = scratch.copy("swin_ts17.onnx");
+    let bytes = std::fs::read(&input).unwrap();
+    trt_opt(&["fuse", &input]).success().stdout(contains("before").and(contains("swin_ts17.fused.onnx")));
+    assert_eq!(scratch.files(), ["swin_ts17.fused.onnx", "swin_ts17.onnx"]);
+    assert_eq!(std::fs::read(&input).unwrap(), bytes);
+    trt_opt(&["print", &scratch.text("swin_ts17.fused.onnx")]).success();
+}
+
+#[test]
+fn fuse_never_writes_to_the_input() {
+    let scratch = Scratch::new();
+    let input = scratch.copy("swin_ts17.onnx");
+    let bytes = std::fs::read(&input).unwrap();
+    let elsewhere = format!("{}/../{}/swin_ts17.onnx", scratch.0.path().display(), dir_name(&scratch));
+    for output in [input.as_str(), &elsewhere] {
+        trt_opt(&["fuse", &input, "-o", output]).code(2).stderr(contains("never written to"));
+    }
+    trt_opt(&["fuse", &input, "--ledger", &input]).code(2).stderr(contains("--ledger"));
+    let out = scratch.text("out.onnx");
+    trt_opt(&["fuse", &input, "-o", &out, "--reference", &out]).code(2).stderr(contains("--reference and --output"));
+    assert_eq!(scratch.files(), ["swin_ts17.onnx"]);
+    assert_eq!(std::fs::read(&input).unwrap(), bytes);
+}
+
+fn dir_name(scratch: &Scratch) -> String {
+    scratch.0.path().file_name().unwrap().to_str().unwrap().to_owned()
+}
+
+#[test]
+fn fuse_writes_ledger_reference_and_external_data() {
+    let scratch = Scratch::new();
+    let input = scratch.copy("swin_ts17.onnx");
+    let (out, twin, ledger) = (scratch.text("out.onnx"), scratch.text("twin.onnx"), scratch.text("ledger.json"));
+    let args =
+        ["fuse", &input, "-o", &out, "--reference", &twin, "--ledger", &ledger, "--external-data", "out.weights"];
+    trt_opt(&args).success();
+    assert!(scratch.files().contains(&"out.weights".to_owned()), "{:?}", scratch.files());
+    let ledger: Value = serde_json::from_slice(&std::fs::read(&ledger).unwrap()).unwrap();
+    assert_eq!(ledger["version"], 1);
+    assert_eq!(ledger["model"], "swin_ts17.onnx");
+    assert_eq!(ledger["target"], "trt8");
+    for kind in ["layernorm", "attention", "gelu", "window", "patch-merge"] {
+        let count = &ledger["summary"][kind];
+        let sum = ["fused", "kept", "missed"].iter().map(|k| count[*k].as_u64().unwrap()).sum::<u64>();
+        assert_eq!(count["total"].as_u64().unwrap(), sum, "{kind}");
+    }
+    for path in [&out, &twin] {
+        trt_opt(&["print", path]).success();
+    }
+    trt_opt(&["fuse", &input, "-o", &out, "--external-data", "../x"]).code(2).stderr(contains("without folders"));
+}
+
+#[test]
+fn fuse_speaks_json_or_nothing() {
+    let scratch = Scratch::new();
+    let input = scratch.copy("vit_ts17.onnx");
+    let value = json(trt_opt(&["fuse", &input, "--json"]).success());
+    assert_eq!(value["output"], scratch.text("vit_ts17.fused.onnx"));
+    assert!(value["before"]["nodes"].as_u64().unwrap() >= value["after"]["nodes"].as_u64().unwrap());
+    assert_eq!(value["ledger"]["version"], 1);
+    trt_opt(&["fuse", &input, "-q"]).success().stdout("").stderr("");
+}
+
+#[test]
+fn required_kinds_must_not_be_left_out() {
+    let model = fixture("swin_ts17.onnx");
+    let args = ["fuse", &model, "-o", "/nonexistent/x.onnx", "--skip", "gelu", "--require", "gelu"];
+    trt_opt(&args).code(2).stderr(contains("--require gelu"));
+}
+
+#[test]
+fn unwritable_outputs_are_io_errors() {
+    let model = fixture("vit_ts17.onnx");
+    trt_opt(&["fuse", &model, "-o", "/nonexistent/x.onnx"]).code(5).stderr(contains("/nonexistent"));
+}
+
+// ---- inspect, print, diff ----
+
+#[test]
+fn inspect_says_what_a_model_is() {
+    let model = fixture("swin_ts17.onnx");
+    let text = stdout(trt_opt(&["inspect", &model]).success());
+    for part in ["producer", "opset", "ai.onnx 17", "input float[1, 3, 16, 16]", "parameters", "MatMul"] {
+        assert!(text.contains(part), "{part} is not in\n{text}");
+    }
+    let value = json(trt_opt(&["inspect", &model, "--json"]).success());
+    assert_eq!(value["inputs"][0]["name"], "input");
+    assert_eq!(value["opsets"][0]["version"], 17);
+    assert!(value["contents"]["ops"]["MatMul"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn print_is_independent_of_names_and_order() {
+    let scratch = Scratch::new();
+    let model = trt_opt::onnx::load(Path::new(env!("CARGO_MANIFEST_DIR")).join(fixture("vit_ts17.onnx")).as_path());
+    let mut model = model.unwrap();
+    let graph = model.proto.graph.as_mut().unwrap();
+    let kept: Vec<String> = graph.input.iter().chain(&graph.output).map(|i| i.name().to_owned()).collect();
+    let rename = |name: &mut String| {
+        if !name.is_empty() && !kept.contains(name) {
+            *name = format!("z/{name}");
+        }
+    };
+    for node in &mut graph.node {
+        node.name = Some(format!("other_{}", node.name.as_deref().unwrap_or_default()));
+        node.input.iter_mut().chain(&mut node.output).for_each(rename);
+    }
+    graph.initializer.iter_mut().filter_map(|t| t.name.as_mut()).for_each(rename);
+    graph.value_info.iter_mut().filter_map(|t| t.name.as_mut()).for_each(rename);
+    graph.node.reverse();
+    graph.initializer.reverse();
+    let renamed = scratch.path("renamed.onnx");
+    trt_opt::onnx::save(&model, &renamed, &Default::default()).unwrap();
+
+    let original = stdout(trt_opt(&["print", &fixture("vit_ts17.onnx")]).success());
+    assert_eq!(stdout(trt_opt(&["print", renamed.to_str().unwrap()]).success()), original);
+    assert!(original.contains("input %0 \"input\": float[1, 3, 16, 16]"), "{original}");
+    trt_opt(&["diff", &fixture("vit_ts17.onnx"), renamed.to_str().unwrap()]).success().stdout("");
+}
+
+#[test]
+fn diff_exits_with_1_on_a_difference() {
+    let (a, b) = (fixture("spelling_gelu_ts.onnx"), fixture("spelling_gelu_native.onnx"));
+    trt_opt(&["diff", &a, &a]).success().stdout("").stderr("");
+    let text = stdout(trt_opt(&["diff", &a, &b]).code(1));
+    assert!(text.starts_with("--- ") && text.contains("\n@@ "), "{text}");
+    assert!(text.contains("Erf") && text.contains("added 1 Gelu"), "{text}");
+    trt_opt(&["diff", &a, &b, "-q"]).code(1).stdout("").stderr("");
+    let value = json(trt_opt(&["diff", &a, &b, "--json"]).code(1));
+    assert_eq!(value["equal"], false);
+    assert_eq!(value["added_ops"]["Gelu"], 1);
+}
+
+#[test]
+fn a_closed_pipe_is_no_error() {
+    let program = command();
+    let script = format!("{} print {} | head -n 1", program.get_program().to_str().unwrap(), fixture("swin_ts17.onnx"));
+    let script = format!("set -o pipefail; {script}");
+    let mut bash = Command::new("bash");
+    let assert = bash.current_dir(env!("CARGO_MANIFEST_DIR")).args(["-c", &script]).assert();
+    assert.success().stdout(contains("opset 17")).stderr("");
+}
+
+#[test]
+fn colour_is_for_terminals() {
+    let (a, b) = (fixture("spelling_gelu_ts.onnx"), fixture("spelling_gelu_native.onnx"));
+    trt_opt(&["diff", &a, &b]).code(1).stdout(contains("\x1b[").not());
+    trt_opt(&["diff", &a, &b, "--color", "always"]).code(1).stdout(contains("\x1b[31m"));
+}
+
+// ---- verify, doctor ----
+
+#[test]
+fn verify_passes_and_fails() {
+    let (a, b) = (fixture("swin_ts17.onnx"), fixture("swin_dy18.onnx"));
+    trt_opt(&["verify", &a, &b]).success().stdout(contains("equal within the tolerance"));
+    trt_opt(&["verify", &a, &b, "-q"]).success().stdout("").stderr("");
+    let value = json(trt_opt(&["verify", &a, &b, "--json"]).success());
+    assert_eq!(value["passed"], true);
+    assert_eq!(value["outputs"][0]["name"], "output");
+    // No rounding error is that small.
+    let half = (fixture("vit_ts17.onnx"), fixture("vit_ts17_fp16.onnx"));
+    let value = json(trt_opt(&["verify", &half.0, &half.1, "--rtol", "1e-9", "--json"]).code(1));
+    assert_eq!(value["passed"], false);
+    trt_opt(&["verify", &half.0, &half.1, "--rtol", "1e-9"]).code(1).stderr(contains("output 'output'"));
+}
+
+#[test]
+fn fuse_can_verify_what_it_writes() {
+    let scratch = Scratch::new();
+    let out = scratch.text("out.onnx");
+    let args = ["fuse", &fixture("swin_ts17_dyn.onnx"), "-o", &out, "--verify", "--batch", "3"];
+    trt_opt(&args).success().stdout(contains("equal within the tolerance"));
+    assert!(Path::new(&out).exists());
+}
+
+#[test]
+fn missing_onnx_runtime_exits_with_4_and_says_how_to_get_it() {
+    let model = fixture("swin_ts17.onnx");
+    for how in ["/nonexistent/libonnxruntime.so", "src"] {
+        let args = ["verify", &model, &model, "--onnxruntime", how];
+        trt_opt(&args).code(4).stderr(contains("pip install onnxruntime").and(contains(how)));
+        let assert = command().args(["verify", &model, &model]).env("ORT_DYLIB_PATH", how).assert();
+        assert.code(4).stderr(contains("ORT_DYLIB_PATH"));
+    }
+    let args = ["verify", &model, &model, "--onnxruntime", "Cargo.toml"];
+    trt_opt(&args).code(4).stderr(contains("Cargo.toml").and(contains("cannot be loaded")));
+}
+
+#[test]
+fn doctor_reports_and_requires() {
+    trt_opt(&["doctor"]).success().stdout(contains("ONNX Runtime").and(contains("TensorRT")).and(contains("nvcc")));
+    let value = json(trt_opt(&["doctor", "--json"]).success());
+    let parts: Vec<&str> = value["findings"].as_array().unwrap().iter().map(|f| f["part"].as_str().unwrap()).collect();
+    assert_eq!(parts, ["onnxruntime", "plugins", "tensorrt", "nvcc", "gpu"]);
+    trt_opt(&["doctor", "--require", "onnxruntime"]).success();
+    let args = ["doctor", "--onnxruntime", "/nonexistent"];
+    trt_opt(&args).success().stdout(contains("missing").and(contains("pip install onnxruntime")));
+    trt_opt(&[&args[..], &["--require", "onnxruntime"]].concat()).code(4).stderr(contains("ONNX Runtime"));
+}
