@@ -1,6 +1,6 @@
 """Exports every benchmark transformer in every combination, for tables over models and exporters.
 
-    python models/sweep.py -o DIR [--models swin_t,tnt_s] [--precision fp32]
+    python models/sweep.py -o DIR [--models swin_t,tnt_s] [--precisions fp32]
 
 Files that exist are skipped, so a broken run is taken up where it stopped.
 """
