@@ -1,6 +1,6 @@
 //! Index maps of data movement: head splits, rolls, windows by hand, and random chains against ONNX Runtime.
 
-use trt_opt::analysis::movement::{self, HOLE, Map};
+use trt_opt::analysis::movement::{self, HOLE, Map, Walk};
 use trt_opt::ir::{Dim, Graph, Node, Value, ValueId};
 use trt_opt::onnx::DType;
 use trt_opt::onnx::proto::{AttributeProto, TensorProto};
@@ -98,12 +98,8 @@ impl Net {
     }
 
     fn trace(&self, x: ValueId) -> Option<Map> {
-        movement::trace(&self.graph, x, &|_| None, &|_| false)
+        movement::trace(&self.graph, x, &|_| None, &Walk::default())
     }
-}
-
-fn no_stop(_: ValueId) -> bool {
-    false
 }
 
 #[test]
@@ -117,7 +113,7 @@ fn head_split_is_strided_for_every_batch() {
         for part in 0..3 {
             let q = net.gather(x, 0, &[], &[part]);
             let sizes = [leading.clone(), h.into(), n.into(), d.into()];
-            let found = movement::strided(&net.graph, q, &sizes, &no_stop).unwrap();
+            let found = movement::strided(&net.graph, q, &sizes, &Walk::default()).unwrap();
             assert_eq!((found.source, found.offset), (qkv, part * h * d));
             assert!(found.has(&[n * 3 * h * d, d, 3 * h * d, 1]), "{found:?}");
 
@@ -126,12 +122,12 @@ fn head_split_is_strided_for_every_batch() {
             let k = net.reshape(q, &[rows.clone(), n.into(), d.into()]);
             let k = net.transpose(k, &[0, 2, 1]);
             let sizes = [leading.clone(), h.into(), d.into(), n.into()];
-            let found = movement::strided(&net.graph, k, &sizes, &no_stop).unwrap();
+            let found = movement::strided(&net.graph, k, &sizes, &Walk::default()).unwrap();
             assert!(found.has(&[n * 3 * h * d, d, 1, 3 * h * d]), "{found:?}");
 
             // Merged to one axis, images and heads have no common stride unless there is one image.
             let sizes = [rows, d.into(), n.into()];
-            let found = movement::strided(&net.graph, k, &sizes, &no_stop);
+            let found = movement::strided(&net.graph, k, &sizes, &Walk::default());
             assert_eq!(found.is_some(), leading == Dim::Int(1));
         }
     }
@@ -144,11 +140,11 @@ fn head_merge_is_strided() {
     let x = net.transpose(heads, &[0, 2, 1, 3]);
     let x = net.reshape(x, &[batch(), 10.into(), 32.into()]);
     let sizes = [batch(), 10.into(), 4.into(), 8.into()];
-    let found = movement::strided(&net.graph, x, &sizes, &no_stop).unwrap();
+    let found = movement::strided(&net.graph, x, &sizes, &Walk::default()).unwrap();
     assert_eq!((found.source, found.offset), (heads, 0));
     assert!(found.has(&[320, 8, 80, 1]));
     // Stopping half way makes that value the source.
-    let region = movement::region(&net.graph, x, &|v| v != heads).unwrap();
+    let region = movement::region(&net.graph, x, &Walk { stop: &|v| v != heads, ..Walk::default() }).unwrap();
     assert_eq!((region.nodes.len(), region.sources.len()), (1, 1));
 }
 
@@ -164,7 +160,7 @@ fn a_shifted_partition_is_known_by_its_map() {
         let y = net.reshape(y, &[b.clone(), 2.into(), 4.into(), 3.into(), 4.into(), c.into()]);
         let y = net.transpose(y, &[0, 1, 3, 2, 4, 5]);
         let y = net.reshape(y, &[windows, 16.into(), c.into()]);
-        let map = movement::per_image(&net.graph, y, &b, c, &no_stop).unwrap();
+        let map = movement::per_image(&net.graph, y, &b, c, &Walk::default()).unwrap();
         assert_eq!((map.source, map.image), (x, h * w * c));
         let mut expected = vec![];
         for (wy, wx) in (0..2).flat_map(|wy| (0..3).map(move |wx| (wy, wx))) {
@@ -195,9 +191,9 @@ fn rolling_across_images_is_not_per_image() {
     let mut net = Net::new(17);
     let x = net.input("x", &dims(&[2, 4, 4, 3]));
     let y = net.roll(x, 0, 1);
-    assert!(movement::per_image(&net.graph, y, &2.into(), 3, &no_stop).is_none());
+    assert!(movement::per_image(&net.graph, y, &2.into(), 3, &Walk::default()).is_none());
     let y = net.roll(x, 1, 1);
-    assert!(movement::per_image(&net.graph, y, &2.into(), 3, &no_stop).is_some());
+    assert!(movement::per_image(&net.graph, y, &2.into(), 3, &Walk::default()).is_some());
 }
 
 #[test]
@@ -206,11 +202,11 @@ fn an_open_batch_may_not_be_cut() {
     let x = net.input("x", &[batch(), 4.into()]);
     let inputs = [x, net.ints(&[0]), net.ints(&[3]), net.ints(&[0])];
     let y = net.push(Node::new("Slice", inputs), &[batch(), 4.into()]);
-    let region = movement::region(&net.graph, y, &no_stop).unwrap();
+    let region = movement::region(&net.graph, y, &Walk::default()).unwrap();
     assert_eq!(region.sources, [y]);
     let inputs = [x, net.ints(&[0]), net.ints(&[i64::MAX]), net.ints(&[0])];
     let y = net.push(Node::new("Slice", inputs), &[batch(), 4.into()]);
-    let region = movement::region(&net.graph, y, &no_stop).unwrap();
+    let region = movement::region(&net.graph, y, &Walk::default()).unwrap();
     assert_eq!(region.sources, [x]);
 }
 
@@ -220,7 +216,7 @@ fn padding_is_holes() {
     let x = net.input("x", &dims(&[1, 2, 2]));
     let inputs = [x, net.ints(&[0, 0, 1, 0, 1, 0])];
     let y = net.push(Node::new("Pad", inputs), &dims(&[1, 3, 3]));
-    let map = movement::per_image(&net.graph, y, &1.into(), 1, &no_stop).unwrap();
+    let map = movement::per_image(&net.graph, y, &1.into(), 1, &Walk::default()).unwrap();
     assert_eq!(map.starts, [HOLE, 0, 1, HOLE, 2, 3, HOLE, HOLE, HOLE]);
 }
 
@@ -634,7 +630,7 @@ mod random {
             }
             let x = net.push(Node::new("Identity", [x]), &net.shape(x));
             net.graph.outputs = vec![x];
-            let map = movement::per_image(&net.graph, x, &batch(), 1, &no_stop);
+            let map = movement::per_image(&net.graph, x, &batch(), 1, &Walk::default());
             let (_, data) = run(&net.graph, &numbered(&net.graph, &[input], 5));
             let Some(map) = map else {
                 // Nothing but holes has no source to be a map of.
@@ -646,5 +642,114 @@ mod random {
             let found: Vec<i64> = data.iter().map(|v| *v as i64).collect();
             prop_assert_eq!(found, expected);
         }
+    }
+}
+
+/// Hand-made fixtures, by the class of what their output moves.
+mod spellings {
+    use trt_opt::analysis::infer::infer;
+    use trt_opt::analysis::movement::classify::classify;
+    use trt_opt::analysis::movement::{Class, Windows};
+    use trt_opt::onnx;
+
+    use super::*;
+
+    fn graph(name: &str) -> Graph {
+        let path = format!("{}/tests/fixtures/spelling_{name}.onnx", env!("CARGO_MANIFEST_DIR"));
+        let mut model = onnx::load(path.as_ref()).unwrap();
+        let mut graph = Graph::take(&mut model.proto).unwrap();
+        infer(&mut graph, &|_, _| None).unwrap();
+        graph
+    }
+
+    fn class_of(name: &str) -> Option<Class> {
+        let graph = graph(name);
+        classify(&graph, graph.outputs[0]).map(|(source, class)| {
+            assert_eq!(source, graph.inputs[0]);
+            class
+        })
+    }
+
+    fn windows(grid: [i64; 2], shift: [i64; 2], pad_after_roll: bool) -> Windows {
+        Windows { grid, window: [4, 4], shift, pad_after_roll }
+    }
+
+    #[test]
+    fn rolls() {
+        let rolls = [
+            ("roll_ts", [2, 2]),
+            ("roll_ts_back", [6, 6]),
+            ("roll_dy", [2, 2]),
+            ("roll_dy_back", [6, 6]),
+            ("roll_between_no_ops", [2, 2]),
+            ("roll_gather", [2, 2]),
+            ("roll_split", [2, 2]),
+            ("roll_uneven", [3, 1]),
+        ];
+        for (name, shift) in rolls {
+            assert_eq!(class_of(name), Some(Class::CyclicShift { grid: [8, 8], shift }), "{name}");
+        }
+        assert_eq!(class_of("not_roll_repeated_rows"), None);
+        assert_eq!(class_of("not_roll_across_images"), None);
+    }
+
+    #[test]
+    fn partitions_and_reverses() {
+        use Class::{WindowPartition, WindowReverse};
+        let (square, tall) = ([8, 8], [4, 12]);
+        for (name, class) in [
+            ("window_partition_ts", WindowPartition(windows(square, [0, 0], false))),
+            ("window_partition_dy", WindowPartition(windows(square, [0, 0], false))),
+            ("window_partition_tokens", WindowPartition(windows(square, [0, 0], false))),
+            ("window_partition_slices", WindowPartition(windows(square, [0, 0], false))),
+            ("window_shift_partition", WindowPartition(windows(square, [2, 2], false))),
+            ("window_shift_partition_wide", WindowPartition(windows(tall, [0, 2], false))),
+            ("window_pad_then_roll", WindowPartition(windows([6, 6], [2, 2], false))),
+            ("window_roll_then_pad", WindowPartition(windows([6, 6], [2, 2], true))),
+            ("window_reverse", WindowReverse(windows(square, [0, 0], false))),
+            ("window_reverse_unshift", WindowReverse(windows(square, [2, 2], false))),
+            ("window_reverse_crop", WindowReverse(windows([6, 6], [0, 0], false))),
+        ] {
+            assert_eq!(class_of(name), Some(class), "{name}");
+        }
+        for name in ["columns_first", "transposed_tokens", "dilated"] {
+            let class = class_of(&format!("not_window_{name}"));
+            assert!(!matches!(class, Some(WindowPartition(_) | WindowReverse(_))), "{name}: {class:?}");
+        }
+    }
+
+    #[test]
+    fn merges() {
+        // The norm after the merge is not movement: look at what goes into it.
+        let class_of = |name: &str| {
+            let graph = graph(name);
+            let (_, norm) = graph.nodes().find(|(_, n)| n.is("LayerNormalization")).unwrap();
+            classify(&graph, norm.input(0).unwrap()).map(|(_, class)| class)
+        };
+        let swin = Class::PatchMerge { grid: [8, 8], order: [0, 2, 1, 3] };
+        for name in ["merge_slices", "merge_slices_both_axes", "merge_slices_tokens", "merge_reshape"] {
+            assert_eq!(class_of(name).as_ref(), Some(&swin), "{name}");
+        }
+        let rows = Class::PatchMerge { grid: [8, 8], order: [0, 1, 2, 3] };
+        assert_eq!(class_of("merge_row_order"), Some(rows));
+        for name in ["repeated_quadrant", "channels_interleaved"] {
+            let class = class_of(&format!("not_merge_{name}"));
+            assert!(!matches!(class, Some(Class::PatchMerge { .. })), "{name}: {class:?}");
+        }
+    }
+
+    #[test]
+    fn unfolds() {
+        for name in ["tnt_unfold_gather", "tnt_unfold_reshape"] {
+            assert_eq!(class_of(name), Some(Class::Unfold { kernel: [4, 4] }), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_comes_back_as_it_was_is_the_identity() {
+        let graph = graph("not_roll_identity");
+        let (_, tanh) = graph.nodes().find(|(_, n)| n.is("Tanh")).unwrap();
+        let class = classify(&graph, tanh.input(0).unwrap()).map(|(_, class)| class);
+        assert_eq!(class, Some(Class::Identity));
     }
 }

@@ -8,18 +8,35 @@
 //! and accept a region only if both show the same map on every image; since no operator may cut an axis of unknown
 //! size at a fixed place, a region that treats images 0, 1 and 2 alike treats all alike.
 
+pub mod classify;
 mod map;
 mod ops;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+pub use classify::{Class, Grid, Hints, Mismatch, Windows};
 pub use map::{Affine, HOLE, Map, PerImage, Source};
 
 use crate::ir::{Dim, Graph, NodeId, Symbol, ValueId};
 
 /// Nodes that one region may have.
 const MAX_NODES: usize = 1024;
+
+/// How far to walk back, and through what.
+#[derive(Clone, Copy)]
+pub struct Walk<'a> {
+    /// Values that are sources even if a movement node makes them.
+    pub stop: &'a dyn Fn(ValueId) -> bool,
+    /// The input of a node that is taken as moving its elements unchanged, though it does more (a scalar factor, a cast).
+    pub through: &'a dyn Fn(NodeId) -> Option<ValueId>,
+}
+
+impl Default for Walk<'_> {
+    fn default() -> Self {
+        Self { stop: &|_| false, through: &|_| None }
+    }
+}
 
 /// What lies between a value and the values that it moves.
 #[derive(Clone, Debug, Default)]
@@ -42,13 +59,13 @@ struct Step {
     output: ValueId,
 }
 
-/// Walks back from `value` over nodes that only move elements, but not past values for which `stop` is true (`value`
-/// itself is not asked). A region without nodes has `value` as its only source. `None` where the region is too large.
-pub fn region(graph: &Graph, value: ValueId, stop: &dyn Fn(ValueId) -> bool) -> Option<Region> {
-    Some(plan(graph, value, stop)?.region)
+/// Walks back from `value` over nodes that only move elements, but not past values for which `walk.stop` is true
+/// (`value` itself is not asked). A region without nodes has `value` as its only source. `None` where the region is too large.
+pub fn region(graph: &Graph, value: ValueId, walk: &Walk) -> Option<Region> {
+    Some(plan(graph, value, walk)?.region)
 }
 
-fn plan(graph: &Graph, value: ValueId, stop: &dyn Fn(ValueId) -> bool) -> Option<Plan> {
+fn plan(graph: &Graph, value: ValueId, walk: &Walk) -> Option<Plan> {
     let mut plan = Plan { region: Region::default(), steps: vec![] };
     let mut done: HashSet<ValueId> = HashSet::new();
     let mut nodes: HashSet<NodeId> = HashSet::new();
@@ -67,8 +84,11 @@ fn plan(graph: &Graph, value: ValueId, stop: &dyn Fn(ValueId) -> bool) -> Option
         if done.contains(&v) {
             continue;
         }
-        let step = graph.value(v).producer.filter(|_| v == value || !stop(v)).and_then(|id| {
-            let (movement, inputs) = ops::movement(graph, id, v)?;
+        let step = graph.value(v).producer.filter(|_| v == value || !(walk.stop)(v)).and_then(|id| {
+            let (movement, inputs) = match (walk.through)(id) {
+                Some(input) => (ops::Movement::Reshape, vec![input]),
+                None => ops::movement(graph, id, v)?,
+            };
             Some((id, Step { movement, inputs, output: v }))
         });
         match step {
@@ -93,13 +113,8 @@ fn plan(graph: &Graph, value: ValueId, stop: &dyn Fn(ValueId) -> bool) -> Option
 ///
 /// `None` where a shape is unknown, a tensor is empty, or the map is too large to be written down (over 4 million entries
 /// besides the axes that the region leaves alone).
-pub fn trace(
-    graph: &Graph,
-    value: ValueId,
-    binding: &dyn Fn(&str) -> Option<i64>,
-    stop: &dyn Fn(ValueId) -> bool,
-) -> Option<Map> {
-    evaluate(graph, &plan(graph, value, stop)?, value, binding)
+pub fn trace(graph: &Graph, value: ValueId, binding: &dyn Fn(&str) -> Option<i64>, walk: &Walk) -> Option<Map> {
+    evaluate(graph, &plan(graph, value, walk)?, value, binding)
 }
 
 fn evaluate(graph: &Graph, plan: &Plan, value: ValueId, binding: &dyn Fn(&str) -> Option<i64>) -> Option<Map> {
@@ -151,8 +166,8 @@ impl Strided {
 /// `value`, its elements taken in order over the axes `sizes`, as a strided view of the one source of its region.
 ///
 /// With an open batch this holds for all batches.
-pub fn strided(graph: &Graph, value: ValueId, sizes: &[Dim], stop: &dyn Fn(ValueId) -> bool) -> Option<Strided> {
-    for_all_batches(graph, value, sizes, stop, |map, sizes| {
+pub fn strided(graph: &Graph, value: ValueId, sizes: &[Dim], walk: &Walk) -> Option<Strided> {
+    for_all_batches(graph, value, sizes, walk, |map, sizes| {
         let affine = map.affine()?;
         let strides = affine.strides(sizes)?;
         Some((affine.source, affine.offset, strides))
@@ -162,14 +177,8 @@ pub fn strided(graph: &Graph, value: ValueId, sizes: &[Dim], stop: &dyn Fn(Value
 
 /// The map of one image of `value`, where each of `images` equal parts of it reads the same part of the one source of its
 /// region, all in the same way, in runs of `run` elements.
-pub fn per_image(
-    graph: &Graph,
-    value: ValueId,
-    images: &Dim,
-    run: i64,
-    stop: &dyn Fn(ValueId) -> bool,
-) -> Option<PerImage> {
-    for_all_batches(graph, value, std::slice::from_ref(images), stop, |map, images| map.per_image(images[0], run))
+pub fn per_image(graph: &Graph, value: ValueId, images: &Dim, run: i64, walk: &Walk) -> Option<PerImage> {
+    for_all_batches(graph, value, std::slice::from_ref(images), walk, |map, images| map.per_image(images[0], run))
 }
 
 /// What `view` says of the map, where it says the same for every batch. `sizes` are handed to it as numbers.
@@ -177,10 +186,10 @@ fn for_all_batches<T: PartialEq>(
     graph: &Graph,
     value: ValueId,
     sizes: &[Dim],
-    stop: &dyn Fn(ValueId) -> bool,
+    walk: &Walk,
     view: impl Fn(&Map, &[i64]) -> Option<T>,
 ) -> Option<T> {
-    let plan = plan(graph, value, stop)?;
+    let plan = plan(graph, value, walk)?;
     let symbol = symbol(graph, &plan, sizes)?;
     let at = |batch: i64| {
         let binding = |s: &str| symbol.as_deref().filter(|symbol| *symbol == s).map(|_| batch);
