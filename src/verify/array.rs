@@ -161,14 +161,16 @@ pub fn read_numpy(path: &Path) -> Result<Vec<(String, Array)>> {
         let npy = npyz::NpyFile::new(file).map_err(io)?;
         return Ok(vec![(String::new(), of_npy(npy).map_err(bad)?)]);
     }
-    let mut archive = npyz::npz::NpzArchive::new(file).map_err(io)?;
-    let mut names: Vec<String> = archive.array_names().map(str::to_owned).collect();
-    names.sort();
+    let unzip = |e: zip::result::ZipError| bad(format!("is not a NumPy archive: {e}"));
+    let mut archive = zip::ZipArchive::new(file).map_err(unzip)?;
     let mut arrays = vec![];
-    for name in names {
-        let Some(npy) = archive.by_name(&name).map_err(io)? else { continue };
+    for i in 0..archive.len() {
+        let entry = archive.by_index(i).map_err(unzip)?;
+        let file_name = entry.name().map_err(unzip)?.into_owned();
+        let Some(name) = npyz::npz::array_name_from_file_name(&file_name) else { continue };
+        let npy = npyz::NpyFile::new(entry).map_err(io)?;
         let array = of_npy(npy).map_err(|what| bad(format!("array '{name}': {what}")))?;
-        arrays.push((name, array));
+        arrays.push((name.to_owned(), array));
     }
     Ok(arrays)
 }
