@@ -1,4 +1,5 @@
 //! What can be known of a graph without running it: shapes and small contents, constants, data movement, cost.
 
+pub mod eval;
 pub mod infer;
 pub mod movement;

@@ -10,6 +10,8 @@ mod movement;
 mod nn;
 mod shape_math;
 
+pub(crate) use movement::slice_range;
+
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
@@ -272,7 +274,7 @@ impl<'a> Cx<'a> {
 }
 
 /// An axis counted from the front; `None` if it is out of range.
-fn axis_of(axis: i64, rank: usize) -> Option<usize> {
+pub(crate) fn axis_of(axis: i64, rank: usize) -> Option<usize> {
     let rank_i = i64::try_from(rank).ok()?;
     let axis = if axis < 0 { axis.checked_add(rank_i)? } else { axis };
     (0..rank_i).contains(&axis).then_some(axis as usize)
