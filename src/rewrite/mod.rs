@@ -2,6 +2,7 @@
 //!
 //! [`fuse`] is the whole of it: clean-up, then the rules of each kind, then lowering to what the target reads.
 
+pub mod cleanup;
 pub mod ledger;
 mod target;
 
