@@ -1,0 +1,17 @@
+#pragma once
+
+#include "attention_launch.cuh"
+#include "attention_stream.cuh"
+
+namespace trt_opt {
+
+template <int D> cudaError_t launch_stream(const AttentionArgs<__half>& p, const StreamLaunch& how, cudaStream_t stream) {
+    const int tiles = how.warps / how.parts;  // query tiles a block
+    const FastDiv by_heads(p.heads), by_tiles(((p.n + 15) / 16 + tiles - 1) / tiles);
+    const size_t shared = sizeof(float) * 32 * StreamShape<D, true>::kFloats * (how.warps - tiles);
+    if (how.wide) attention_stream_kernel<D, true><<<how.blocks, how.warps * 32, shared, stream>>>(p, how.parts, by_heads, by_tiles);
+    else attention_stream_kernel<D, false><<<how.blocks, how.warps * 32, shared, stream>>>(p, how.parts, by_heads, by_tiles);
+    return cudaGetLastError();
+}
+
+}  // namespace trt_opt

@@ -1,0 +1,130 @@
+// Problems that the kernels solve, and the functions that launch them. No TensorRT here.
+//
+// Every function enqueues on `stream` and returns the first error of its launches. None allocates
+// or synchronizes, so all are safe under CUDA graph capture. All pointers are device pointers of
+// the problem's element type, aligned to one element at least; wider alignment makes them faster.
+// Tensors are dense and row major. Element counts may exceed 2^31; the rows of one image, window
+// or sequence may not.
+#pragma once
+
+#include <cstdint>
+#include <cuda_runtime_api.h>
+
+namespace trt_opt {
+
+enum class DType : int32_t { kFloat = 0, kHalf = 1 };
+
+// A token grid cut into windows, both (vertical, horizontal) and in tokens, with a cyclic shift.
+// `window_h == 0`: no windows. See docs/ops.md, "The window map".
+struct WindowGrid {
+    int32_t grid_h = 0, grid_w = 0;
+    int32_t window_h = 0, window_w = 0;
+    int32_t shift_h = 0, shift_w = 0;
+    int32_t pad_after_roll = 0;
+
+    bool used() const { return window_h > 0; }
+    int64_t windows() const {
+        return int64_t{(grid_h + window_h - 1) / window_h} * ((grid_w + window_w - 1) / window_w);
+    }
+    int64_t window_tokens() const { return int64_t{window_h} * window_w; }
+};
+
+// y = normalize(s) * scale + bias over rows of `row` elements; s = x + residual, written to `sum`.
+// With a window grid the rows are tokens `[images, grid_h * grid_w, row]` and `y` is
+// `[images * windows, window_h * window_w, row]`; `rows` then counts tokens (images * grid_h * grid_w).
+struct LayerNormProblem {
+    DType dtype = DType::kHalf;
+    int64_t rows = 0;
+    int64_t row = 0;                 // elements normalized together
+    float epsilon = 1e-5f;
+    const void* x = nullptr;         // [rows, row]
+    const void* residual = nullptr;  // [rows, row], or null: no residual
+    const void* scale = nullptr;     // [row]
+    const void* bias = nullptr;      // [row]
+    void* y = nullptr;               // [rows, row], or partitioned
+    void* sum = nullptr;             // [rows, row]; written when residual is not null
+    WindowGrid window;
+};
+cudaError_t layer_norm(const LayerNormProblem& problem, cudaStream_t stream);
+
+// Window partition (reverse = false): x [images, grid_h * grid_w, channels] ->
+// y [images * windows, window_h * window_w, channels]; or its reverse, plus `residual` if not null.
+struct WindowProblem {
+    DType dtype = DType::kHalf;
+    int64_t images = 0;
+    int64_t channels = 0;
+    bool reverse = false;
+    const void* x = nullptr;
+    const void* residual = nullptr;  // shape of y; reverse only
+    void* y = nullptr;
+    WindowGrid window;
+};
+cudaError_t window(const WindowProblem& problem, cudaStream_t stream);
+
+// 2 x 2 neighbourhoods on the channel axis, then layer norm over the 4 * channels:
+// x [images, grid_h * grid_w, channels] -> y [images, ceil(grid_h/2) * ceil(grid_w/2), 4 * channels].
+struct PatchMergeProblem {
+    DType dtype = DType::kHalf;
+    int64_t images = 0;
+    int64_t channels = 0;
+    int32_t grid_h = 0, grid_w = 0;
+    int32_t order[4] = {0, 2, 1, 3};  // quadrant (2*dy + dx) of each channel block
+    float epsilon = 1e-5f;
+    const void* x = nullptr;
+    const void* scale = nullptr;  // [4 * channels]
+    const void* bias = nullptr;   // [4 * channels]
+    void* y = nullptr;
+};
+cudaError_t patch_merge(const PatchMergeProblem& problem, cudaStream_t stream);
+
+// Where element (batch, token, head, i) of q, k or v is: base + batch*b + token*t + head*h + i, in elements.
+struct HeadView {
+    const void* base = nullptr;
+    int64_t batch = 0;
+    int32_t token = 0, head = 0;
+};
+
+enum class AttentionBias : int32_t { kNone = 0, kDense = 1, kTable = 2 };
+enum class AttentionMask : int32_t { kNone = 0, kDense = 1, kShift = 2 };
+
+// How attention is cut up; `kAuto` decides by the sizes. The others are what an autotuner may try.
+// A tactic that does not fit the sizes falls back to one that does.
+enum AttentionTactic : int32_t {
+    kAuto = 0,
+    kResident1 = 1,  // keys and values in registers; one warp a (batch row, head)
+    kResident2 = 2,  // the same, query tiles shared by 2 warps
+    kResident4 = 3,  // the same, by 4 warps
+    kDirect = 4,     // as kResident4, bias read in place: one block a (batch row, head)
+    kStream1 = 5,    // keys streamed; a warp goes over all keys
+    kStream2 = 6,    // keys cut in 2 parts, merged in shared memory
+    kStream4 = 7,    // keys cut in 4 parts
+    kTacticCount = 8,
+};
+
+// out = softmax(Q K^T * scale + bias + mask) V for each head. A row whose scores are all -inf gives 0.
+struct AttentionProblem {
+    DType dtype = DType::kHalf;
+    int64_t batch = 0;
+    int32_t heads = 0;
+    int32_t queries = 0, keys = 0;  // tokens: N and M
+    int32_t dim = 0, value_dim = 0; // head sizes d and dv, 1 to 128
+    float scale = 1.f;
+    HeadView q, k, v;
+    void* out = nullptr;            // [batch, queries, heads * value_dim]
+
+    AttentionBias bias_kind = AttentionBias::kNone;
+    const void* bias = nullptr;     // dense [bias_period, bias_heads, N, M]; table [(2wh-1)(2ww-1), heads]
+    int64_t bias_period = 1;
+    int32_t bias_heads = 1;         // heads or 1
+    AttentionMask mask_kind = AttentionMask::kNone;
+    const void* mask = nullptr;     // dense [mask_period, N, M]
+    int64_t mask_period = 1;
+    float mask_value = -100.f;      // shift mask
+    WindowGrid window;              // window for the table, all of it for the shift mask
+};
+cudaError_t attention(const AttentionProblem& problem, cudaStream_t stream, int32_t tactic = kAuto);
+
+// True if `tactic` fits the problem's sizes (pointers are not looked at).
+bool attention_tactic_valid(const AttentionProblem& problem, int32_t tactic);
+
+}  // namespace trt_opt

@@ -1,0 +1,82 @@
+// TrtOptLayerNorm for one element type.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+
+#include "row_norm.cuh"
+#include "window_map.cuh"
+
+namespace trt_opt {
+
+// WINDOWED: rows are those of the partitioned output, gathered by the window map.
+template <class T, bool WINDOWED> struct TokenSource {
+    const T* x;
+    const T* residual;
+    T* sum;
+    int row;
+    std::conditional_t<WINDOWED, WindowMap, char> map;
+
+    struct Row {
+        int64_t offset;  // in elements; < 0: padding
+    };
+    __device__ __forceinline__ Row locate(uint32_t r) const {
+        if constexpr (WINDOWED) return {map.source(r) * row};
+        else return {int64_t{r} * row};
+    }
+    __device__ __forceinline__ bool padding(const Row& at) const { return WINDOWED && at.offset < 0; }
+    template <int VEC> __device__ __forceinline__ Pack<T, VEC> load(const Row& at, int j) const {
+        using Raw = typename Pack<T, VEC>::Raw;
+        Pack<T, VEC> v;
+        v.raw = *(reinterpret_cast<const Raw*>(x + at.offset) + j);
+        if (residual) {
+            Pack<T, VEC> r;
+            r.raw = *(reinterpret_cast<const Raw*>(residual + at.offset) + j);
+            add_packs<T, VEC>(v, r);
+        }
+        return v;
+    }
+    template <int VEC> __device__ __forceinline__ void keep(const Row& at, int j, const Pack<T, VEC>& v) const {
+        if (residual) *(reinterpret_cast<typename Pack<T, VEC>::Raw*>(sum + at.offset) + j) = v.raw;
+    }
+};
+
+template <class T, bool WINDOWED> cudaError_t layer_norm_rows(const LayerNormProblem& q, cudaStream_t stream) {
+    constexpr int kFull = 16 / sizeof(T);
+    const int64_t image = WINDOWED ? int64_t{q.window.grid_h} * q.window.grid_w : 1;  // tokens
+    const int64_t image_out = WINDOWED ? q.window.windows() * q.window.window_tokens() : 1;
+    if (image <= 0 || q.rows % image != 0) return cudaErrorInvalidValue;
+    const int64_t images = q.rows / image;
+    const int64_t step = (int64_t{1} << 30) / image_out;  // images a launch
+    if (step == 0) return cudaErrorInvalidValue;
+
+    TokenSource<T, WINDOWED> source{};
+    source.row = static_cast<int>(q.row);
+    if constexpr (WINDOWED) source.map = WindowMap(q.window);
+    for (int64_t first = 0; first < images; first += step) {
+        const int64_t in = first * image * q.row, out = first * image_out * q.row;
+        source.x = static_cast<const T*>(q.x) + in;
+        source.residual = q.residual ? static_cast<const T*>(q.residual) + in : nullptr;
+        source.sum = q.residual ? static_cast<T*>(q.sum) + in : nullptr;
+        RowNorm<T> p{static_cast<T*>(q.y) + out, static_cast<const T*>(q.scale), static_cast<const T*>(q.bias),
+                     static_cast<uint32_t>(std::min(step, images - first) * image_out), source.row,
+                     q.epsilon, 1.f / static_cast<float>(q.row)};
+        auto fits = [&](int vec) {
+            return q.row % vec == 0 && aligned_to(vec * sizeof(T), source.x, source.residual, source.sum, p.y, p.scale, p.bias);
+        };
+        cudaError_t status;
+        if (fits(kFull)) status = launch_row_norm<T, kFull, true>(p, source, stream);
+        else if (fits(2)) status = launch_row_norm<T, 2, false>(p, source, stream);
+        else status = launch_row_norm<T, 1, false>(p, source, stream);
+        if (status != cudaSuccess) return status;
+    }
+    return cudaSuccess;
+}
+
+template <class T> cudaError_t layer_norm_typed(const LayerNormProblem& q, cudaStream_t stream) {
+    if (q.rows < 0 || q.row < 0 || q.row > INT32_MAX) return cudaErrorInvalidValue;
+    if (q.rows == 0 || q.row == 0) return cudaSuccess;
+    return q.window.used() ? layer_norm_rows<T, true>(q, stream) : layer_norm_rows<T, false>(q, stream);
+}
+
+}  // namespace trt_opt

@@ -1,0 +1,275 @@
+#!/usr/bin/env python3
+"""Times the kernels against a device-to-device copy and against PyTorch, all in one run.
+
+    bench.py LIB [--json FILE] [--quick]
+
+LIB is kernel_c_api built as a shared library. Each variant is captured as one CUDA graph of many
+launches over rotating buffers (several times the L2 cache), variants are interleaved in rounds, and
+the median per launch is reported in microseconds.
+"""
+import argparse
+import ctypes
+import json
+import statistics
+
+import torch
+import torch.nn.functional as F
+
+HALF = 1
+
+
+def pointer(t):
+    return ctypes.c_void_p(t.data_ptr() if t is not None else None)
+
+
+class Library:
+    def __init__(self, path):
+        self.lib = ctypes.CDLL(path)
+
+    def call(self, name, *args):
+        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+        status = getattr(self.lib, name)(*args, stream)
+        if status != 0:
+            raise RuntimeError(f"{name}: CUDA error {status}")
+
+    @staticmethod
+    def window(w):
+        return (ctypes.c_int32 * 7)(*w) if w else None
+
+    def layer_norm(self, x, residual, scale, bias, y, total, row, window=None):
+        rows = x.numel() // row
+        self.call("trt_opt_layer_norm", HALF, ctypes.c_int64(rows), ctypes.c_int64(row), ctypes.c_float(1e-5), pointer(x),
+                  pointer(residual), pointer(scale), pointer(bias), pointer(y), pointer(total), self.window(window))
+
+    def attention(self, qkv, out, heads, dim, bias_kind=0, bias=None, bias_period=1, mask_kind=0, mask_value=-100.0, window=None, tactic=0):
+        batch, tokens = qkv.shape[0], qkv.shape[1]
+        self.call("trt_opt_attention_qkv", HALF, ctypes.c_int64(batch), heads, tokens, dim, ctypes.c_float(dim**-0.5), pointer(qkv),
+                  pointer(out), bias_kind, pointer(bias), ctypes.c_int64(bias_period), mask_kind, None, ctypes.c_int64(1),
+                  ctypes.c_float(mask_value), self.window(window), tactic)
+
+    def move(self, x, residual, y, images, channels, reverse, window):
+        self.call("trt_opt_window", HALF, ctypes.c_int64(images), ctypes.c_int64(channels), int(reverse), pointer(x), pointer(residual), pointer(y),
+                  self.window(window))
+
+    def patch_merge(self, x, scale, bias, y, images, channels, h, w):
+        self.call("trt_opt_patch_merge", HALF, ctypes.c_int64(images), ctypes.c_int64(channels), h, w, ctypes.c_float(1e-5), pointer(x),
+                  pointer(scale), pointer(bias), pointer(y))
+
+
+def capture(launches):
+    """One graph of all launches, run once before for lazy set-up."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        launches[0]()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for launch in launches:
+            launch()
+    return graph
+
+
+def time_variants(variants, rounds):
+    """variants: name -> list of launches over rotating buffers. Median microseconds a launch."""
+    graphs = {}
+    failed = {}
+    for name, launches in variants.items():
+        try:
+            graphs[name] = (capture(launches), len(launches))
+        except Exception as e:  # a variant of PyTorch may not take the shape
+            failed[name] = str(e).splitlines()[0][:120]
+            torch.cuda.synchronize()
+    times = {name: [] for name in graphs}
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    for i in range(rounds + 3):
+        for name, (graph, count) in graphs.items():
+            begin.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            if i >= 3:
+                times[name].append(begin.elapsed_time(end) * 1000 / count)
+    return {name: statistics.median(t) for name, t in times.items()}, failed
+
+
+def rotation(bytes_a_set):
+    """Sets of buffers so that together they are several times the cache; launches in a graph."""
+    sets = max(2, min(64, -(-400_000_000 // max(1, bytes_a_set))))
+    launches = max(sets, 20)
+    return sets, [i % sets for i in range(launches)]
+
+
+def rand(*shape):
+    return torch.randn(*shape, device="cuda", dtype=torch.float16)
+
+
+def bench_layer_norm(lib, rows, row, residual, window, rounds):
+    size = rows * row * 2
+    sets, order = rotation(size * (4 if residual else 2))
+    xs = [rand(rows, row) for _ in range(sets)]
+    ys = [torch.empty_like(xs[0]) for _ in range(sets)]
+    rs = [rand(rows, row) for _ in range(sets)] if residual else [None] * sets
+    ss = [torch.empty_like(xs[0]) for _ in range(sets)] if residual else [None] * sets
+    scale, bias = rand(row), rand(row)
+
+    def torch_norm(i):
+        if residual:
+            torch.add(xs[i], rs[i], out=ss[i])
+            return F.layer_norm(ss[i], (row,), scale, bias, 1e-5)
+        return F.layer_norm(xs[i], (row,), scale, bias, 1e-5)
+
+    variants = {"ours": [lambda i=i: lib.layer_norm(xs[i], rs[i], scale, bias, ys[i], ss[i], row, window) for i in order],
+                "torch": [lambda i=i: torch_norm(i) for i in order]}
+    if residual:
+        variants["copy"] = [lambda i=i: (ys[i].copy_(xs[i]), ss[i].copy_(rs[i])) for i in order]
+    else:
+        variants["copy"] = [lambda i=i: ys[i].copy_(xs[i]) for i in order]
+    times, failed = time_variants(variants, rounds)
+    moved = size * (4 if residual else 2)
+    return {"op": "layer_norm", "shape": [rows, row], "residual": residual, "window": window, "us": times, "failed": failed, "bytes": moved,
+            "bandwidth_of_copy": times["copy"] / times["ours"], "speedup_over_torch": times["torch"] / times["ours"],
+            "tb_s": moved / times["ours"] * 1e-6}
+
+
+def bench_attention(lib, stage, batch, shifted, rounds, tactics):
+    side, heads = 56 >> stage, 3 << stage
+    windows, n, dim = (side // 7) ** 2, 49, 32
+    b = batch * windows
+    grid = [side, side, 7, 7, 3, 3, 0] if shifted else [side, side, 7, 7, 0, 0, 0]
+    size = b * n * heads * dim * 2
+    sets, order = rotation(size * 4)
+    qkv = [rand(b, n, 3, heads, dim) for _ in range(sets)]
+    out = [torch.empty(b, n, heads * dim, device="cuda", dtype=torch.float16) for _ in range(sets)]
+    table = rand(169, heads)
+    y, x = torch.meshgrid(torch.arange(7), torch.arange(7), indexing="ij")
+    y, x = y.flatten(), x.flatten()
+    index = ((y[:, None] - y[None] + 6) * 13 + x[:, None] - x[None] + 6).cuda()
+    bias = table[index.flatten()].view(n, n, heads).permute(2, 0, 1).contiguous()  # [h, N, N]
+    dense, period = bias[None].contiguous(), 1
+    if shifted:
+        def region(length):
+            p = torch.arange(length)
+            return (p >= length - 7).int() + (p >= length - 3).int()
+        r = region(side)[:, None] * 3 + region(side)[None]
+        r = r.view(side // 7, 7, side // 7, 7).permute(0, 2, 1, 3).reshape(windows, n)
+        mask = torch.where(r[:, :, None] != r[:, None], -100.0, 0.0).half().cuda()  # [nW, N, N]
+        dense, period = (bias[None] + mask[:, None]).contiguous(), windows
+    big = dense.repeat(b // period, 1, 1, 1) if period > 1 else dense.expand(b, -1, -1, -1)  # what SDPA takes
+    padded = torch.zeros(big.shape[0] if period > 1 else 1, heads, n, 56, device="cuda", dtype=torch.float16)
+    padded[..., :n] = big if period > 1 else dense
+    aligned = padded[..., :n].expand(b, -1, -1, -1)
+    views = [t.permute(2, 0, 3, 1, 4) for t in qkv]      # q, k, v as views of the packed tensor
+    flat = [v.contiguous() for v in views]               # the same, dense
+
+    def ours_dense(i, tactic=0):
+        lib.attention(qkv[i], out[i], heads, dim, 1, dense, period, tactic=tactic)
+
+    def ours_table(i, tactic=0):
+        lib.attention(qkv[i], out[i], heads, dim, 2, table, 1, 2 if shifted else 0, -100.0, grid, tactic=tactic)
+
+    def sdpa(source, m):
+        return lambda i: F.scaled_dot_product_attention(source[i][0], source[i][1], source[i][2], attn_mask=m)
+
+    reference = F.scaled_dot_product_attention(*[t.float() for t in flat[0]], attn_mask=big.float()).transpose(1, 2).reshape(b, n, -1)
+    ours_dense(0)
+    error_dense = ((out[0].float() - reference).norm() / reference.norm()).item()
+    ours_table(0)
+    error_table = ((out[0].float() - reference).norm() / reference.norm()).item()
+    half = F.scaled_dot_product_attention(*flat[0], attn_mask=big).transpose(1, 2).reshape(b, n, -1)
+    error_torch = ((half.float() - reference).norm() / reference.norm()).item()
+    del reference, half
+
+    functions = {"ours dense": ours_dense, "ours table": ours_table, "sdpa views": sdpa(views, big), "sdpa dense": sdpa(flat, big),
+                 "sdpa views, aligned bias": sdpa(views, aligned), "sdpa dense, aligned bias": sdpa(flat, aligned),
+                 "copy": lambda i: (flat[i][0].copy_(flat[i][1]), flat[i][2].view(-1).copy_(out[i].view(-1)))}
+    for tactic in tactics:
+        functions[f"ours dense, tactic {tactic}"] = lambda i, t=tactic: ours_dense(i, t)
+        functions[f"ours table, tactic {tactic}"] = lambda i, t=tactic: ours_table(i, t)
+    times, failed = time_variants({k: [lambda i=i, f=f: f(i) for i in order] for k, f in functions.items()}, rounds)
+    best = min(t for k, t in times.items() if k.startswith("sdpa"))
+    return {"op": "attention", "stage": stage + 1, "batch": batch, "shifted": shifted, "us": times, "failed": failed, "bytes": size * 4,
+            "error_dense": error_dense, "error_table": error_table, "error_torch": error_torch, "best_sdpa_us": best,
+            "speedup_dense": best / times["ours dense"], "speedup_table": best / times["ours table"], "bandwidth_of_copy": times["copy"] / times["ours dense"],
+            "tb_s": size * 4 / times["ours dense"] * 1e-6}
+
+
+def bench_global(lib, batch, tokens, heads, dim, rounds, tactics):
+    size = batch * tokens * heads * dim * 2
+    sets, order = rotation(size * 4)
+    qkv = [rand(batch, tokens, 3, heads, dim) for _ in range(sets)]
+    out = [torch.empty(batch, tokens, heads * dim, device="cuda", dtype=torch.float16) for _ in range(sets)]
+    views = [t.permute(2, 0, 3, 1, 4) for t in qkv]
+    functions = {"ours": lambda i: lib.attention(qkv[i], out[i], heads, dim), "sdpa": lambda i: F.scaled_dot_product_attention(*views[i])}
+    for tactic in tactics:
+        functions[f"ours, tactic {tactic}"] = lambda i, t=tactic: lib.attention(qkv[i], out[i], heads, dim, tactic=t)
+    times, failed = time_variants({k: [lambda i=i, f=f: f(i) for i in order] for k, f in functions.items()}, rounds)
+    return {"op": "attention", "shape": [batch, tokens, heads, dim], "us": times, "failed": failed, "speedup": times["sdpa"] / times["ours"]}
+
+
+def bench_move(lib, batch, side, channels, reverse, residual, rounds):
+    size = batch * side * side * channels * 2
+    sets, order = rotation(size * (3 if residual else 2))
+    xs = [rand(batch, side * side, channels) for _ in range(sets)]
+    ys = [torch.empty_like(xs[0]) for _ in range(sets)]
+    rs = [rand(batch, side * side, channels) for _ in range(sets)] if residual else [None] * sets
+    grid = [side, side, 7, 7, 3, 3, 0]
+    times, failed = time_variants({"ours": [lambda i=i: lib.move(xs[i], rs[i], ys[i], batch, channels, reverse, grid) for i in order],
+                                   "copy": [lambda i=i: ys[i].copy_(xs[i]) for i in order]}, rounds)
+    return {"op": "window", "shape": [batch, side, side, channels], "reverse": reverse, "residual": residual, "us": times, "failed": failed,
+            "tb_s": size * (3 if residual else 2) / times["ours"] * 1e-6, "bandwidth_of_copy": times["copy"] / times["ours"] * (1.5 if residual else 1)}
+
+
+def bench_merge(lib, batch, side, channels, rounds):
+    size = batch * side * side * channels * 2
+    sets, order = rotation(size * 2)
+    xs = [rand(batch, side * side, channels) for _ in range(sets)]
+    ys = [torch.empty_like(xs[0]) for _ in range(sets)]
+    scale, bias = rand(4 * channels), rand(4 * channels)
+    times, failed = time_variants({"ours": [lambda i=i: lib.patch_merge(xs[i], scale, bias, ys[i], batch, channels, side, side) for i in order],
+                                   "copy": [lambda i=i: ys[i].copy_(xs[i]) for i in order]}, rounds)
+    return {"op": "patch_merge", "shape": [batch, side, side, channels], "us": times, "failed": failed, "bandwidth_of_copy": times["copy"] / times["ours"],
+            "tb_s": size * 2 / times["ours"] * 1e-6}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("lib")
+    parser.add_argument("--json")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--tactics", action="store_true", help="time every tactic of attention too")
+    args = parser.parse_args()
+    lib = Library(args.lib)
+    torch.manual_seed(0)
+    results = []
+
+    def add(r):
+        results.append(r)
+        head = {k: v for k, v in r.items() if k not in ("us", "failed", "bytes")}
+        print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in head.items()}))
+        print("   ", ", ".join(f"{k} {v:.2f}" for k, v in r["us"].items()), r["failed"] or "", flush=True)
+
+    tactics = [1, 2, 3, 4] if args.tactics else []
+    with torch.inference_mode():
+        for rows, row in [(32 * 3136, 96), (32 * 49, 768), (32 * 784, 192), (32 * 196, 384), (3136, 96), (49, 768), (32 * 196 * 16, 24), (32 * 197, 384)]:
+            add(bench_layer_norm(lib, rows, row, False, None, args.rounds))
+        add(bench_layer_norm(lib, 32 * 3136, 96, True, None, args.rounds))
+        add(bench_layer_norm(lib, 32 * 3136, 96, True, [56, 56, 7, 7, 3, 3, 0], args.rounds))
+        for batch in (32, 1):
+            for stage in range(4):
+                for shifted in (False, True) if stage < 3 else (False,):
+                    add(bench_attention(lib, stage, batch, shifted, args.rounds, tactics))
+        for shape in [(32, 197, 6, 64), (1, 197, 6, 64), (32 * 196, 16, 4, 6), (196, 16, 4, 6), (32, 196, 5, 64), (1, 144, 4, 32)]:
+            add(bench_global(lib, *shape, args.rounds, [5, 6, 7] if args.tactics and shape[1] > 96 else tactics[:1] + [5] if args.tactics else []))
+        add(bench_move(lib, 32, 56, 96, False, False, args.rounds))
+        add(bench_move(lib, 32, 56, 96, True, True, args.rounds))
+        add(bench_merge(lib, 32, 56, 96, args.rounds))
+        add(bench_merge(lib, 32, 14, 384, args.rounds))
+    if args.json:
+        with open(args.json, "w") as f:
+            json.dump({"device": torch.cuda.get_device_name(), "torch": torch.__version__, "results": results}, f, indent=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+// The kernels behind plain C functions, for the Python benchmark.
+#include "kernels.h"
+
+using namespace trt_opt;
+
+extern "C" {
+
+// window: grid_h, grid_w, window_h, window_w, shift_h, shift_w, pad_after_roll; or null. Returns the CUDA error.
+static WindowGrid grid(const int32_t* w) {
+    WindowGrid g;
+    if (w) g = {w[0], w[1], w[2], w[3], w[4], w[5], w[6]};
+    return g;
+}
+
+int trt_opt_layer_norm(int dtype, int64_t rows, int64_t row, float epsilon, const void* x, const void* residual, const void* scale, const void* bias, void* y, void* sum,
+                       const int32_t* window, void* stream) {
+    LayerNormProblem p;
+    p.dtype = static_cast<DType>(dtype), p.rows = rows, p.row = row, p.epsilon = epsilon;
+    p.x = x, p.residual = residual, p.scale = scale, p.bias = bias, p.y = y, p.sum = sum, p.window = grid(window);
+    return layer_norm(p, static_cast<cudaStream_t>(stream));
+}
+
+int trt_opt_window(int dtype, int64_t images, int64_t channels, int reverse, const void* x, const void* residual, void* y, const int32_t* window_, void* stream) {
+    WindowProblem p;
+    p.dtype = static_cast<DType>(dtype), p.images = images, p.channels = channels, p.reverse = reverse != 0;
+    p.x = x, p.residual = residual, p.y = y, p.window = grid(window_);
+    return window(p, static_cast<cudaStream_t>(stream));
+}
+
+int trt_opt_patch_merge(int dtype, int64_t images, int64_t channels, int h, int w, float epsilon, const void* x, const void* scale, const void* bias, void* y, void* stream) {
+    PatchMergeProblem p;
+    p.dtype = static_cast<DType>(dtype), p.images = images, p.channels = channels, p.grid_h = h, p.grid_w = w, p.epsilon = epsilon;
+    p.x = x, p.scale = scale, p.bias = bias, p.y = y;
+    return patch_merge(p, static_cast<cudaStream_t>(stream));
+}
+
+// q, k, v: packed [batch, tokens, 3, heads, dim].
+int trt_opt_attention_qkv(int dtype, int64_t batch, int heads, int tokens, int dim, float scale, const void* qkv, void* out, int bias_kind, const void* bias,
+                          int64_t bias_period, int mask_kind, const void* mask, int64_t mask_period, float mask_value, const int32_t* window, int tactic, void* stream) {
+    AttentionProblem p;
+    p.dtype = static_cast<DType>(dtype), p.batch = batch, p.heads = heads, p.queries = p.keys = tokens, p.dim = p.value_dim = dim, p.scale = scale;
+    const int32_t row = 3 * heads * dim;
+    const int64_t element = dtype == static_cast<int>(DType::kHalf) ? 2 : 4;
+    auto at = [&](int i) { return HeadView{static_cast<const char*>(qkv) + i * heads * dim * element, int64_t{tokens} * row, row, dim}; };
+    p.q = at(0), p.k = at(1), p.v = at(2), p.out = out;
+    p.bias_kind = static_cast<AttentionBias>(bias_kind), p.bias = bias, p.bias_period = bias_period, p.bias_heads = heads;
+    p.mask_kind = static_cast<AttentionMask>(mask_kind), p.mask = mask, p.mask_period = mask_period, p.mask_value = mask_value, p.window = grid(window);
+    if (tactic != kAuto && !attention_tactic_valid(p, tactic)) return -1;
+    return attention(p, static_cast<cudaStream_t>(stream), tactic);
+}
+}

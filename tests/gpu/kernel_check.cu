@@ -1,0 +1,574 @@
+// Checks every kernel against the double-precision reference, without TensorRT.
+//
+//   kernel_check [--json FILE] [--random N] [--seed S] [--large] [--filter TEXT]
+//
+// Outputs are poisoned with NaN and fenced; inputs are fresh random numbers. Exit status 0 only if
+// every case passed. An error is ||out - ref|| / ||ref||; limits: 2e-3 fp16, 1e-5 fp32.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "reference.cuh"
+
+using namespace trt_opt;
+
+namespace {
+
+#define CUDA_OK(call)                                                                                    \
+    do {                                                                                                 \
+        const cudaError_t status_ = (call);                                                              \
+        if (status_ != cudaSuccess) {                                                                    \
+            std::fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(status_)); \
+            std::exit(2);                                                                                \
+        }                                                                                                \
+    } while (0)
+
+__device__ uint64_t mix(uint64_t z) {
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+    return z ^ (z >> 31);
+}
+// Roughly normal: sum of four uniforms, unit variance.
+template <class T> __global__ void fill_kernel(T* p, int64_t n, uint64_t seed, float scale, float offset) {
+    for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += int64_t{gridDim.x} * blockDim.x) {
+        const uint64_t r = mix(seed * 0x9e3779b97f4a7c15ull + i + 1);
+        float sum = 0;
+        for (int k = 0; k < 4; ++k) sum += static_cast<float>(r >> (16 * k) & 0xffff) / 65536.f - 0.5f;
+        p[i] = static_cast<T>(sum * 1.7320508f * scale + offset);
+    }
+}
+template <class T> __global__ void compare_kernel(const T* out, const double* ref, int64_t n, double* result) {
+    double difference = 0, size = 0, bad = 0;
+    for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += int64_t{gridDim.x} * blockDim.x) {
+        const double a = static_cast<double>(static_cast<float>(out[i])), b = ref[i];
+        if (!isfinite(a)) bad += 1;
+        else difference += (a - b) * (a - b);
+        size += b * b;
+    }
+    for (int step = 16; step; step /= 2) {
+        difference += __shfl_down_sync(~0u, difference, step);
+        size += __shfl_down_sync(~0u, size, step);
+        bad += __shfl_down_sync(~0u, bad, step);
+    }
+    if (threadIdx.x % 32 == 0) atomicAdd(result, difference), atomicAdd(result + 1, size), atomicAdd(result + 2, bad);
+}
+__global__ void fence_kernel(const unsigned char* p, int64_t n, double* result) {
+    for (int64_t i = threadIdx.x; i < n; i += blockDim.x)
+        if (p[i] != 0xff) atomicAdd(result, 1.0);
+}
+
+size_t size_of(DType t) { return t == DType::kHalf ? 2 : 4; }
+
+// A device tensor, `shift` elements off its allocation's alignment, with a fence of 0xff bytes on both sides.
+struct Buffer {
+    static constexpr int64_t kFence = 512;
+    unsigned char* memory = nullptr;
+    int64_t count = 0, bytes = 0, shift = 0;
+    DType type{};
+
+    Buffer(DType t, int64_t n, int64_t shift_elements) : count(n), bytes(n * size_of(t)), shift(shift_elements * size_of(t)), type(t) {
+        CUDA_OK(cudaMalloc(&memory, bytes + 2 * kFence));
+        poison();
+    }
+    Buffer(const Buffer&) = delete;
+    ~Buffer() { cudaFree(memory); }
+    void poison() { CUDA_OK(cudaMemset(memory, 0xff, bytes + 2 * kFence)); }
+    void* data() const { return memory + kFence / 2 + shift; }
+    void fill(uint64_t seed, float scale, float offset = 0) {
+        if (count == 0) return;
+        if (type == DType::kHalf) fill_kernel<<<512, 256>>>(static_cast<__half*>(data()), count, seed, scale, offset);
+        else fill_kernel<<<512, 256>>>(static_cast<float*>(data()), count, seed, scale, offset);
+        CUDA_OK(cudaGetLastError());
+    }
+};
+using Tensor = std::unique_ptr<Buffer>;
+Tensor tensor(DType t, int64_t n, int64_t shift = 0) { return std::make_unique<Buffer>(t, n, shift); }
+
+struct Doubles {
+    double* p = nullptr;
+    explicit Doubles(int64_t n) {
+        CUDA_OK(cudaMalloc(&p, (n + 1) * sizeof(double)));
+        CUDA_OK(cudaMemset(p, 0, (n + 1) * sizeof(double)));
+    }
+    Doubles(const Doubles&) = delete;
+    ~Doubles() { cudaFree(p); }
+};
+
+struct Checker {
+    FILE* json = nullptr;
+    std::string filter;
+    int cases = 0, failed = 0;
+    double worst[2] = {0, 0};  // fp32, fp16
+    std::string worst_name[2];
+    uint64_t seed = 1;
+    bool graph = false;  // run through a captured graph
+
+    uint64_t next_seed() { return seed++; }
+    bool wanted(const std::string& name) const { return name.find(filter) != std::string::npos; }
+
+    template <class F> cudaError_t run(F&& launch) {
+        cudaStream_t stream;
+        CUDA_OK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+        CUDA_OK(cudaDeviceSynchronize());
+        cudaError_t status;
+        if (graph) {
+            cudaGraph_t g;
+            cudaGraphExec_t exec;
+            CUDA_OK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+            status = launch(stream);
+            CUDA_OK(cudaStreamEndCapture(stream, &g));
+            if (status == cudaSuccess) {
+                CUDA_OK(cudaGraphInstantiate(&exec, g, 0));
+                CUDA_OK(cudaGraphLaunch(exec, stream));
+                CUDA_OK(cudaStreamSynchronize(stream));
+                CUDA_OK(cudaGraphExecDestroy(exec));
+            }
+            CUDA_OK(cudaGraphDestroy(g));
+        } else {
+            status = launch(stream);
+            CUDA_OK(cudaStreamSynchronize(stream));
+        }
+        CUDA_OK(cudaStreamDestroy(stream));
+        return status;
+    }
+    void report(const std::string& name, DType type, double error, double bad, double fence, const char* note = "") {
+        const double limit = type == DType::kHalf ? 2e-3 : 1e-5;
+        const bool pass = error <= limit && bad == 0 && fence == 0 && !*note;
+        ++cases;
+        if (!pass) {
+            ++failed;
+            std::printf("FAIL %s %s error %.3g unwritten or not finite %.0f fence %.0f %s\n", name.c_str(), type == DType::kHalf ? "fp16" : "fp32", error, bad, fence, note);
+        }
+        if (!(error <= worst[type == DType::kHalf])) worst[type == DType::kHalf] = error, worst_name[type == DType::kHalf] = name;
+        if (json)
+            std::fprintf(json, "%s\n{\"case\":\"%s\",\"type\":\"%s\",\"error\":%.4g,\"bad\":%.0f,\"fence\":%.0f,\"pass\":%s}", cases > 1 ? "," : "", name.c_str(),
+                         type == DType::kHalf ? "fp16" : "fp32", std::isfinite(error) ? error : 1e30, bad, fence, pass ? "true" : "false");
+    }
+    void compare(const std::string& name, const Buffer& out, const Doubles& ref) {
+        Doubles result(4);
+        if (out.type == DType::kHalf) compare_kernel<<<1024, 256>>>(static_cast<const __half*>(out.data()), ref.p, out.count, result.p);
+        else compare_kernel<<<1024, 256>>>(static_cast<const float*>(out.data()), ref.p, out.count, result.p);
+        const auto* begin = static_cast<unsigned char*>(out.data());
+        fence_kernel<<<1, 256>>>(out.memory, begin - out.memory, result.p + 3);
+        fence_kernel<<<1, 256>>>(begin + out.bytes, out.memory + out.bytes + 2 * Buffer::kFence - begin - out.bytes, result.p + 3);
+        CUDA_OK(cudaGetLastError());
+        double host[4];
+        CUDA_OK(cudaMemcpy(host, result.p, sizeof(host), cudaMemcpyDeviceToHost));
+        report(name, out.type, host[1] > 0 ? std::sqrt(host[0] / host[1]) : std::sqrt(host[0]), host[2], host[3]);
+    }
+};
+
+uint32_t blocks_for(int64_t n) { return static_cast<uint32_t>((n + 127) / 128); }
+
+struct LayerNormCase {
+    DType type;
+    int64_t images, row;
+    bool residual;
+    WindowGrid window;   // unused: `images` rows
+    int shift = 0;       // misalignment in elements
+    float offset = 0;    // of the input
+};
+void check(Checker& c, const std::string& name, const LayerNormCase& a) {
+    if (!c.wanted(name)) return;
+    LayerNormProblem p;
+    p.dtype = a.type;
+    p.window = a.window;
+    p.row = a.row;
+    p.rows = a.window.used() ? a.images * a.window.grid_h * a.window.grid_w : a.images;
+    const int64_t out_rows = a.window.used() ? a.images * a.window.windows() * a.window.window_tokens() : a.images;
+    Tensor x = tensor(a.type, p.rows * a.row, a.shift), r = tensor(a.type, a.residual ? p.rows * a.row : 0, a.shift), scale = tensor(a.type, a.row, a.shift),
+           bias = tensor(a.type, a.row, a.shift), y = tensor(a.type, out_rows * a.row, a.shift), sum = tensor(a.type, a.residual ? p.rows * a.row : 0, a.shift);
+    x->fill(c.next_seed(), 1.5f, a.offset), r->fill(c.next_seed(), 1.f), scale->fill(c.next_seed(), 0.5f, 1.f), bias->fill(c.next_seed(), 0.5f);
+    p.x = x->data(), p.scale = scale->data(), p.bias = bias->data(), p.y = y->data();
+    if (a.residual) p.residual = r->data(), p.sum = sum->data();
+    const cudaError_t status = c.run([&](cudaStream_t s) { return layer_norm(p, s); });
+    if (status != cudaSuccess) return c.report(name, a.type, 1e30, 0, 0, cudaGetErrorString(status));
+    Doubles ref(y->count), ref_sum(sum->count);
+    if (out_rows > 0) {
+        if (a.type == DType::kHalf) reference::layer_norm<__half><<<blocks_for(out_rows), 128>>>(p, out_rows, ref.p, ref_sum.p);
+        else reference::layer_norm<float><<<blocks_for(out_rows), 128>>>(p, out_rows, ref.p, ref_sum.p);
+        CUDA_OK(cudaGetLastError());
+    }
+    c.compare(name, *y, ref);
+    if (a.residual) c.compare(name + " sum", *sum, ref_sum);
+}
+
+struct WindowCase {
+    DType type;
+    int64_t images, channels;
+    bool reverse, residual;
+    WindowGrid window;
+    int shift = 0;
+};
+void check(Checker& c, const std::string& name, const WindowCase& a) {
+    if (!c.wanted(name)) return;
+    WindowProblem p;
+    p.dtype = a.type, p.images = a.images, p.channels = a.channels, p.reverse = a.reverse, p.window = a.window;
+    const int64_t tokens = a.images * a.window.grid_h * a.window.grid_w, cut = a.images * a.window.windows() * a.window.window_tokens();
+    Tensor x = tensor(a.type, (a.reverse ? cut : tokens) * a.channels, a.shift), y = tensor(a.type, (a.reverse ? tokens : cut) * a.channels, a.shift);
+    Tensor r = tensor(a.type, a.residual ? y->count : 0, a.shift);
+    x->fill(c.next_seed(), 1.f), r->fill(c.next_seed(), 1.f);
+    p.x = x->data(), p.y = y->data(), p.residual = a.residual ? r->data() : nullptr;
+    const cudaError_t status = c.run([&](cudaStream_t s) { return window(p, s); });
+    if (status != cudaSuccess) return c.report(name, a.type, 1e30, 0, 0, cudaGetErrorString(status));
+    Doubles ref(y->count);
+    if (cut > 0) {
+        if (a.type == DType::kHalf) reference::window<__half><<<blocks_for(cut), 128>>>(p, cut, ref.p);
+        else reference::window<float><<<blocks_for(cut), 128>>>(p, cut, ref.p);
+        CUDA_OK(cudaGetLastError());
+    }
+    c.compare(name, *y, ref);
+}
+
+struct MergeCase {
+    DType type;
+    int64_t images, channels;
+    int h, w;
+    int order[4];
+    int shift = 0;
+};
+void check(Checker& c, const std::string& name, const MergeCase& a) {
+    if (!c.wanted(name)) return;
+    PatchMergeProblem p;
+    p.dtype = a.type, p.images = a.images, p.channels = a.channels, p.grid_h = a.h, p.grid_w = a.w;
+    std::memcpy(p.order, a.order, sizeof(p.order));
+    const int64_t rows = a.images * ((a.h + 1) / 2) * ((a.w + 1) / 2), row = 4 * a.channels;
+    Tensor x = tensor(a.type, a.images * a.h * a.w * a.channels, a.shift), scale = tensor(a.type, row, a.shift), bias = tensor(a.type, row, a.shift),
+           y = tensor(a.type, rows * row, a.shift);
+    x->fill(c.next_seed(), 1.5f), scale->fill(c.next_seed(), 0.5f, 1.f), bias->fill(c.next_seed(), 0.5f);
+    p.x = x->data(), p.scale = scale->data(), p.bias = bias->data(), p.y = y->data();
+    const cudaError_t status = c.run([&](cudaStream_t s) { return patch_merge(p, s); });
+    if (status != cudaSuccess) return c.report(name, a.type, 1e30, 0, 0, cudaGetErrorString(status));
+    Doubles ref(y->count);
+    if (rows > 0) {
+        if (a.type == DType::kHalf) reference::patch_merge<__half><<<blocks_for(rows), 128>>>(p, rows, ref.p);
+        else reference::patch_merge<float><<<blocks_for(rows), 128>>>(p, rows, ref.p);
+        CUDA_OK(cudaGetLastError());
+    }
+    c.compare(name, *y, ref);
+}
+
+enum class Layout { kQkv, kQKv, kQkV, kQKV, kBhnd };
+const char* const kLayoutNames[] = {"qkv", "q_kv", "qk_v", "q_k_v", "bhnd"};
+
+struct AttentionCase {
+    DType type;
+    int64_t batch;
+    int heads, n, m, d, dv;
+    Layout layout;
+    AttentionBias bias = AttentionBias::kNone;
+    int64_t bias_period = 1;
+    bool bias_per_head = true;
+    AttentionMask mask = AttentionMask::kNone;
+    int64_t mask_period = 1;
+    WindowGrid window;
+    int shift = 0;
+    float mask_value = -100.f;
+    bool infinite_mask = false;  // dense mask of 0 and -inf, one row all -inf
+};
+
+std::string describe(const AttentionCase& a) {
+    char text[256];
+    std::snprintf(text, sizeof(text), "attention %s b%lld h%d n%d m%d d%d dv%d bias%d/%lld%s mask%d/%lld grid%dx%d win%dx%d shift%d,%d off%d", kLayoutNames[int(a.layout)],
+                  static_cast<long long>(a.batch), a.heads, a.n, a.m, a.d, a.dv, int(a.bias), static_cast<long long>(a.bias_period), a.bias_per_head ? "h" : "", int(a.mask),
+                  static_cast<long long>(a.mask_period), a.window.grid_h, a.window.grid_w, a.window.window_h, a.window.window_w, a.window.shift_h, a.window.shift_w, a.shift);
+    return text;
+}
+
+__global__ void infinite_mask_kernel(void* p, int type, int n, int m, int64_t count) {
+    const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+    if (i >= count) return;
+    const int row = i / m % n, key = i % m;
+    const float v = row == 1 || (row + key) % 3 == 0 ? -INFINITY : 0.f;
+    if (type == int(DType::kHalf)) static_cast<__half*>(p)[i] = __float2half(v);
+    else static_cast<float*>(p)[i] = v;
+}
+
+void check(Checker& c, AttentionCase a) {
+    const std::string name = describe(a);
+    if (!c.wanted(name)) return;
+    AttentionProblem p;
+    p.dtype = a.type, p.batch = a.batch, p.heads = a.heads, p.queries = a.n, p.keys = a.m, p.dim = a.d, p.value_dim = a.dv;
+    p.scale = 1.f / std::sqrt(static_cast<float>(a.d));
+    const int64_t hd = int64_t{a.heads} * a.d, hv = int64_t{a.heads} * a.dv;
+    std::vector<Tensor> in;
+    auto make = [&](int64_t count) -> const char* {
+        in.push_back(tensor(a.type, count, a.shift));
+        in.back()->fill(c.next_seed(), 1.3f);
+        return static_cast<const char*>(in.back()->data());
+    };
+    const int64_t e = size_of(a.type);
+    auto view = [&](const char* base, int64_t first, int64_t tokens, int64_t row, int size) {
+        return HeadView{base + first * e, tokens * row, static_cast<int32_t>(row), size};
+    };
+    switch (a.layout) {
+        case Layout::kQkv: {
+            const char* x = make(a.batch * a.n * 3 * hd);
+            p.q = view(x, 0, a.n, 3 * hd, a.d), p.k = view(x, hd, a.n, 3 * hd, a.d), p.v = view(x, 2 * hd, a.n, 3 * hd, a.d);
+            break;
+        }
+        case Layout::kQKv: {
+            p.q = view(make(a.batch * a.n * hd), 0, a.n, hd, a.d);
+            const char* x = make(a.batch * a.m * 2 * hd);
+            p.k = view(x, 0, a.m, 2 * hd, a.d), p.v = view(x, hd, a.m, 2 * hd, a.d);
+            break;
+        }
+        case Layout::kQkV: {
+            const char* x = make(a.batch * a.n * 2 * hd);
+            p.q = view(x, 0, a.n, 2 * hd, a.d), p.k = view(x, hd, a.n, 2 * hd, a.d);
+            p.v = view(make(a.batch * a.n * hv), 0, a.n, hv, a.dv);
+            break;
+        }
+        case Layout::kQKV:
+            p.q = view(make(a.batch * a.n * hd), 0, a.n, hd, a.d);
+            p.k = view(make(a.batch * a.m * hd), 0, a.m, hd, a.d);
+            p.v = view(make(a.batch * a.m * hv), 0, a.m, hv, a.dv);
+            break;
+        case Layout::kBhnd: {
+            auto heads_first = [&](int64_t tokens, int size) { return HeadView{make(a.batch * a.heads * tokens * size), a.heads * tokens * size, size, static_cast<int32_t>(tokens * size)}; };
+            p.q = heads_first(a.n, a.d), p.k = heads_first(a.m, a.d), p.v = heads_first(a.m, a.dv);
+            break;
+        }
+    }
+    p.bias_kind = a.bias, p.bias_period = a.bias_period, p.bias_heads = a.bias_per_head ? a.heads : 1;
+    p.mask_kind = a.mask, p.mask_period = a.mask_period, p.mask_value = a.mask_value, p.window = a.window;
+    Tensor bias, mask;
+    if (a.bias != AttentionBias::kNone) {
+        const int64_t count = a.bias == AttentionBias::kDense ? a.bias_period * p.bias_heads * a.n * a.m
+                                                               : int64_t{2 * a.window.window_h - 1} * (2 * a.window.window_w - 1) * a.heads;
+        bias = tensor(a.type, count, a.shift);
+        bias->fill(c.next_seed(), 1.f);
+        p.bias = bias->data();
+    }
+    if (a.mask == AttentionMask::kDense) {
+        mask = tensor(a.type, a.mask_period * a.n * a.m, a.shift);
+        mask->fill(c.next_seed(), 2.f, -1.f);
+        if (a.infinite_mask) infinite_mask_kernel<<<blocks_for(mask->count), 128>>>(mask->data(), int(a.type), a.n, a.m, mask->count);
+        CUDA_OK(cudaGetLastError());
+        p.mask = mask->data();
+    }
+    Tensor out = tensor(a.type, a.batch * a.n * hv, a.shift);
+    p.out = out->data();
+    Doubles ref(out->count);
+    const int64_t rows = a.batch * a.heads * a.n;
+    if (rows > 0) {
+        if (a.type == DType::kHalf) reference::attention<__half><<<blocks_for(rows), 128>>>(p, ref.p);
+        else reference::attention<float><<<blocks_for(rows), 128>>>(p, ref.p);
+        CUDA_OK(cudaGetLastError());
+    }
+    for (int tactic = 0; tactic < kTacticCount; ++tactic) {
+        if (!attention_tactic_valid(p, tactic)) continue;
+        out->poison();
+        const std::string label = name + " tactic" + std::to_string(tactic);
+        const cudaError_t status = c.run([&](cudaStream_t s) { return attention(p, s, tactic); });
+        if (status != cudaSuccess) c.report(label, a.type, 1e30, 0, 0, cudaGetErrorString(status));
+        else c.compare(label, *out, ref);
+    }
+}
+
+WindowGrid grid(int h, int w, int wh, int ww, int sh, int sw, int after = 0) { return {h, w, wh, ww, sh, sw, after}; }
+
+void edge_cases(Checker& c) {
+    for (DType t : {DType::kHalf, DType::kFloat}) {
+        const std::string s = t == DType::kHalf ? " fp16" : " fp32";
+        for (int64_t row : {1, 2, 3, 7, 8, 16, 24, 31, 40, 48, 60, 64, 96, 100, 128, 129, 192, 250, 256, 320, 384, 510, 512, 640, 768, 1000, 1024, 1280, 1536, 2048, 2050, 3072, 4096, 6000, 8192, 12288, 20000})
+            for (int64_t rows : {1, 13, 300}) check(c, "layer_norm rows" + std::to_string(rows) + " row" + std::to_string(row) + s, LayerNormCase{t, rows, row, row % 3 == 0 || row == 512, {}});
+        for (int shift : {1, 2, 4})
+            for (int64_t row : {96, 100, 768, 9000}) check(c, "layer_norm misaligned " + std::to_string(shift) + " row" + std::to_string(row) + s, LayerNormCase{t, 77, row, true, {}, shift});
+        check(c, "layer_norm no rows" + s, LayerNormCase{t, 0, 96, true, {}});
+        check(c, "layer_norm offset" + s, LayerNormCase{t, 64, 96, false, {}, 0, 20.f});
+        int k = 0;
+        for (WindowGrid g : {grid(56, 56, 7, 7, 0, 0), grid(56, 56, 7, 7, 3, 3), grid(14, 28, 7, 7, 3, 2), grid(13, 17, 4, 5, 2, 3), grid(13, 17, 4, 5, 2, 3, 1), grid(5, 3, 8, 8, 0, 0), grid(5, 3, 8, 8, 3, 2),
+                             grid(5, 3, 8, 8, 3, 2, 1), grid(64, 64, 32, 32, 16, 16), grid(12, 30, 12, 2, 6, 1), grid(8, 8, 1, 1, 0, 0)}) {
+            const std::string w = " grid" + std::to_string(k++) + s;
+            for (int64_t channels : {96, 30, 5})
+                for (int64_t images : {1, 3}) {
+                    const std::string z = " c" + std::to_string(channels) + " b" + std::to_string(images) + w;
+                    check(c, "layer_norm window" + z, LayerNormCase{t, images, channels, images == 3, g});
+                    check(c, "window partition" + z, WindowCase{t, images, channels, false, false, g});
+                    check(c, "window reverse" + z, WindowCase{t, images, channels, true, false, g});
+                    check(c, "window reverse add" + z, WindowCase{t, images, channels, true, true, g, images == 3 ? 1 : 0});
+                }
+        }
+        for (int64_t channels : {96, 192, 64, 10, 3})
+            for (auto [h, w] : {std::pair{56, 56}, {7, 7}, {1, 1}, {5, 8}, {2, 9}})
+                check(c, "patch_merge c" + std::to_string(channels) + " " + std::to_string(h) + "x" + std::to_string(w) + s, MergeCase{t, 2, channels, h, w, {0, 2, 1, 3}, h == 5 ? 1 : 0});
+        check(c, "patch_merge order" + s, MergeCase{t, 3, 32, 6, 6, {0, 1, 2, 3}});
+        check(c, "patch_merge wide" + s, MergeCase{t, 1, 2048, 4, 4, {0, 2, 1, 3}});
+
+        const WindowGrid swin = grid(56, 56, 7, 7, 3, 3), last = grid(7, 7, 7, 7, 0, 0);
+        using B = AttentionBias;
+        using M = AttentionMask;
+        using L = Layout;
+        // Swin: all stages, dense bias, table, dense mask, shift mask
+        check(c, AttentionCase{t, 128, 3, 49, 49, 32, 32, L::kQkv, B::kDense, 1, true, M::kNone, 1, {}});
+        check(c, AttentionCase{t, 128, 3, 49, 49, 32, 32, L::kQkv, B::kDense, 1, true, M::kShift, 1, swin});
+        check(c, AttentionCase{t, 128, 3, 49, 49, 32, 32, L::kQkv, B::kTable, 1, true, M::kShift, 1, swin});
+        check(c, AttentionCase{t, 64, 3, 49, 49, 32, 32, L::kQkv, B::kTable, 1, true, M::kDense, 64, swin});
+        check(c, AttentionCase{t, 192, 3, 49, 49, 32, 32, L::kQkv, B::kDense, 64, true, M::kNone, 1, {}});
+        check(c, AttentionCase{t, 3, 24, 49, 49, 32, 32, L::kQkv, B::kTable, 1, true, M::kNone, 1, last});
+        check(c, AttentionCase{t, 512, 3, 49, 49, 32, 32, L::kQkv, B::kDense, 4, false, M::kDense, 16, {}});
+        check(c, AttentionCase{t, 520, 12, 49, 49, 32, 32, L::kQkv, B::kTable, 1, true, M::kShift, 1, grid(14, 14, 7, 7, 3, 3)});
+        check(c, AttentionCase{t, 2048, 2, 49, 49, 32, 32, L::kQkv, B::kDense, 1, true, M::kShift, 1, swin});
+        check(c, AttentionCase{t, 9, 4, 64, 64, 32, 32, L::kQkv, B::kTable, 1, true, M::kShift, 1, grid(22, 20, 8, 8, 4, 4)});
+        check(c, AttentionCase{t, 8, 4, 144, 144, 32, 32, L::kQkv, B::kTable, 1, true, M::kShift, 1, grid(24, 48, 12, 12, 6, 6)});
+        check(c, AttentionCase{t, 3, 2, 4, 4, 32, 32, L::kQkv, B::kTable, 1, true, M::kShift, 1, grid(4, 6, 2, 2, 1, 1)});
+        check(c, AttentionCase{t, 2, 2, 1024, 1024, 32, 32, L::kQkv, B::kTable, 1, true, M::kShift, 1, grid(64, 32, 32, 32, 16, 0)});
+        check(c, AttentionCase{t, 6, 2, 15, 15, 16, 16, L::kQkv, B::kTable, 1, true, M::kShift, 1, grid(9, 10, 3, 5, 1, 2)});
+        // TNT, PyramidTNT: small heads
+        check(c, AttentionCase{t, 196, 4, 16, 16, 6, 6, L::kQkV, B::kNone, 1, true, M::kNone, 1, {}});
+        check(c, AttentionCase{t, 3000, 4, 16, 16, 6, 6, L::kQkV, B::kNone, 1, true, M::kNone, 1, {}});
+        check(c, AttentionCase{t, 256, 2, 16, 16, 5, 5, L::kQKv, B::kNone, 1, true, M::kNone, 1, {}});
+        check(c, AttentionCase{t, 256, 4, 16, 16, 4, 4, L::kQKv, B::kDense, 1, true, M::kNone, 1, {}});
+        check(c, AttentionCase{t, 5, 3, 17, 9, 5, 7, L::kQKV, B::kDense, 5, false, M::kDense, 5, {}});
+        // ViT, TNT outer, UniFormer, spatial reduction
+        check(c, AttentionCase{t, 2, 6, 197, 197, 64, 64, L::kQkv, B::kNone, 1, true, M::kNone, 1, {}});
+        check(c, AttentionCase{t, 2, 6, 197, 197, 64, 64, L::kQkV, B::kNone, 1, true, M::kNone, 1, {}});
+        check(c, AttentionCase{t, 64, 6, 197, 197, 64, 64, L::kQkv, B::kNone, 1, true, M::kNone, 1, {}});
+        check(c, AttentionCase{t, 1, 2, 1024, 64, 40, 40, L::kQKv, B::kDense, 1, true, M::kNone, 1, {}});
+        check(c, AttentionCase{t, 1, 8, 256, 256, 40, 40, L::kQKv, B::kDense, 1, true, M::kNone, 1, {}});
+        check(c, AttentionCase{t, 1, 2, 7, 1, 32, 32, L::kQKV, B::kNone, 1, true, M::kNone, 1, {}});
+        check(c, AttentionCase{t, 1, 1, 1, 300, 128, 128, L::kQKV, B::kDense, 1, true, M::kDense, 1, {}});
+        check(c, AttentionCase{t, 3, 2, 100, 130, 80, 72, L::kBhnd, B::kDense, 3, true, M::kDense, 1, {}});
+        check(c, AttentionCase{t, 3, 2, 33, 70, 96, 33, L::kBhnd, B::kNone, 1, true, M::kDense, 3, {}});
+        check(c, AttentionCase{t, 2, 3, 65, 65, 32, 64, L::kBhnd, B::kNone, 1, true, M::kNone, 1, {}});
+        check(c, AttentionCase{t, 2, 2, 49, 49, 30, 30, L::kQkv, B::kDense, 1, true, M::kNone, 1, {}});
+        for (int shift : {1, 2, 4})
+            for (int d : {4, 6, 8, 16, 32, 64, 128}) check(c, AttentionCase{t, 6, 3, 49, 49, d, d, L::kQkv, B::kDense, 2, true, M::kNone, 1, {}, shift});
+        AttentionCase infinite{t, 4, 2, 49, 49, 32, 32, L::kQkv, B::kDense, 1, true, M::kDense, 2, {}};
+        infinite.infinite_mask = true;
+        check(c, infinite);
+        infinite.n = infinite.m = 150, infinite.d = infinite.dv = 64;
+        check(c, infinite);
+        AttentionCase harsh{t, 128, 3, 49, 49, 32, 32, L::kQkv, B::kTable, 1, true, M::kShift, 1, swin};
+        harsh.mask_value = -1e30f;
+        check(c, harsh);
+        check(c, AttentionCase{t, 0, 3, 49, 49, 32, 32, L::kQkv, B::kDense, 1, true, M::kNone, 1, {}});
+    }
+}
+
+void random_cases(Checker& c, int count, uint64_t seed) {
+    std::mt19937_64 rng(seed);
+    auto pick = [&](int low, int high) { return low + static_cast<int>(rng() % static_cast<uint64_t>(high - low + 1)); };
+    auto random_grid = [&](bool pad) {
+        WindowGrid g;
+        g.window_h = pick(1, 9), g.window_w = pick(1, 9);
+        g.grid_h = pad ? pick(1, 30) : g.window_h * pick(1, 4), g.grid_w = pad ? pick(1, 30) : g.window_w * pick(1, 4);
+        g.shift_h = pick(0, 1) ? pick(0, g.window_h - 1) : 0, g.shift_w = pick(0, 1) ? pick(0, g.window_w - 1) : 0;
+        g.pad_after_roll = pick(0, 1);
+        return g;
+    };
+    for (int i = 0; i < count; ++i) {
+        const DType t = pick(0, 2) ? DType::kHalf : DType::kFloat;
+        const std::string s = " " + std::to_string(i);
+        const int shift = pick(0, 3) ? 0 : pick(1, 7);
+        LayerNormCase n{t, pick(1, 200), pick(0, 1) ? pick(1, 3000) : 8 * pick(1, 300), pick(0, 1) == 1, {}, shift};
+        check(c, "layer_norm random" + s, n);
+        WindowGrid g = random_grid(true);
+        check(c, "layer_norm window random" + s, LayerNormCase{t, pick(1, 5), pick(0, 1) ? pick(1, 200) : 8 * pick(1, 40), pick(0, 1) == 1, g, shift});
+        const bool reverse = pick(0, 1);
+        check(c, "window random" + s, WindowCase{t, pick(1, 6), pick(0, 1) ? pick(1, 200) : 8 * pick(1, 40), reverse, reverse && pick(0, 1), g, shift});
+        MergeCase m{t, pick(1, 4), pick(0, 1) ? pick(1, 300) : 8 * pick(1, 60), pick(1, 20), pick(1, 20), {pick(0, 3), pick(0, 3), pick(0, 3), pick(0, 3)}, shift};
+        check(c, "patch_merge random" + s, m);
+
+        AttentionCase a{t, pick(1, 40), pick(1, 8), pick(1, 80), pick(1, 80), pick(1, 40), 0, static_cast<Layout>(pick(0, 4))};
+        if (pick(0, 3) == 0) a.d = 8 * pick(1, 16);
+        if (pick(0, 4) == 0) a.n = pick(80, 400);
+        if (pick(0, 4) == 0) a.m = pick(80, 400);
+        a.dv = a.layout == Layout::kQkv || a.layout == Layout::kQKv || pick(0, 1) ? a.d : pick(1, 64);
+        if (a.layout == Layout::kQkv || a.layout == Layout::kQkV) a.m = a.n;
+        a.shift = shift;
+        if (pick(0, 2) == 0) {  // window attention
+            a.window = random_grid(true);
+            a.n = a.m = static_cast<int>(a.window.window_tokens());
+            a.bias = pick(0, 1) ? AttentionBias::kTable : AttentionBias::kDense;
+            if (pick(0, 1)) a.mask = AttentionMask::kShift;
+        } else {
+            if (pick(0, 1)) a.bias = AttentionBias::kDense, a.bias_period = pick(0, 1) ? 1 : pick(1, 8), a.bias_per_head = pick(0, 1);
+            if (pick(0, 2) == 0) a.mask = AttentionMask::kDense, a.mask_period = pick(1, 5);
+        }
+        check(c, a);
+    }
+}
+
+// More than 2^31 elements.
+void large_cases(Checker& c) {
+    check(c, "layer_norm large", LayerNormCase{DType::kHalf, 22500000, 96, false, {}});
+    check(c, "layer_norm window large", LayerNormCase{DType::kHalf, 7200, 96, true, grid(56, 56, 7, 7, 3, 3)});
+    check(c, "window large", WindowCase{DType::kHalf, 7200, 96, true, true, grid(56, 56, 7, 7, 3, 3)});
+    check(c, "window partition large", WindowCase{DType::kHalf, 7200, 96, false, false, grid(56, 56, 7, 7, 3, 3)});
+    check(c, "patch_merge large", MergeCase{DType::kHalf, 7200, 96, 56, 56, {0, 2, 1, 3}});
+    check(c, AttentionCase{DType::kHalf, 64 * 2400, 3, 49, 49, 32, 32, Layout::kQkv, AttentionBias::kTable, 1, true, AttentionMask::kShift, 1, grid(56, 56, 7, 7, 3, 3)});
+    check(c, AttentionCase{DType::kHalf, 6000000, 4, 16, 16, 6, 6, Layout::kQkV});
+}
+
+// Wrong problems are refused, not run.
+void refusals(Checker& c) {
+    auto expect = [&](const std::string& name, cudaError_t status) {
+        if (c.wanted(name)) c.report(name, DType::kHalf, 0, 0, 0, status == cudaErrorInvalidValue ? "" : "not refused");
+    };
+    WindowProblem w;
+    w.images = 1, w.channels = 8, w.window = grid(8, 8, 4, 4, 0, 0), w.residual = &w;
+    expect("refuse residual on partition", window(w, nullptr));
+    w.residual = nullptr, w.window = {};
+    expect("refuse window 0", window(w, nullptr));
+    AttentionProblem a;
+    a.batch = 1, a.heads = 1, a.queries = 4, a.keys = 4, a.dim = 129, a.value_dim = 8;
+    expect("refuse head size 129", attention(a, nullptr));
+    a.dim = 8, a.bias_kind = AttentionBias::kTable, a.window = grid(4, 4, 3, 3, 0, 0);
+    expect("refuse table of another window", attention(a, nullptr));
+    a.bias_kind = AttentionBias::kDense, a.bias_heads = 3;
+    expect("refuse bias heads", attention(a, nullptr));
+    PatchMergeProblem m;
+    m.images = 1, m.channels = 8, m.grid_h = m.grid_w = 4, m.order[2] = 4;
+    expect("refuse order", patch_merge(m, nullptr));
+    LayerNormProblem n;
+    n.rows = 10, n.row = 8, n.window = grid(4, 4, 2, 2, 0, 0);
+    expect("refuse rows of no whole image", layer_norm(n, nullptr));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    Checker c;
+    int count = 150;
+    uint64_t seed = 1;
+    bool large = false, edges = true;
+    for (int i = 1; i < argc; ++i) {
+        const std::string a = argv[i];
+        auto value = [&] { return i + 1 < argc ? argv[++i] : (std::fprintf(stderr, "%s needs a value\n", a.c_str()), std::exit(2), nullptr); };
+        if (a == "--json") {
+            c.json = std::fopen(value(), "w");
+            if (!c.json) return std::perror("--json"), 2;
+        } else if (a == "--random") count = std::atoi(value());
+        else if (a == "--seed") seed = std::strtoull(value(), nullptr, 10);
+        else if (a == "--filter") c.filter = value();
+        else if (a == "--large") large = true;
+        else if (a == "--no-edges") edges = false;
+        else return std::fprintf(stderr, "unknown argument %s\n", a.c_str()), 2;
+    }
+    cudaDeviceProp device;
+    CUDA_OK(cudaGetDeviceProperties(&device, 0));
+    c.seed = seed * 1000003;
+    if (c.json) std::fprintf(c.json, "{\"device\":\"%s\",\"seed\":%llu,\"cases\":[", device.name, static_cast<unsigned long long>(seed));
+    refusals(c);
+    if (edges) edge_cases(c);
+    random_cases(c, count, seed);
+    c.graph = true;
+    random_cases(c, count / 10, seed + 1);
+    c.graph = false;
+    if (large) large_cases(c);
+    CUDA_OK(cudaDeviceSynchronize());
+    if (c.json) {
+        std::fprintf(c.json, "],\n\"count\":%d,\"failed\":%d,\"worst_fp16\":%.4g,\"worst_fp32\":%.4g}\n", c.cases, c.failed, c.worst[1], c.worst[0]);
+        std::fclose(c.json);
+    }
+    std::printf("%s: %d cases, %d failed; worst error fp16 %.3g (%s), fp32 %.3g (%s)\n", device.name, c.cases, c.failed, c.worst[1], c.worst_name[1].c_str(), c.worst[0], c.worst_name[0].c_str());
+    return c.failed == 0 && c.cases > 0 ? 0 : 1;
+}

@@ -1,0 +1,160 @@
+// The operators of docs/ops.md in double precision, one thread an output row, written for
+// plainness: the kernels are held against these.
+#pragma once
+
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+#include "kernels.h"
+
+namespace reference {
+
+using trt_opt::AttentionBias;
+using trt_opt::AttentionMask;
+using trt_opt::AttentionProblem;
+using trt_opt::LayerNormProblem;
+using trt_opt::PatchMergeProblem;
+using trt_opt::WindowGrid;
+using trt_opt::WindowProblem;
+
+template <class T> __device__ double get(const void* p, int64_t i) { return static_cast<double>(static_cast<float>(static_cast<const T*>(p)[i])); }
+template <class T> __device__ double rounded(double v) { return static_cast<double>(static_cast<float>(static_cast<T>(static_cast<float>(v)))); }
+
+// Source token of element (iy, ix) of window (wy, wx): row in the image, or -1.
+__device__ inline int64_t window_source(const WindowGrid& g, int wy, int wx, int iy, int ix) {
+    const int py = wy * g.window_h + iy, px = wx * g.window_w + ix;
+    if (g.pad_after_roll) {
+        if (py >= g.grid_h || px >= g.grid_w) return -1;
+        return int64_t{(py + g.shift_h) % g.grid_h} * g.grid_w + (px + g.shift_w) % g.grid_w;
+    }
+    const int hp = (g.grid_h + g.window_h - 1) / g.window_h * g.window_h, wp = (g.grid_w + g.window_w - 1) / g.window_w * g.window_w;
+    const int y = (py + g.shift_h) % hp, x = (px + g.shift_w) % wp;
+    return y < g.grid_h && x < g.grid_w ? int64_t{y} * g.grid_w + x : -1;
+}
+// Token row (over all images) of partitioned row r, or -1.
+__device__ inline int64_t partition_source(const WindowGrid& g, int64_t r) {
+    const int nx = (g.grid_w + g.window_w - 1) / g.window_w, ny = (g.grid_h + g.window_h - 1) / g.window_h;
+    const int ix = r % g.window_w;
+    r /= g.window_w;
+    const int iy = r % g.window_h;
+    r /= g.window_h;
+    const int wx = r % nx;
+    r /= nx;
+    const int wy = r % ny;
+    r /= ny;
+    const int64_t at = window_source(g, wy, wx, iy, ix);
+    return at < 0 ? -1 : r * g.grid_h * g.grid_w + at;
+}
+
+// y and sum as doubles; rows of y.
+template <class T> __global__ void layer_norm(LayerNormProblem p, int64_t rows, double* y, double* sum) {
+    const int64_t r = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+    if (r >= rows) return;
+    const int64_t from = p.window.window_h > 0 ? partition_source(p.window, r) : r;
+    if (from < 0) {
+        for (int64_t i = 0; i < p.row; ++i) y[r * p.row + i] = 0;
+        return;
+    }
+    auto value = [&](int64_t i) {
+        double s = get<T>(p.x, from * p.row + i);
+        if (p.residual) s = rounded<T>(s + get<T>(p.residual, from * p.row + i));
+        return s;
+    };
+    double mean = 0, variance = 0;
+    for (int64_t i = 0; i < p.row; ++i) mean += value(i);
+    mean /= p.row;
+    for (int64_t i = 0; i < p.row; ++i) variance += (value(i) - mean) * (value(i) - mean);
+    variance /= p.row;
+    const double factor = 1 / sqrt(variance + static_cast<double>(p.epsilon));
+    for (int64_t i = 0; i < p.row; ++i) {
+        y[r * p.row + i] = (value(i) - mean) * factor * get<T>(p.scale, i) + get<T>(p.bias, i);
+        if (p.residual) sum[from * p.row + i] = value(i);
+    }
+}
+
+// rows: of the partitioned side. y must be zeroed for a partition.
+template <class T> __global__ void window(WindowProblem p, int64_t rows, double* y) {
+    const int64_t r = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+    if (r >= rows) return;
+    const int64_t token = partition_source(p.window, r);
+    for (int64_t c = 0; c < p.channels; ++c) {
+        if (!p.reverse) y[r * p.channels + c] = token < 0 ? 0 : get<T>(p.x, token * p.channels + c);
+        else if (token >= 0)
+            y[token * p.channels + c] = get<T>(p.x, r * p.channels + c) + (p.residual ? get<T>(p.residual, token * p.channels + c) : 0);
+    }
+}
+
+template <class T> __global__ void patch_merge(PatchMergeProblem p, int64_t rows, double* y) {
+    const int64_t r = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+    if (r >= rows) return;
+    const int ow = (p.grid_w + 1) / 2, oh = (p.grid_h + 1) / 2;
+    const int x = r % ow, yy = r / ow % oh;
+    const int64_t image = r / ow / oh, c4 = 4 * p.channels;
+    auto value = [&](int64_t i) {
+        const int quadrant = p.order[i / p.channels];
+        const int iy = 2 * yy + quadrant / 2, ix = 2 * x + quadrant % 2;
+        return iy < p.grid_h && ix < p.grid_w ? get<T>(p.x, ((image * p.grid_h + iy) * p.grid_w + ix) * p.channels + i % p.channels) : 0.0;
+    };
+    double mean = 0, variance = 0;
+    for (int64_t i = 0; i < c4; ++i) mean += value(i);
+    mean /= c4;
+    for (int64_t i = 0; i < c4; ++i) variance += (value(i) - mean) * (value(i) - mean);
+    variance /= c4;
+    for (int64_t i = 0; i < c4; ++i)
+        y[r * c4 + i] = (value(i) - mean) / sqrt(variance + static_cast<double>(p.epsilon)) * get<T>(p.scale, i) + get<T>(p.bias, i);
+}
+
+__device__ inline int region(int i, int length, int window, int shift) {
+    return shift == 0 ? 0 : i < length - window ? 0 : i < length - shift ? 1 : 2;
+}
+
+template <class T> __global__ void attention(AttentionProblem p, double* out) {
+    const int64_t r = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+    if (r >= p.batch * p.heads * p.queries) return;
+    const int n = r % p.queries, h = r / p.queries % p.heads;
+    const int64_t b = r / p.queries / p.heads;
+    const int64_t q0 = b * p.q.batch + int64_t{n} * p.q.token + int64_t{h} * p.q.head;
+    const WindowGrid& g = p.window;
+    auto score = [&](int m) {
+        const int64_t k0 = b * p.k.batch + int64_t{m} * p.k.token + int64_t{h} * p.k.head;
+        double s = 0;
+        for (int i = 0; i < p.dim; ++i) s += get<T>(p.q.base, q0 + i) * get<T>(p.k.base, k0 + i);
+        s *= static_cast<double>(p.scale);
+        if (p.bias_kind == AttentionBias::kDense) {
+            const int head = p.bias_heads == 1 ? 0 : h;
+            s += get<T>(p.bias, ((b % p.bias_period * p.bias_heads + head) * p.queries + n) * p.keys + m);
+        } else if (p.bias_kind == AttentionBias::kTable) {
+            const int y1 = n / g.window_w, x1 = n % g.window_w, y2 = m / g.window_w, x2 = m % g.window_w;
+            s += get<T>(p.bias, int64_t{(y1 - y2 + g.window_h - 1) * (2 * g.window_w - 1) + x1 - x2 + g.window_w - 1} * p.heads + h);
+        }
+        if (p.mask_kind == AttentionMask::kDense) {
+            s += get<T>(p.mask, (b % p.mask_period * p.queries + n) * p.keys + m);
+        } else if (p.mask_kind == AttentionMask::kShift) {
+            const int ny = (g.grid_h + g.window_h - 1) / g.window_h, nx = (g.grid_w + g.window_w - 1) / g.window_w;
+            const int w = b % (int64_t{ny} * nx), wy = w / nx, wx = w % nx;
+            auto place = [&](int t) {
+                return region(wy * g.window_h + t / g.window_w, ny * g.window_h, g.window_h, g.shift_h) * 3 +
+                       region(wx * g.window_w + t % g.window_w, nx * g.window_w, g.window_w, g.shift_w);
+            };
+            if (place(n) != place(m)) s += static_cast<double>(p.mask_value);
+        }
+        return s;
+    };
+    double top = -INFINITY, sum = 0;
+    for (int m = 0; m < p.keys; ++m) top = fmax(top, score(m));
+    double o[128];
+    for (int i = 0; i < p.value_dim; ++i) o[i] = 0;
+    if (top > -INFINITY) {
+        for (int m = 0; m < p.keys; ++m) {
+            const double w = exp(score(m) - top);
+            sum += w;
+            const int64_t v0 = b * p.v.batch + int64_t{m} * p.v.token + int64_t{h} * p.v.head;
+            if (w > 0)
+                for (int i = 0; i < p.value_dim; ++i) o[i] += w * get<T>(p.v.base, v0 + i);
+        }
+    }
+    for (int i = 0; i < p.value_dim; ++i) out[((b * p.queries + n) * p.heads + h) * p.value_dim + i] = sum > 0 ? o[i] / sum : 0;
+}
+
+}  // namespace reference
