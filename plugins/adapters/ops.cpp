@@ -1,0 +1,447 @@
+#include "ops.h"
+
+#include <cmath>
+#include <stdexcept>
+
+#include "kernels.h"
+
+namespace trt_opt {
+namespace {
+
+using nvinfer1::DataType;
+using nvinfer1::Dims;
+using nvinfer1::DimensionOperation;
+using nvinfer1::DimsExprs;
+using nvinfer1::IDimensionExpr;
+using nvinfer1::IExprBuilder;
+using nvinfer1::PluginTensorDesc;
+
+DType dtype(const PluginTensorDesc& t) { return t.type == DataType::kHALF ? DType::kHalf : DType::kFloat; }
+int64_t element(const PluginTensorDesc& t) { return t.type == DataType::kHALF ? 2 : 4; }
+int64_t volume(const Dims& d, int32_t begin, int32_t end) {
+    int64_t v = 1;
+    for (int32_t i = begin; i < end; ++i) v *= d.d[i];
+    return v;
+}
+
+const IDimensionExpr* times(const IDimensionExpr* a, int64_t b, IExprBuilder& build) {
+    if (b == 1) return a;
+    return build.operation(DimensionOperation::kPROD, *a, *build.constant(static_cast<int32_t>(b)));
+}
+const IDimensionExpr* divided(const IDimensionExpr* a, int64_t b, IExprBuilder& build) {
+    if (a->isConstant()) return build.constant(static_cast<int32_t>(a->getConstantValue() / b));
+    return build.operation(DimensionOperation::kFLOOR_DIV, *a, *build.constant(static_cast<int32_t>(b)));
+}
+// False if the dimension is known and is not `value`.
+bool may_be(const IDimensionExpr* a, int64_t value) { return !a->isConstant() || a->getConstantValue() == value; }
+
+WindowGrid window_grid(const Attributes& a, bool shift_and_grid, bool pad) {
+    WindowGrid g;
+    const auto& window = a.integers("window");
+    g.window_h = window[0], g.window_w = window[1];
+    if (g.window_h < 0 || g.window_w < 0 || (g.window_h == 0) != (g.window_w == 0)) a.fail("attribute 'window' must be two positive sizes or [0, 0]");
+    const auto &grid = a.integers("grid"), &shift = a.integers("shift");
+    g.grid_h = grid[0], g.grid_w = grid[1], g.shift_h = shift[0], g.shift_w = shift[1];
+    if (pad) {
+        g.pad_after_roll = a.integer("pad_after_roll");
+        if (g.pad_after_roll != 0 && g.pad_after_roll != 1) a.fail("attribute 'pad_after_roll' must be 0 or 1");
+    }
+    if (g.used() && shift_and_grid) {
+        if (g.grid_h < 1 || g.grid_w < 1) a.fail("attribute 'grid' must be two positive sizes where windows are used");
+        if (g.shift_h < 0 || g.shift_w < 0 || g.shift_h >= g.grid_h + g.window_h || g.shift_w >= g.grid_w + g.window_w)
+            a.fail("attribute 'shift' must lie between 0 and the grid");
+        if (int64_t{g.grid_h} * g.grid_w > (int64_t{1} << 30)) a.fail("attribute 'grid' is too large");
+    }
+    return g;
+}
+bool flag(const Attributes& a, const char* name) {
+    const int32_t v = a.integer(name);
+    if (v != 0 && v != 1) a.fail(std::string("attribute '") + name + "' must be 0 or 1, is " + std::to_string(v));
+    return v != 0;
+}
+float epsilon(const Attributes& a) {
+    const float e = a.real("epsilon");
+    if (!(e >= 0.f) || !std::isfinite(e)) a.fail("attribute 'epsilon' must be a number of at least 0");
+    return e;
+}
+
+// Images of a token tensor `[B, H*W, C]` or `[B, H, W, C]`; throws if it is not of this grid.
+int64_t images_of(const Attributes& a, const Dims& d, const WindowGrid& g) {
+    const bool fits = d.nbDims == 3   ? d.d[1] == int64_t{g.grid_h} * g.grid_w
+                      : d.nbDims == 4 ? d.d[1] == g.grid_h && d.d[2] == g.grid_w
+                                      : false;
+    if (!fits) a.fail("input x does not have the tokens of attribute 'grid'");
+    return d.d[0];
+}
+void check_tokens(const Attributes& a, const DimsExprs& d, const WindowGrid& g) {
+    const bool fits = d.nbDims == 3   ? may_be(d.d[1], int64_t{g.grid_h} * g.grid_w)
+                      : d.nbDims == 4 ? may_be(d.d[1], g.grid_h) && may_be(d.d[2], g.grid_w)
+                                      : false;
+    if (!fits) a.fail("input x must be [B, H*W, C] or [B, H, W, C] with H, W of attribute 'grid'");
+}
+
+class LayerNorm final : public Op {
+public:
+    explicit LayerNorm(Attributes given) : Op(std::move(given)) {
+        epsilon_ = epsilon(attributes_);
+        axis_ = attributes_.integer("axis");
+        expect(axis_ < 0 && axis_ >= -Dims::MAX_DIMS, "attribute 'axis' must be negative: the first normalized axis, counted from the end");
+        residual_ = flag(attributes_, "residual");
+        window_ = window_grid(attributes_, true, true);
+        expect(!window_.used() || axis_ == -1, "attribute 'axis' must be -1 where windows are used");
+    }
+    std::unique_ptr<Op> clone() const override { return std::make_unique<LayerNorm>(*this); }
+    int32_t inputs() const override { return residual_ ? 4 : 3; }
+    int32_t outputs() const override { return residual_ ? 2 : 1; }
+    void shapes(const DimsExprs* in, DimsExprs* out, IExprBuilder& build) const override {
+        expect(in[0].nbDims >= -axis_, "input x has fewer axes than are normalized");
+        out[0] = in[0];
+        if (residual_) out[1] = in[0];
+        if (window_.used()) {
+            check_tokens(attributes_, in[0], window_);
+            out[0].nbDims = 3;
+            out[0].d[2] = in[0].d[in[0].nbDims - 1];
+            out[0].d[0] = times(in[0].d[0], window_.windows(), build);
+            out[0].d[1] = build.constant(static_cast<int32_t>(window_.window_tokens()));
+        }
+    }
+    cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, int32_t,
+                    cudaStream_t stream) const override {
+        const Dims& x = in_desc[0].dims;
+        expect(x.nbDims >= -axis_, "input x has fewer axes than are normalized");
+        LayerNormProblem p;
+        p.dtype = dtype(in_desc[0]);
+        p.row = volume(x, x.nbDims + axis_, x.nbDims);
+        p.rows = volume(x, 0, x.nbDims + axis_);
+        const int parameters = residual_ ? 2 : 1;
+        for (int i = parameters; i < parameters + 2; ++i)
+            expect(volume(in_desc[i].dims, 0, in_desc[i].dims.nbDims) == p.row, "inputs scale and bias must have the normalized axes");
+        if (window_.used()) images_of(attributes_, x, window_);
+        p.epsilon = epsilon_;
+        p.window = window_;
+        p.x = in[0];
+        if (residual_) p.residual = in[1], p.sum = out[1];
+        p.scale = in[parameters], p.bias = in[parameters + 1];
+        p.y = out[0];
+        return layer_norm(p, stream);
+    }
+
+private:
+    float epsilon_;
+    int32_t axis_;
+    bool residual_;
+    WindowGrid window_;
+};
+
+class Window final : public Op {
+public:
+    explicit Window(Attributes given) : Op(std::move(given)) {
+        reverse_ = flag(attributes_, "reverse");
+        residual_ = flag(attributes_, "residual");
+        rank_ = attributes_.integer("rank");
+        window_ = window_grid(attributes_, true, true);
+        expect(window_.used(), "attribute 'window' must be two positive sizes");
+        expect(!residual_ || reverse_, "attribute 'residual' needs reverse = 1");
+        expect(rank_ == 3 || (rank_ == 4 && reverse_), "attribute 'rank' must be 3, or 4 on reverse");
+    }
+    std::unique_ptr<Op> clone() const override { return std::make_unique<Window>(*this); }
+    int32_t inputs() const override { return residual_ ? 2 : 1; }
+    int32_t outputs() const override { return 1; }
+    void shapes(const DimsExprs* in, DimsExprs* out, IExprBuilder& build) const override {
+        const DimsExprs& x = in[0];
+        DimsExprs& y = out[0];
+        y.nbDims = rank_;
+        y.d[rank_ - 1] = x.d[x.nbDims - 1];
+        if (reverse_) {
+            expect(x.nbDims == 3 && may_be(x.d[1], window_.window_tokens()), "input x must be [B*nW, wh*ww, C]");
+            y.d[0] = divided(x.d[0], window_.windows(), build);
+            if (rank_ == 4) y.d[1] = build.constant(window_.grid_h), y.d[2] = build.constant(window_.grid_w);
+            else y.d[1] = build.constant(window_.grid_h * window_.grid_w);
+        } else {
+            check_tokens(attributes_, x, window_);
+            y.d[0] = times(x.d[0], window_.windows(), build);
+            y.d[1] = build.constant(static_cast<int32_t>(window_.window_tokens()));
+        }
+    }
+    cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, int32_t,
+                    cudaStream_t stream) const override {
+        const Dims& x = in_desc[0].dims;
+        WindowProblem p;
+        p.dtype = dtype(in_desc[0]);
+        if (reverse_) {
+            expect(x.nbDims == 3 && x.d[1] == window_.window_tokens() && x.d[0] % window_.windows() == 0, "input x must be [B*nW, wh*ww, C]");
+            p.images = x.d[0] / window_.windows();
+        } else {
+            p.images = images_of(attributes_, x, window_);
+        }
+        p.channels = x.d[x.nbDims - 1];
+        p.reverse = reverse_;
+        p.window = window_;
+        p.x = in[0];
+        if (residual_) p.residual = in[1];
+        p.y = out[0];
+        return window(p, stream);
+    }
+
+private:
+    bool reverse_, residual_;
+    int32_t rank_;
+    WindowGrid window_;
+};
+
+class PatchMerge final : public Op {
+public:
+    explicit PatchMerge(Attributes given) : Op(std::move(given)) {
+        epsilon_ = epsilon(attributes_);
+        grid_.grid_h = attributes_.integers("grid")[0], grid_.grid_w = attributes_.integers("grid")[1];
+        expect(grid_.grid_h > 0 && grid_.grid_w > 0 && int64_t{grid_.grid_h} * grid_.grid_w <= (int64_t{1} << 30), "attribute 'grid' must be two positive sizes");
+        const auto& order = attributes_.integers("order");
+        int seen = 0;
+        for (int i = 0; i < 4; ++i) {
+            expect(order[i] >= 0 && order[i] < 4, "attribute 'order' must hold quadrants 0 to 3");
+            order_[i] = order[i];
+            seen |= 1 << order[i];
+        }
+        expect(seen == 15, "attribute 'order' must name each quadrant once");
+        rank_ = attributes_.integer("rank");
+        expect(rank_ == 3 || rank_ == 4, "attribute 'rank' must be 3 or 4");
+    }
+    std::unique_ptr<Op> clone() const override { return std::make_unique<PatchMerge>(*this); }
+    int32_t inputs() const override { return 3; }
+    int32_t outputs() const override { return 1; }
+    void shapes(const DimsExprs* in, DimsExprs* out, IExprBuilder& build) const override {
+        check_tokens(attributes_, in[0], grid_);
+        const int32_t h = (grid_.grid_h + 1) / 2, w = (grid_.grid_w + 1) / 2;
+        out[0].nbDims = rank_;
+        out[0].d[0] = in[0].d[0];
+        if (rank_ == 4) out[0].d[1] = build.constant(h), out[0].d[2] = build.constant(w);
+        else out[0].d[1] = build.constant(h * w);
+        out[0].d[rank_ - 1] = times(in[0].d[in[0].nbDims - 1], 4, build);
+    }
+    cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, int32_t,
+                    cudaStream_t stream) const override {
+        const Dims& x = in_desc[0].dims;
+        PatchMergeProblem p;
+        p.dtype = dtype(in_desc[0]);
+        p.images = images_of(attributes_, x, grid_);
+        p.channels = x.d[x.nbDims - 1];
+        for (int i = 1; i < 3; ++i)
+            expect(volume(in_desc[i].dims, 0, in_desc[i].dims.nbDims) == 4 * p.channels, "inputs scale and bias must have 4C elements");
+        p.grid_h = grid_.grid_h, p.grid_w = grid_.grid_w;
+        for (int i = 0; i < 4; ++i) p.order[i] = order_[i];
+        p.epsilon = epsilon_;
+        p.x = in[0], p.scale = in[1], p.bias = in[2], p.y = out[0];
+        return patch_merge(p, stream);
+    }
+
+private:
+    float epsilon_;
+    WindowGrid grid_;
+    int32_t order_[4];
+    int32_t rank_;
+};
+
+class Attention final : public Op {
+public:
+    enum class Layout { kQkv, kQKv, kQkV, kQKV, kBhnd };
+
+    explicit Attention(Attributes given) : Op(std::move(given)) {
+        heads_ = attributes_.integer("num_heads");
+        expect(heads_ > 0, "attribute 'num_heads' must be positive");
+        scale_ = attributes_.real("scale");
+        expect(std::isfinite(scale_), "attribute 'scale' must be finite");
+        const std::string& layout = attributes_.string("layout");
+        const char* const names[] = {"qkv", "q_kv", "qk_v", "q_k_v", "bhnd"};
+        int found = -1;
+        for (int i = 0; i < 5; ++i)
+            if (layout == names[i]) found = i;
+        if (found < 0) attributes_.fail("attribute 'layout' must be qkv, q_kv, qk_v, q_k_v or bhnd, is '" + layout + "'");
+        layout_ = static_cast<Layout>(found);
+        bias_ = attributes_.integer("bias"), mask_ = attributes_.integer("mask");
+        expect(bias_ >= 0 && bias_ <= 2, "attribute 'bias' must be 0, 1 or 2");
+        expect(mask_ >= 0 && mask_ <= 2, "attribute 'mask' must be 0, 1 or 2");
+        mask_value_ = attributes_.real("mask_value");
+        expect(!std::isnan(mask_value_), "attribute 'mask_value' must be a number");
+        window_ = window_grid(attributes_, mask_ == 2, false);
+        expect((bias_ != 2 && mask_ != 2) || window_.used(), "attribute 'window' is needed for a bias table and for the shift mask");
+    }
+    std::unique_ptr<Op> clone() const override { return std::make_unique<Attention>(*this); }
+    int32_t tensors() const { return layout_ == Layout::kQkv ? 1 : layout_ == Layout::kQKv || layout_ == Layout::kQkV ? 2 : 3; }
+    int32_t inputs() const override { return tensors() + (bias_ ? 1 : 0) + (mask_ == 1 ? 1 : 0); }
+    int32_t outputs() const override { return 1; }
+    void shapes(const DimsExprs* in, DimsExprs* out, IExprBuilder& build) const override {
+        const int32_t rank = layout_ == Layout::kBhnd ? 4 : 3;
+        for (int32_t i = 0; i < tensors(); ++i) expect(in[i].nbDims == rank, rank == 4 ? "inputs q, k, v must be [B, h, N, d]" : "inputs q, k, v must have three axes");
+        out[0].nbDims = 3;
+        out[0].d[0] = in[0].d[0];
+        out[0].d[1] = in[0].d[1];
+        switch (layout_) {
+            case Layout::kQkv: out[0].d[2] = divided(in[0].d[2], 3, build); break;
+            case Layout::kQKv: out[0].d[2] = divided(in[1].d[2], 2, build); break;
+            case Layout::kQkV: out[0].d[2] = in[1].d[2]; break;
+            case Layout::kQKV: out[0].d[2] = in[2].d[2]; break;
+            case Layout::kBhnd:
+                expect(may_be(in[0].d[1], heads_), "input q does not have num_heads heads");
+                out[0].d[1] = in[0].d[2];
+                out[0].d[2] = times(in[2].d[3], heads_, build);
+        }
+    }
+    cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, int32_t tactic,
+                    cudaStream_t stream) const override {
+        AttentionProblem p = problem(in_desc);
+        const int64_t e = element(in_desc[0]);
+        const auto at = [&](const void* base, int64_t elements) { return static_cast<const char*>(base) + elements * e; };
+        const int64_t hd = int64_t{heads_} * p.dim;
+        switch (layout_) {
+            case Layout::kQkv: p.q.base = in[0], p.k.base = at(in[0], hd), p.v.base = at(in[0], 2 * hd); break;
+            case Layout::kQKv: p.q.base = in[0], p.k.base = in[1], p.v.base = at(in[1], hd); break;
+            case Layout::kQkV: p.q.base = in[0], p.k.base = at(in[0], hd), p.v.base = in[1]; break;
+            default: p.q.base = in[0], p.k.base = in[1], p.v.base = in[2];
+        }
+        int32_t next = tensors();
+        if (bias_) p.bias = in[next++];
+        if (mask_ == 1) p.mask = in[next];
+        p.out = out[0];
+        return attention(p, stream, tactic);
+    }
+    std::vector<int32_t> tactics(const PluginTensorDesc* in_desc) const override {
+        const AttentionProblem p = problem(in_desc);
+        std::vector<int32_t> valid;
+        for (int32_t t = 1; t < kTacticCount; ++t)
+            if (attention_tactic_valid(p, t)) valid.push_back(t);
+        return valid;
+    }
+
+private:
+    // Everything but the pointers.
+    AttentionProblem problem(const PluginTensorDesc* in) const {
+        AttentionProblem p;
+        p.dtype = dtype(in[0]);
+        p.heads = heads_;
+        p.scale = scale_;
+        const int32_t rank = layout_ == Layout::kBhnd ? 4 : 3;
+        for (int32_t i = 0; i < tensors(); ++i) {
+            expect(in[i].dims.nbDims == rank, rank == 4 ? "inputs q, k, v must be [B, h, N, d]" : "inputs q, k, v must have three axes");
+            expect(in[i].dims.d[0] == in[0].dims.d[0], "inputs q, k, v must have the same batch");
+        }
+        const auto dim = [&](int32_t input, int32_t axis) { return int64_t{in[input].dims.d[axis]}; };
+        const auto per_head = [&](int64_t row, int64_t parts) {
+            expect(row % (parts * heads_) == 0, "the width of q, k or v is not a multiple of num_heads");
+            return static_cast<int32_t>(row / parts / heads_);
+        };
+        // Rows of `row` elements, heads of `size` side by side.
+        const auto packed = [](int64_t tokens, int64_t row, int32_t size) {
+            HeadView v;
+            v.batch = tokens * row, v.token = static_cast<int32_t>(row), v.head = size;
+            return v;
+        };
+        p.batch = dim(0, 0);
+        int64_t n = dim(0, 1), m = n;
+        switch (layout_) {
+            case Layout::kQkv:
+                p.dim = p.value_dim = per_head(dim(0, 2), 3);
+                p.q = p.k = p.v = packed(n, dim(0, 2), p.dim);
+                break;
+            case Layout::kQKv:
+                m = dim(1, 1);
+                p.dim = p.value_dim = per_head(dim(0, 2), 1);
+                expect(dim(1, 2) == 2 * dim(0, 2), "input kv must be twice as wide as q");
+                p.q = packed(n, dim(0, 2), p.dim), p.k = p.v = packed(m, dim(1, 2), p.dim);
+                break;
+            case Layout::kQkV:
+                p.dim = per_head(dim(0, 2), 2), p.value_dim = per_head(dim(1, 2), 1);
+                expect(dim(1, 1) == n, "inputs qk and v must have the same tokens");
+                p.q = p.k = packed(n, dim(0, 2), p.dim), p.v = packed(n, dim(1, 2), p.value_dim);
+                break;
+            case Layout::kQKV:
+                m = dim(1, 1);
+                p.dim = per_head(dim(0, 2), 1), p.value_dim = per_head(dim(2, 2), 1);
+                expect(dim(2, 1) == m && dim(1, 2) == dim(0, 2), "inputs k and v must have the same tokens, q and k the same width");
+                p.q = packed(n, dim(0, 2), p.dim), p.k = packed(m, dim(1, 2), p.dim), p.v = packed(m, dim(2, 2), p.value_dim);
+                break;
+            case Layout::kBhnd: {
+                n = dim(0, 2), m = dim(1, 2);
+                p.dim = static_cast<int32_t>(dim(0, 3)), p.value_dim = static_cast<int32_t>(dim(2, 3));
+                expect(dim(2, 2) == m && dim(1, 3) == p.dim, "inputs k and v must have the same tokens, q and k the same head size");
+                for (int32_t i = 0; i < 3; ++i) expect(dim(i, 1) == heads_, "inputs q, k, v must have num_heads heads");
+                const auto heads_first = [&](int64_t tokens, int32_t size) {
+                    HeadView v;
+                    v.batch = heads_ * tokens * size, v.token = size, v.head = static_cast<int32_t>(tokens * size);
+                    return v;
+                };
+                p.q = heads_first(n, p.dim), p.k = heads_first(m, p.dim), p.v = heads_first(m, p.value_dim);
+            }
+        }
+        p.queries = static_cast<int32_t>(n), p.keys = static_cast<int32_t>(m);
+        expect(p.dim >= 1 && p.dim <= 128 && p.value_dim >= 1 && p.value_dim <= 128, "the head size must be 1 to 128");
+        p.window = window_;
+        int32_t next = tensors();
+        if (bias_ == 1) {
+            const Dims& b = in[next++].dims;
+            expect(b.nbDims == 4 && (b.d[1] == heads_ || b.d[1] == 1) && b.d[2] == n && b.d[3] == m && b.d[0] > 0, "input bias must be [P, h or 1, N, M]");
+            p.bias_kind = AttentionBias::kDense;
+            p.bias_period = b.d[0], p.bias_heads = static_cast<int32_t>(b.d[1]);
+        } else if (bias_ == 2) {
+            const Dims& b = in[next++].dims;
+            expect(n == window_.window_tokens() && m == n, "a bias table needs N = M = wh*ww");
+            expect(b.nbDims == 2 && b.d[0] == int64_t{2 * window_.window_h - 1} * (2 * window_.window_w - 1) && b.d[1] == heads_, "input bias must be [(2wh-1)*(2ww-1), h]");
+            p.bias_kind = AttentionBias::kTable;
+        }
+        if (mask_ == 1) {
+            const Dims& d = in[next].dims;
+            expect(d.nbDims == 3 && d.d[0] > 0 && d.d[1] == n && d.d[2] == m, "input mask must be [P, N, M]");
+            p.mask_kind = AttentionMask::kDense;
+            p.mask_period = d.d[0];
+        } else if (mask_ == 2) {
+            expect(n == window_.window_tokens() && m == n, "the shift mask needs N = M = wh*ww");
+            p.mask_kind = AttentionMask::kShift;
+            p.mask_value = mask_value_;
+        }
+        return p;
+    }
+
+    int32_t heads_, bias_, mask_;
+    float scale_, mask_value_;
+    Layout layout_;
+    WindowGrid window_;
+};
+
+template <class T> std::unique_ptr<Op> make(Attributes attributes) { return std::make_unique<T>(std::move(attributes)); }
+
+}  // namespace
+
+bool Op::supports(int32_t pos, const PluginTensorDesc& first, const PluginTensorDesc& tensor) const {
+    if (tensor.format != nvinfer1::TensorFormat::kLINEAR) return false;
+    if (pos == 0) return tensor.type == DataType::kHALF || tensor.type == DataType::kFLOAT;
+    return tensor.type == first.type;
+}
+
+const std::vector<OpDef>& op_definitions() {
+    constexpr auto kInt = FieldKind::kInt, kInts = FieldKind::kInts, kFloat = FieldKind::kFloat, kText = FieldKind::kText;
+    static const std::vector<OpDef> ops = {
+        {"TrtOptLayerNorm",
+         {{"epsilon", kFloat, 1}, {"axis", kInt, 1}, {"residual", kInt, 1}, {"grid", kInts, 2}, {"window", kInts, 2}, {"shift", kInts, 2}, {"pad_after_roll", kInt, 1}},
+         make<LayerNorm>},
+        {"TrtOptAttention",
+         {{"num_heads", kInt, 1}, {"scale", kFloat, 1}, {"layout", kText, 1}, {"bias", kInt, 1}, {"mask", kInt, 1}, {"mask_value", kFloat, 1}, {"grid", kInts, 2}, {"window", kInts, 2}, {"shift", kInts, 2}},
+         make<Attention>},
+        {"TrtOptWindow",
+         {{"reverse", kInt, 1}, {"rank", kInt, 1}, {"residual", kInt, 1}, {"grid", kInts, 2}, {"window", kInts, 2}, {"shift", kInts, 2}, {"pad_after_roll", kInt, 1}},
+         make<Window>},
+        {"TrtOptPatchMerge", {{"epsilon", kFloat, 1}, {"grid", kInts, 2}, {"order", kInts, 4}, {"rank", kInt, 1}}, make<PatchMerge>},
+    };
+    return ops;
+}
+
+std::unique_ptr<Op> make_op(const OpDef& def, const nvinfer1::PluginFieldCollection* fields, bool serialized) {
+    Attributes attributes(def.name, def.fields);
+    attributes.parse(fields, serialized);
+    return def.make(std::move(attributes));
+}
+std::unique_ptr<Op> make_op(const OpDef& def, const void* data, size_t size) {
+    Attributes attributes(def.name, def.fields);
+    attributes.parse_bytes(data, size);
+    return def.make(std::move(attributes));
+}
+
+}  // namespace trt_opt

@@ -1,0 +1,191 @@
+// What the checks of both plugin interfaces share: valid fields of every op, and ways to spoil them.
+#pragma once
+
+#include <NvInferRuntime.h>
+#include <dlfcn.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace check {
+
+using nvinfer1::PluginField;
+using nvinfer1::PluginFieldCollection;
+using nvinfer1::PluginFieldType;
+
+inline int failures = 0, checks = 0;
+inline void expect(bool ok, const std::string& what) {
+    ++checks;
+    if (!ok) ++failures, std::printf("FAIL %s\n", what.c_str());
+}
+
+// Gathers what the library logs.
+class Logger final : public nvinfer1::ILogger {
+public:
+    void log(Severity severity, char const* message) noexcept override {
+        if (severity <= Severity::kERROR) errors += std::string(message) + "\n";
+        all += std::string(message) + "\n";
+    }
+    void clear() { errors.clear(), all.clear(); }
+    std::string errors, all;
+};
+class Finder final : public nvinfer1::ILoggerFinder {
+public:
+    explicit Finder(Logger& logger) : logger_(logger) {}
+    nvinfer1::ILogger* findLogger() override { return &logger_; }
+    ~Finder() = default;
+
+private:
+    Logger& logger_;
+};
+
+struct Value {
+    PluginFieldType type;
+    std::vector<int32_t> ints;
+    float real = 0;
+    std::string text;
+    int32_t length = 0;
+    const void* data() const { return type == PluginFieldType::kINT32 ? static_cast<const void*>(ints.data()) : type == PluginFieldType::kFLOAT32 ? static_cast<const void*>(&real) : text.data(); }
+};
+inline Value ints(std::vector<int32_t> v) {
+    Value x{PluginFieldType::kINT32, v, 0, "", static_cast<int32_t>(v.size())};
+    return x;
+}
+inline Value real(float v) { return {PluginFieldType::kFLOAT32, {}, v, "", 1}; }
+inline Value text(const std::string& v) { return {PluginFieldType::kCHAR, {}, 0, v, static_cast<int32_t>(v.size())}; }
+
+using Fields = std::vector<std::pair<std::string, Value>>;
+
+struct Op {
+    const char* name;
+    std::vector<Fields> valid;
+    // Field, value to give it, what the message must say. A value of length -1 takes the field away.
+    struct Spoiled {
+        const char* field;
+        Value value;
+        const char* message;
+    };
+    std::vector<Spoiled> invalid;
+};
+
+inline Value gone() { return {PluginFieldType::kINT32, {}, 0, "", -1}; }
+inline Value typed(Value v, PluginFieldType type) { return v.type = type, v; }
+
+inline std::vector<Op> ops() {
+    const Fields norm = {{"epsilon", real(1e-5f)}, {"axis", ints({-1})}, {"residual", ints({1})}, {"grid", ints({56, 56})}, {"window", ints({7, 7})}, {"shift", ints({3, 3})}, {"pad_after_roll", ints({0})}};
+    const Fields plain = {{"epsilon", real(1e-6f)}, {"axis", ints({-2})}, {"residual", ints({0})}, {"grid", ints({0, 0})}, {"window", ints({0, 0})}, {"shift", ints({0, 0})}, {"pad_after_roll", ints({0})}};
+    const Fields attention = {{"num_heads", ints({3})}, {"scale", real(0.1767767f)}, {"layout", text("qkv")}, {"bias", ints({2})}, {"mask", ints({2})}, {"mask_value", real(-100.f)}, {"grid", ints({56, 56})}, {"window", ints({7, 7})}, {"shift", ints({3, 3})}};
+    const Fields global = {{"num_heads", ints({6})}, {"scale", real(0.125f)}, {"layout", text("q_k_v")}, {"bias", ints({0})}, {"mask", ints({1})}, {"mask_value", real(0.f)}, {"grid", ints({0, 0})}, {"window", ints({0, 0})}, {"shift", ints({0, 0})}};
+    const Fields window = {{"reverse", ints({1})}, {"rank", ints({4})}, {"residual", ints({1})}, {"grid", ints({14, 14})}, {"window", ints({7, 7})}, {"shift", ints({3, 3})}, {"pad_after_roll", ints({1})}};
+    const Fields merge = {{"epsilon", real(1e-5f)}, {"grid", ints({14, 14})}, {"order", ints({0, 2, 1, 3})}, {"rank", ints({3})}};
+    return {
+        {"TrtOptLayerNorm",
+         {norm, plain},
+         {{"epsilon", real(-1.f), "'epsilon'"}, {"epsilon", gone(), "'epsilon' is missing"}, {"epsilon", ints({1}), "'epsilon' must be float32"}, {"axis", ints({1}), "'axis'"}, {"axis", ints({-2}), "'axis' must be -1"},
+          {"residual", ints({2}), "'residual' must be 0 or 1"}, {"window", ints({7, 0}), "'window'"}, {"window", ints({7}), "'window' must have 2 values, has 1"}, {"window", ints({-7, -7}), "'window'"},
+          {"grid", ints({0, 56}), "'grid'"}, {"shift", ints({-1, 0}), "'shift'"}, {"pad_after_roll", ints({3}), "'pad_after_roll'"}, {"grid", typed(ints({56, 56}), PluginFieldType::kINT64), "'grid' must be int32"}}},
+        {"TrtOptAttention",
+         {attention, global},
+         {{"num_heads", ints({0}), "'num_heads'"}, {"layout", text("kqv"), "'layout'"}, {"layout", ints({1}), "'layout' must be char"}, {"bias", ints({3}), "'bias'"}, {"mask", ints({-1}), "'mask'"},
+          {"scale", real(__builtin_inff()), "'scale'"}, {"mask_value", real(__builtin_nanf("")), "'mask_value'"}, {"window", ints({0, 0}), "'window' is needed"}, {"grid", ints({56, -1}), "'grid'"}, {"shift", gone(), "'shift' is missing"}}},
+        {"TrtOptWindow",
+         {window},
+         {{"rank", ints({2}), "'rank'"}, {"reverse", ints({0}), "'residual' needs reverse"}, {"window", ints({0, 0}), "'window'"}, {"reverse", ints({1, 1}), "'reverse' must have 1 value"}}},
+        {"TrtOptPatchMerge",
+         {merge},
+         {{"order", ints({0, 1, 2, 4}), "'order'"}, {"order", ints({0, 1, 1, 3}), "'order' must name each quadrant once"}, {"order", ints({0, 1, 2}), "'order' must have 4 values"}, {"rank", ints({5}), "'rank'"}, {"grid", ints({0, 0}), "'grid'"},
+          {"epsilon", real(__builtin_nanf("")), "'epsilon'"}}},
+    };
+}
+
+// Fields of `given` as TensorRT passes them, valid while `given` lives.
+inline std::vector<PluginField> fields_of(const Fields& given) {
+    std::vector<PluginField> out;
+    for (const auto& f : given) out.emplace_back(f.first.c_str(), f.second.data(), f.second.type, f.second.length);
+    return out;
+}
+
+inline std::string show(const PluginField& f) {
+    std::string out = std::string(f.name) + ":" + std::to_string(static_cast<int>(f.type)) + ":" + std::to_string(f.length) + "=";
+    const int size = f.type == PluginFieldType::kCHAR ? 1 : 4;
+    for (int i = 0; i < f.length * size; ++i) {
+        char byte[4];
+        std::snprintf(byte, sizeof(byte), "%02x", static_cast<const unsigned char*>(f.data)[i]);
+        out += byte;
+    }
+    return out;
+}
+
+// `create` makes a plugin from fields (null if refused) and returns whether it did; run over every op.
+inline void creation(Logger& logger, const std::function<bool(const char* op, const PluginFieldCollection*)>& create) {
+    for (const Op& op : ops()) {
+        for (const Fields& valid : op.valid) {
+            auto f = fields_of(valid);
+            const PluginFieldCollection all{static_cast<int32_t>(f.size()), f.data()};
+            logger.clear();
+            expect(create(op.name, &all) && logger.all.empty(), std::string(op.name) + " is made from valid fields: " + logger.all);
+            // In another order, and with a field that it does not know.
+            std::vector<PluginField> reversed(f.rbegin(), f.rend());
+            const int32_t stranger = 0;
+            reversed.emplace_back("stranger", &stranger, PluginFieldType::kINT32, 1);
+            const PluginFieldCollection more{static_cast<int32_t>(reversed.size()), reversed.data()};
+            logger.clear();
+            expect(create(op.name, &more) && logger.errors.empty() && logger.all.find("stranger") != std::string::npos, std::string(op.name) + " warns of unknown fields");
+            // Twice the same field.
+            f.push_back(f[0]);
+            const PluginFieldCollection twice{static_cast<int32_t>(f.size()), f.data()};
+            logger.clear();
+            expect(!create(op.name, &twice) && logger.errors.find("given twice") != std::string::npos, std::string(op.name) + " refuses a field given twice");
+        }
+        for (const auto& spoiled : op.invalid) {
+            Fields fields;
+            for (const auto& f : op.valid[0])
+                if (f.first != spoiled.field) fields.push_back(f);
+                else if (spoiled.value.length >= 0) fields.emplace_back(f.first, spoiled.value);
+            auto f = fields_of(fields);
+            const PluginFieldCollection all{static_cast<int32_t>(f.size()), f.data()};
+            logger.clear();
+            const bool made = create(op.name, &all);
+            expect(!made && logger.errors.find(spoiled.message) != std::string::npos && logger.errors.find(op.name) != std::string::npos,
+                   std::string(op.name) + " refuses a bad '" + spoiled.field + "' saying \"" + spoiled.message + "\"; said \"" + logger.errors + "\"");
+        }
+        PluginFieldCollection none{0, nullptr};
+        logger.clear();
+        expect(!create(op.name, &none) && !logger.errors.empty(), std::string(op.name) + " refuses no fields");
+        expect(!create(op.name, nullptr), std::string(op.name) + " refuses null");
+    }
+}
+
+inline void* open_library(const char* path) {
+    void* handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (!handle) std::printf("FAIL %s\n", dlerror()), std::exit(2);
+    return handle;
+}
+template <class F> F symbol(void* handle, const char* name) {
+    void* found = dlsym(handle, name);
+    if (!found) std::printf("FAIL no symbol %s\n", name), std::exit(2);
+    return reinterpret_cast<F>(found);
+}
+
+// Field list of a creator as a JSON object.
+inline std::string json(const char* name, const char* version, const char* space, const PluginFieldCollection* fields) {
+    std::string out = std::string("  {\"name\": \"") + name + "\", \"version\": \"" + version + "\", \"namespace\": \"" + space + "\", \"fields\": [";
+    for (int32_t i = 0; i < fields->nbFields; ++i) {
+        const PluginField& f = fields->fields[i];
+        const char* type = f.type == PluginFieldType::kFLOAT32 ? "FLOAT" : f.type == PluginFieldType::kCHAR ? "STRING" : f.length > 1 ? "INTS" : "INT";
+        out += std::string(i ? ", " : "") + "{\"name\": \"" + f.name + "\", \"type\": \"" + type + "\", \"count\": " + std::to_string(f.length) + "}";
+    }
+    return out + "]}";
+}
+
+inline int finish(const char* what) {
+    std::printf("%s: %d checks, %d failed\n", what, checks, failures);
+    return failures == 0 && checks > 0 ? 0 : 1;
+}
+
+}  // namespace check
