@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use trt_opt_plugin_build::{Environment, Headers, Interface, Options, Toolkit, build, find_headers, find_toolkit, python_packages, run as output_of};
+use trt_opt_plugin_build::{
+    Environment, Headers, Interface, Options, Toolkit, build, find_headers, find_toolkit, python_packages,
+    run as output_of,
+};
 
 /// Real TensorRT without a GPU: major version, its pinned wheel, the library in it.
 const RUNTIMES: &[(u32, &str, &str)] = &[
@@ -77,7 +80,8 @@ fn show(text: &str) {
 }
 
 fn installed(environment: &Environment, name: &str, packages: &[&str]) -> Result<PathBuf, String> {
-    python_packages(environment, name, packages)?.ok_or_else(|| format!("{} could not be installed", packages.join(", ")))
+    python_packages(environment, name, packages)?
+        .ok_or_else(|| format!("{} could not be installed", packages.join(", ")))
 }
 
 fn checker(root: &Path, toolkit: &Toolkit, headers: &Headers, name: &str, folder: &Path) -> Result<PathBuf, String> {
@@ -96,10 +100,15 @@ fn checker(root: &Path, toolkit: &Toolkit, headers: &Headers, name: &str, folder
 fn exports(root: &Path, library: &Path, interface: Interface) -> Result<(), String> {
     let map = root.join(format!("plugins/adapters/exports_{}.map", interface.name()));
     let text = std::fs::read_to_string(&map).map_err(|e| format!("{}: {e}", map.display()))?;
-    let named = text.split_once("global:").and_then(|(_, rest)| rest.split_once("local:")).map(|(names, _)| names).ok_or_else(|| format!("{} is not understood", map.display()))?;
+    let named = text
+        .split_once("global:")
+        .and_then(|(_, rest)| rest.split_once("local:"))
+        .map(|(names, _)| names)
+        .ok_or_else(|| format!("{} is not understood", map.display()))?;
     let wanted: BTreeSet<String> = named.split(';').map(|n| n.trim().to_owned()).filter(|n| !n.is_empty()).collect();
     let listed = output_of(Command::new("nm").args(["-D", "--defined-only", "--format=posix"]).arg(library))?;
-    let found: BTreeSet<String> = listed.lines().filter_map(|l| l.split_whitespace().next().map(str::to_owned)).collect();
+    let found: BTreeSet<String> =
+        listed.lines().filter_map(|l| l.split_whitespace().next().map(str::to_owned)).collect();
     if wanted != found {
         return Err(format!("{} exports {found:?}; {} says {wanted:?}", library.display(), map.display()));
     }
@@ -110,7 +119,11 @@ fn exports(root: &Path, library: &Path, interface: Interface) -> Result<(), Stri
 /// Neither TensorRT nor a CUDA runtime is needed to load the library.
 fn self_contained(library: &Path) -> Result<(), String> {
     let dynamic = output_of(Command::new("readelf").args(["-d"]).arg(library))?;
-    let needed: Vec<&str> = dynamic.lines().filter(|l| l.contains("(NEEDED)")).filter_map(|l| l.split('[').nth(1)?.split(']').next()).collect();
+    let needed: Vec<&str> = dynamic
+        .lines()
+        .filter(|l| l.contains("(NEEDED)"))
+        .filter_map(|l| l.split('[').nth(1)?.split(']').next())
+        .collect();
     match needed.iter().find(|n| n.starts_with("libnvinfer") || n.starts_with("libcuda")) {
         Some(bad) => Err(format!("{} is linked to {bad}", library.display())),
         None => {
@@ -123,9 +136,17 @@ fn self_contained(library: &Path) -> Result<(), String> {
 /// The attention kernels of each architecture use the tensor cores.
 fn machine_code(environment: &Environment, library: &Path, archs: &[String]) -> Result<(), String> {
     let bin = installed(environment, "cuda-disassembler", DISASSEMBLERS)?.join("nvidia/cu13/bin");
-    let path = std::env::join_paths(std::iter::once(bin.clone()).chain(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()))).map_err(|e| e.to_string())?;
+    let path = std::env::join_paths(
+        std::iter::once(bin.clone()).chain(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())),
+    )
+    .map_err(|e| e.to_string())?;
     for arch in archs {
-        let sass = output_of(Command::new(bin.join("cuobjdump")).env("PATH", &path).args(["-sass", "-arch", &format!("sm_{arch}")]).arg(library))?;
+        let sass = output_of(
+            Command::new(bin.join("cuobjdump"))
+                .env("PATH", &path)
+                .args(["-sass", "-arch", &format!("sm_{arch}")])
+                .arg(library),
+        )?;
         let (mut kernels, mut with) = (0, 0);
         for kernel in sass.split("Function : ").skip(1) {
             let name = kernel.lines().next().unwrap_or_default();
@@ -150,7 +171,10 @@ fn fields(root: &Path, dumped: &str, bless: bool) -> Result<(), String> {
     }
     let kept = std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
     if kept != dumped {
-        return Err(format!("{} differs from the creators' fields; `cargo xtask plugins-test --bless` writes it", path.display()));
+        return Err(format!(
+            "{} differs from the creators' fields; `cargo xtask plugins-test --bless` writes it",
+            path.display()
+        ));
     }
     println!("plugins/ops.json agrees with the creators");
     Ok(())

@@ -46,13 +46,16 @@ impl Unit {
     fn fresh(&self) -> bool {
         std::fs::read_to_string(self.sidecar("cmd")).is_ok_and(|have| have == self.command_line())
             && modified(&self.object).is_some_and(|built| {
-                let dependencies = std::fs::read_to_string(self.sidecar("d")).map(|text| parse_depfile(&text)).unwrap_or_default();
-                !dependencies.is_empty() && dependencies.iter().chain([&self.source]).all(|path| modified(path).is_some_and(|t| t <= built))
+                let dependencies =
+                    std::fs::read_to_string(self.sidecar("d")).map(|text| parse_depfile(&text)).unwrap_or_default();
+                !dependencies.is_empty()
+                    && dependencies.iter().chain([&self.source]).all(|path| modified(path).is_some_and(|t| t <= built))
             })
     }
     fn compile(&self) -> Result<(), String> {
         let _ = std::fs::remove_file(self.sidecar("cmd"));
-        run(Command::new(&self.program).args(&self.arguments)).map_err(|e| format!("{}\n{e}", self.source.display()))?;
+        run(Command::new(&self.program).args(&self.arguments))
+            .map_err(|e| format!("{}\n{e}", self.source.display()))?;
         write(&self.sidecar("cmd"), &self.command_line())
     }
 }
@@ -116,7 +119,10 @@ impl Plan<'_> {
             return Err(errors.join("\n\n"));
         }
         let mut outcome = Outcome {
-            compiled: stale.iter().filter_map(|u| u.source.file_name().map(|n| n.to_string_lossy().into_owned())).collect(),
+            compiled: stale
+                .iter()
+                .filter_map(|u| u.source.file_name().map(|n| n.to_string_lossy().into_owned()))
+                .collect(),
             kept: fresh.len(),
             linked: false,
         };
@@ -139,23 +145,36 @@ impl Plan<'_> {
     fn kernels(&self) -> Result<Vec<Unit>, String> {
         let folder = self.objects.join(format!("kernels-{}", self.archs.join("-")));
         std::fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
-        let mut common: Vec<String> = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-Wall,-fvisibility=hidden", "-cudart", "static", "-ccbin"].map(str::to_owned).to_vec();
+        let mut common: Vec<String> =
+            ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-Wall,-fvisibility=hidden", "-cudart", "static", "-ccbin"]
+                .map(str::to_owned)
+                .to_vec();
         common.push(self.toolkit.cxx.display().to_string());
         for arch in self.archs {
             common.push(format!("-gencode=arch=compute_{arch},code=sm_{arch}"));
         }
         // PTX of the newest, for architectures yet to come.
-        let newest = self.archs.iter().max_by_key(|a| a.trim_end_matches(|c: char| c.is_ascii_lowercase()).parse::<u32>().unwrap_or(0));
+        let newest = self
+            .archs
+            .iter()
+            .max_by_key(|a| a.trim_end_matches(|c: char| c.is_ascii_lowercase()).parse::<u32>().unwrap_or(0));
         if let Some(arch) = newest.filter(|a| a.chars().all(|c| c.is_ascii_digit())) {
             common.push(format!("-gencode=arch=compute_{arch},code=compute_{arch}"));
         }
-        Ok(self.sources("plugins/kernels", "cu")?.into_iter().map(|source| self.unit(&self.toolkit.nvcc, source, &folder, &common)).collect())
+        Ok(self
+            .sources("plugins/kernels", "cu")?
+            .into_iter()
+            .map(|source| self.unit(&self.toolkit.nvcc, source, &folder, &common))
+            .collect())
     }
 
     fn adapters(&self) -> Result<Vec<Unit>, String> {
         let folder = self.objects.join(format!("adapters-trt{}-{}", self.headers.major, self.interface.name()));
         std::fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
-        let mut common: Vec<String> = ["-std=c++17", "-O2", "-fPIC", "-Wall", "-Wextra", "-Wno-deprecated-declarations", "-fvisibility=hidden"].map(str::to_owned).to_vec();
+        let mut common: Vec<String> =
+            ["-std=c++17", "-O2", "-fPIC", "-Wall", "-Wextra", "-Wno-deprecated-declarations", "-fvisibility=hidden"]
+                .map(str::to_owned)
+                .to_vec();
         common.push(format!("-I{}", self.root.join("plugins/kernels").display()));
         for include in [&self.headers.include, &self.toolkit.include] {
             common.extend(["-isystem".to_owned(), include.display().to_string()]);
@@ -182,7 +201,13 @@ impl Plan<'_> {
         let mut command = Command::new(&self.toolkit.cxx);
         command.args(["-shared", "-o"]).arg(library).args(units.iter().map(|u| &u.object));
         command.arg(format!("-Wl,--version-script={}", map.display()));
-        command.args(["-Wl,-soname,libtrt_opt_plugins.so", "-Wl,--no-undefined", "-Wl,-Bsymbolic", "-Wl,--gc-sections", "-Wl,--exclude-libs,ALL"]);
+        command.args([
+            "-Wl,-soname,libtrt_opt_plugins.so",
+            "-Wl,--no-undefined",
+            "-Wl,-Bsymbolic",
+            "-Wl,--gc-sections",
+            "-Wl,--exclude-libs,ALL",
+        ]);
         // Its own C++ runtime where there is one to link: the library then loads beside older ones.
         let archive = run(Command::new(&self.toolkit.cxx).arg("-print-file-name=libstdc++.a")).unwrap_or_default();
         if Path::new(archive.trim()).is_absolute() {
@@ -193,7 +218,9 @@ impl Plan<'_> {
         let line = format!("{command:?}\n");
         let record = library.with_extension("link");
         let fresh = std::fs::read_to_string(&record).is_ok_and(|have| have == line)
-            && modified(library).is_some_and(|built| units.iter().map(|u| &u.object).chain([&map]).all(|path| modified(path).is_some_and(|t| t <= built)));
+            && modified(library).is_some_and(|built| {
+                units.iter().map(|u| &u.object).chain([&map]).all(|path| modified(path).is_some_and(|t| t <= built))
+            });
         if fresh {
             return Ok(false);
         }
@@ -223,7 +250,17 @@ mod tests {
         std::fs::write(&source, "#include \"a.h\"\nint f() { return N; }\n").unwrap();
         std::fs::write(&header, "#define N 1\n").unwrap();
         let object = folder.join("a.o");
-        let arguments = ["-c", "-MD", "-MF", object.with_extension("d").to_str().unwrap(), source.to_str().unwrap(), "-o", object.to_str().unwrap()].map(str::to_owned).to_vec();
+        let arguments = [
+            "-c",
+            "-MD",
+            "-MF",
+            object.with_extension("d").to_str().unwrap(),
+            source.to_str().unwrap(),
+            "-o",
+            object.to_str().unwrap(),
+        ]
+        .map(str::to_owned)
+        .to_vec();
         let mut unit = Unit { source, object, program: "c++".into(), arguments };
         assert!(!unit.fresh());
         unit.compile().unwrap();

@@ -42,11 +42,14 @@ pub fn python_packages(environment: &Environment, name: &str, packages: &[&str])
         let python = if folder.join("bin/python").exists() {
             folder.join("bin/python")
         } else {
-            std::fs::create_dir_all(&environment.folder).map_err(|e| format!("{}: {e}", environment.folder.display()))?;
+            std::fs::create_dir_all(&environment.folder)
+                .map_err(|e| format!("{}: {e}", environment.folder.display()))?;
             run(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
             folder.join("bin/python")
         };
-        run(Command::new(python).args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]).args(packages))?;
+        run(Command::new(python)
+            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"])
+            .args(packages))?;
         std::fs::write(&stamp, &wanted).map_err(|e| format!("{}: {e}", stamp.display()))?;
     }
     let lib = folder.join("lib");

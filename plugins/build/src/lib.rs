@@ -20,7 +20,8 @@ pub use toolchain::{Headers, Toolkit, find_headers, find_toolkit};
 pub const DEFAULT_ARCHS: &[&str] = &["75", "80", "86", "89", "90", "100", "120"];
 
 /// Environment variables that change the result; a build script should rerun when they do.
-pub const VARIABLES: &[&str] = &["NVCC", "CUDA_HOME", "CUDA_PATH", "CXX", "TENSORRT_INCLUDE_DIR", "TRT_OPT_CUDA_ARCHS", "TRT_OPT_ENV"];
+pub const VARIABLES: &[&str] =
+    &["NVCC", "CUDA_HOME", "CUDA_PATH", "CXX", "TENSORRT_INCLUDE_DIR", "TRT_OPT_CUDA_ARCHS", "TRT_OPT_ENV"];
 
 /// Which plugin interface the library implements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +64,16 @@ pub struct Options {
 
 impl Options {
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Options { root: root.into(), out: None, objects: None, archs: None, tensorrt_include: None, interface: None, jobs: None, install: true }
+        Options {
+            root: root.into(),
+            out: None,
+            objects: None,
+            archs: None,
+            tensorrt_include: None,
+            interface: None,
+            jobs: None,
+            install: true,
+        }
     }
 }
 
@@ -86,8 +96,22 @@ pub fn build(options: &Options) -> Result<Built, String> {
     let archs = architectures(options, &toolkit)?;
     let target = options.root.join("target/plugins");
     let objects = options.objects.clone().unwrap_or_else(|| target.join("obj"));
-    let out = options.out.clone().unwrap_or_else(|| target.join(format!("trt{}{}", headers.major, if interface == Interface::V2 && headers.major > 9 { "-v2" } else { "" })));
-    let plan = compile::Plan { root: &options.root, toolkit: &toolkit, headers: &headers, interface, archs: &archs, objects: &objects, out: &out };
+    let out = options.out.clone().unwrap_or_else(|| {
+        target.join(format!(
+            "trt{}{}",
+            headers.major,
+            if interface == Interface::V2 && headers.major > 9 { "-v2" } else { "" }
+        ))
+    });
+    let plan = compile::Plan {
+        root: &options.root,
+        toolkit: &toolkit,
+        headers: &headers,
+        interface,
+        archs: &archs,
+        objects: &objects,
+        out: &out,
+    };
     let jobs = options.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let (library, outcome) = plan.build(jobs)?;
     Ok(Built { library, interface, tensorrt_major: headers.major, archs, outcome })
@@ -99,15 +123,24 @@ pub fn inputs(root: &Path) -> Vec<PathBuf> {
 }
 
 fn architectures(options: &Options, toolkit: &Toolkit) -> Result<Vec<String>, String> {
-    let split = |text: &str| text.split([' ', ',', ';']).filter(|a| !a.is_empty()).map(str::to_owned).collect::<Vec<_>>();
-    let asked = options.archs.clone().or_else(|| std::env::var("TRT_OPT_CUDA_ARCHS").ok().map(|v| split(&v)).filter(|v| !v.is_empty()));
+    let split =
+        |text: &str| text.split([' ', ',', ';']).filter(|a| !a.is_empty()).map(str::to_owned).collect::<Vec<_>>();
+    let asked = options
+        .archs
+        .clone()
+        .or_else(|| std::env::var("TRT_OPT_CUDA_ARCHS").ok().map(|v| split(&v)).filter(|v| !v.is_empty()));
     if let Some(asked) = asked {
-        let cleaned: Vec<String> = asked.iter().flat_map(|a| split(a)).map(|a| a.trim_start_matches("sm_").replace('.', "")).collect();
+        let cleaned: Vec<String> =
+            asked.iter().flat_map(|a| split(a)).map(|a| a.trim_start_matches("sm_").replace('.', "")).collect();
         for arch in &cleaned {
             let digits = arch.trim_end_matches(|c: char| c.is_ascii_lowercase());
             match digits.parse::<u32>() {
                 Ok(n) if n >= 75 && arch.len() - digits.len() <= 1 => {}
-                Ok(n) if n < 75 => return Err(format!("architecture {arch} is not supported: 75 (Turing) is the oldest with the tensor-core instructions used")),
+                Ok(n) if n < 75 => {
+                    return Err(format!(
+                        "architecture {arch} is not supported: 75 (Turing) is the oldest with the tensor-core instructions used"
+                    ));
+                }
                 _ => return Err(format!("'{arch}' is not a CUDA architecture such as 80, 90 or sm_90")),
             }
         }
@@ -117,7 +150,8 @@ fn architectures(options: &Options, toolkit: &Toolkit) -> Result<Vec<String>, St
         return Ok(cleaned);
     }
     let known = toolkit.architectures()?;
-    let archs: Vec<String> = DEFAULT_ARCHS.iter().filter(|a| known.iter().any(|k| k == *a)).map(|a| (*a).to_owned()).collect();
+    let archs: Vec<String> =
+        DEFAULT_ARCHS.iter().filter(|a| known.iter().any(|k| k == *a)).map(|a| (*a).to_owned()).collect();
     if archs.is_empty() {
         return Err(format!("{} knows none of the architectures {}", toolkit.nvcc.display(), DEFAULT_ARCHS.join(" ")));
     }

@@ -35,12 +35,23 @@ impl Toolkit {
         let target = root.join("targets").join(machine);
         let holding = |folders: &[PathBuf], file: &str| {
             folders.iter().find(|f| f.join(file).exists()).cloned().ok_or_else(|| {
-                format!("{} lies in none of {}", file, folders.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", "))
+                format!(
+                    "{} lies in none of {}",
+                    file,
+                    folders.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", ")
+                )
             })
         };
-        let system = Path::new("/usr/lib").join(if cfg!(target_arch = "aarch64") { "aarch64-linux-gnu" } else { "x86_64-linux-gnu" });
+        let system = Path::new("/usr/lib").join(if cfg!(target_arch = "aarch64") {
+            "aarch64-linux-gnu"
+        } else {
+            "x86_64-linux-gnu"
+        });
         Ok(Toolkit {
-            include: holding(&[root.join("include"), target.join("include"), "/usr/include".into()], "cuda_runtime_api.h")?,
+            include: holding(
+                &[root.join("include"), target.join("include"), "/usr/include".into()],
+                "cuda_runtime_api.h",
+            )?,
             lib: holding(&[root.join("lib64"), root.join("lib"), target.join("lib"), system], "libcudart_static.a")?,
             cxx: std::env::var_os("CXX").map_or_else(|| PathBuf::from("c++"), PathBuf::from),
             nvcc,
@@ -65,13 +76,19 @@ pub fn find_toolkit(environment: &Environment) -> Result<Toolkit, String> {
         }
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).map(|f| f.join("nvcc")).chain(["/usr/local/cuda/bin/nvcc".into()]).find(|nvcc| nvcc.is_file());
+    let found = std::env::split_paths(&path)
+        .map(|f| f.join("nvcc"))
+        .chain(["/usr/local/cuda/bin/nvcc".into()])
+        .find(|nvcc| nvcc.is_file());
     if let Some(toolkit) = found.and_then(|nvcc| Toolkit::at(nvcc).ok()) {
         return Ok(toolkit);
     }
     match python_packages(environment, "cuda", CUDA_PACKAGES)? {
         Some(site) => Toolkit::at(site.join("nvidia/cu13/bin/nvcc")),
-        None => Err("nvcc was not found: set NVCC or CUDA_HOME, or let the build install it with `cargo xtask plugins`".into()),
+        None => {
+            Err("nvcc was not found: set NVCC or CUDA_HOME, or let the build install it with `cargo xtask plugins`"
+                .into())
+        }
     }
 }
 
@@ -88,11 +105,13 @@ impl Headers {
         let define = |name: &str| {
             text.lines().find_map(|line| {
                 let mut words = line.split_whitespace();
-                (words.next() == Some("#define") && words.next() == Some(name)).then(|| words.next().unwrap_or_default().to_owned())
+                (words.next() == Some("#define") && words.next() == Some(name))
+                    .then(|| words.next().unwrap_or_default().to_owned())
             })
         };
         // The major version is a number, or the name of another macro that is.
-        let value = define("NV_TENSORRT_MAJOR").ok_or_else(|| format!("{} does not define NV_TENSORRT_MAJOR", file.display()))?;
+        let value = define("NV_TENSORRT_MAJOR")
+            .ok_or_else(|| format!("{} does not define NV_TENSORRT_MAJOR", file.display()))?;
         let number = value.parse().ok().or_else(|| define(&value)?.parse().ok());
         match number {
             Some(major) if major >= 8 => Ok(Headers { include, major }),
@@ -136,7 +155,9 @@ pub fn crate_headers(environment: &Environment) -> Result<Headers, String> {
         if std::fs::read_to_string(path).is_ok_and(|have| have == text) {
             return Ok(());
         }
-        std::fs::create_dir_all(path.parent().unwrap_or(Path::new("."))).and_then(|()| std::fs::write(path, text)).map_err(|e| format!("{}: {e}", path.display()))
+        std::fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))
+            .and_then(|()| std::fs::write(path, text))
+            .map_err(|e| format!("{}: {e}", path.display()))
     };
     write(&manifest, &text)?;
     write(&folder.join("src/lib.rs"), "")?;
@@ -157,13 +178,16 @@ pub fn crate_headers(environment: &Environment) -> Result<Headers, String> {
     if listed.is_err() && environment.install {
         listed = metadata(false);
     }
-    let listed = listed.map_err(|e| format!("the TensorRT headers of crate {} could not be fetched: {e}", HEADERS_CRATE.0))?;
+    let listed =
+        listed.map_err(|e| format!("the TensorRT headers of crate {} could not be fetched: {e}", HEADERS_CRATE.0))?;
     // "manifest_path":"/.../trtx-sys-VERSION/Cargo.toml"
     let ending = format!("/{}-{}/Cargo.toml", HEADERS_CRATE.0, HEADERS_CRATE.1);
     let root = listed
         .split("\"manifest_path\":\"")
         .filter_map(|rest| rest.split('"').next())
-        .find_map(|path| path.strip_suffix(&ending).map(|parent| format!("{parent}/{}-{}", HEADERS_CRATE.0, HEADERS_CRATE.1)))
+        .find_map(|path| {
+            path.strip_suffix(&ending).map(|parent| format!("{parent}/{}-{}", HEADERS_CRATE.0, HEADERS_CRATE.1))
+        })
         .ok_or_else(|| format!("cargo metadata does not list crate {}", HEADERS_CRATE.0))?;
     Headers::at(Path::new(&root).join(HEADERS_FOLDER))
 }
@@ -186,7 +210,12 @@ mod tests {
     #[test]
     fn header_version_is_a_number_or_another_macro() {
         assert_eq!(headers("#define NV_TENSORRT_MAJOR 8 //!< major\n").unwrap().major, 8);
-        assert_eq!(headers("#define TRT_MAJOR_ENTERPRISE 11\n#define NV_TENSORRT_MAJOR TRT_MAJOR_ENTERPRISE //!< x\n").unwrap().major, 11);
+        assert_eq!(
+            headers("#define TRT_MAJOR_ENTERPRISE 11\n#define NV_TENSORRT_MAJOR TRT_MAJOR_ENTERPRISE //!< x\n")
+                .unwrap()
+                .major,
+            11
+        );
         assert!(headers("#define NV_TENSORRT_MAJOR 7\n").unwrap_err().contains("8 or later"));
         assert!(headers("#define NV_TENSORRT_MAJOR OTHER\n").unwrap_err().contains("unreadable"));
         assert!(headers("").unwrap_err().contains("does not define"));

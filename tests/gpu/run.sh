@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Builds the kernels for this machine's GPU, checks them against the fp64 reference and times them.
+#
+#   tests/gpu/run.sh [--quick] [--sanitize] [--large] [--no-bench]
+#
+# Results: $OUT/kernel_check.json and $OUT/kernel_bench.json (OUT: target/gpu by default). NVCC and CUDA_LIB
+# name the compiler and the folder of libcudart_static.a where they are not the usual ones; PREBUILT names
+# a folder that holds kernel_check and libkernels.so already. PyTorch is needed for the timing part.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/../.." && pwd)
+out=${OUT:-$root/target/gpu}
+mkdir -p "$out"
+random=150 sanitize=0 large= bench=1 rounds=15
+for argument in "$@"; do
+  case $argument in
+    --quick) random=40 rounds=7 ;;
+    --sanitize) sanitize=1 ;;
+    --large) large=--large ;;
+    --no-bench) bench=0 ;;
+    *) echo "unknown argument $argument" >&2; exit 2 ;;
+  esac
+done
+
+build=${PREBUILT:-}
+if [[ -z $build ]]; then
+  build=$out/build
+  mkdir -p "$build"
+  nvcc=${NVCC:-nvcc}
+  arch=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d .)
+  flags=(-std=c++17 -O3 "-gencode=arch=compute_$arch,code=sm_$arch" -Xcompiler -fPIC "-I$root/plugins/kernels" -cudart static ${CUDA_LIB:+-L$CUDA_LIB})
+  export nvcc build
+  compile() { # source object
+    if [[ ! -e $2 || -n $(find "$root/plugins/kernels" "$root/tests/gpu" -newer "$2" -print -quit) ]]; then "$nvcc" "${flags[@]}" -c "$1" -o "$2"; fi
+  }
+  jobs=()
+  objects=()
+  for source in "$root"/plugins/kernels/*.cu; do
+    object=$build/$(basename "$source" .cu).o
+    objects+=("$object")
+    compile "$source" "$object" & jobs+=($!)
+  done
+  for name in kernel_check kernel_c_api; do compile "$root/tests/gpu/$name.cu" "$build/$name.o" & jobs+=($!); done
+  for job in "${jobs[@]}"; do wait "$job"; done
+  "$nvcc" "${flags[@]}" "$build/kernel_check.o" "${objects[@]}" -o "$build/kernel_check"
+  "$nvcc" "${flags[@]}" -shared "$build/kernel_c_api.o" "${objects[@]}" -o "$build/libkernels.so"
+fi
+
+status=0
+"$build/kernel_check" --json "$out/kernel_check.json" --random "$random" $large || status=1
+if ((sanitize)); then
+  for tool in memcheck racecheck; do
+    compute-sanitizer --tool "$tool" --error-exitcode 9 "$build/kernel_check" --no-edges --random 12 --seed 7 >"$out/$tool.txt" 2>&1 || status=1
+    grep -E 'SUMMARY|cases' "$out/$tool.txt" || true
+  done
+fi
+if ((bench)); then
+  python3 "$root/tests/gpu/bench.py" "$build/libkernels.so" --json "$out/kernel_bench.json" --rounds "$rounds" >"$out/kernel_bench.txt" || status=1
+  python3 "$root/tests/gpu/summary.py" "$out/kernel_bench.json" || status=1
+fi
+exit $status
