@@ -7,6 +7,9 @@ pub mod ir;
 mod machine;
 pub mod onnx;
 pub mod rewrite;
+#[cfg(feature = "testing")]
+pub mod testing;
+pub mod text;
 pub mod verify;
 
 pub use error::{Error, Result};

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use serde::Serialize;
-use trt_opt::Result;
-use trt_opt::ir::{Graph, print::type_text};
+use trt_opt::ir::print::type_text;
 use trt_opt::onnx::Model;
 use trt_opt::rewrite::{self, Ledger, Options, Target};
+use trt_opt::{Result, text};
 
 use super::out::{self, BOLD, RESET};
 use super::tables::{self, Contents};
@@ -65,7 +65,7 @@ pub fn run(args: Args, global: &Global) -> Result<u8> {
     Ok(0)
 }
 
-fn inspect(mut model: Model, args: &Args) -> Result<Inspection> {
+fn inspect(model: Model, args: &Args) -> Result<Inspection> {
     let contents = Contents::of(&model);
     let proto = &model.proto;
     let producer = [proto.producer_name.as_deref(), proto.producer_version.as_deref()];
@@ -84,7 +84,7 @@ fn inspect(mut model: Model, args: &Args) -> Result<Inspection> {
     let options = Options { target: args.target, ..Options::default() };
     let ledger = rewrite::fuse(&mut copy, &file_name(&args.model), &options, &mut |_, _| {})?;
 
-    let graph = Graph::take(&mut model.proto)?;
+    let graph = text::graph(model.proto, false)?;
     let ports = |values: &[trt_opt::ir::ValueId]| {
         let values = values.iter().filter(|v| graph.constant(**v).is_none()).map(|&v| graph.value(v));
         values.map(|v| Port { name: v.name.clone(), r#type: type_text(v) }).collect()

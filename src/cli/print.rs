@@ -2,11 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use trt_opt::Result;
 use trt_opt::ir::{Graph, print};
-use trt_opt::rewrite::{self, Options};
+use trt_opt::{Result, text};
 
-use super::{Global, file_name, load, out};
+use super::{Global, load, out};
 
 /// Print a model as stable, readable text
 #[derive(clap::Args)]
@@ -47,12 +46,7 @@ impl TextArgs {
 
     /// The graph of a model, cleaned up if asked for.
     pub fn graph(&self, path: &Path) -> Result<Graph> {
-        let mut model = load(path)?;
-        if self.clean {
-            let options = Options { kinds: Default::default(), ..Options::default() };
-            rewrite::fuse(&mut model.proto, &file_name(path), &options, &mut |_, _| {})?;
-        }
-        Graph::take(&mut model.proto)
+        text::graph(load(path)?.proto, self.clean)
     }
 }
 

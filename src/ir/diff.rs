@@ -211,3 +211,106 @@ impl Diff {
         parts.join("; ")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::{Node, Value};
+    use crate::onnx::DType;
+    use crate::onnx::proto::TensorProto;
+
+    /// `x -> first -> Mul by 2 -> ... -> y`, the named ops in a row.
+    fn chain(ops: &[&str]) -> Graph {
+        let mut graph = Graph::default();
+        graph.opset = 17;
+        let value =
+            |graph: &mut Graph, name: &str| graph.add_value(Value::new(name, Some(DType::F32), Some(vec![4.into()])));
+        let mut at = value(&mut graph, "x");
+        graph.inputs.push(at);
+        for (i, op) in ops.iter().enumerate() {
+            let out = value(&mut graph, &format!("v{i}"));
+            let mut node = Node::new(op, [at]);
+            node.outputs = vec![Some(out)];
+            graph.add_node(node);
+            at = out;
+        }
+        graph.outputs.push(at);
+        graph
+    }
+
+    fn changed(a: &Graph, b: &Graph) -> Vec<String> {
+        let sign = |tag| match tag {
+            Tag::Both => ' ',
+            Tag::Removed => '-',
+            Tag::Added => '+',
+        };
+        let diff = diff(a, b, &Options::default());
+        diff.lines().filter(|(t, _)| *t != Tag::Both).map(|(t, line)| format!("{}{line}", sign(t))).collect()
+    }
+
+    #[test]
+    fn a_replaced_node_is_one_difference() {
+        let (a, b) = (chain(&["Relu", "Exp", "Tanh", "Neg", "Abs"]), chain(&["Relu", "Sigmoid", "Tanh", "Neg", "Abs"]));
+        // The output's name differs in neither, and the nodes after it are the same.
+        assert_eq!(changed(&a, &b), ["-%2 = Exp(%1): float[4]", "+%+0 = Sigmoid(%1): float[4]"]);
+        assert!(changed(&a, &a).is_empty());
+    }
+
+    #[test]
+    fn a_removed_node_leaves_its_reader_changed_once() {
+        let mut b = chain(&["Relu", "Tanh", "Neg"]);
+        let name = b.outputs[0];
+        b.value_mut(name).name = "v3".into();
+        let lines = changed(&chain(&["Relu", "Exp", "Tanh", "Neg"]), &b);
+        assert_eq!(lines, ["-%2 = Exp(%1): float[4]", "-%3 = Tanh(%2): float[4]", "+%3 = Tanh(%1): float[4]"]);
+    }
+
+    #[test]
+    fn rewired_operands_are_found() {
+        let swap = |swapped: bool| {
+            let mut graph = chain(&["Relu", "Exp"]);
+            let (x, y) = (graph.by_name("v0").unwrap(), graph.by_name("v1").unwrap());
+            let out = graph.add_value(Value::new("out", Some(DType::F32), None));
+            let mut node = Node::new("Sub", if swapped { [y, x] } else { [x, y] });
+            node.outputs = vec![Some(out)];
+            graph.add_node(node);
+            graph.outputs = vec![out];
+            graph
+        };
+        assert!(changed(&swap(false), &swap(false)).is_empty());
+        // The walk order differs too, so both the node and its surroundings may move.
+        assert!(changed(&swap(false), &swap(true)).iter().any(|l| l.starts_with('+') && l.contains("Sub(")));
+    }
+
+    #[test]
+    fn changed_weights_are_found() {
+        let with = |element: f32| {
+            let mut graph = chain(&["Relu"]);
+            let mut values = vec![1.0; 100];
+            values[50] = element;
+            let weight = graph.add_initializer("w", TensorProto::from_f32("w", &[100], &values));
+            let (x, out) = (graph.by_name("v0").unwrap(), graph.add_value(Value::new("out", None, None)));
+            let mut node = Node::new("Mul", [x, weight]);
+            node.outputs = vec![Some(out)];
+            graph.add_node(node);
+            graph.outputs = vec![out];
+            graph
+        };
+        let lines = changed(&with(2.0), &with(3.0));
+        assert_eq!(lines.len(), 2, "{lines:?}");
+        assert!(lines[0].contains("const float[100] #"), "{lines:?}");
+    }
+
+    #[test]
+    fn hunks_are_counted() {
+        let ops = ["Relu", "Exp", "Tanh", "Neg", "Abs", "Ceil", "Floor", "Sin", "Cos"];
+        let mut other = ops;
+        (other[1], other[7]) = ("Log", "Tan");
+        let diff = diff(&chain(&ops), &chain(&other), &Options::default());
+        let text = diff.unified("a", "b", 1);
+        assert!(text.starts_with("--- a\n+++ b\n@@ -3,3 +3,3 @@\n"), "{text}");
+        assert!(text.contains("@@ -9,3 +9,3 @@"), "{text}");
+        assert_eq!(diff.summary(), "removed 1 Exp, 1 Sin; added 1 Log, 1 Tan");
+        assert_eq!(Diff::default().unified("a", "b", 3), "");
+    }
+}

@@ -619,3 +619,83 @@ pub(super) fn counts_text(counts: &std::collections::BTreeMap<String, usize>) ->
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::Node;
+
+    fn text(tensor: &TensorProto) -> String {
+        let (graph, options) = (Graph::default(), Options::default());
+        Printer { graph: &graph, options: &options, constants: RefCell::default() }.tensor(tensor)
+    }
+
+    #[test]
+    fn constants_are_short() {
+        assert_eq!(text(&TensorProto::from_f32("", &[], &[0.5])), "0.5");
+        assert_eq!(text(&TensorProto::from_f32("", &[1], &[1e-5])), "[1e-5]");
+        assert_eq!(text(&TensorProto::from_i64("", &[3], &[1, 3, -1])), "[1, 3, -1]");
+        assert_eq!(text(&TensorProto::from_i32("", &[2, 2], &[1, 2, 3, 4])), "[[1, 2], [3, 4]]:int32");
+        assert_eq!(text(&TensorProto::from_f16("", &[1], &[half::f16::from_f32(1.0)])), "[1.0]:float16");
+        assert_eq!(text(&TensorProto::from_bool("", &[2], &[true, false])), "[true, false]:bool");
+        assert_eq!(text(&TensorProto::from_i64("", &[0], &[])), "[]");
+        assert_eq!(text(&TensorProto::from_i64("", &[2, 0, 1 << 40], &[])), "[[]]");
+        assert_eq!(text(&TensorProto::from_f32("", &[64], &[0.0; 64])), "const float[64] {0.0}");
+        assert_eq!(text(&TensorProto::from_f32("", &[-1], &[])), "const float[-1] (broken)");
+        assert_eq!(text(&TensorProto::default()), "const ?");
+    }
+
+    #[test]
+    fn hashes_tell_contents_type_and_shape() {
+        let values: Vec<f32> = (0..1000).map(|i| i as f32).collect();
+        let hash = |t: &TensorProto| content_hash(t).unwrap();
+        let tensor = TensorProto::from_f32("a", &[1000], &values);
+        let typed = TensorProto { raw_data: None, float_data: values.clone(), ..tensor.clone() };
+        assert_eq!(hash(&tensor), hash(&typed));
+        assert_ne!(hash(&tensor), hash(&TensorProto::from_f32("a", &[10, 100], &values)));
+        let bytes = tensor.data().unwrap();
+        assert_ne!(hash(&tensor), hash(&TensorProto::from_raw("a", DType::I32, &[1000], bytes)));
+        for i in [0, 1, 3, 7, 500, 998, 999] {
+            let mut other = values.clone();
+            other[i] += 1.0;
+            assert_ne!(hash(&tensor), hash(&TensorProto::from_f32("a", &[1000], &other)), "{i}");
+        }
+        let mut swapped = values.clone();
+        swapped.swap(2, 10);
+        assert_ne!(hash(&tensor), hash(&TensorProto::from_f32("a", &[1000], &swapped)));
+    }
+
+    #[test]
+    fn dead_nodes_and_left_out_slots_are_shown() {
+        let mut graph = Graph::default();
+        graph.opset = 17;
+        let x = graph.add_value(Value::new("x", Some(DType::F32), Some(vec![Dim::symbol("n"), 4.into()])));
+        graph.inputs.push(x);
+        let y = graph.add_value(Value::new("y", Some(DType::F32), None));
+        let mut clip = Node::new("Clip", [x, x, x]);
+        clip.inputs[1] = None;
+        clip.outputs = vec![Some(y)];
+        graph.add_node(clip);
+        let (mean, dead) = (Value::new("mean", None, None), Value::new("dead", None, None));
+        let (mean, dead) = (graph.add_value(mean), graph.add_value(dead));
+        let mut norm =
+            Node::new("Dropout", [x]).with(AttributeProto::int("seed", 3)).with(AttributeProto::float("a", 0.5));
+        norm.outputs = vec![None, Some(mean)];
+        graph.add_node(norm);
+        let mut relu = Node::new("Relu", [mean]);
+        relu.outputs = vec![Some(dead)];
+        relu.domain = "my".into();
+        graph.add_node(relu);
+        graph.outputs.push(y);
+        assert_eq!(
+            print(&graph),
+            "opset 17, my\n\
+             input %0 \"x\": float[n, 4]\n\
+             %1 = Clip(%0, _, %0): float[*]\n\
+             output \"y\" = %1: float[*]\n\
+             # nothing reads these\n\
+             %2 = Dropout(%0) {a = 0.5, seed = 3} -> (_, %): ?\n\
+             %3 = my.Relu(%2): ?\n"
+        );
+    }
+}
