@@ -141,15 +141,15 @@ fn plugins() -> Vec<Item> {
     let beside = env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned));
     folders.extend(beside.map(|dir| (dir, "beside the program".to_owned())));
     let here = env::current_dir().unwrap_or_default();
-    for dir in ["build", "build/plugins", "target/plugins"] {
-        folders.push((here.join(dir), format!("./{dir}")));
-        let below = entries(&here.join(dir), |_| true).into_iter().filter(|p| p.is_dir());
-        folders.extend(below.map(|p| (p, format!("./{dir}"))));
-    }
+    let built = here.join("target/plugins");
+    folders.extend(entries(&built, |_| true).into_iter().map(|dir| (dir, "cargo xtask plugins".to_owned())));
     folders.extend(library_folders().into_iter().map(|(dir, source)| (dir, source.to_owned())));
     for (dir, source) in folders {
+        // The builder names folders after the version of TensorRT.
+        let version = dir.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix("trt"));
+        let version = version.map(|v| format!("for TensorRT {v}")).unwrap_or_default();
         for path in entries(&dir, is_plugin) {
-            push_new(&mut found, Item { version: String::new(), path: Some(path), source: source.clone() });
+            push_new(&mut found, Item { version: version.clone(), path: Some(path), source: source.clone() });
         }
     }
     found

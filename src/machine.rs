@@ -14,7 +14,8 @@ pub(crate) fn python_environments() -> Vec<(PathBuf, String)> {
     }
     let here = env::current_dir().unwrap_or_default();
     for above in here.ancestors() {
-        let local: Vec<PathBuf> = [".env/py", ".env", ".venv"].iter().map(|d| above.join(d)).collect();
+        let mut local = entries(&above.join(".env"), |_| true);
+        local.extend([above.join(".env"), above.join(".venv")]);
         let before = found.len();
         for root in local {
             if !site_packages(&root).is_empty() {
