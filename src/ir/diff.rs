@@ -7,8 +7,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
+use std::time::{Duration, Instant};
 
-use similar::{Algorithm, DiffOp, capture_diff_slices};
+use similar::{Algorithm, DiffOp, capture_diff_slices_deadline};
 
 use super::print::{Line, Listing, Options, counts_text};
 use crate::ir::{Graph, ValueId};
@@ -39,7 +40,9 @@ pub fn diff(a: &Graph, b: &Graph, options: &Options) -> Diff {
     let mut matching =
         Matching { left: &left, to_right: HashMap::new(), to_left: HashMap::new(), added: HashMap::new() };
     let mut lines = vec![];
-    for op in capture_diff_slices(Algorithm::Patience, &keys_a, &keys_b) {
+    // The shortest difference of large and unlike graphs takes long; past the deadline a longer one will do.
+    let deadline = Some(Instant::now() + Duration::from_secs(10));
+    for op in capture_diff_slices_deadline(Algorithm::Patience, &keys_a, &keys_b, deadline) {
         if let DiffOp::Equal { old_index, new_index, len } = op {
             for i in 0..len {
                 let (one, other) = (&left.lines[old_index + i], &right.lines[new_index + i]);

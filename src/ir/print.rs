@@ -405,7 +405,9 @@ impl Printer<'_> {
             Ok(count) => count,
             Err(_) => return format!("{typed} (broken)"),
         };
+        // Many axes of length 1 would nest deeply.
         if count <= self.options.inline
+            && tensor.dims.len() <= 8
             && let Some(elements) = elements(tensor, dtype)
         {
             // Bare elements are float or int64, told apart by the point.

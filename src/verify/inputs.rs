@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::onnx::DType;
 
 /// More elements than this are refused: a model that asks for them is broken or hostile.
-const MOST_ELEMENTS: i64 = 1 << 31;
+const MOST_ELEMENTS: i64 = 1 << 28;
 
 /// An array for every input of `a`, by name.
 pub(super) fn make(
