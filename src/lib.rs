@@ -1,6 +1,7 @@
 //! `trt-opt` rewrites ONNX vision transformers so that TensorRT runs them as few fused plugin nodes.
 
 pub mod analysis;
+pub mod contents;
 pub mod doctor;
 pub mod error;
 pub mod ir;

@@ -14,8 +14,8 @@ use super::print::TextArgs;
 /// Show what differs between two models, operator by operator
 #[derive(clap::Args)]
 #[command(after_help = "\
-Compares the texts that 'trt-opt print' prints. Numbers are those of the first model; values that only the second
-has are %+0, %+1, ... Exits with 0 if the models are equal and with 1 if they differ.
+Compares the texts that 'trt-opt print' prints. Numbers are those of the first model; values that
+only the second has are %+0, %+1, ... Exits with 0 if the models are equal and with 1 if they differ.
 
 Examples:
   trt-opt diff swin.onnx swin.fused.onnx --clean

@@ -8,20 +8,21 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
+use trt_opt::contents::Contents;
 use trt_opt::onnx::{self, Model, SaveOptions};
 use trt_opt::rewrite::{self, Kind, Ledger, Options, Target};
 use trt_opt::verify::{self, Report, Source};
 use trt_opt::{Error, Result};
 
-use super::tables::{self, Contents};
+use super::tables;
 use super::verify::RunArgs;
 use super::{Global, file_name, load, out};
 
 /// Rewrite a model: fuse norms, attentions, GELUs, windows and patch merges
 #[derive(clap::Args)]
 #[command(after_help = "\
-Every norm, attention, GELU, window and patch merge of the model is accounted for: fused, kept in a form that the
-target fuses by itself, or missed with the reason. The input is never touched.
+Every norm, attention, GELU, window and patch merge of the model is accounted for: fused, kept in
+a form that the target fuses by itself, or missed with the reason. The input is never touched.
 
 Examples:
   trt-opt fuse swin.onnx                                   to swin.fused.onnx
@@ -62,14 +63,14 @@ pub struct Args {
     /// Compare with the input in ONNX Runtime; fail and write nothing if they differ
     #[arg(long)]
     verify: bool,
-    #[command(flatten, next_help_heading = "With --verify")]
-    run: RunArgs,
     /// Write the model even if --require or --verify fails; the exit code stays
     #[arg(long)]
     force: bool,
     /// Print the outcome as JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten, next_help_heading = "With --verify")]
+    run: RunArgs,
 }
 
 /// What was asked for, checked and with defaults filled in.
@@ -82,6 +83,8 @@ struct Resolved {
     options: Options,
     save: SaveOptions,
     verify: Option<verify::Options>,
+    /// That estimates are for.
+    batch: i64,
     force: bool,
     json: bool,
 }
@@ -125,6 +128,7 @@ impl Args {
         }
         Ok(Resolved {
             options: Options { target: self.target, kinds, skip, stop_after: self.stop_after },
+            batch: self.run.batch.unwrap_or(1),
             save: SaveOptions { external_data: self.external_data, ..SaveOptions::default() },
             verify: self.verify.then(|| self.run.resolve(None)),
             input: self.model,
@@ -166,14 +170,14 @@ pub fn run(args: Args, global: &Global) -> Result<u8> {
     let resolved = args.resolve()?;
     let started = Instant::now();
     let mut model = load(&resolved.input)?;
-    let before = Contents::of(&model);
+    let before = Contents::of(&model, resolved.batch)?;
     let progress = Progress::new(&before, global);
     let name = file_name(&resolved.input);
     let ledger = rewrite::fuse(&mut model.proto, &name, &resolved.options, &mut |rule, patches| {
         progress.show(rule, patches);
     })?;
     progress.finish();
-    let after = Contents::of(&model);
+    let after = Contents::of(&model, resolved.batch)?;
     let seconds = started.elapsed().as_secs_f64();
 
     let required = check_required(&ledger, &resolved.require, global);

@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 
 use serde::Serialize;
+use trt_opt::contents::Contents;
 use trt_opt::ir::print::type_text;
 use trt_opt::onnx::Model;
 use trt_opt::rewrite::{self, Ledger, Options, Target};
 use trt_opt::{Result, text};
 
 use super::out::{self, BOLD, RESET};
-use super::tables::{self, Contents};
+use super::tables;
 use super::{Global, file_name, load};
 
 /// Show what a model is, and which sites would be fused
@@ -24,6 +25,9 @@ pub struct Args {
     /// What the model would be rewritten for
     #[arg(long, default_value = "trt8")]
     target: Target,
+    /// Batch size that costs are estimated for, where the model leaves it open
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(i64).range(1..))]
+    batch: i64,
     /// Print everything as JSON
     #[arg(long)]
     json: bool,
@@ -66,7 +70,6 @@ pub fn run(args: Args, global: &Global) -> Result<u8> {
 }
 
 fn inspect(model: Model, args: &Args) -> Result<Inspection> {
-    let contents = Contents::of(&model);
     let proto = &model.proto;
     let producer = [proto.producer_name.as_deref(), proto.producer_version.as_deref()];
     let producer = producer.into_iter().flatten().filter(|s| !s.is_empty()).collect::<Vec<_>>().join(" ");
@@ -85,6 +88,7 @@ fn inspect(model: Model, args: &Args) -> Result<Inspection> {
     let ledger = rewrite::fuse(&mut copy, &file_name(&args.model), &options, &mut |_, _| {})?;
 
     let graph = text::graph(model.proto, false)?;
+    let contents = Contents::of_graph(&graph, args.batch);
     let ports = |values: &[trt_opt::ir::ValueId]| {
         let values = values.iter().filter(|v| graph.constant(**v).is_none()).map(|&v| graph.value(v));
         values.map(|v| Port { name: v.name.clone(), r#type: type_text(v) }).collect()
@@ -117,15 +121,32 @@ fn describe(inspection: &Inspection, global: &Global) -> String {
         tables::quantity(contents.parameters as f64),
         tables::bytes(contents.weight_bytes as f64)
     );
-    let mut table = tables::new(["op", "nodes"]);
-    let mut ops: Vec<(&String, &usize)> = contents.ops.iter().collect();
-    ops.sort_by_key(|(op, n)| (std::cmp::Reverse(**n), *op));
-    for (op, n) in ops {
-        table.add_row([op.clone(), n.to_string()]);
+    let total = &contents.estimate;
+    let mut table = tables::new(["op", "nodes", "bytes moved", "", "FLOPs", "", "launches"]);
+    for op in &contents.ops {
+        table.add_row([
+            op.op.clone(),
+            op.nodes.to_string(),
+            tables::bytes(op.estimate.bytes as f64),
+            tables::percent(op.estimate.bytes as f64, total.bytes as f64),
+            tables::quantity(op.estimate.flops as f64),
+            tables::percent(op.estimate.flops as f64, total.flops as f64),
+            format!("{:.0}", op.estimate.launches),
+        ]);
     }
-    table.add_row(["all".to_owned(), contents.nodes.to_string()]);
+    table.add_row([
+        "all".to_owned(),
+        contents.nodes.to_string(),
+        tables::bytes(total.bytes as f64),
+        String::new(),
+        tables::quantity(total.flops as f64),
+        String::new(),
+        format!("{:.0}", total.launches),
+    ]);
     tables::align_numbers(&mut table);
     text += &tables::text(&table);
+    text +=
+        &format!("\n(estimates at batch {}; {} multiply-adds)", contents.batch, tables::quantity(total.macs as f64));
     text += &format!("\n\n{BOLD}fuse --target {} would do this:{RESET}\n", inspection.ledger.target);
     text += &tables::ledger(&inspection.ledger, global.verbose > 0);
     text

@@ -37,6 +37,9 @@ Examples:
   trt-opt inspect swin.onnx                     what is in it, and what would be fused
   trt-opt doctor                                what this machine has";
 
+/// Heading of the options of every command.
+const COMMON: &str = "Common options";
+
 /// Rewrites ONNX vision transformers so that TensorRT runs them as few fused nodes.
 #[derive(Parser)]
 #[command(name = "trt-opt", version, after_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"), max_term_width = 100)]
@@ -51,13 +54,13 @@ pub struct Cli {
 #[derive(clap::Args)]
 pub struct Global {
     /// Print only what was asked for and errors: no tables, progress or warnings
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    #[arg(short, long, global = true, help_heading = COMMON, conflicts_with = "verbose")]
     quiet: bool,
     /// Print more: all missed sites, and what the program does (-vv and -vvv for more)
-    #[arg(short, long, global = true, action = ArgAction::Count)]
+    #[arg(short, long, global = true, help_heading = COMMON, action = ArgAction::Count)]
     verbose: u8,
     /// When to use colour
-    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    #[arg(long, global = true, help_heading = COMMON, value_name = "WHEN", default_value = "auto")]
     color: Color,
 }
 

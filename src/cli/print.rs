@@ -10,8 +10,8 @@ use super::{Global, load, out};
 /// Print a model as stable, readable text
 #[derive(clap::Args)]
 #[command(after_help = "\
-The text does not depend on names of nodes, on the order of nodes in the file, or on the exporter's numbering, so it
-can be kept as a snapshot. Weights appear as a hash of their elements.
+The text does not depend on names of nodes, on the order of nodes in the file, or on the exporter's
+numbering, so it can be kept as a snapshot. Weights appear as a hash of their elements.
 
 Examples:
   trt-opt print swin.onnx | less

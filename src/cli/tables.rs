@@ -1,10 +1,10 @@
 //! Tables for people.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
 
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
-use serde::Serialize;
-use trt_opt::onnx::Model;
+use trt_opt::contents::Contents;
 use trt_opt::rewrite::{Kind, Ledger, Site, Status};
 
 use super::out::{BOLD, DIM, GREEN, RED, RESET, YELLOW};
@@ -28,51 +28,17 @@ pub fn text(table: &Table) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// What a model consists of, before or after a rewrite.
-#[derive(Clone, Debug, Serialize)]
-pub struct Contents {
-    pub nodes: usize,
-    pub ops: BTreeMap<String, usize>,
-    /// Bytes of the weights.
-    pub weight_bytes: u64,
-    pub parameters: u64,
-}
-
-impl Contents {
-    pub fn of(model: &Model) -> Self {
-        let mut contents = Self { nodes: 0, ops: BTreeMap::new(), weight_bytes: 0, parameters: 0 };
-        let Some(graph) = &model.proto.graph else { return contents };
-        contents.nodes = graph.node.len();
-        for node in &graph.node {
-            let op = match node.domain.as_deref() {
-                None | Some("" | "ai.onnx") => node.op_type().to_owned(),
-                Some(domain) => format!("{domain}.{}", node.op_type()),
-            };
-            *contents.ops.entry(op).or_insert(0) += 1;
-        }
-        let constants = graph.node.iter().filter(|n| n.op_type.as_deref() == Some("Constant"));
-        let constants = constants.flat_map(|n| &n.attribute).filter_map(|a| a.t.as_deref());
-        for tensor in graph.initializer.iter().chain(constants) {
-            contents.weight_bytes += tensor.byte_len().unwrap_or(0) as u64;
-            if tensor.dtype().is_ok_and(|d| d.is_float()) {
-                contents.parameters += tensor.len().unwrap_or(0) as u64;
-            }
-        }
-        contents
-    }
-}
-
-/// Counts before and after: the ops whose number changed, and the others together.
+/// Counts and estimates before and after: the ops whose number changed, and the others together.
 pub fn before_after(before: &Contents, after: &Contents) -> String {
     let mut table = new(["", "before", "after"]);
     table.add_row(["nodes".to_owned(), before.nodes.to_string(), after.nodes.to_string()]);
-    let names: BTreeSet<&String> = before.ops.keys().chain(after.ops.keys()).collect();
-    let count = |contents: &Contents, op: &str| contents.ops.get(op).copied().unwrap_or(0);
-    let mut rows: Vec<(&String, usize, usize)> =
-        names.into_iter().map(|op| (op, count(before, op), count(after, op))).collect();
+    let names: BTreeSet<&str> = before.ops.iter().chain(&after.ops).map(|o| o.op.as_str()).collect();
+    let mut rows: Vec<(&str, usize, usize)> =
+        names.into_iter().map(|op| (op, before.count(op), after.count(op))).collect();
     let same: usize = rows.iter().filter(|r| r.1 == r.2).map(|r| r.1).sum();
     rows.retain(|r| r.1 != r.2);
-    rows.sort_by_key(|r| (std::cmp::Reverse(r.2.max(r.1)), r.0));
+    // What is there after comes first: that is what was made of the model.
+    rows.sort_by_key(|r| (Reverse(r.2), Reverse(r.1), r.0));
     for (op, old, new) in rows {
         table.add_row([format!("  {op}"), old.to_string(), new.to_string()]);
     }
@@ -80,6 +46,9 @@ pub fn before_after(before: &Contents, after: &Contents) -> String {
         table.add_row(["  unchanged ops".to_owned(), same.to_string(), same.to_string()]);
     }
     table.add_row(["weights".to_owned(), bytes(before.weight_bytes as f64), bytes(after.weight_bytes as f64)]);
+    let (old, new) = (&before.estimate, &after.estimate);
+    table.add_row(["bytes moved (estimate)".to_owned(), bytes(old.bytes as f64), bytes(new.bytes as f64)]);
+    table.add_row(["launches (estimate)".to_owned(), format!("{:.0}", old.launches), format!("{:.0}", new.launches)]);
     align_numbers(&mut table);
     text(&table)
 }
@@ -143,6 +112,11 @@ pub fn bytes(count: f64) -> String {
 /// `4.5 G`.
 pub fn quantity(count: f64) -> String {
     scaled(count, &["", "k", "M", "G", "T"]).trim_end().to_owned()
+}
+
+/// `12 %`; nothing where there is nothing.
+pub fn percent(part: f64, whole: f64) -> String {
+    if part <= 0.0 || whole <= 0.0 { String::new() } else { format!("{:.1} %", 100.0 * part / whole) }
 }
 
 fn scaled(mut count: f64, units: &[&str]) -> String {

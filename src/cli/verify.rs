@@ -12,9 +12,10 @@ use super::{Global, tables};
 /// Run two models in ONNX Runtime and compare all their outputs
 #[derive(clap::Args)]
 #[command(after_help = "\
-Inputs are random unless --inputs is given: normal for floats, the whole range for 8-bit integers, 0 or 1 for others.
-The error of an output is ||a - b|| / ||a||; 1e-5 is allowed, 2e-3 where a model holds float16. Integers must be
-equal, and NaN never passes. Plugin nodes run by their reference bodies. Exits with 1 if an output differs.
+Inputs are random unless --inputs is given: normal for floats, the whole range for 8-bit integers,
+0 or 1 for others. The error of an output is ||a - b|| / ||a||; 1e-5 is allowed, 2e-3 where a model
+holds float16. Integers must be equal, and NaN never passes. Plugin nodes run by their reference
+bodies. Exits with 1 if an output differs.
 
 Examples:
   trt-opt verify swin.onnx swin.fused.onnx
@@ -40,7 +41,7 @@ pub struct Args {
 pub struct RunArgs {
     /// Size of the first axis of inputs where the model leaves it open [default: 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..))]
-    batch: Option<i64>,
+    pub batch: Option<i64>,
     /// Size of an open axis, by its name or as INPUT.AXIS; may be repeated
     #[arg(long = "dim", value_name = "NAME=SIZE", value_parser = parse_dim)]
     dims: Vec<(String, i64)>,
