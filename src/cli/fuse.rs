@@ -159,8 +159,8 @@ struct Json<'a> {
     input: &'a Path,
     output: Option<&'a Path>,
     reference: Option<&'a Path>,
-    before: &'a Contents,
-    after: &'a Contents,
+    before: Option<Contents>,
+    after: Option<Contents>,
     ledger: &'a Ledger,
     verify: Option<&'a Report>,
     seconds: f64,
@@ -170,14 +170,15 @@ pub fn run(args: Args, global: &Global) -> Result<u8> {
     let resolved = args.resolve()?;
     let started = Instant::now();
     let mut model = load(&resolved.input)?;
-    let before = Contents::of(&model, resolved.batch)?;
-    let progress = Progress::new(&before, global);
+    let shown = resolved.json || !global.quiet;
+    let before = if shown { Some(Contents::of(&model, resolved.batch)?) } else { None };
+    let progress = Progress::new(&model, global);
     let name = file_name(&resolved.input);
     let ledger = rewrite::fuse(&mut model.proto, &name, &resolved.options, &mut |rule, patches| {
         progress.show(rule, patches);
     })?;
     progress.finish();
-    let after = Contents::of(&model, resolved.batch)?;
+    let after = if shown { Some(Contents::of(&model, resolved.batch)?) } else { None };
     let seconds = started.elapsed().as_secs_f64();
 
     let required = check_required(&ledger, &resolved.require, global);
@@ -196,14 +197,14 @@ pub fn run(args: Args, global: &Global) -> Result<u8> {
             input: &resolved.input,
             output: write.then_some(&resolved.output),
             reference: resolved.reference.as_deref().filter(|_| write),
-            before: &before,
-            after: &after,
+            before,
+            after,
             ledger: &ledger,
             verify: verified.as_ref(),
             seconds,
         })?;
-    } else if !global.quiet {
-        let mut text = tables::before_after(&before, &after);
+    } else if let (Some(before), Some(after)) = (&before, &after) {
+        let mut text = tables::before_after(before, after);
         text += "\n\n";
         text += &tables::ledger(&ledger, global.verbose > 0);
         if let Some(report) = &verified {
@@ -270,8 +271,8 @@ fn save(resolved: &Resolved, model: &Model, ledger: &Ledger) -> Result<()> {
 struct Progress(Option<ProgressBar>);
 
 impl Progress {
-    fn new(contents: &Contents, global: &Global) -> Self {
-        let large = contents.nodes > 1000 || contents.weight_bytes > 200_000_000;
+    fn new(model: &Model, global: &Global) -> Self {
+        let large = model.proto.graph.as_ref().is_some_and(|g| g.node.len() > 1000);
         if !large || global.quiet || global.verbose > 1 || !std::io::stderr().is_terminal() {
             return Self(None);
         }
