@@ -327,6 +327,41 @@ fn missing_onnx_runtime_exits_with_4_and_says_how_to_get_it() {
     trt_opt(&args).code(4).stderr(contains("Cargo.toml").and(contains("cannot be loaded")));
 }
 
+/// The program in a folder of its own, where nothing says where ONNX Runtime is.
+#[cfg(unix)]
+fn alone(folder: &Path) -> Command {
+    let mut command = command();
+    command.current_dir(folder).env("PATH", "");
+    for variable in ["ORT_DYLIB_PATH", "VIRTUAL_ENV", "CONDA_PREFIX", "LD_LIBRARY_PATH"] {
+        command.env_remove(variable);
+    }
+    command
+}
+
+#[test]
+#[cfg(unix)]
+fn onnx_runtime_is_found_in_a_project_environment() {
+    let library = trt_opt::verify::runtime(None).unwrap().path.clone();
+    let scratch = Scratch::new();
+    let model = scratch.copy("vit_ts17.onnx");
+    let system =
+        Path::new("/usr/lib/libonnxruntime.so").exists() || Path::new("/usr/local/lib/libonnxruntime.so").exists();
+    if !system {
+        alone(scratch.0.path())
+            .args(["verify", &model, &model])
+            .assert()
+            .code(4)
+            .stderr(contains("no library was found"));
+    }
+    let capi = scratch.path(".env/tools/lib/python3.12/site-packages/onnxruntime/capi");
+    std::fs::create_dir_all(&capi).unwrap();
+    std::os::unix::fs::symlink(&library, capi.join("libonnxruntime.so.1.99.0")).unwrap();
+    let below = scratch.path("deep/down");
+    std::fs::create_dir_all(&below).unwrap();
+    let report = json(alone(&below).args(["verify", &model, &model, "--json"]).assert().success());
+    assert!(report["library"].as_str().unwrap().contains(".env/tools"), "{report}");
+}
+
 #[test]
 fn doctor_reports_and_requires() {
     trt_opt(&["doctor"]).success().stdout(contains("ONNX Runtime").and(contains("TensorRT")).and(contains("nvcc")));
