@@ -10,7 +10,7 @@
 //! # Ok::<(), trt_opt::Error>(())
 //! ```
 //!
-//! `examples/snapshot.rs` is such a test. The texts are those of [`crate::ir::print`] without hashes of weights, so
+//! `examples/snapshot.rs` is such a test. The texts are those of [`crate::ir::print()`] without hashes of weights, so
 //! they change when the graph does and not when the model is trained again.
 
 use std::fmt::Write as _;

@@ -8,7 +8,7 @@ use crate::ir::Graph;
 use crate::onnx::proto::ModelProto;
 use crate::rewrite::cleanup;
 
-/// The graph of a model, ready for [`crate::ir::print`] and [`crate::ir::diff`].
+/// The graph of a model, ready for [`crate::ir::print()`] and [`crate::ir::diff()`].
 ///
 /// Shapes are filled in as far as they can be inferred, so that the text does not depend on what the exporter wrote
 /// down. Where the file contradicts itself, its own words stand. With `clean`, shape arithmetic is folded and what

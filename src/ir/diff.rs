@@ -1,6 +1,6 @@
 //! What differs between two graphs.
 //!
-//! The lines of the two texts (see [`crate::ir::print`]) are aligned without their numbers, so that a node more or
+//! The lines of the two texts (see [`crate::ir::print()`]) are aligned without their numbers, so that a node more or
 //! less does not change every line after it. Then values are matched along the aligned lines: a line whose operands
 //! are the matching values is the same, whatever their numbers, and a line that reads something else is a difference.
 //! A value that was replaced as a whole, by nodes that stand in its place, is matched where it is first read.
