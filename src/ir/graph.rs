@@ -172,7 +172,7 @@ impl Graph {
         &mut self.values[id.at()]
     }
 
-    pub fn value_ids(&self) -> impl Iterator<Item = ValueId> + use<> {
+    pub fn value_ids(&self) -> impl ExactSizeIterator<Item = ValueId> + use<> {
         (0..self.values.len() as u32).map(ValueId)
     }
 
@@ -216,6 +216,13 @@ impl Graph {
     /// The shape where all of it is known and an integer.
     pub fn static_shape(&self, value: ValueId) -> Option<Vec<i64>> {
         self.shape(value)?.iter().map(Dim::int).collect()
+    }
+
+    /// The last `N` axes of a shape where they are integers and there are that many.
+    pub fn static_tail<const N: usize>(&self, value: ValueId) -> Option<[i64; N]> {
+        let tail: &[Dim; N] = self.shape(value)?.last_chunk()?;
+        let sizes: Option<Vec<i64>> = tail.iter().map(Dim::int).collect();
+        sizes?.try_into().ok()
     }
 
     pub fn rank(&self, value: ValueId) -> Option<usize> {

@@ -75,6 +75,32 @@ pub struct Site {
     pub found: Option<String>,
 }
 
+impl Site {
+    pub fn new(kind: Kind, status: Status, node: &str, rule: &str) -> Self {
+        Self {
+            kind,
+            status,
+            node: node.into(),
+            rule: Some(rule.into()),
+            into: None,
+            reason: None,
+            expected: None,
+            found: None,
+        }
+    }
+
+    /// Names the node that computes the site now.
+    pub fn into_node(mut self, name: &str) -> Self {
+        self.into = Some(name.into());
+        self
+    }
+
+    pub fn because(mut self, reason: impl Into<String>) -> Self {
+        self.reason = Some(reason.into());
+        self
+    }
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Count {
     pub total: usize,

@@ -1,17 +1,23 @@
 //! Rewriting: the engine of rules, the ledger of sites, the plugin ops, and the rules themselves.
 //!
-//! [`fuse`] is the whole of it: clean-up, then the rules of each kind, then lowering to what the target reads.
+//! [`fuse`] is the whole of it: clean-up, lowering to what the target reads, the rules of each kind, clean-up again.
 
 pub mod cleanup;
+pub mod engine;
 pub mod ledger;
+pub mod ops;
+mod pattern;
+mod rules;
 mod target;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub use ledger::{Kind, Ledger, Site, Status};
+pub use ops::add_reference_bodies;
 pub use target::Target;
 
 use crate::error::Result;
+use crate::ir::{self, Graph};
 use crate::onnx::proto::ModelProto;
 
 /// What to rewrite.
@@ -34,19 +40,26 @@ impl Default for Options {
 
 /// Rewrites the model in place. `name` is the file name that the ledger gives.
 ///
-/// `progress` is told the rule at work and the patches made so far.
+/// `progress` is told the rule at work and the patches made so far. On an error the model is left without its graph.
 pub fn fuse(
     model: &mut ModelProto,
     name: &str,
     options: &Options,
     progress: &mut dyn FnMut(&str, usize),
 ) -> Result<Ledger> {
-    let _ = (model, progress);
-    Ok(Ledger::new(name, options.target.name(), vec![], Default::default()))
-}
-
-/// Adds a function body for every plugin op in the model, so that any ONNX runtime can run it: the reference twin.
-pub fn add_reference_bodies(model: &mut ModelProto) -> Result<()> {
-    let _ = model;
-    Ok(())
+    let mut counts = BTreeMap::new();
+    let mut graph = Graph::take(model)?;
+    ir::check(&graph)?;
+    cleanup::cleanup(&mut graph, &ops::shapes, &mut counts)?;
+    let mut engine = engine::Engine::new(graph, options, progress);
+    rules::run(&mut engine)?;
+    let (mut graph, sites, patches) = engine.into_parts();
+    cleanup::cleanup(&mut graph, &ops::shapes, &mut counts)?;
+    cleanup::separate_shared_initializers(&mut graph);
+    graph.remove_unused_initializers();
+    ir::check(&graph)?;
+    graph.restore(model);
+    ops::import_domain(model);
+    counts.extend(patches);
+    Ok(Ledger::new(name, options.target.name(), sites, counts))
 }

@@ -1,0 +1,356 @@
+//! `TrtOptAttention`.
+
+use super::body::Body;
+use super::{AttributeKind, OpDef, Shapes, WindowMap, attribute, count, optional, plugin_node, port};
+use crate::ir::{Dim, Graph, Node, ValueId};
+use crate::onnx::DType;
+use crate::onnx::proto::{AttributeProto, TensorProto};
+
+pub static DEF: OpDef = OpDef {
+    name: "TrtOptAttention",
+    summary: "softmax(Q K^T * scale + bias + mask) V with head split and merge inside",
+    replaces: "Reshape/Transpose/Gather/Mul/MatMul/Add/Softmax/MatMul/Transpose/Reshape",
+    inputs: &[
+        port("q", "as layout says; holds k and v too if packed"),
+        optional("k", "as layout says"),
+        optional("v", "as layout says"),
+        optional("bias", "bias = 1: [P, h or 1, N, M]; bias = 2: [(2*wh-1)*(2*ww-1), h]"),
+        optional("mask", "mask = 1: [P, N, M]"),
+    ],
+    outputs: &[port("out", "[B, N, h*dv]")],
+    attributes: &[
+        attribute("num_heads", AttributeKind::Int, "h"),
+        attribute("scale", AttributeKind::Float, "multiplies the scores"),
+        attribute("layout", AttributeKind::String, "qkv, q_kv, qk_v, q_k_v or bhnd"),
+        attribute("bias", AttributeKind::Int, "0 none, 1 dense, 2 relative-position table"),
+        attribute("mask", AttributeKind::Int, "0 none, 1 dense, 2 shift mask from indices"),
+        attribute("mask_value", AttributeKind::Float, "what mask = 2 adds between regions"),
+        attribute("grid", AttributeKind::Ints(2), "height and width of the token map, for mask = 2"),
+        attribute("window", AttributeKind::Ints(2), "height and width of a window, for bias = 2 and mask = 2"),
+        attribute("shift", AttributeKind::Ints(2), "cyclic shift, for mask = 2"),
+    ],
+    shapes,
+    body,
+    work: |node, inputs, outputs| {
+        // N M (d + dv) multiply-adds a head: d and dv are the same but where the layout lets them differ.
+        let layout = Layout::parse(node.string("layout")?)?;
+        let heads = node.int("num_heads").filter(|&h| h > 0)?;
+        let (out, q) = (outputs.first()?, inputs.first()?);
+        let (keys, d) = match layout {
+            Layout::Qkv => (out[1], q[2] / (3 * heads)),
+            Layout::QkV => (out[1], q[2] / (2 * heads)),
+            Layout::QKv | Layout::QKV3 => (*inputs.get(1)?.get(1)?, q[2] / heads),
+            Layout::Bhnd => (*inputs.get(1)?.get(2)?, *q.get(3)?),
+        };
+        let scores = count(&[out[0], heads, out[1], keys])?;
+        let macs = scores.checked_mul(u64::try_from(d + out[2] / heads).ok()?)?;
+        Some((macs.checked_mul(2)?.checked_add(scores.checked_mul(5)?)?, macs))
+    },
+};
+
+/// How Q, K and V come; see `docs/ops.md`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// One input `[B, N, 3*h*d]`.
+    Qkv,
+    /// `[B, N, h*d]` and `[B, M, 2*h*d]`.
+    QKv,
+    /// `[B, N, 2*h*d]` and `[B, N, h*dv]`.
+    QkV,
+    /// Three inputs of rank 3.
+    QKV3,
+    /// Three inputs of rank 4, heads before tokens.
+    Bhnd,
+}
+
+impl Layout {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Qkv => "qkv",
+            Self::QKv => "q_kv",
+            Self::QkV => "qk_v",
+            Self::QKV3 => "q_k_v",
+            Self::Bhnd => "bhnd",
+        }
+    }
+
+    fn parse(name: &str) -> Option<Self> {
+        [Self::Qkv, Self::QKv, Self::QkV, Self::QKV3, Self::Bhnd].into_iter().find(|l| l.name() == name)
+    }
+
+    fn inputs(self) -> usize {
+        match self {
+            Self::Qkv => 1,
+            Self::QKv | Self::QkV => 2,
+            Self::QKV3 | Self::Bhnd => 3,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bias {
+    /// `[P, h or 1, N, M]`.
+    Dense(ValueId),
+    /// `[(2*wh-1)*(2*ww-1), h]`.
+    Table(ValueId),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Mask {
+    /// `[P, N, M]`.
+    Dense(ValueId),
+    /// This value between tokens of different regions of the shifted map.
+    Shift(f32),
+}
+
+/// The attributes and optional inputs of a `TrtOptAttention`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Attention {
+    pub num_heads: i64,
+    pub scale: f32,
+    pub layout: Layout,
+    pub bias: Option<Bias>,
+    pub mask: Option<Mask>,
+    /// Window for a bias table; grid, window and shift for a shift mask. `pad_after_roll` is not used.
+    pub map: WindowMap,
+}
+
+impl Attention {
+    /// The node, without outputs; `qkv` as the layout says.
+    pub fn node(&self, qkv: &[ValueId]) -> Node {
+        let (bias, bias_input) = match self.bias {
+            None => (0, None),
+            Some(Bias::Dense(v)) => (1, Some(v)),
+            Some(Bias::Table(v)) => (2, Some(v)),
+        };
+        let (mask, mask_input, mask_value) = match self.mask {
+            None => (0, None, 0.0),
+            Some(Mask::Dense(v)) => (1, Some(v), 0.0),
+            Some(Mask::Shift(value)) => (2, None, value),
+        };
+        let attributes = vec![
+            AttributeProto::int("num_heads", self.num_heads),
+            AttributeProto::float("scale", self.scale),
+            AttributeProto::string("layout", self.layout.name()),
+            AttributeProto::int("bias", bias),
+            AttributeProto::int("mask", mask),
+            AttributeProto::float("mask_value", mask_value),
+            AttributeProto::ints("grid", &self.map.grid),
+            AttributeProto::ints("window", &self.map.window),
+            AttributeProto::ints("shift", &self.map.shift),
+        ];
+        let inputs = qkv.iter().copied().chain(bias_input).chain(mask_input).map(Some).collect();
+        Node { inputs, ..plugin_node(&DEF, attributes) }
+    }
+}
+
+fn parse(node: &Node) -> Option<Attention> {
+    let layout = Layout::parse(node.string("layout")?)?;
+    let mut next = layout.inputs();
+    let mut take = || {
+        next += 1;
+        node.input(next - 1)
+    };
+    let bias = match node.int("bias")? {
+        0 => None,
+        1 => Some(Bias::Dense(take()?)),
+        2 => Some(Bias::Table(take()?)),
+        _ => return None,
+    };
+    let mask = match node.int("mask")? {
+        0 => None,
+        1 => Some(Mask::Dense(take()?)),
+        2 => Some(Mask::Shift(node.float("mask_value")?)),
+        _ => return None,
+    };
+    Some(Attention {
+        num_heads: node.int("num_heads").filter(|&h| h > 0)?,
+        scale: node.float("scale")?,
+        layout,
+        bias,
+        mask,
+        map: WindowMap::of(node)?,
+    })
+}
+
+/// Sizes of one attention.
+struct Sizes {
+    batch: Dim,
+    /// Query tokens, key tokens, head size of Q and K, head size of V.
+    n: i64,
+    m: i64,
+    d: i64,
+    dv: i64,
+}
+
+fn sizes(graph: &Graph, node: &Node, op: &Attention) -> Option<Sizes> {
+    let shape = |i: usize| graph.shape(node.input(i)?);
+    let h = op.num_heads;
+    let per_head = |channels: &Dim, parts: i64| channels.div_exact(&(h * parts).into())?.int();
+    let rank3 = |i: usize| match shape(i)? {
+        [b, n, c] => Some((b.clone(), n.int()?, c.clone())),
+        _ => None,
+    };
+    let rank4 = |i: usize| match shape(i)? {
+        [b, heads, n, d] if *heads == Dim::Int(h) => Some((b.clone(), n.int()?, d.int()?)),
+        _ => None,
+    };
+    Some(match op.layout {
+        Layout::Qkv => {
+            let (batch, n, c) = rank3(0)?;
+            let d = per_head(&c, 3)?;
+            Sizes { batch, n, m: n, d, dv: d }
+        }
+        Layout::QKv => {
+            let ((batch, n, c), (_, m, kv)) = (rank3(0)?, rank3(1)?);
+            let (d, dv) = (per_head(&c, 1)?, per_head(&kv, 2)?);
+            Sizes { batch, n, m, d, dv }
+        }
+        Layout::QkV => {
+            let ((batch, n, qk), (_, m, c)) = (rank3(0)?, rank3(1)?);
+            Sizes { batch, n, m, d: per_head(&qk, 2)?, dv: per_head(&c, 1)? }
+        }
+        Layout::QKV3 => {
+            let ((batch, n, c), (_, m, v)) = (rank3(0)?, rank3(2)?);
+            Sizes { batch, n, m, d: per_head(&c, 1)?, dv: per_head(&v, 1)? }
+        }
+        Layout::Bhnd => {
+            let ((batch, n, d), (_, m, dv)) = (rank4(0)?, rank4(2)?);
+            Sizes { batch, n, m, d, dv }
+        }
+    })
+}
+
+fn shapes(graph: &Graph, node: &Node) -> Option<Shapes> {
+    let op = parse(node)?;
+    let s = sizes(graph, node, &op)?;
+    Some(vec![Some((graph.dtype(node.input(0)?)?, vec![s.batch, s.n.into(), (op.num_heads * s.dv).into()]))])
+}
+
+/// The region of padded position `(y, x)`: tokens of different regions must not see each other.
+pub fn region(map: &WindowMap, y: i64, x: i64) -> (i64, i64) {
+    let band = |i: i64, size: i64, window: i64, shift: i64| {
+        if shift == 0 || i < size - window {
+            0
+        } else if i < size - shift {
+            1
+        } else {
+            2
+        }
+    };
+    let [hp, wp] = map.padded();
+    (band(y, hp, map.window[0], map.shift[0]), band(x, wp, map.window[1], map.shift[1]))
+}
+
+/// The shift mask `[nW, N, N]`: 0 within a region, `value` between regions.
+fn shift_mask(map: &WindowMap, value: f32) -> Vec<f32> {
+    let ([wh, ww], across) = (map.window, map.padded()[1] / map.window[1]);
+    let n = map.tokens();
+    let mut mask = Vec::with_capacity((map.windows() * n * n) as usize);
+    for window in 0..map.windows() {
+        let (top, left) = (window / across * wh, window % across * ww);
+        let regions: Vec<_> = (0..n).map(|t| region(map, top + t / ww, left + t % ww)).collect();
+        for query in &regions {
+            mask.extend(regions.iter().map(|key| if query == key { 0.0 } else { value }));
+        }
+    }
+    mask
+}
+
+/// Row of the bias table for each (query, key), row major.
+pub fn table_index(window: [i64; 2]) -> Vec<i64> {
+    let [wh, ww] = window;
+    let n = wh * ww;
+    let row = |q: i64, k: i64| (q / ww - k / ww + wh - 1) * (2 * ww - 1) + (q % ww - k % ww + ww - 1);
+    (0..n).flat_map(|q| (0..n).map(move |k| row(q, k))).collect()
+}
+
+fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
+    let op = parse(node)?;
+    let s = sizes(graph, node, &op)?;
+    let (h, dtype) = (op.num_heads, graph.dtype(node.input(0)?)?);
+    // [B, tokens, parts*h*size] -> [B, h, tokens, size], part of parts
+    let split = |body: &mut Body, x: &str, tokens: i64, size: i64, part: i64, parts: i64| {
+        let part_of =
+            if parts == 1 { x.to_owned() } else { body.slice(x, 2, part * h * size, (part + 1) * h * size, 1) };
+        let heads = body.reshape(&part_of, &[-1, tokens, h, size]);
+        body.transpose(&heads, &[0, 2, 1, 3])
+    };
+    let [q, k, v] = match op.layout {
+        Layout::Qkv => {
+            let x = body.input("q");
+            [0, 1, 2].map(|part| split(body, &x, s.n, s.d, part, 3))
+        }
+        Layout::QKv => {
+            let (q, kv) = (body.input("q"), body.input("kv"));
+            [split(body, &q, s.n, s.d, 0, 1), split(body, &kv, s.m, s.d, 0, 2), split(body, &kv, s.m, s.dv, 1, 2)]
+        }
+        Layout::QkV => {
+            let (qk, v) = (body.input("qk"), body.input("v"));
+            [split(body, &qk, s.n, s.d, 0, 2), split(body, &qk, s.m, s.d, 1, 2), split(body, &v, s.m, s.dv, 0, 1)]
+        }
+        Layout::QKV3 => {
+            let (q, k, v) = (body.input("q"), body.input("k"), body.input("v"));
+            [split(body, &q, s.n, s.d, 0, 1), split(body, &k, s.m, s.d, 0, 1), split(body, &v, s.m, s.dv, 0, 1)]
+        }
+        Layout::Bhnd => ["q", "k", "v"].map(|name| body.input(name)),
+    };
+    let [q, k, v] = [&q, &k, &v].map(|x| body.cast(x, DType::F32));
+    let keys = body.transpose(&k, &[0, 1, 3, 2]);
+    let scores = body.op("MatMul", &[&q, &keys], vec![]);
+    let scale = body.float(op.scale);
+    let mut scores = body.op("Mul", &[&scores, &scale], vec![]);
+    // Adds `term` [P, h or 1, N, M] to batch row b from its row b mod P.
+    let add_periodic = |body: &mut Body, scores: String, term: &str, period: i64| {
+        if period == 1 {
+            return body.op("Add", &[&scores, term], vec![]);
+        }
+        let grouped = body.reshape(&scores, &[-1, period, h, s.n, s.m]);
+        let sum = body.op("Add", &[&grouped, term], vec![]);
+        body.reshape(&sum, &[-1, h, s.n, s.m])
+    };
+    match op.bias {
+        None => {}
+        Some(Bias::Dense(value)) => {
+            let period = graph.shape(value)?.first()?.int()?;
+            let dense = body.input("bias");
+            let dense = body.cast(&dense, DType::F32);
+            scores = add_periodic(body, scores, &dense, period);
+        }
+        Some(Bias::Table(_)) => {
+            let table = body.input("bias");
+            let table = body.cast(&table, DType::F32);
+            let index = body.ints(&table_index(op.map.window));
+            let rows = body.op("Gather", &[&table, &index], vec![AttributeProto::int("axis", 0)]);
+            let rows = body.reshape(&rows, &[1, s.n, s.m, h]);
+            let dense = body.transpose(&rows, &[0, 3, 1, 2]);
+            scores = body.op("Add", &[&scores, &dense], vec![]);
+        }
+    }
+    match op.mask {
+        None => {}
+        Some(Mask::Dense(value)) => {
+            let period = graph.shape(value)?.first()?.int()?;
+            let mask = body.input("mask");
+            let mask = body.cast(&mask, DType::F32);
+            let mask = body.reshape(&mask, &[period, 1, s.n, s.m]);
+            scores = add_periodic(body, scores, &mask, period);
+        }
+        Some(Mask::Shift(value)) => {
+            if !op.map.is_valid() || op.map.tokens() != s.n || s.n != s.m {
+                return None;
+            }
+            let period = op.map.windows();
+            let mask = TensorProto::from_f32("", &[period, 1, s.n, s.m], &shift_mask(&op.map, value));
+            let mask = body.constant(mask);
+            scores = add_periodic(body, scores, &mask, period);
+        }
+    }
+    let weights = body.op("Softmax", &[&scores], vec![AttributeProto::int("axis", -1)]);
+    let context = body.op("MatMul", &[&weights, &v], vec![]);
+    let merged = body.transpose(&context, &[0, 2, 1, 3]);
+    let out = body.reshape(&merged, &[-1, s.n, h * s.dv]);
+    let out = body.cast(&out, dtype);
+    body.output(&out, "out");
+    Some(())
+}

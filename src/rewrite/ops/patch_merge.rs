@@ -1,0 +1,107 @@
+//! `TrtOptPatchMerge`.
+
+use super::body::Body;
+use super::{AttributeKind, OpDef, Shapes, attribute, count, pair, plugin_node, port, reshapeable};
+use crate::ir::{Dim, Graph, Node, ValueId};
+use crate::onnx::DType;
+use crate::onnx::proto::AttributeProto;
+
+pub static DEF: OpDef = OpDef {
+    name: "TrtOptPatchMerge",
+    summary: "2x2 neighbourhoods gathered onto the channels, then layer norm",
+    replaces: "Slice x4 and Concat, or Reshape/Transpose/Reshape, then a norm",
+    inputs: &[port("x", "[B, H*W, C] or [B, H, W, C]"), port("scale", "[4C]"), port("bias", "[4C]")],
+    outputs: &[port("y", "[B, ceil(H/2)*ceil(W/2), 4C] or [B, ceil(H/2), ceil(W/2), 4C]")],
+    attributes: &[
+        attribute("epsilon", AttributeKind::Float, "added to the variance"),
+        attribute("grid", AttributeKind::Ints(2), "height and width of the token map"),
+        attribute("order", AttributeKind::Ints(4), "quadrant 2*dy + dx of each channel block"),
+        attribute("rank", AttributeKind::Int, "rank of y: 3 or 4"),
+    ],
+    shapes,
+    body,
+    work: |_, _, outputs| Some((count(outputs.first()?)?.checked_mul(8)?, 0)),
+};
+
+/// The attributes of a `TrtOptPatchMerge`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PatchMerge {
+    pub epsilon: f32,
+    pub grid: [i64; 2],
+    /// Quadrant `2*dy + dx` of each channel block; Swin: `[0, 2, 1, 3]`.
+    pub order: [i64; 4],
+    /// Rank of the output: 3 or 4.
+    pub rank: usize,
+}
+
+impl PatchMerge {
+    /// The node, without outputs.
+    pub fn node(&self, x: ValueId, scale: ValueId, bias: ValueId) -> Node {
+        let attributes = vec![
+            AttributeProto::float("epsilon", self.epsilon),
+            AttributeProto::ints("grid", &self.grid),
+            AttributeProto::ints("order", &self.order),
+            AttributeProto::int("rank", self.rank as i64),
+        ];
+        Node { inputs: [x, scale, bias].map(Some).into(), ..plugin_node(&DEF, attributes) }
+    }
+
+    /// Shape of the output for an input shape; `None` where it does not fit.
+    pub fn shape(&self, input: &[Dim]) -> Option<Vec<Dim>> {
+        let [h, w] = self.grid;
+        let fits = match input {
+            [_, n, _] => *n == Dim::Int(h.checked_mul(w)?),
+            [_, y, x, _] => *y == Dim::Int(h) && *x == Dim::Int(w),
+            _ => false,
+        };
+        if !fits || h < 1 || w < 1 {
+            return None;
+        }
+        let channels = input.last()?.mul(&4.into())?;
+        let (h, w) = ((h + 1) / 2, (w + 1) / 2);
+        Some(match self.rank {
+            3 => vec![input[0].clone(), (h * w).into(), channels],
+            4 => vec![input[0].clone(), h.into(), w.into(), channels],
+            _ => return None,
+        })
+    }
+}
+
+fn parse(node: &Node) -> Option<PatchMerge> {
+    Some(PatchMerge {
+        epsilon: node.float("epsilon")?,
+        grid: pair(node, "grid")?,
+        order: node.ints("order")?.try_into().ok()?,
+        rank: usize::try_from(node.int("rank")?).ok()?,
+    })
+}
+
+fn shapes(graph: &Graph, node: &Node) -> Option<Shapes> {
+    let x = node.input(0)?;
+    Some(vec![Some((graph.dtype(x)?, parse(node)?.shape(graph.shape(x)?)?))])
+}
+
+fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
+    let (merge, x) = (parse(node)?, node.input(0)?);
+    let (dtype, channels) = (graph.dtype(x)?, *reshapeable(graph, x)?.last()?);
+    let out = merge.shape(graph.shape(x)?)?;
+    let [h, w] = merge.grid;
+    let input = body.input("x");
+    let (scale, bias) = (body.input("scale"), body.input("bias"));
+    let map = body.reshape(&input, &[-1, h, w, channels]);
+    let map = body.pad_end(&map, &[0, h % 2, w % 2, 0], dtype);
+    let mut parts = vec![];
+    for quadrant in merge.order {
+        let rows = body.slice(&map, 1, quadrant / 2, h + h % 2, 2);
+        parts.push(body.slice(&rows, 2, quadrant % 2, w + w % 2, 2));
+    }
+    let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+    let merged = body.concat(&parts, 3);
+    let [wide, scale, bias] = [&merged, &scale, &bias].map(|v| body.cast(v, DType::F32));
+    let normal = body.layer_norm(&wide, &scale, &bias, 1, merge.epsilon);
+    let y = body.cast(&normal, dtype);
+    let dims: Vec<i64> = std::iter::once(Some(-1)).chain(out[1..].iter().map(Dim::int)).collect::<Option<_>>()?;
+    let y = body.reshape(&y, &dims);
+    body.output(&y, "y");
+    Some(())
+}

@@ -1,0 +1,22 @@
+//! The rules, one file a kind of site.
+//!
+//! Order matters, and [`run`] says why. Every rule notes each of its sites in the ledger, fused or not.
+
+mod attention;
+mod gelu;
+mod layer_norm;
+mod residual;
+
+use crate::error::Result;
+use crate::rewrite::engine::Engine;
+
+pub fn run(engine: &mut Engine) -> Result<()> {
+    // Norms and GELUs first: they are closed patterns, and the others build on the fused norms.
+    layer_norm::run(engine)?;
+    gelu::run(engine)?;
+    // Before the windows: a window's reverse ends at what the attention gives.
+    attention::run(engine)?;
+    // Last: what residual adds the windows have left goes into the norms.
+    residual::run(engine)?;
+    Ok(())
+}
