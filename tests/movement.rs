@@ -1,106 +1,12 @@
 //! Index maps of data movement: head splits, rolls, windows by hand, and random chains against ONNX Runtime.
 
-use trt_opt::analysis::movement::{self, HOLE, Map, Walk};
-use trt_opt::ir::{Dim, Graph, Node, Value, ValueId};
-use trt_opt::onnx::DType;
-use trt_opt::onnx::proto::{AttributeProto, TensorProto};
+#[path = "common/net.rs"]
+mod net;
 
-/// A graph under construction.
-struct Net {
-    graph: Graph,
-}
-
-fn dims(sizes: &[i64]) -> Vec<Dim> {
-    sizes.iter().map(|&d| Dim::Int(d)).collect()
-}
-
-fn batch() -> Dim {
-    Dim::symbol("batch")
-}
-
-impl Net {
-    fn new(opset: i64) -> Self {
-        let mut graph = Graph::default();
-        graph.opset = opset;
-        Self { graph }
-    }
-
-    fn input(&mut self, name: &str, shape: &[Dim]) -> ValueId {
-        let id = self.graph.add_value(Value::new(name, Some(DType::F32), Some(shape.to_vec())));
-        self.graph.inputs.push(id);
-        id
-    }
-
-    fn ints(&mut self, values: &[i64]) -> ValueId {
-        self.graph.add_initializer("ints", TensorProto::from_i64("ints", &[values.len() as i64], values))
-    }
-
-    fn index(&mut self, shape: &[i64], values: &[i64]) -> ValueId {
-        self.graph.add_initializer("index", TensorProto::from_i64("index", shape, values))
-    }
-
-    fn push(&mut self, node: Node, shape: &[Dim]) -> ValueId {
-        self.outputs(node, &[shape])[0]
-    }
-
-    fn outputs(&mut self, mut node: Node, shapes: &[&[Dim]]) -> Vec<ValueId> {
-        let add = |shape: &&[Dim]| self.graph.add_value(Value::new("y", Some(DType::F32), Some(shape.to_vec())));
-        let outputs: Vec<ValueId> = shapes.iter().map(add).collect();
-        node.outputs = outputs.iter().copied().map(Some).collect();
-        self.graph.add_node(node);
-        outputs
-    }
-
-    fn reshape(&mut self, x: ValueId, shape: &[Dim]) -> ValueId {
-        let target: Vec<i64> = shape.iter().map(|d| d.int().unwrap_or(-1)).collect();
-        let target = self.ints(&target);
-        self.push(Node::new("Reshape", [x, target]), shape)
-    }
-
-    fn transpose(&mut self, x: ValueId, perm: &[i64]) -> ValueId {
-        let shape = self.shape(x);
-        let shape: Vec<Dim> = perm.iter().map(|&p| shape[p as usize].clone()).collect();
-        self.push(Node::new("Transpose", [x]).with(AttributeProto::ints("perm", perm)), &shape)
-    }
-
-    fn gather(&mut self, x: ValueId, axis: usize, index_shape: &[i64], values: &[i64]) -> ValueId {
-        let mut shape = self.shape(x);
-        shape.splice(axis..=axis, dims(index_shape));
-        let index = self.index(index_shape, values);
-        self.push(Node::new("Gather", [x, index]).with(AttributeProto::int("axis", axis as i64)), &shape)
-    }
-
-    fn slice(&mut self, x: ValueId, axis: usize, start: i64, end: i64, count: i64) -> ValueId {
-        let mut shape = self.shape(x);
-        shape[axis] = Dim::Int(count);
-        let inputs = [x, self.ints(&[start]), self.ints(&[end]), self.ints(&[axis as i64])];
-        self.push(Node::new("Slice", inputs), &shape)
-    }
-
-    fn concat(&mut self, parts: &[ValueId], axis: usize) -> ValueId {
-        let mut shape = self.shape(parts[0]);
-        for part in &parts[1..] {
-            shape[axis] = shape[axis].add(&self.shape(*part)[axis]).unwrap();
-        }
-        let node = Node::new("Concat", parts.iter().copied()).with(AttributeProto::int("axis", axis as i64));
-        self.push(node, &shape)
-    }
-
-    fn roll(&mut self, x: ValueId, axis: usize, shift: i64) -> ValueId {
-        let size = self.shape(x)[axis].int().unwrap();
-        let tail = self.slice(x, axis, shift, i64::MAX, size - shift);
-        let head = self.slice(x, axis, 0, shift, shift);
-        self.concat(&[tail, head], axis)
-    }
-
-    fn shape(&self, x: ValueId) -> Vec<Dim> {
-        self.graph.shape(x).unwrap().to_vec()
-    }
-
-    fn trace(&self, x: ValueId) -> Option<Map> {
-        movement::trace(&self.graph, x, &|_| None, &Walk::default())
-    }
-}
+use net::{Net, batch, dims};
+use trt_opt::analysis::movement::{self, HOLE, Walk};
+use trt_opt::ir::{Dim, Graph, Node, ValueId};
+use trt_opt::onnx::proto::AttributeProto;
 
 #[test]
 fn head_split_is_strided_for_every_batch() {

@@ -74,8 +74,13 @@ fn plan(graph: &Graph, value: ValueId, walk: &Walk) -> Option<Plan> {
     while let Some((v, opened)) = stack.pop() {
         if let Some((node, step)) = opened {
             if done.insert(v) {
-                if nodes.insert(node) {
-                    plan.region.nodes.push(node);
+                // What makes the empty parts of a Concat belongs to the region too, though it moves nothing.
+                let parts = graph.node(node).inputs.iter().flatten().filter(|v| ops::is_empty(graph, **v));
+                let idle = parts.filter(|v| is_moved(graph, **v)).filter_map(|v| graph.value(*v).producer);
+                for node in idle.chain([node]) {
+                    if nodes.insert(node) {
+                        plan.region.nodes.push(node);
+                    }
                 }
                 plan.steps.push(step);
             }
@@ -214,4 +219,31 @@ fn symbol(graph: &Graph, plan: &Plan, sizes: &[Dim]) -> Option<Option<Symbol>> {
         }
     }
     Some(found)
+}
+
+/// Whether the producer of `value` only moves elements.
+pub fn is_moved(graph: &Graph, value: ValueId) -> bool {
+    graph.value(value).producer.is_some_and(|id| ops::movement(graph, id, value).is_some())
+}
+
+/// Values at which a movement ends: made by a node that only moves elements, and read by one that computes, or a graph
+/// output. In topological order.
+pub fn ends(graph: &Graph) -> Vec<ValueId> {
+    let mut ends = vec![];
+    for (_, node) in graph.nodes() {
+        for &value in node.outputs.iter().flatten().filter(|v| is_moved(graph, **v) && !ops::is_empty(graph, **v)) {
+            let moves_on = |&user: &NodeId| {
+                // Whoever asks for the shape does not read the elements.
+                if graph.node(user).is("Shape") || graph.node(user).is("Size") {
+                    return true;
+                }
+                let outputs = graph.node(user).outputs.iter().flatten();
+                outputs.filter_map(|out| ops::movement(graph, user, *out)).any(|(_, inputs)| inputs.contains(&value))
+            };
+            if graph.is_output(value) || !graph.uses(value).iter().all(moves_on) {
+                ends.push(value);
+            }
+        }
+    }
+    ends
 }

@@ -92,8 +92,10 @@ pub(super) fn movement(graph: &Graph, id: NodeId, output: ValueId) -> Option<(Mo
         }
         "Concat" => {
             let axis = axis_of(node.int("axis").unwrap_or(1), rank)?;
-            let inputs = node.inputs.iter().copied().collect::<Option<Vec<_>>>()?;
-            Some((Movement::Concat(axis), inputs))
+            let mut inputs = node.inputs.iter().copied().collect::<Option<Vec<_>>>()?;
+            // A roll by nothing joins with an empty slice.
+            inputs.retain(|v| !is_empty(graph, *v));
+            if inputs.is_empty() { None } else { Some((Movement::Concat(axis), inputs)) }
         }
         "Pad" => one(Movement::Pad(pads(graph, node, x)?)),
         "Gather" => {
@@ -124,6 +126,11 @@ pub(super) fn movement(graph: &Graph, id: NodeId, output: ValueId) -> Option<(Mo
         "SpaceToDepth" => one(Movement::SpaceToDepth(node.int("blocksize").filter(|b| *b > 0)?)),
         _ => None,
     }
+}
+
+/// Whether the value has no elements.
+pub(super) fn is_empty(graph: &Graph, value: ValueId) -> bool {
+    graph.shape(value).is_some_and(|shape| shape.contains(&Dim::Int(0)))
 }
 
 /// The map of a node's output, given those of the values it moves and the output's shape.
