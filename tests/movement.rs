@@ -80,6 +80,44 @@ fn a_shifted_partition_is_known_by_its_map() {
 }
 
 #[test]
+fn images_and_channels_cost_nothing() {
+    // 1.6 billion elements: only what is cut and joined may be written down.
+    let b = Dim::Int(4096);
+    let mut net = Net::new(17);
+    let x = net.input("x", &[b.clone(), 56.into(), 56.into(), 128.into()]);
+    let y = net.roll(x, 1, 3);
+    let y = net.roll(y, 2, 3);
+    let y = net.reshape(y, &[b.clone(), 8.into(), 7.into(), 8.into(), 7.into(), 128.into()]);
+    let y = net.transpose(y, &[0, 1, 3, 2, 4, 5]);
+    let y = net.reshape(y, &[(64 * 4096).into(), 49.into(), 128.into()]);
+    let map = movement::per_image(&net.graph, y, &b, 128, &Walk::default()).unwrap();
+    assert_eq!(map.starts.len(), 56 * 56);
+}
+
+#[test]
+fn absurd_operands_are_no_movement() {
+    let mut net = Net::new(17);
+    let huge = i64::MAX / 2;
+    let x = net.input("x", &dims(&[2, huge]));
+    let y = net.unary("Identity", x);
+    assert!(net.trace(y).is_none());
+    let z = net.input("z", &dims(&[1, 4, 0, 2]));
+    let slice = [z, net.ints(&[-1]), net.ints(&[i64::MIN]), net.ints(&[2]), net.ints(&[-1])];
+    let y = net.push(Node::new("Slice", slice), &dims(&[1, 4, 0, 2]));
+    assert!(net.trace(y).is_none());
+    let x = net.input("w", &dims(&[1, 4, 2, 2]));
+    let node = Node::new("DepthToSpace", [x]).with(AttributeProto::int("blocksize", i64::MAX));
+    let y = net.push(node, &dims(&[1, 4, 2, 2]));
+    assert!(net.trace(y).is_none());
+    let pads = [x, net.ints(&[0, i64::MAX, i64::MIN, 0, 0, i64::MAX, 0, i64::MIN])];
+    let y = net.push(Node::new("Pad", pads), &dims(&[1, 4, 2, 2]));
+    assert!(net.trace(y).is_none());
+    let node = Node::new("Split", [x]).with(AttributeProto::ints("split", &[i64::MIN, i64::MAX]));
+    let y = net.outputs(node.with(AttributeProto::int("axis", 1)), &[&dims(&[1, 2, 2, 2]), &dims(&[1, 2, 2, 2])]);
+    assert!(y.iter().all(|y| net.trace(*y).is_none()));
+}
+
+#[test]
 fn cutting_and_joining_in_the_old_order_is_affine_again() {
     let mut net = Net::new(17);
     let x = net.input("x", &dims(&[2, 8, 8, 3]));

@@ -468,6 +468,9 @@ type Grid3 = [i64; 3];
 
 /// The sizes and strides of a table that is a strided view, innermost first; `None` if it is not one.
 fn factors(starts: &[i64]) -> Option<Vec<(i64, i64)>> {
+    if starts.contains(&HOLE) {
+        return None;
+    }
     let (mut out, mut inner) = (vec![], 1usize);
     while inner < starts.len() {
         let stride = starts.get(inner)?.checked_sub(starts[0])?;
@@ -487,5 +490,5 @@ fn factors(starts: &[i64]) -> Option<Vec<(i64, i64)>> {
         }
         sum
     };
-    starts.iter().enumerate().all(|(at, &s)| s != HOLE && s == linear(at)).then_some(out)
+    starts.iter().enumerate().all(|(at, &s)| s == linear(at)).then_some(out)
 }

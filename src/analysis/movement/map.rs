@@ -8,8 +8,8 @@ use crate::ir::ValueId;
 /// The table entry of an element that is zero and comes from no source.
 pub const HOLE: i64 = i64::MIN;
 
-/// Entries that one table may have. Beyond it a map is given up; the largest Swin needs 1 % of it.
-const MAX_TABLE: usize = 1 << 22;
+/// Entries that one table may have. Beyond it a map is given up; the largest Swin at 384 x 384 needs 1 % of it.
+const MAX_TABLE: usize = 1 << 20;
 /// Elements of the largest tensor that is looked at.
 const MAX_ELEMENTS: i64 = 1 << 40;
 
@@ -83,6 +83,11 @@ impl Map {
         Some(Self { sources: self.sources.clone(), axes, offset: 0, table: [HOLE].into(), table_offset: 0 })
     }
 
+    /// Entries of the table: what the map costs.
+    pub(super) fn cost(&self) -> usize {
+        self.table.len()
+    }
+
     pub fn sources(&self) -> &[Source] {
         &self.sources
     }
@@ -146,8 +151,11 @@ impl Map {
                 (list[0], step, list.len() as i64)
             }
         };
+        if count < 1 {
+            return None;
+        }
         let last = step.checked_mul(count - 1)?.checked_add(start)?;
-        if count < 1 || !inside(start) || !inside(last) {
+        if !inside(start) || !inside(last) {
             return None;
         }
         if (start, step, count) == (0, 1, size) {

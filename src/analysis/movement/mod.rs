@@ -22,6 +22,8 @@ use crate::ir::{Dim, Graph, NodeId, Symbol, ValueId};
 
 /// Nodes that one region may have.
 const MAX_NODES: usize = 1024;
+/// Table entries that the maps of one region may have together.
+const MAX_COST: usize = 1 << 22;
 
 /// How far to walk back, and through what.
 #[derive(Clone, Copy)]
@@ -116,7 +118,7 @@ fn plan(graph: &Graph, value: ValueId, walk: &Walk) -> Option<Plan> {
 
 /// The index map of `value`, with every symbol in its region's shapes bound to a number.
 ///
-/// `None` where a shape is unknown, a tensor is empty, or the map is too large to be written down (over 4 million entries
+/// `None` where a shape is unknown, a tensor is empty, or the map is too large to be written down (over a million entries
 /// besides the axes that the region leaves alone).
 pub fn trace(graph: &Graph, value: ValueId, binding: &dyn Fn(&str) -> Option<i64>, walk: &Walk) -> Option<Map> {
     evaluate(graph, &plan(graph, value, walk)?, value, binding)
@@ -132,13 +134,17 @@ fn evaluate(graph: &Graph, plan: &Plan, value: ValueId, binding: &dyn Fn(&str) -
         base = base.checked_add(len)?;
     }
     let sources: Arc<[Source]> = sources.into();
-    let mut maps: HashMap<ValueId, Map> = HashMap::new();
+    let (mut maps, mut cost): (HashMap<ValueId, Map>, usize) = (HashMap::new(), 0);
     for (i, source) in sources.iter().enumerate() {
         maps.insert(source.value, Map::of_source(&sources, i, &shape(source.value)?)?);
     }
     for step in &plan.steps {
         let inputs: Option<Vec<&Map>> = step.inputs.iter().map(|v| maps.get(v)).collect();
         let map = ops::apply(&step.movement, &inputs?, &shape(step.output)?)?;
+        cost += map.cost();
+        if cost > MAX_COST {
+            return None;
+        }
         maps.insert(step.output, map);
     }
     maps.remove(&value)

@@ -39,7 +39,7 @@ pub(super) struct Slice {
 }
 
 /// Elements of constants (indices, pads) that are read.
-const MAX_INDICES: i64 = 1 << 22;
+const MAX_INDICES: i64 = 1 << 20;
 
 /// What output `output` of a node does with the values in the second part of the result, if it only moves elements.
 ///
@@ -135,6 +135,7 @@ pub(super) fn is_empty(graph: &Graph, value: ValueId) -> bool {
 
 /// The map of a node's output, given those of the values it moves and the output's shape.
 pub(super) fn apply(movement: &Movement, inputs: &[&Map], shape: &[i64]) -> Option<Map> {
+    elements(shape)?;
     let x = || inputs[0].clone();
     let map = match movement {
         Movement::Reshape => inputs[0].reshape(shape)?,
@@ -166,7 +167,7 @@ pub(super) fn apply(movement: &Movement, inputs: &[&Map], shape: &[i64]) -> Opti
         }
         &Movement::DepthToSpace(block, block_first) => {
             let &[n, c, h, w] = &inputs[0].shape()[..] else { return None };
-            let deep = c / (block * block);
+            let deep = c / block.checked_mul(block)?;
             let (dims, perm) = if block_first {
                 ([n, block, block, deep, h, w], [0, 3, 4, 1, 5, 2])
             } else {
@@ -240,6 +241,9 @@ fn slices(graph: &Graph, node: &Node, x: ValueId) -> Option<Vec<Slice>> {
             }
             return None;
         };
+        if size < 1 {
+            return None;
+        }
         let wrap = |i: i64| if i < 0 { i.saturating_add(size) } else { i };
         let (start, end) = if step > 0 {
             (wrap(start).clamp(0, size), wrap(end).clamp(0, size))
