@@ -5,7 +5,9 @@
 mod attention;
 mod gelu;
 mod layer_norm;
+mod patch_merge;
 mod residual;
+mod window;
 
 use crate::error::Result;
 use crate::rewrite::engine::Engine;
@@ -16,6 +18,8 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     gelu::run(engine)?;
     // Before the windows: a window's reverse ends at what the attention gives.
     attention::run(engine)?;
+    window::run(engine)?;
+    patch_merge::run(engine)?;
     // Last: what residual adds the windows have left goes into the norms.
     residual::run(engine)?;
     Ok(())
