@@ -6,6 +6,7 @@ use crate::analysis::cost::{self, Cost};
 use crate::error::Result;
 use crate::ir::Graph;
 use crate::onnx::Model;
+use crate::rewrite::ops;
 use crate::text;
 
 /// Counts and estimated costs of a model.
@@ -66,7 +67,7 @@ impl Contents {
                 parameters += tensor.len().unwrap_or(0) as u64;
             }
         }
-        let table = cost::table(graph, batch, &|_, _, _| None);
+        let table = cost::table(graph, batch, &ops::cost);
         let total: Cost = table.iter().map(|row| row.cost).sum();
         let ops = table.into_iter().map(|row| Op { op: row.op, nodes: row.nodes, estimate: row.cost.into() }).collect();
         Self { nodes: graph.order().len(), parameters, weight_bytes, batch, estimate: total.into(), ops }

@@ -6,7 +6,7 @@ use crate::analysis::infer;
 use crate::error::Result;
 use crate::ir::Graph;
 use crate::onnx::proto::ModelProto;
-use crate::rewrite::cleanup;
+use crate::rewrite::{cleanup, ops};
 
 /// The graph of a model, ready for [`crate::ir::print()`] and [`crate::ir::diff()`].
 ///
@@ -16,11 +16,11 @@ use crate::rewrite::cleanup;
 pub fn graph(mut model: ModelProto, clean: bool) -> Result<Graph> {
     let mut graph = Graph::take(&mut model)?;
     if clean {
-        cleanup::cleanup(&mut graph, &|_, _| None, &mut BTreeMap::new())?;
+        cleanup::cleanup(&mut graph, &ops::shapes, &mut BTreeMap::new())?;
         return Ok(graph);
     }
     let mut inferred = graph.clone();
-    match infer::infer(&mut inferred, &|_, _| None) {
+    match infer::infer(&mut inferred, &ops::shapes) {
         Ok(()) => graph = inferred,
         Err(error) => tracing::warn!("shapes are shown as the file has them: {error}"),
     }

@@ -181,6 +181,12 @@ pub fn run(args: Args, global: &Global) -> Result<u8> {
     let after = if shown { Some(Contents::of(&model, resolved.batch)?) } else { None };
     let seconds = started.elapsed().as_secs_f64();
 
+    for rule in &resolved.options.skip {
+        let known = ledger.patches.contains_key(rule) || ledger.sites.iter().any(|s| s.rule.as_deref() == Some(rule));
+        if !known && !global.quiet {
+            out::warning(&format!("--skip {rule}: no site of this model would use a rule of that name"));
+        }
+    }
     let required = check_required(&ledger, &resolved.require, global);
     let verified = match &resolved.verify {
         Some(options) if required.is_ok() || resolved.force => Some(prove(&resolved, &model, options)?),

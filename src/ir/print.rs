@@ -32,7 +32,7 @@ pub struct Options {
     pub hashes: bool,
     /// Names of nodes, as comments.
     pub names: bool,
-    /// Constants of at most this many elements are written out.
+    /// Integer constants of at most this many elements are written out, floats of at most half as many.
     pub inline: usize,
 }
 
@@ -406,7 +406,8 @@ impl Printer<'_> {
             Err(_) => return format!("{typed} (broken)"),
         };
         // Many axes of length 1 would nest deeply.
-        if count <= self.options.inline
+        let limit = if dtype.is_float() { self.options.inline / 2 } else { self.options.inline };
+        if count <= limit
             && tensor.dims.len() <= 8
             && let Some(elements) = elements(tensor, dtype)
         {
