@@ -514,7 +514,10 @@ impl Pass<'_, '_> {
     ) -> Result<ValueId> {
         let output = self.graph.add_value(crate::ir::Value::new(hint, None, None));
         let mut node = Node::new(op, inputs);
-        node.name = self.graph.value(output).name.clone();
+        let name = &self.graph.value(output).name;
+        if !self.graph.nodes().any(|(_, n)| n.name == *name) {
+            node.name = name.clone();
+        }
         node.attributes.extend(attribute);
         node.outputs = vec![Some(output)];
         let id = self.graph.add_node(node);

@@ -5,6 +5,7 @@
 pub mod cleanup;
 pub mod engine;
 pub mod ledger;
+pub mod legalize;
 pub mod ops;
 mod pattern;
 mod rules;

@@ -249,6 +249,16 @@ impl Tensor {
         Self::new(DType::I64, shape, Data::I64(values))
     }
 
+    /// Floats rounded to a float type; `None` for other types, or if `shape` is not of as many elements.
+    pub fn of_floats(dtype: DType, shape: &[usize], values: Vec<f64>) -> Option<Self> {
+        Self::new(dtype, shape.to_vec(), Data::of_floats(dtype, values.into_iter())?)
+    }
+
+    /// A tensor of a float type with one value everywhere.
+    pub fn filled(dtype: DType, shape: &[usize], value: f64) -> Option<Self> {
+        Self::of_floats(dtype, shape, vec![value; count(shape)?])
+    }
+
     pub fn of_f32(shape: Vec<usize>, values: Vec<f32>) -> Option<Self> {
         Self::new(DType::F32, shape, Data::F32(values))
     }
