@@ -253,10 +253,11 @@ fn raise(graph: &mut Graph, id: NodeId, to: i64) -> Result<(), Refusal> {
                 Editor::new(graph, id).finish_with("BatchNormalization", &inputs, attributes);
             }
         }
-        "Resize" if crosses(13) => {
-            if graph.node(id).string("coordinate_transformation_mode") == Some("tf_half_pixel_for_nn") {
-                return Err("coordinate_transformation_mode tf_half_pixel_for_nn is gone".into());
-            }
+        "Resize"
+            if crosses(13)
+                && graph.node(id).string("coordinate_transformation_mode") == Some("tf_half_pixel_for_nn") =>
+        {
+            return Err("coordinate_transformation_mode tf_half_pixel_for_nn is gone".into());
         }
         "GridSample" if crosses(20) => {
             let mode = match graph.node(id).string("mode") {
@@ -380,11 +381,7 @@ fn lower(graph: &mut Graph, id: NodeId, to: i64) -> Result<(), Refusal> {
                 drop_attributes(graph, id, dropped);
             }
         }
-        "Cast" | "CastLike" => {
-            if crosses(19) {
-                drop_attributes(graph, id, &["saturate"]);
-            }
-        }
+        "Cast" | "CastLike" if crosses(19) => drop_attributes(graph, id, &["saturate"]),
         "QuantizeLinear" | "DequantizeLinear" => {
             if crosses(21) && node.int("block_size").unwrap_or(0) != 0 {
                 return Err("it quantizes by blocks".into());

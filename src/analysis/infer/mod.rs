@@ -9,6 +9,8 @@ mod elementwise;
 mod movement;
 mod nn;
 mod shape_math;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use movement::slice_range;
 

@@ -299,9 +299,9 @@ impl Cx<'_> {
         let bounds = || Some((self.scalar(0)?, self.scalar(1)?, self.scalar(2)?));
         let (size, ints) = match bounds() {
             Some((Dim::Int(start), Dim::Int(limit), Dim::Int(delta))) if whole && delta != 0 => {
-                let span = i128::from(limit) - i128::from(start);
-                let delta = i128::from(delta);
-                let steps = (span + delta - delta.signum()).div_euclid(delta);
+                let (span, delta) = (i128::from(limit) - i128::from(start), i128::from(delta));
+                let (length, step) = if delta > 0 { (span, delta) } else { (-span, -delta) };
+                let steps = (length + step - 1).div_euclid(step);
                 let steps = i64::try_from(steps.max(0)).ok()?;
                 let values = (steps <= CONTENTS_LIMIT as i64).then(|| {
                     let at = |i: i64| i64::try_from(i128::from(start) + delta * i128::from(i)).ok().map(Dim::Int);
