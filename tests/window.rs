@@ -371,3 +371,27 @@ fn a_merge_read_twice_is_missed() {
     assert_eq!(ledger.count(Kind::PatchMerge).missed, 1);
     assert_eq!(ledger.missed(Kind::PatchMerge).next().unwrap().found.as_deref(), Some("2 readers"));
 }
+
+#[test]
+fn chains_by_which_nothing_moves_go() {
+    // The last stage is one window: partition and reverse are the identity, and no site.
+    for target in [Target::Trt8, Target::Native] {
+        for name in ["swin_ts17", "swin_dy20_dyn", "swin_torchvision_dy18", "swin_original_ts17_dyn"] {
+            let original = onnx::load(&fixture(name)).unwrap();
+            let (model, _) = fuse_file(&fixture(name), &Options { target, ..Options::default() });
+            same(&original, &model, name);
+            let graph = model.proto.graph.as_ref().unwrap();
+            let makes = |value: &String| graph.node.iter().find(|n| n.output.contains(value));
+            for node in nodes(&model.proto, "Reshape") {
+                let before = makes(&node.input[0]);
+                let alone = graph.node.iter().flat_map(|n| &n.input).filter(|i| **i == node.input[0]).count() == 1;
+                assert!(!(alone && before.is_some_and(|n| n.op_type() == "Reshape")), "{name}: {node:?}");
+            }
+            let six = |n: &&trt_opt::onnx::proto::NodeProto| n.attribute.iter().any(|a| a.ints.len() == 6);
+            let left = nodes(&model.proto, "Transpose").iter().filter(|n| six(n)).count();
+            // Native: partition and reverse of two blocks, and timm's merge.
+            let native = if name.contains("torchvision") || name.contains("original") { 4 } else { 5 };
+            assert_eq!(left, if target == Target::Native { native } else { 0 }, "{name} {target}");
+        }
+    }
+}

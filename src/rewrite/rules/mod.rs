@@ -7,6 +7,7 @@ mod gelu;
 mod layer_norm;
 mod patch_merge;
 mod residual;
+mod straighten;
 mod window;
 
 use crate::error::Result;
@@ -20,7 +21,9 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     attention::run(engine)?;
     window::run(engine)?;
     patch_merge::run(engine)?;
-    // Last: what residual adds the windows have left goes into the norms.
+    // What residual adds the windows have left goes into the norms.
     residual::run(engine)?;
+    // Last: the others leave Reshapes behind each other.
+    straighten::run(engine)?;
     Ok(())
 }
