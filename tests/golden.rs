@@ -1,0 +1,49 @@
+//! Golden texts: what the rewrite makes of the fixtures.
+//!
+//! A text that changes on purpose is accepted with
+//!
+//! ```text
+//! INSTA_UPDATE=always cargo test --test golden
+//! ```
+//!
+//! and its difference belongs into the review. Whether a rewrite is right is not for this file to say:
+//! `tests/equivalence.rs` proves that in ONNX Runtime.
+
+use std::path::Path;
+
+use trt_opt::rewrite::{Options, Target};
+use trt_opt::testing;
+
+/// The hand-made spellings of one pattern each, before and after.
+#[test]
+fn spellings() {
+    insta::glob!("fixtures/spelling_*.onnx", |path| {
+        insta::with_settings!({ description => "before and after, sites", omit_expression => true }, {
+            insta::assert_snapshot!(testing::rewrite(path).unwrap().before_after());
+        });
+    });
+}
+
+/// Miniatures of whole models, after.
+#[test]
+fn models() {
+    insta::glob!("fixtures/{swin,vit,tnt,ptnt,uniformer}_{ts17_dyn,dy20}.onnx", |path| {
+        insta::with_settings!({ description => "after, sites", omit_expression => true }, {
+            let rewrite = testing::rewrite(path).unwrap();
+            insta::assert_snapshot!(format!("{}\n{}", rewrite.after(), rewrite.sites()));
+        });
+    });
+}
+
+/// The same without plugins.
+#[test]
+fn native() {
+    for name in ["swin_ts17_dyn", "vit_dy23"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/{name}.onnx"));
+        let options = Options { target: Target::Native, ..Options::default() };
+        let rewrite = testing::rewrite_with(path, &options).unwrap();
+        insta::with_settings!({ description => "after for --target native, sites", omit_expression => true }, {
+            insta::assert_snapshot!(format!("native_{name}"), format!("{}\n{}", rewrite.after(), rewrite.sites()));
+        });
+    }
+}
