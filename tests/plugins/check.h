@@ -88,7 +88,7 @@ inline std::vector<Op> ops() {
          {norm, plain},
          {{"epsilon", real(-1.f), "'epsilon'"}, {"epsilon", gone(), "'epsilon' is missing"}, {"epsilon", ints({1}), "'epsilon' must be float32"}, {"axis", ints({1}), "'axis'"}, {"axis", ints({-2}), "'axis' must be -1"},
           {"residual", ints({2}), "'residual' must be 0 or 1"}, {"window", ints({7, 0}), "'window'"}, {"window", ints({7}), "'window' must have 2 values, has 1"}, {"window", ints({-7, -7}), "'window'"},
-          {"grid", ints({0, 56}), "'grid'"}, {"shift", ints({-1, 0}), "'shift'"}, {"pad_after_roll", ints({3}), "'pad_after_roll'"}, {"grid", typed(ints({56, 56}), PluginFieldType::kINT64), "'grid' must be int32"}}},
+          {"grid", ints({0, 56}), "'grid'"}, {"shift", ints({-1, 0}), "'shift'"}, {"pad_after_roll", ints({3}), "'pad_after_roll'"}, {"grid", typed(ints({56, 56}), PluginFieldType::kINT16), "'grid' must be int32"}}},
         {"TrtOptAttention",
          {attention, global},
          {{"num_heads", ints({0}), "'num_heads'"}, {"layout", text("kqv"), "'layout'"}, {"layout", ints({1}), "'layout' must be char"}, {"bias", ints({3}), "'bias'"}, {"mask", ints({-1}), "'mask'"},

@@ -216,7 +216,7 @@ impl Plan<'_> {
         command.arg(self.toolkit.lib.join("libcudart_static.a")).args(["-lpthread", "-ldl", "-lrt"]);
 
         let line = format!("{command:?}\n");
-        let record = library.with_extension("link");
+        let record = self.objects.join(format!("link-trt{}-{}.cmd", self.headers.major, self.interface.name()));
         let fresh = std::fs::read_to_string(&record).is_ok_and(|have| have == line)
             && modified(library).is_some_and(|built| {
                 units.iter().map(|u| &u.object).chain([&map]).all(|path| modified(path).is_some_and(|t| t <= built))

@@ -1,0 +1,235 @@
+#!/usr/bin/env python3
+"""Runs each plugin op inside TensorRT, in graphs made by hand, and compares with docs/ops.md in float64.
+
+    trt_ops.py --runner RUNNER --lib DIR --plugin LIB [--json FILE] [--work DIR]
+
+RUNNER is trt_runner. Every graph is built twice, in fp32 and with the fp16 flag; limits on ||out - ref|| / ||ref||
+are 1e-5 and 2e-3 (fp16 also rounds the graph's fp32 inputs and outputs).
+"""
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+DOMAIN = {"plugin_version": "1", "plugin_namespace": "trt_opt"}
+
+
+def window_rows(h, w, window, shift, after):
+    """Source token of each partitioned row of an image, or -1."""
+    wh, ww = window
+    hp, wp = -(-h // wh) * wh, -(-w // ww) * ww
+    rows = []
+    for wy in range(hp // wh):
+        for wx in range(wp // ww):
+            for iy in range(wh):
+                for ix in range(ww):
+                    py, px = wy * wh + iy, wx * ww + ix
+                    if after:
+                        inside = py < h and px < w
+                        y, x = (py + shift[0]) % h, (px + shift[1]) % w
+                    else:
+                        y, x = (py + shift[0]) % hp, (px + shift[1]) % wp
+                        inside = y < h and x < w
+                    rows.append(y * w + x if inside else -1)
+    return np.array(rows), (hp // wh) * (wp // ww)
+
+
+def partition(x, h, w, window, shift, after):
+    rows, windows = window_rows(h, w, window, shift, after)
+    x = x.reshape(x.shape[0], h * w, x.shape[-1])
+    y = np.where(rows[None, :, None] >= 0, x[:, np.maximum(rows, 0)], 0.0)
+    return y.reshape(x.shape[0] * windows, window[0] * window[1], x.shape[-1])
+
+
+def reverse(x, h, w, window, shift, after):
+    rows, windows = window_rows(h, w, window, shift, after)
+    x = x.reshape(x.shape[0] // windows, windows * window[0] * window[1], x.shape[-1])
+    y = np.zeros((x.shape[0], h * w, x.shape[-1]))
+    y[:, rows[rows >= 0]] = x[:, rows >= 0]
+    return y
+
+
+def layer_norm(x, scale, bias, epsilon, axes):
+    mean = x.mean(axes, keepdims=True)
+    return (x - mean) / np.sqrt(((x - mean) ** 2).mean(axes, keepdims=True) + epsilon) * scale + bias
+
+
+def attention(q, k, v, scale, bias=0.0):
+    """q, k, v: [B, h, tokens, d]; the heads of the result are merged."""
+    s = q @ k.transpose(0, 1, 3, 2) * scale + bias
+    s = np.exp(s - s.max(-1, keepdims=True))
+    o = s / s.sum(-1, keepdims=True) @ v
+    return o.transpose(0, 2, 1, 3).reshape(o.shape[0], o.shape[2], -1)
+
+
+def heads(x, h):
+    return x.reshape(*x.shape[:2], h, -1).transpose(0, 2, 1, 3)
+
+
+def table_bias(table, wh, ww):
+    y, x = np.meshgrid(np.arange(wh), np.arange(ww), indexing="ij")
+    y, x = y.ravel(), x.ravel()
+    index = (y[:, None] - y[None] + wh - 1) * (2 * ww - 1) + x[:, None] - x[None] + ww - 1
+    return table[index].transpose(2, 0, 1)[None]
+
+
+def shift_mask(h, w, window, shift, value):
+    wh, ww = window
+    hp, wp = -(-h // wh) * wh, -(-w // ww) * ww
+
+    def regions(length, size, by):
+        p = np.arange(length)
+        return np.zeros(length, int) if by == 0 else (p >= length - size).astype(int) + (p >= length - by)
+
+    r = regions(hp, wh, shift[0])[:, None] * 3 + regions(wp, ww, shift[1])[None]
+    r = r.reshape(hp // wh, wh, wp // ww, ww).transpose(0, 2, 1, 3).reshape(-1, wh * ww)
+    return np.where(r[:, :, None] != r[:, None], value, 0.0)[:, None]
+
+
+class Case:
+    """One graph: run-time inputs, constants, nodes, outputs and their references."""
+
+    def __init__(self, name, inputs, constants, nodes, outputs, dynamic=False):
+        self.name, self.inputs, self.constants, self.nodes, self.outputs, self.dynamic = name, inputs, constants, nodes, outputs, dynamic
+
+    def save(self, path):
+        def shape(a):
+            return ["batch", *a.shape[1:]] if self.dynamic else list(a.shape)
+
+        graph = helper.make_graph(
+            self.nodes, self.name,
+            [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape(a)) for n, a in self.inputs.items()],
+            [helper.make_tensor_value_info(n, TensorProto.FLOAT, None if self.dynamic else list(a.shape)) for n, a in self.outputs.items()],
+            [numpy_helper.from_array(a.astype(np.float32), n) for n, a in self.constants.items()])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("trt.opt", 1)], ir_version=8)
+        onnx.save(model, path)
+
+
+def node(op, inputs, outputs, **attributes):
+    return helper.make_node(op, inputs, outputs, domain="trt.opt", **attributes, **DOMAIN)
+
+
+def cases():
+    rng = np.random.default_rng(0)
+
+    def rand(*shape, scale=1.0):
+        # values that fp16 holds exactly, so that both precisions have the same inputs
+        return (rng.standard_normal(shape) * scale).astype(np.float16).astype(np.float64)
+
+    none = {"grid": [0, 0], "window": [0, 0], "shift": [0, 0]}
+    c, h, w = 96, 56, 56
+    x, r, g, b = rand(2, h * w, c), rand(2, h * w, c), 1 + rand(c, scale=0.2), rand(c, scale=0.2)
+    swin = {"grid": [h, w], "window": [7, 7], "shift": [3, 3]}
+    yield Case("layer_norm", {"x": x}, {"g": g, "b": b},
+               [node("TrtOptLayerNorm", ["x", "g", "b"], ["y"], epsilon=1e-5, axis=-1, residual=0, pad_after_roll=0, **none)],
+               {"y": layer_norm(x, g, b, 1e-5, (-1,))}, dynamic=True)
+    yield Case("layer_norm_residual_window", {"x": x, "r": r}, {"g": g, "b": b},
+               [node("TrtOptLayerNorm", ["x", "r", "g", "b"], ["y", "s"], epsilon=1e-5, axis=-1, residual=1, pad_after_roll=0, **swin)],
+               {"y": partition(layer_norm(x + r, g, b, 1e-5, (-1,)), h, w, (7, 7), (3, 3), 0), "s": x + r}, dynamic=True)
+    words = rand(3, 5, 16, 24)
+    g2, b2 = 1 + rand(16, 24, scale=0.2), rand(16, 24, scale=0.2)
+    yield Case("layer_norm_two_axes", {"x": words}, {"g": g2, "b": b2},
+               [node("TrtOptLayerNorm", ["x", "g", "b"], ["y"], epsilon=1e-6, axis=-2, residual=0, pad_after_roll=0, **none)],
+               {"y": layer_norm(words, g2, b2, 1e-6, (-2, -1))})
+    odd = rand(2, 13, 17, 40)
+    grid = {"grid": [13, 17], "window": [4, 5], "shift": [2, 3]}
+    for after in (0, 1):
+        cut = partition(odd, 13, 17, (4, 5), (2, 3), after)
+        yield Case(f"window_partition_{after}", {"x": odd}, {},
+                   [node("TrtOptWindow", ["x"], ["y"], reverse=0, rank=3, residual=0, pad_after_roll=after, **grid)], {"y": cut}, dynamic=True)
+        back = reverse(cut, 13, 17, (4, 5), (2, 3), after).reshape(odd.shape)
+        yield Case(f"window_reverse_{after}", {"x": cut, "r": odd}, {},
+                   [node("TrtOptWindow", ["x", "r"], ["y"], reverse=1, rank=4, residual=1, pad_after_roll=after, **grid)], {"y": back + odd})
+    m, mg, mb = rand(2, 14, 14, 64), 1 + rand(256, scale=0.2), rand(256, scale=0.2)
+    quads = np.concatenate([m[:, dy::2, dx::2] for dy, dx in ((0, 0), (1, 0), (0, 1), (1, 1))], -1)
+    yield Case("patch_merge", {"x": m}, {"g": mg, "b": mb},
+               [node("TrtOptPatchMerge", ["x", "g", "b"], ["y"], epsilon=1e-5, grid=[14, 14], order=[0, 2, 1, 3], rank=4)],
+               {"y": layer_norm(quads, mg, mb, 1e-5, (-1,))}, dynamic=True)
+
+    heads3 = {"num_heads": 3, "scale": 32**-0.5}
+    qkv, table = rand(128, 49, 3 * 96), rand(169, 3)
+    q, k, v = (heads(qkv[..., i * 96:(i + 1) * 96], 3) for i in range(3))
+    bias = table_bias(table, 7, 7)
+    masked = bias + np.tile(shift_mask(h, w, (7, 7), (3, 3), -100.0), (2, 1, 1, 1))
+    yield Case("attention_window", {"x": qkv}, {"t": table},
+               [node("TrtOptAttention", ["x", "t"], ["y"], layout="qkv", bias=2, mask=2, mask_value=-100.0, **heads3, **swin)],
+               {"y": attention(q, k, v, 32**-0.5, masked)}, dynamic=True)
+    dense, mask = bias, shift_mask(h, w, (7, 7), (3, 3), -100.0)[:, 0]
+    yield Case("attention_dense", {"x": qkv}, {"t": dense, "m": mask},
+               [node("TrtOptAttention", ["x", "t", "m"], ["y"], layout="qkv", bias=1, mask=1, mask_value=0.0, **heads3, **none)],
+               {"y": attention(q, k, v, 32**-0.5, masked)})
+    qk, vv = rand(196, 16, 2 * 24), rand(196, 16, 24)
+    yield Case("attention_words", {"qk": qk, "v": vv}, {},
+               [node("TrtOptAttention", ["qk", "v"], ["y"], layout="qk_v", bias=0, mask=0, mask_value=0.0, num_heads=4, scale=6**-0.5, **none)],
+               {"y": attention(heads(qk[..., :24], 4), heads(qk[..., 24:], 4), heads(vv, 4), 6**-0.5)}, dynamic=True)
+    vit = rand(2, 197, 3 * 384)
+    yield Case("attention_global", {"x": vit}, {},
+               [node("TrtOptAttention", ["x"], ["y"], layout="qkv", bias=0, mask=0, mask_value=0.0, num_heads=6, scale=0.125, **none)],
+               {"y": attention(*(heads(vit[..., i * 384:(i + 1) * 384], 6) for i in range(3)), 0.125)}, dynamic=True)
+    qq, kv, rel = rand(2, 256, 80), rand(2, 64, 160), rand(1, 2, 256, 64)
+    yield Case("attention_reduced", {"q": qq, "kv": kv}, {"t": rel},
+               [node("TrtOptAttention", ["q", "kv", "t"], ["y"], layout="q_kv", bias=1, mask=0, mask_value=0.0, num_heads=2, scale=40**-0.5, **none)],
+               {"y": attention(heads(qq, 2), heads(kv[..., :80], 2), heads(kv[..., 80:], 2), 40**-0.5, rel)})
+    bq, bk, bv = rand(2, 3, 50, 64), rand(2, 3, 70, 64), rand(2, 3, 70, 32)
+    yield Case("attention_bhnd", {"q": bq, "k": bk, "v": bv}, {},
+               [node("TrtOptAttention", ["q", "k", "v"], ["y"], layout="bhnd", bias=0, mask=0, mask_value=0.0, num_heads=3, scale=0.125, **none)],
+               {"y": attention(bq, bk, bv, 0.125)})
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("runner", "lib", "plugin"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--json")
+    parser.add_argument("--work")
+    args = parser.parse_args()
+    work = args.work or tempfile.mkdtemp()
+    os.makedirs(work, exist_ok=True)
+    running = []
+    for case in cases():
+        folder = os.path.join(work, case.name)
+        os.makedirs(folder, exist_ok=True)
+        case.save(f"{folder}/model.onnx")
+        inputs = []
+        for name, a in case.inputs.items():
+            np.save(f"{folder}/{name}.in.npy", a.astype(np.float32))
+            inputs += ["--input", f"{name}={folder}/{name}.in.npy"]
+        for precision in ("fp32", "fp16"):
+            out = f"{folder}/{precision}"
+            os.makedirs(out, exist_ok=True)
+            command = [args.runner, "--lib", args.lib, "--onnx", f"{folder}/model.onnx", "--plugin", args.plugin, "--dump", out, "--layers", f"{out}/layers.json",
+                       "--json", f"{out}/result.json", "--iterations", "50", *inputs]
+            if precision == "fp16":
+                command.append("--fp16")
+            log = open(f"{out}/log", "w")
+            running.append((case, precision, out, subprocess.Popen(command, stdout=log, stderr=log)))
+    results = []
+    for case, precision, out, process in running:
+        process.wait()
+        result = {"case": case.name, "precision": precision, "pass": process.returncode == 0, "errors": {}}
+        if process.returncode == 0:
+            result.update(json.load(open(f"{out}/result.json")))
+            for name, ref in case.outputs.items():
+                got = np.load(f"{out}/{name}.npy").astype(np.float64)
+                error = float(np.linalg.norm(got - ref) / np.linalg.norm(ref)) if got.shape == ref.shape else float("inf")
+                result["errors"][name] = error
+                result["pass"] &= error <= (1e-5 if precision == "fp32" else 2e-3)
+        else:
+            result["log"] = f"exit {process.returncode}: " + open(f"{out}/log").read()[-600:]
+        results.append(result)
+        print(case.name, precision, "ok" if result["pass"] else "FAIL", result["errors"], result.get("graph_nodes", ""), result.get("log", ""), flush=True)
+    if args.json:
+        json.dump(results, open(args.json, "w"), indent=1)
+    failed = sum(not r["pass"] for r in results)
+    print(f"{len(results)} graphs, {failed} failed")
+    return 1 if failed or not results else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
