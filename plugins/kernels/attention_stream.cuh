@@ -9,15 +9,15 @@
 
 namespace trt_opt {
 
-// Grid: heads * ceil(query tiles / tiles a block) * batch rows. `parts` warps share a query tile.
+// BIASED: there is a bias or a mask. Grid: heads * ceil(query tiles / tiles a block) * batch rows. `parts` warps share a query tile.
 // Shared memory: (warps - warps / parts) * kFloats * 32 floats.
 template <int D, bool WIDE> struct StreamShape {
     static constexpr int kKeys = D >= 128 ? 16 : 32;  // a step
     static constexpr int kFloats = D / 2 + 4;         // a lane's accumulators, maxima and sums
 };
 
-template <int D, bool WIDE>
-__global__ void __launch_bounds__(128, D <= 32 ? 3 : 2) attention_stream_kernel(const __grid_constant__ AttentionArgs<__half> p, int parts, FastDiv by_heads, FastDiv by_tiles) {
+template <int D, bool WIDE, bool BIASED>
+__global__ void __launch_bounds__(128, D <= 32 || (D == 64 && !BIASED) ? 3 : 2) attention_stream_kernel(const __grid_constant__ AttentionArgs<__half> p, int parts, FastDiv by_heads, FastDiv by_tiles) {
     using L = HeadLayout<D>;
     constexpr int kKeys = StreamShape<D, WIDE>::kKeys, kTiles = kKeys / 8;
     extern __shared__ float merge[];
@@ -33,7 +33,6 @@ __global__ void __launch_bounds__(128, D <= 32 ? 3 : 2) attention_stream_kernel(
     const int begin = part * each * kKeys, end = min(p.m, begin + each * kKeys);
 
     const ScoreBias<__half> bias(p, static_cast<uint32_t>(b), h);
-    const bool biased = bias.any();
     const __half* k = p.k.rows(b, h);
     const __half* v = p.v.rows(b, h);
     const __half* q = p.q.rows(b, h);
@@ -59,13 +58,13 @@ __global__ void __launch_bounds__(128, D <= 32 ? 3 : 2) attention_stream_kernel(
 #pragma unroll
         for (int n = 0; n < kTiles; ++n) load_values<D, WIDE>(v, p.v.token, first + n * 8 + 2 * t, p.m, g, p.dv, values[n]);
         float s[kTiles][4], f[kTiles][4];
-        if (biased) bias.fragments<kTiles>(r0, r1, first + 2 * t, f);
+        if constexpr (BIASED) bias.fragments<kTiles>(r0, r1, first + 2 * t, f);
 #pragma unroll
         for (int n = 0; n < kTiles; ++n) {
             s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0.f;
             score_tile<D>(s[n], q0, q1, keys[n]);
         }
-        if (biased) {
+        if constexpr (BIASED) {
 #pragma unroll
             for (int n = 0; n < kTiles; ++n)
 #pragma unroll

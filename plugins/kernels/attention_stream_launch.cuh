@@ -9,8 +9,10 @@ template <int D> cudaError_t launch_stream(const AttentionArgs<__half>& p, const
     const int tiles = how.warps / how.parts;  // query tiles a block
     const FastDiv by_heads(p.heads), by_tiles(((p.n + 15) / 16 + tiles - 1) / tiles);
     const size_t shared = sizeof(float) * 32 * StreamShape<D, true>::kFloats * (how.warps - tiles);
-    if (how.wide) attention_stream_kernel<D, true><<<how.blocks, how.warps * 32, shared, stream>>>(p, how.parts, by_heads, by_tiles);
-    else attention_stream_kernel<D, false><<<how.blocks, how.warps * 32, shared, stream>>>(p, how.parts, by_heads, by_tiles);
+    const bool biased = p.bias_kind != AttentionBias::kNone || p.mask_kind != AttentionMask::kNone;
+    auto launch = [&](auto kernel) { kernel<<<how.blocks, how.warps * 32, shared, stream>>>(p, how.parts, by_heads, by_tiles); };
+    if (how.wide) biased ? launch(attention_stream_kernel<D, true, true>) : launch(attention_stream_kernel<D, true, false>);
+    else biased ? launch(attention_stream_kernel<D, false, true>) : launch(attention_stream_kernel<D, false, false>);
     return cudaGetLastError();
 }
 
