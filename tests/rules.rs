@@ -1,0 +1,261 @@
+//! The rules on every spelling: what they fuse, what they refuse and why, and that what stands inside a pattern and is
+//! used elsewhere too is never lost.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use trt_opt::ir::Graph;
+use trt_opt::onnx::proto::{NodeProto, TypeProto, ValueInfoProto, type_proto};
+use trt_opt::onnx::{self, Model};
+use trt_opt::rewrite::{Kind, Ledger, Options, Status, Target};
+use trt_opt::{analysis, rewrite, testing, verify};
+
+fn name(path: &Path) -> String {
+    path.file_stem().unwrap().to_string_lossy().into_owned()
+}
+
+fn spellings() -> impl Iterator<Item = std::path::PathBuf> {
+    common::fixtures().into_iter().filter(|p| name(p).starts_with("spelling_"))
+}
+
+fn ledger(path: &Path, options: &Options) -> Ledger {
+    let mut model = onnx::load(path).unwrap();
+    rewrite::fuse(&mut model.proto, &name(path), options, &mut |_, _| {}).unwrap()
+}
+
+/// One line a site: what became of it, by which rule, or why not.
+fn account(ledger: &Ledger) -> String {
+    let mut out = String::new();
+    for site in &ledger.sites {
+        let rule = site.rule.as_deref().unwrap_or("-");
+        write!(out, "  {} {:?} by {rule}", site.kind, site.status).unwrap();
+        if let Some(reason) = &site.reason {
+            write!(out, ": {reason}").unwrap();
+        }
+        if let (Some(expected), Some(found)) = (&site.expected, &site.found) {
+            write!(out, "; expected {expected}, found {found}").unwrap();
+        }
+        out.push('\n');
+    }
+    out
+}
+
+#[test]
+fn every_spelling_is_accounted_for() {
+    let mut out = String::new();
+    for path in spellings() {
+        let ledger = ledger(&path, &Options::default());
+        writeln!(out, "{}\n{}", name(&path), account(&ledger)).unwrap();
+    }
+    insta::assert_snapshot!("spellings", out);
+}
+
+/// Spellings named `not` look like a pattern and are none; in all others every site is taken.
+#[test]
+fn look_alikes_are_refused_and_nothing_else_is() {
+    let mut wrong = vec![];
+    for path in spellings() {
+        let ledger = ledger(&path, &Options::default());
+        let missed: Vec<_> = ledger.sites.iter().filter(|s| s.status == Status::Missed).collect();
+        let look_alike = name(&path).starts_with("spelling_not_");
+        if look_alike {
+            let fused = ledger.sites.iter().filter(|s| s.status == Status::Fused);
+            wrong.extend(fused.map(|s| format!("{}: {} was fused at {}", name(&path), s.kind, s.node)));
+        } else {
+            wrong.extend(missed.iter().map(|s| format!("{}: {} missed: {:?}", name(&path), s.kind, s.reason)));
+        }
+        for site in missed {
+            assert!(site.reason.as_ref().is_some_and(|r| !r.is_empty()), "{}: a miss without a reason", name(&path));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The mini exports of all models by all exporters: every site of every kind.
+#[test]
+fn exports_are_fused_whole() {
+    let mut out = String::new();
+    for path in common::fixtures().iter().filter(|p| !name(p).starts_with("spelling_")) {
+        let ledger = ledger(path, &Options::default());
+        let counts: Vec<String> = Kind::ALL
+            .iter()
+            .map(|&k| (k, ledger.count(k)))
+            .filter(|(_, c)| c.total > 0)
+            .map(|(k, c)| format!("{k} {}/{}", c.fused + c.kept, c.total))
+            .collect();
+        writeln!(out, "{}: {}", name(path), counts.join(", ")).unwrap();
+        for site in ledger.sites.iter().filter(|s| s.status == Status::Missed) {
+            let reason = site.reason.as_deref().unwrap_or("");
+            writeln!(out, "  missed {} at {}: {reason}", site.kind, site.node).unwrap();
+        }
+    }
+    insta::assert_snapshot!("exports", out);
+}
+
+/// Values of the model that a graph output can be made of: names and protobuf types.
+fn interior_values(path: &Path) -> Vec<(String, TypeProto)> {
+    let mut model = onnx::load(path).unwrap();
+    let mut graph = Graph::take(&mut model.proto).unwrap();
+    analysis::infer::infer(&mut graph, &rewrite::ops::shapes).unwrap();
+    let mut values = vec![];
+    for (_, node) in graph.nodes() {
+        for &out in node.outputs.iter().flatten() {
+            let value = graph.value(out);
+            if graph.is_output(out) || !value.dtype.is_some_and(|d| d.is_float()) || value.shape.is_none() {
+                continue;
+            }
+            let tensor = type_proto::Tensor { elem_type: value.dtype.map(|d| d as i32), shape: None };
+            let r#type = TypeProto { value: Some(type_proto::Value::TensorType(tensor)), denotation: None };
+            values.push((value.name.clone(), r#type));
+        }
+    }
+    values
+}
+
+fn with_output(path: &Path, name: &str, r#type: &TypeProto, copied: bool) -> Model {
+    let mut model = onnx::load(path).unwrap();
+    let graph = model.proto.graph.as_mut().unwrap();
+    let mut output = name.to_owned();
+    if copied {
+        output = "second_use".into();
+        graph.node.push(NodeProto {
+            op_type: Some("Neg".into()),
+            input: vec![name.into()],
+            output: vec![output.clone()],
+            ..NodeProto::default()
+        });
+    }
+    graph.output.push(ValueInfoProto { name: Some(output), r#type: Some(r#type.clone()), ..ValueInfoProto::default() });
+    model
+}
+
+/// Whatever value inside a pattern is read from outside it (`copied`: by a node, else as a graph output), it is there
+/// afterwards and right.
+fn interior_uses_survive(kind: &str, copied: bool) {
+    let mut wrong = vec![];
+    let mut tried = 0;
+    for path in spellings().filter(|p| name(p).starts_with(&format!("spelling_{kind}"))) {
+        for (value, r#type) in interior_values(&path) {
+            let model = with_output(&path, &value, &r#type, copied);
+            let case = format!("{}, {value}", name(&path));
+            let outcome = testing::rewrite_model(model, &Options::default()).and_then(|rewrite| {
+                let outputs = &rewrite.model().proto.graph.as_ref().unwrap().output;
+                let wanted = if copied { "second_use" } else { &value };
+                assert!(outputs.iter().any(|o| o.name() == wanted), "{case}: the output is gone");
+                // The fused op rounds once where the pattern rounds at every step.
+                let rtol = name(&path).contains("fp16").then_some(5e-3);
+                rewrite.compare(&verify::Options { threads: Some(1), rtol, ..verify::Options::default() })?.check()
+            });
+            tried += 1;
+            if let Err(error) = outcome {
+                wrong.push(format!("{case}: {error}"));
+            }
+        }
+    }
+    assert!(tried > 20, "only {tried} values of {kind} were tried");
+    assert!(wrong.is_empty(), "{} of {tried}\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn interior_outputs_of_norms_survive() {
+    interior_uses_survive("layernorm", false);
+}
+
+#[test]
+fn second_uses_in_norms_survive() {
+    interior_uses_survive("layernorm", true);
+}
+
+#[test]
+fn interior_outputs_of_attentions_survive() {
+    interior_uses_survive("attention", false);
+}
+
+#[test]
+fn second_uses_in_attentions_survive() {
+    interior_uses_survive("attention", true);
+}
+
+#[test]
+fn interior_outputs_of_gelus_survive() {
+    interior_uses_survive("gelu", false);
+}
+
+#[test]
+fn second_uses_in_gelus_survive() {
+    interior_uses_survive("gelu", true);
+}
+
+#[test]
+fn second_uses_in_windows_and_merges_survive() {
+    interior_uses_survive("window", true);
+    interior_uses_survive("merge", true);
+    interior_uses_survive("roll", true);
+}
+
+fn swin() -> std::path::PathBuf {
+    common::fixtures().into_iter().find(|p| name(p) == "swin_ts17").unwrap()
+}
+
+/// Each kind alone: no other kind's sites are touched, and each is by default.
+#[test]
+fn kinds_are_switched_on_one_by_one() {
+    for kind in Kind::ALL {
+        let options = Options { kinds: BTreeSet::from([kind]), ..Options::default() };
+        let ledger = ledger(&swin(), &options);
+        for other in Kind::ALL {
+            let count = ledger.count(other);
+            assert!(count.total > 0, "{other} has no site");
+            if other == kind {
+                // A merge is found by its norm, so it needs norms to be fused.
+                let needs_norm = kind == Kind::PatchMerge;
+                assert!(needs_norm || count.missed == 0, "{kind} alone: {count:?}");
+            } else {
+                assert_eq!(count.missed, count.total, "{other} was touched with {kind} alone");
+                assert!(ledger.missed(other).all(|s| s.reason.as_deref().unwrap().contains("--fuse")));
+            }
+        }
+        assert_eq!(self::ledger(&swin(), &Options::default()).count(kind).missed, 0, "{kind} by default");
+    }
+}
+
+#[test]
+fn rules_are_skipped_by_name() {
+    let options = Options { skip: BTreeSet::from(["attention".into()]), ..Options::default() };
+    let ledger = ledger(&swin(), &options);
+    assert_eq!(ledger.count(Kind::Attention).fused, 0);
+    assert!(ledger.missed(Kind::Attention).all(|s| s.reason.as_deref() == Some("--skip attention")));
+    assert_eq!(ledger.count(Kind::LayerNorm).missed, 0);
+}
+
+/// Every prefix of the patches is a right model: what bisection relies on.
+#[test]
+fn any_number_of_patches_is_right() {
+    let mut last = 0;
+    for n in [0, 1, 2, 5, 9, 14, 20, 30, 1000] {
+        let options = Options { stop_after: Some(n), ..Options::default() };
+        let rewrite = testing::rewrite_with(swin(), &options).unwrap();
+        rewrite.compare(&verify::Options::default()).unwrap().check().unwrap();
+        let fused: usize = Kind::ALL.iter().map(|&k| rewrite.ledger().count(k).fused).sum();
+        assert!(fused <= n && fused >= last, "{fused} fused after {n} patches, {last} before");
+        last = fused;
+    }
+    assert!(last > 20);
+}
+
+/// The native target writes no plugin op, and every norm and attention is in TensorRT's form or says why not.
+#[test]
+fn native_models_have_no_plugin() {
+    for path in common::fixtures().iter().filter(|p| !name(p).starts_with("spelling_")) {
+        let mut model = onnx::load(path).unwrap();
+        let options = Options { target: Target::Native, ..Options::default() };
+        let ledger = rewrite::fuse(&mut model.proto, "x", &options, &mut |_, _| {}).unwrap();
+        let graph = model.proto.graph.as_ref().unwrap();
+        assert!(graph.node.iter().all(|n| n.domain() != rewrite::ops::DOMAIN), "{}", name(path));
+        assert!(ledger.sites.iter().all(|s| s.status != Status::Fused), "{}", name(path));
+        assert_eq!(ledger.count(Kind::LayerNorm).missed, 0, "{}", name(path));
+    }
+}
