@@ -52,6 +52,15 @@ pub fn fuse(
     let mut graph = Graph::take(model)?;
     ir::check(&graph)?;
     cleanup::cleanup(&mut graph, &ops::shapes, &mut counts)?;
+    if let Some(wanted) = wanted_opset(&graph, options.target) {
+        let refusals = legalize::to_opset(&mut graph, wanted)?;
+        for refusal in &refusals {
+            tracing::warn!("the model stays at opset {}: {refusal}", graph.opset);
+        }
+        if refusals.is_empty() {
+            cleanup::cleanup(&mut graph, &ops::shapes, &mut counts)?;
+        }
+    }
     let mut engine = engine::Engine::new(graph, options, progress);
     rules::run(&mut engine)?;
     let (mut graph, sites, patches) = engine.into_parts();
@@ -63,4 +72,15 @@ pub fn fuse(
     ops::import_domain(model);
     counts.extend(patches);
     Ok(Ledger::new(name, options.target.name(), sites, counts))
+}
+
+/// The opset that the rules and the target want, where it is not the model's.
+fn wanted_opset(graph: &Graph, target: Target) -> Option<i64> {
+    // `LayerNormalization`, which a model without plugins is given, came with 17.
+    let oldest = if target == Target::Native { 17 } else { graph.opset };
+    // The rules know attentions by their parts; `Attention` came with 23.
+    let whole_attention = graph.nodes().any(|(_, n)| n.is("Attention"));
+    let newest = if whole_attention { target.newest_opset().min(22) } else { target.newest_opset() };
+    let wanted = graph.opset.clamp(oldest.min(newest), newest);
+    (wanted != graph.opset).then_some(wanted)
 }

@@ -397,6 +397,10 @@ fn broadcast(graph: &Graph, value: ValueId, normal: &[Dim]) -> Option<Vec<f64>> 
 impl Norm {
     fn patch(&self, graph: &Graph, label: &str, plugins: bool) -> Result<(Patch, String), Miss> {
         let op = if plugins { "TrtOptLayerNorm" } else { "LayerNormalization" };
+        if !plugins && graph.opset < 17 {
+            let reason = "the model's opset has no LayerNormalization, and it could not be raised";
+            return Err(Miss::new(label, reason).expected("opset 17 or later", graph.opset));
+        }
         let name = fused_name(label, op);
         let dtype = supported(graph, self.x, label)?;
         let unsupported = || Miss::new(label, "the size of a normalized axis is not static");
