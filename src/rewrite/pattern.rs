@@ -184,12 +184,18 @@ pub fn strip_unit_axes(graph: &Graph, mut value: ValueId) -> ValueId {
     value
 }
 
-/// A name for the node that replaces the pattern around the node called `label`: in its scope, ending in the op.
-pub fn fused_name(label: &str, op: &str) -> String {
-    match label.rsplit_once('/') {
+/// A name for the node that replaces the pattern around the node called `label`: in its scope, ending in the op, and
+/// not yet that of a node.
+pub fn fused_name(graph: &Graph, label: &str, op: &str) -> String {
+    let name = match label.rsplit_once('/') {
         Some((scope, _)) => format!("{scope}/{op}"),
         None => format!("{label}/{op}"),
+    };
+    let taken = |name: &str| graph.nodes().any(|(_, node)| node.name == name);
+    if !taken(&name) {
+        return name;
     }
+    (2u64..).map(|i| format!("{name}_{i}")).find(|n| !taken(n)).expect("u64 names suffice")
 }
 
 /// A floating tensor of the type; fails for other types than float16 and float32.

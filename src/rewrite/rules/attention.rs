@@ -439,7 +439,7 @@ impl Found {
     }
 
     fn patch(&self, graph: &Graph, label: &str) -> Result<(Patch, String), Miss> {
-        let name = fused_name(label, "TrtOptAttention");
+        let name = fused_name(graph, label, "TrtOptAttention");
         let mut patch = Patch::new(graph, RULE);
         patch.cover(self.interior.iter().copied());
         let unknown = || Miss::new(label, "a shape is not known well enough").depth(6);
@@ -691,7 +691,7 @@ impl Found {
         }
         let dtype = graph.dtype(self.q.value);
         let Some(factor) = dtype.and_then(|t| float_tensor(t, &[], &[self.scale])) else { return Ok(None) };
-        let name = fused_name(label, "scale_queries");
+        let name = fused_name(graph, label, "scale_queries");
         let mut patch = Patch::new(graph, "attention-scale");
         let factor = patch.constant(&format!("{name}/factor"), factor);
         let q = patch.value_like(graph, &name, self.q.value);

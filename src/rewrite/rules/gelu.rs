@@ -154,7 +154,7 @@ impl Gelu {
         if !self.respell {
             return None;
         }
-        let name = fused_name(label, "Gelu");
+        let name = fused_name(graph, label, "Gelu");
         let dtype = graph.dtype(self.x)?;
         let constants = [std::f64::consts::SQRT_2, 1.0, 0.5].map(|c| float_tensor(dtype, &[], &[c]));
         let [Some(root), Some(one), Some(half)] = constants else { return None };

@@ -401,7 +401,7 @@ impl Norm {
             let reason = "the model's opset has no LayerNormalization, and it could not be raised";
             return Err(Miss::new(label, reason).expected("opset 17 or later", graph.opset));
         }
-        let name = fused_name(label, op);
+        let name = fused_name(graph, label, op);
         let dtype = supported(graph, self.x, label)?;
         let unsupported = || Miss::new(label, "the size of a normalized axis is not static");
         let shape = graph.shape(self.x).ok_or_else(unsupported)?;

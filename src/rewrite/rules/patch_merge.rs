@@ -32,6 +32,10 @@ pub fn run(engine: &mut Engine) -> Result<()> {
         let outcome = match &merge.map {
             Err(miss) => Err(miss.clone()),
             Ok(_) if !engine.target().plugins() => Ok(None),
+            // A patch before this one may have taken part of the chain.
+            Ok(map) if self::merge(engine.graph(), merge.out).and_then(|now| now.map.ok()) != Some(*map) => {
+                Err(Miss::new(&merge.label, "an earlier patch took part of the chain"))
+            }
             Ok(map) => match merge.patch(engine.graph(), *map) {
                 Err(miss) => Err(miss),
                 Ok((patch, name)) => engine.apply(patch)?.map(|()| Some(name)),
@@ -118,7 +122,7 @@ impl Merge {
             (Some(old), &[_, Some(scale), Some(bias)]) => (old, scale, bias),
             _ => return Err(unfit()),
         };
-        let name = fused_name(&self.label, "TrtOptPatchMerge");
+        let name = fused_name(graph, &self.label, "TrtOptPatchMerge");
         let mut patch = Patch::new(graph, RULE);
         let from = graph.shape(source).ok_or_else(unfit)?;
         let to = graph.shape(old).ok_or_else(unfit)?.to_vec();

@@ -281,6 +281,10 @@ impl Half {
     /// The region as it is now, and its source: patches before this one may have changed it.
     fn region(&self, graph: &Graph) -> std::result::Result<(Region, ValueId), Miss> {
         let gone = || Miss::new(&self.label, "an earlier patch took part of the chain");
+        let now = half(graph, self.out).ok_or_else(gone)?;
+        if now.windows.ok() != self.windows.as_ref().ok().copied() || now.direction != self.direction {
+            return Err(gone());
+        }
         let region = movement::region(graph, self.out, &Walk::default()).ok_or_else(gone)?;
         match (&region.sources[..], graph.dtype(self.out)) {
             (_, dtype) if !matches!(dtype, Some(DType::F32 | DType::F16)) => {
@@ -323,7 +327,7 @@ impl Half {
                 (node.name.clone(), y)
             }
             None => {
-                let name = fused_name(&self.label, "TrtOptWindow");
+                let name = fused_name(graph, &self.label, "TrtOptWindow");
                 let mut x = source;
                 if !map.fits(graph.shape(source).ok_or_else(unfit)?) {
                     let channels = shape.last().ok_or_else(unfit)?.clone();
@@ -354,7 +358,7 @@ impl Half {
         let map = self.map()?;
         let (region, source) = self.region(graph)?;
         let unfit = || Miss::new(&self.label, "the shapes do not suit the plugin");
-        let name = fused_name(&self.label, "TrtOptWindowReverse");
+        let name = fused_name(graph, &self.label, "TrtOptWindowReverse");
         let shape = graph.shape(self.out).ok_or_else(unfit)?.to_vec();
         let channels = shape.last().ok_or_else(unfit)?.clone();
         let tokens = Dim::product(&shape[..shape.len() - 1]).ok_or_else(unfit)?;
