@@ -448,13 +448,16 @@ impl Map {
         }
         let mut map = self.clone();
         map.simplify()?;
-        map.regroup(&[images, total / images / run, run], true)?;
+        // Not as solid axes: joining the factors inside an image would draw those of the images into the table.
+        map.regroup(&[images, total / images / run, run], false)?;
         map.simplify()?;
-        let run_is_whole = map.axes[2].iter().all(|f| f.table == 0 && f.stride == 1);
-        if !run_is_whole || map.axes[0].iter().any(|f| f.table != 0) {
+        let whole = |axis: usize| merged(map.axes[axis].iter().copied());
+        let (outer, inner) = (whole(0), whole(2));
+        let one_run = |f: &[Factor]| f.len() <= 1 && f.iter().all(|f| f.table == 0);
+        if !one_run(&outer) || !one_run(&inner) || inner.first().is_some_and(|f| f.stride != 1) {
             return None;
         }
-        let stride = map.axes[0].first().map(|f| f.stride);
+        let stride = outer.first().map(|f| f.stride);
         map.tabulate(|a, _| a == 1, |_, _| None)?;
         let first = map.table.iter().find(|e| **e != HOLE)?;
         let source = *self.sources.iter().find(|s| (s.base..s.base + s.len).contains(first))?;
