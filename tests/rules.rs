@@ -273,3 +273,30 @@ fn native_models_have_no_plugin() {
         assert_eq!(ledger.count(Kind::LayerNorm).missed, 0, "{}", name(path));
     }
 }
+
+/// A partition of many images, written out as exporters do for a fixed batch: no size of batch is too large.
+#[test]
+fn windows_of_many_images_are_found() {
+    for batch in [1, 2, 3, 32, 100] {
+        let ints = |name: &str, v: &[i64]| trt_opt::onnx::proto::TensorProto::from_i64(name, &[v.len() as i64], v);
+        let mut model = common::model(
+            vec![
+                common::node("Neg", &["x"], &["a"]),
+                common::node("Reshape", &["a", "split"], &["b"]),
+                NodeProto {
+                    attribute: vec![trt_opt::onnx::proto::AttributeProto::ints("perm", &[0, 1, 3, 2, 4, 5])],
+                    ..common::node("Transpose", &["b"], &["c"])
+                },
+                common::node("Reshape", &["c", "windows"], &["d"]),
+                common::node("Neg", &["d"], &["y"]),
+            ],
+            vec![ints("split", &[batch, 8, 7, 8, 7, 6]), ints("windows", &[-1, 49, 6])],
+        );
+        let graph = model.graph.as_mut().unwrap();
+        graph.input = vec![common::value("x", &[batch, 56, 56, 6])];
+        graph.output = vec![common::value("y", &[batch * 64, 49, 6])];
+        let ledger = rewrite::fuse(&mut model, "windows", &Options::default(), &mut |_, _| {}).unwrap();
+        let count = ledger.count(Kind::Window);
+        assert_eq!((count.total, count.fused), (1, 1), "batch {batch}: {}", account(&ledger));
+    }
+}
