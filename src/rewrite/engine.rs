@@ -21,8 +21,6 @@ pub struct Miss {
     pub reason: String,
     pub expected: Option<String>,
     pub found: Option<String>,
-    /// How far the match had come; of several partial matches the furthest is reported.
-    pub depth: u32,
 }
 
 impl Miss {
@@ -33,11 +31,6 @@ impl Miss {
     pub fn expected(mut self, expected: impl std::fmt::Display, found: impl std::fmt::Display) -> Self {
         self.expected = Some(expected.to_string());
         self.found = Some(found.to_string());
-        self
-    }
-
-    pub fn depth(mut self, depth: u32) -> Self {
-        self.depth = depth;
         self
     }
 }
@@ -143,15 +136,6 @@ impl<'a> Engine<'a> {
         &self.graph
     }
 
-    /// For passes that are not made of patches (clean-up, lowering). They check the graph themselves.
-    pub fn graph_mut(&mut self) -> &mut Graph {
-        &mut self.graph
-    }
-
-    pub fn patches_mut(&mut self) -> &mut BTreeMap<String, usize> {
-        &mut self.patches
-    }
-
     pub fn options(&self) -> &Options {
         self.options
     }
@@ -184,10 +168,6 @@ impl<'a> Engine<'a> {
 
     pub fn record(&mut self, site: Site) {
         self.sites.push(site);
-    }
-
-    pub fn sites_mut(&mut self) -> &mut Vec<Site> {
-        &mut self.sites
     }
 
     pub fn record_miss(&mut self, kind: Kind, node: &str, rule: &str, miss: Miss) {
@@ -289,23 +269,21 @@ fn surviving(graph: &Graph, patch: &Patch) -> Option<Miss> {
             let name = &graph.value(out).name;
             if graph.is_named_elsewhere(out) {
                 let reason = format!("value '{name}' is also read by a subgraph or annotation");
-                return Some(Miss::new(at, reason).expected("one use", "an outside use").depth(90));
+                return Some(Miss::new(at, reason).expected("one use", "an outside use"));
             }
             if replaced.contains(&out) {
                 continue;
             }
             if graph.is_output(out) {
                 let reason = format!("interior value '{name}' is a graph output");
-                return Some(Miss::new(at, reason).expected("an interior value", "a graph output").depth(90));
+                return Some(Miss::new(at, reason).expected("an interior value", "a graph output"));
             }
             if kept.contains(&out) {
-                return Some(Miss::new(at, format!("interior value '{name}' feeds the fused node itself")).depth(90));
+                return Some(Miss::new(at, format!("interior value '{name}' feeds the fused node itself")));
             }
             if let Some(user) = graph.uses(out).iter().find(|u| !dying.node(**u, DYING_DEPTH)) {
                 let reason = format!("interior value '{name}' is also used by '{}'", graph.node_label(*user));
-                return Some(
-                    Miss::new(at, reason).expected("no use outside the pattern", "a use outside it").depth(90),
-                );
+                return Some(Miss::new(at, reason).expected("no use outside the pattern", "a use outside it"));
             }
         }
     }

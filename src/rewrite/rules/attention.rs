@@ -181,7 +181,7 @@ fn match_attention(graph: &Graph, id: NodeId) -> Result<Found, Miss> {
     let mut terms: Vec<Term> = vec![];
     let product = loop {
         let Some((at, node)) = graph.producer(current) else {
-            return Err(Miss::new(&label, "the scores are a graph input").expected("MatMul", "a graph input").depth(1));
+            return Err(Miss::new(&label, "the scores are a graph input").expected("MatMul", "a graph input"));
         };
         if node.is("MatMul") {
             break at;
@@ -193,14 +193,12 @@ fn match_attention(graph: &Graph, id: NodeId) -> Result<Found, Miss> {
             let (scores, term) = split_sum(graph, node).ok_or_else(|| {
                 Miss::new(graph.node_label(at), "neither operand of the sum is a product of queries and keys")
                     .expected("MatMul", "other values")
-                    .depth(2)
             })?;
             let shape = node.output(0).and_then(|v| graph.shape(v)).map(<[_]>::to_vec);
             let shape = shape.ok_or_else(|| Miss::new(graph.node_label(at), "the shape of the scores is not known"))?;
             if graph.shape(scores) != Some(&shape[..]) {
                 return Err(Miss::new(graph.node_label(at), "the bias enlarges the scores")
-                    .expected(shape_text(&shape), "a smaller shape")
-                    .depth(3));
+                    .expected(shape_text(&shape), "a smaller shape"));
             }
             terms.push(Term { value: term, at: shape, scale, node: at });
             current = scores;
@@ -210,18 +208,16 @@ fn match_attention(graph: &Graph, id: NodeId) -> Result<Found, Miss> {
             current = value;
         } else {
             let reason = "the scores are changed by another op than a scalar factor or a bias";
-            return Err(Miss::new(graph.node_label(at), reason)
-                .expected("Mul, Div, Add or Reshape", &node.op)
-                .depth(2));
+            return Err(Miss::new(graph.node_label(at), reason).expected("Mul, Div, Add or Reshape", &node.op));
         }
         if interior.len() > 32 {
-            return Err(Miss::new(&label, "no MatMul of queries and keys is near").depth(1));
+            return Err(Miss::new(&label, "no MatMul of queries and keys is near"));
         }
     };
     interior.push(product);
 
     // Sizes.
-    let unknown = |what: &str| Miss::new(&label, format!("{what} is not known or not static")).depth(4);
+    let unknown = |what: &str| Miss::new(&label, format!("{what} is not known or not static"));
     let product_node = graph.node(product);
     let (q, k) = product_node.input(0).zip(product_node.input(1)).ok_or_else(|| unknown("an operand"))?;
     let v = graph.node(weighting).input(1).ok_or_else(|| unknown("an operand"))?;
@@ -242,14 +238,14 @@ fn match_attention(graph: &Graph, id: NodeId) -> Result<Found, Miss> {
         || graph.rank(v) != graph.rank(context)
     {
         let reason = "queries and keys have no batch of their own";
-        return Err(Miss::new(graph.node_label(product), reason)
-            .expected("rank 3 or more on both sides", shape_text(scores))
-            .depth(4));
+        return Err(
+            Miss::new(graph.node_label(product), reason).expected("rank 3 or more on both sides", shape_text(scores))
+        );
     }
     for (size, what) in [(d, "keys"), (dv, "values")] {
         if !HEAD_SIZES.contains(&size) {
             let reason = format!("the head size of the {what} is out of range");
-            return Err(Miss::new(&label, reason).expected(format!("{HEAD_SIZES:?}"), size).depth(5));
+            return Err(Miss::new(&label, reason).expected(format!("{HEAD_SIZES:?}"), size));
         }
     }
     let lead = &scores[..scores.len() - 2];
@@ -261,17 +257,13 @@ fn match_attention(graph: &Graph, id: NodeId) -> Result<Found, Miss> {
         graph.shape(a).and_then(Dim::product) == Dim::product(&sizes)
     };
     if !all(q, [n, d]) || !all(k, [d, m]) || !all(v, [m, dv]) {
-        return Err(
-            Miss::new(&label, "queries, keys and values do not have the same heads (grouped or broadcast)").depth(5)
-        );
+        return Err(Miss::new(&label, "queries, keys and values do not have the same heads (grouped or broadcast)"));
     }
     let dtype = match graph.dtype(follow_casts(graph, context)) {
         Some(dtype @ (DType::F16 | DType::F32)) => dtype,
         other => {
             let found = other.map_or("unknown", DType::name);
-            return Err(Miss::new(&label, "its element type is not supported")
-                .expected("float16 or float", found)
-                .depth(5));
+            return Err(Miss::new(&label, "its element type is not supported").expected("float16 or float", found));
         }
     };
     let sizes = |a: i64, b: i64| vec![batch.clone(), heads.into(), a.into(), b.into()];
@@ -442,7 +434,7 @@ impl Found {
         let name = fused_name(graph, label, "TrtOptAttention");
         let mut patch = Patch::new(graph, RULE);
         patch.cover(self.interior.iter().copied());
-        let unknown = || Miss::new(label, "a shape is not known well enough").depth(6);
+        let unknown = || Miss::new(label, "a shape is not known well enough");
         let (h, n, m, d, dv) = (self.heads, self.n, self.m, self.d, self.dv);
 
         let mut scale = self.scale;
@@ -463,8 +455,7 @@ impl Found {
                     if graph.dtype(value) != Some(self.dtype) {
                         let found = graph.dtype(value).map_or("unknown", DType::name);
                         return Err(Miss::new(label, format!("{what} have another type than the result"))
-                            .expected(self.dtype, found)
-                            .depth(6));
+                            .expected(self.dtype, found));
                     }
                     let shape = [self.batch.clone(), h.into(), a.into(), b.into()];
                     patch.reshape(graph, value, &shape, &format!("{name}/{what}")).ok_or_else(unknown)
@@ -513,7 +504,7 @@ impl Found {
         if self.v.scale == 1.0 {
             return Ok(1.0);
         }
-        Err(Miss::new(label, "the values are scaled too").expected(1.0, self.v.scale).depth(6))
+        Err(Miss::new(label, "the values are scaled too").expected(1.0, self.v.scale))
     }
 
     /// The furthest value after the context, by movement that alone reads it, that has heads merged: `[B, N, h, dv]` in
@@ -559,7 +550,7 @@ impl Found {
                 None => spread,
                 Some(other) => other.plus(spread).ok_or_else(|| {
                     let reason = "more than one bias is added, and they cannot be summed beforehand";
-                    Miss::new(graph.node_label(term.node), reason).expected("one bias", "several").depth(7)
+                    Miss::new(graph.node_label(term.node), reason).expected("one bias", "several")
                 })?,
             });
         }
@@ -602,7 +593,7 @@ impl Found {
     fn spread(&self, graph: &Graph, term: &Term) -> Result<Spread, Miss> {
         let at = graph.node_label(term.node);
         let found = graph.shape(term.value).map_or("an unknown shape".into(), shape_text);
-        let miss = |reason: &str| Miss::new(&at, reason).expected("[1 or windows, 1 or heads, N, M]", &found).depth(6);
+        let miss = |reason: &str| Miss::new(&at, reason).expected("[1 or windows, 1 or heads, N, M]", &found);
         let shape = graph.shape(term.value).ok_or_else(|| miss("the shape of the bias is not known"))?;
         let one = Dim::Int(1);
         let rank = term.at.len();

@@ -83,7 +83,7 @@ fn match_gelu(graph: &Graph, id: NodeId) -> Result<Gelu, Miss> {
     let adds_one = |n: &Node| n.is("Add") && n.inputs.iter().flatten().any(|&v| is_scalar(graph, v, 1.0));
     let Some(add) = after.filter(|&a| adds_one(graph.node(a))) else {
         let found = after.map_or(format!("{} uses", graph.uses(result).len()), |a| graph.node(a).op.clone());
-        return Err(Miss::new(&label, "one is not added to it").expected("Add 1", found).depth(2));
+        return Err(Miss::new(&label, "one is not added to it").expected("Add 1", found));
     };
     covers.push(add);
     let sum = graph.node(add).output(0).ok_or_else(|| Miss::new(&label, "it has no output"))?;
@@ -99,11 +99,11 @@ fn match_gelu(graph: &Graph, id: NodeId) -> Result<Gelu, Miss> {
             } else {
                 format!("{} uses", graph.uses(current).len())
             };
-            Miss::new(&label, "an interior value is used otherwise too").expected("1 use", found).depth(3)
+            Miss::new(&label, "an interior value is used otherwise too").expected("1 use", found)
         })?;
         let wrong = |found: &str| {
             let reason = "it is not multiplied by x and 0.5";
-            Miss::new(graph.node_label(user), reason).expected("0.5 * x", found).depth(4)
+            Miss::new(graph.node_label(user), reason).expected("0.5 * x", found)
         };
         let out = graph.node(user).output(0).ok_or_else(|| wrong("no output"))?;
         let parts = product(graph, out, &atom, 6).ok_or_else(|| wrong(&graph.node(user).op))?;
@@ -134,7 +134,7 @@ fn erf_variable(graph: &Graph, argument: ValueId, label: &str) -> Result<(ValueI
     let (id, node) = graph.producer(strip_casts(graph, argument)).ok_or_else(|| {
         Miss::new(label, "its argument is not x / sqrt(2)").expected("Div or Mul by a constant", "a graph input")
     })?;
-    let miss = || Miss::new(graph.node_label(id), "the argument of Erf is not x / sqrt(2)").depth(1);
+    let miss = || Miss::new(graph.node_label(id), "the argument of Erf is not x / sqrt(2)");
     let scaled = (node.is("Div") || node.is("Mul")).then(|| with_scalar(graph, node)).flatten();
     let (x, constant) = scaled.ok_or_else(|| miss().expected("Div or Mul by a constant", &node.op))?;
     let wanted = match node.op.as_str() {

@@ -186,41 +186,41 @@ fn match_decomposed(graph: &Graph, seed: NodeId) -> Result<Norm, Miss> {
     let (power, variance) = root_power(graph, node).ok_or_else(internal)?;
     let (mean_square, epsilon) = variance_mean(graph, variance).ok_or_else(internal)?;
     let epsilon = epsilon.ok_or_else(|| {
-        Miss::new(&label, "no constant epsilon is added to the variance").expected("Add epsilon", "ReduceMean").depth(1)
+        Miss::new(&label, "no constant epsilon is added to the variance").expected("Add epsilon", "ReduceMean")
     })?;
     let mut covers = vec![seed, mean_square];
     covers.extend(graph.producer(strip_unit_axes(graph, variance)).map(|(id, _)| id));
 
     // Up: the square, the difference, the mean.
-    let missing = |at: NodeId, expected: &str, depth: u32| {
+    let missing = |at: NodeId, expected: &str| {
         let reason = "the variance is computed otherwise";
-        Miss::new(graph.node_label(at), reason).expected(expected, &graph.node(at).op).depth(depth)
+        Miss::new(graph.node_label(at), reason).expected(expected, &graph.node(at).op)
     };
     let (square, square_node) = graph
         .node(mean_square)
         .input(0)
         .and_then(|v| graph.producer(strip_casts(graph, v)))
-        .ok_or_else(|| missing(mean_square, "ReduceMean of a square", 2))?;
+        .ok_or_else(|| missing(mean_square, "ReduceMean of a square"))?;
     covers.push(square);
     let squared = strip_casts(graph, square_node.input(0).ok_or_else(internal)?);
     let other = square_node.input(1).map(|v| strip_casts(graph, v));
     let is_square = (square_node.is("Pow") && other.is_some_and(|e| is_scalar(graph, e, 2.0)))
         || (square_node.is("Mul") && other == Some(squared));
     if !is_square {
-        return Err(missing(square, "Pow(d, 2) or Mul(d, d)", 2));
+        return Err(missing(square, "Pow(d, 2) or Mul(d, d)"));
     }
     let Some((difference, difference_node)) = graph.producer(squared).filter(|(_, n)| n.is("Sub")) else {
         let found = graph.producer(squared).map_or("a graph input", |(_, n)| n.op.as_str());
         let reason = "no mean is subtracted: this is an RMS norm, not a layer norm";
-        return Err(Miss::new(graph.node_label(square), reason).expected("Sub(x, mean)", found).depth(3));
+        return Err(Miss::new(graph.node_label(square), reason).expected("Sub(x, mean)", found));
     };
     let (x, mean) = difference_node.input(0).zip(difference_node.input(1)).ok_or_else(internal)?;
     let subtracted = strip_unit_axes(graph, mean);
     let Some((mean_id, mean_node)) = graph.producer(subtracted).filter(|(_, n)| n.is("ReduceMean")) else {
-        return Err(missing(difference, "Sub(x, ReduceMean(x))", 4));
+        return Err(missing(difference, "Sub(x, ReduceMean(x))"));
     };
     if mean_node.input(0).map(|v| strip_casts(graph, v)) != Some(strip_casts(graph, x)) {
-        return Err(missing(mean_id, "ReduceMean of the value it is subtracted from", 5));
+        return Err(missing(mean_id, "ReduceMean of the value it is subtracted from"));
     }
     covers.extend([difference, mean_id]);
     let axes = last_axes(graph, x, [mean_id, mean_square], &label)?;
@@ -232,7 +232,7 @@ fn match_decomposed(graph: &Graph, seed: NodeId) -> Result<Norm, Miss> {
     if graph.shape(mean) != Some(&reduced[..]) {
         let found = graph.shape(mean).map_or("an unknown shape".into(), shape_text);
         let reason = "the mean is not subtracted along the axis that it was taken over";
-        return Err(Miss::new(graph.node_label(difference), reason).expected(shape_text(&reduced), found).depth(8));
+        return Err(Miss::new(graph.node_label(difference), reason).expected(shape_text(&reduced), found));
     }
 
     // Down: the product of difference and reciprocal deviation, then scale and bias.
@@ -249,7 +249,7 @@ fn match_decomposed(graph: &Graph, seed: NodeId) -> Result<Norm, Miss> {
     let ends = ends_of(graph, root, power, &atom, &label)?;
 
     // The furthest end whose type the input has too, before or after its casts, and whose constants fit.
-    let mut miss = Miss::new(&label, "input and output of the norm differ in element type or shape").depth(10);
+    let mut miss = Miss::new(&label, "input and output of the norm differ in element type or shape");
     for end in ends.into_iter().rev() {
         let same_type = |&v: &ValueId| graph.dtype(v) == graph.dtype(end.out) && graph.shape(v) == graph.shape(end.out);
         let Some(x) = [x, strip_casts(graph, x)].into_iter().find(same_type) else { continue };
@@ -258,7 +258,7 @@ fn match_decomposed(graph: &Graph, seed: NodeId) -> Result<Norm, Miss> {
         let bias = end.bias.map_or(Some(Affine::None), |v| affine_of(graph, v, &normal, dtype));
         let (Some(scale), Some(bias)) = (scale, bias) else {
             let reason = "scale or bias does not fit the normalized axes";
-            miss = Miss::new(&label, reason).expected(shape_text(&normal), "another shape").depth(10);
+            miss = Miss::new(&label, reason).expected(shape_text(&normal), "another shape");
             continue;
         };
         covers.extend(end.parts.nodes);
@@ -274,24 +274,21 @@ fn match_decomposed(graph: &Graph, seed: NodeId) -> Result<Norm, Miss> {
 
 /// How many axes both means reduce, which must be the same and the last ones.
 fn last_axes(graph: &Graph, x: ValueId, means: [NodeId; 2], label: &str) -> Result<usize, Miss> {
-    let rank = graph.rank(x).ok_or_else(|| Miss::new(label, "the rank of its input is not known").depth(6))?;
+    let rank = graph.rank(x).ok_or_else(|| Miss::new(label, "the rank of its input is not known"))?;
     let axes_of = |at: NodeId| {
-        reduce_axes(graph, graph.node(at)).ok_or_else(|| {
-            Miss::new(graph.node_label(at), "its axes are not constant, or not axes of its input").depth(6)
-        })
+        reduce_axes(graph, graph.node(at))
+            .ok_or_else(|| Miss::new(graph.node_label(at), "its axes are not constant, or not axes of its input"))
     };
     let (axes, variance_axes) = (axes_of(means[0])?, axes_of(means[1])?);
     if axes != variance_axes {
         return Err(Miss::new(graph.node_label(means[1]), "mean and variance are over different axes")
-            .expected(format!("axes {axes:?}"), format!("axes {variance_axes:?}"))
-            .depth(7));
+            .expected(format!("axes {axes:?}"), format!("axes {variance_axes:?}")));
     }
     let last: Vec<usize> = (rank - axes.len().min(rank)..rank).collect();
     if axes != last || axes.is_empty() {
         let reason = "it normalizes other than the last axes (a channel norm is another op)";
         return Err(Miss::new(graph.node_label(means[0]), reason)
-            .expected(format!("axes {last:?} of rank {rank}"), format!("axes {axes:?}"))
-            .depth(8));
+            .expected(format!("axes {last:?} of rank {rank}"), format!("axes {axes:?}")));
     }
     Ok(axes.len())
 }
@@ -332,7 +329,7 @@ fn ends_of(
         if parts.powers != COMPLETE {
             let reason = "what follows the square root is not the normalization";
             let expected = "a product of x - mean and 1 / sqrt(variance)";
-            return Err(Miss::new(graph.node_label(user), reason).expected(expected, &node.op).depth(9));
+            return Err(Miss::new(graph.node_label(user), reason).expected(expected, &node.op));
         }
         let bias = node.inputs.iter().flatten().copied().find(|&v| graph.constant(v).is_some());
         if node.is("Add") && bias.is_some() {
@@ -350,7 +347,7 @@ fn ends_of(
         } else {
             format!("{} uses", graph.uses(current).len())
         };
-        return Err(Miss::new(label, "the deviation is not used once, to normalize").expected("1 use", found).depth(9));
+        return Err(Miss::new(label, "the deviation is not used once, to normalize").expected("1 use", found));
     }
     Ok(ends)
 }
