@@ -15,7 +15,7 @@ pub enum Error {
     #[error("{}: {what}", path.display())]
     Malformed { path: PathBuf, what: String },
 
-    /// The model breaks a rule of ONNX; `place` names the node, value or tensor.
+    /// The model breaks a rule of ONNX, or a figure cannot be; `place` names the node, value, tensor or figure.
     #[error("{place}: {what}")]
     Invalid { place: String, what: String },
 

@@ -2,7 +2,7 @@
 //!
 //! [`onnx`] reads and writes files, [`ir`] is the graph, [`analysis`] knows shapes, contents, data movement and cost,
 //! [`rewrite`] changes the graph and accounts for every site, and [`verify`] runs two models in ONNX Runtime and compares
-//! them. The command line is no more than these:
+//! them. [`measure`] times and compares what runs. The command line is no more than these:
 //!
 //! ```no_run
 //! use std::path::Path;
@@ -24,6 +24,7 @@ pub mod doctor;
 pub mod error;
 pub mod ir;
 mod machine;
+pub mod measure;
 pub mod onnx;
 pub mod rewrite;
 #[cfg(feature = "testing")]

@@ -242,7 +242,7 @@ mod tests {
     fn column_major_is_transposed() {
         // 2x3, columns first.
         assert_eq!(row_major(&[2, 3], &[1, 4, 2, 5, 3, 6]), [1, 2, 3, 4, 5, 6]);
-        assert_eq!(row_major::<i32>(&[0, 3], &[]), []);
+        assert!(row_major::<i32>(&[0, 3], &[]).is_empty());
         assert_eq!(row_major(&[], &[7]), [7]);
     }
 
