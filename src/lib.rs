@@ -22,6 +22,7 @@ pub mod analysis;
 pub mod contents;
 pub mod doctor;
 pub mod error;
+pub mod files;
 pub mod ir;
 mod machine;
 pub mod measure;

@@ -12,7 +12,7 @@ use trt_opt::contents::Contents;
 use trt_opt::onnx::{self, Model, SaveOptions};
 use trt_opt::rewrite::{self, Kind, Ledger, Options, Target};
 use trt_opt::verify::{self, Report, Source};
-use trt_opt::{Error, Result};
+use trt_opt::{Error, Result, files};
 
 use super::tables;
 use super::verify::RunArgs;
@@ -268,7 +268,7 @@ fn save(resolved: &Resolved, model: &Model, ledger: &Ledger) -> Result<()> {
         onnx::save(&twin, path, &SaveOptions { external_data, ..SaveOptions::default() })?;
     }
     if let Some(path) = &resolved.ledger {
-        std::fs::write(path, out::to_json(ledger)? + "\n").map_err(Error::io("write", path))?;
+        files::write(path, (out::to_json(ledger)? + "\n").as_bytes())?;
     }
     Ok(())
 }

@@ -8,10 +8,11 @@ use prost::Message;
 
 use super::DType;
 use super::external::{self, ExternalFiles};
-use super::model::{Model, folder_of};
+use super::model::Model;
 use super::proto::{DataLocation, ModelProto, TensorProto};
 use super::walk::tensors_mut;
 use crate::error::{Error, Result};
+use crate::files::folder_of;
 
 /// The newest IR version whose fields are all known here, so that saving loses none.
 pub const MAX_IR_VERSION: i64 = 13;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 
 use super::proto::ModelProto;
+use crate::files::folder_of;
 
 /// A model, the file that it came from, and the files that its external tensors are mapped from.
 ///
@@ -51,13 +52,5 @@ pub struct ExternalFile {
 impl fmt::Debug for ExternalFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({} bytes)", self.path.display(), self.data.len())
-    }
-}
-
-/// The folder that a file is in; `.` for a bare file name.
-pub(super) fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
     }
 }

@@ -6,14 +6,15 @@ use std::path::{Path, PathBuf};
 
 use bytes::BufMut;
 use prost::Message;
-use tempfile::{NamedTempFile, TempPath};
+use tempfile::TempPath;
 
 use super::external::{Location, same_file};
-use super::model::{Model, folder_of};
+use super::model::Model;
 use super::proto::{DataLocation, ModelProto, StringStringEntryProto, TensorProto};
 use super::sink::Sink;
 use super::walk::{Owner, tensors, tensors_mut};
 use crate::error::{Error, Result};
+use crate::files::{create_temporary, folder_of, rename};
 
 /// The most bytes that protobuf allows a message.
 const MAX_MESSAGE: usize = i32::MAX as usize;
@@ -386,23 +387,6 @@ fn same_folder(a: &Path, b: &Path) -> bool {
         (Ok(a), Ok(b)) => a == b,
         _ => false,
     }
-}
-
-/// A file beside `target` that is removed unless it is renamed, with the permissions of a normal new file.
-fn create_temporary(target: &Path) -> Result<NamedTempFile> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".trt-opt-").suffix(".tmp");
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        // The user's mask applies.
-        builder.permissions(fs::Permissions::from_mode(0o666));
-    }
-    builder.tempfile_in(folder_of(target)).map_err(Error::io("write", target))
-}
-
-fn rename(temporary: TempPath, target: &Path) -> Result<()> {
-    temporary.persist(target).map_err(|failed| Error::io("write", target)(failed.error))
 }
 
 /// Renames the data, then the model that refers to it; if the second fails, what was at `data` is back.
