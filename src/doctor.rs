@@ -6,7 +6,10 @@ use std::process::Command;
 
 use serde::Serialize;
 
-use crate::machine::{entries, library_folders, python_environments, site_packages};
+use crate::machine::{
+    TensorRtFile, entries, library_folders, python_environments, same_file, site_packages, tensorrt_folders,
+    tensorrt_libraries,
+};
 use crate::verify;
 
 /// Something that is looked for.
@@ -114,16 +117,6 @@ fn look_for(part: Part, onnxruntime: Option<&Path>) -> Finding {
     Finding { part, found, problem, hint: hint.to_owned() }
 }
 
-/// Folders that hold libraries of TensorRT or plugins, each with what led to it.
-fn search_path(variable: &'static str) -> Vec<(PathBuf, String)> {
-    let mut folders: Vec<(PathBuf, String)> = vec![];
-    if let Some(dir) = env::var_os(variable).filter(|d| !d.is_empty()) {
-        folders.push((dir.into(), variable.to_owned()));
-    }
-    folders.extend(library_folders().into_iter().map(|(dir, source)| (dir, source.to_owned())));
-    folders
-}
-
 fn plugins() -> Vec<Item> {
     let is_plugin = |name: &str| name.starts_with("libtrt_opt_plugins") && name.contains(".so");
     let mut folders = vec![];
@@ -155,35 +148,41 @@ fn plugins() -> Vec<Item> {
     found
 }
 
+/// The TensorRT that this program was compiled for, as its major version and in full; `None` without the feature
+/// `engine`.
+pub fn tensorrt_headers() -> Option<(u32, String)> {
+    #[cfg(feature = "engine")]
+    {
+        let version = crate::engine::compiled_for();
+        Some((version.major, version.to_string()))
+    }
+    #[cfg(not(feature = "engine"))]
+    None
+}
+
 fn tensorrt() -> Vec<Item> {
-    let mut folders = search_path("TENSORRT_LIB_DIR");
-    for (root, source) in python_environments() {
-        for packages in site_packages(&root) {
-            let wheels = entries(&packages, |name| name.starts_with("tensorrt") && name.ends_with("libs"));
-            folders.extend(wheels.into_iter().map(|dir| (dir, source.clone())));
+    let item = |file: TensorRtFile| {
+        let mut version = file.version.clone();
+        if file.lean {
+            version += " (lean runtime: runs engines, builds none)";
         }
-    }
-    let mut found: Vec<Item> = vec![];
-    for (dir, source) in folders {
-        for path in entries(&dir, |name| name.starts_with("libnvinfer.so") || name.starts_with("libnvinfer_lean.so")) {
-            let real = path.canonicalize().unwrap_or_else(|_| path.clone());
-            let name = real.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
-            let mut version = name.split_once(".so.").map(|(_, v)| v.to_owned()).unwrap_or_default();
-            if name.contains("_lean") {
-                version += " (lean runtime: runs engines, builds none)";
-            }
-            push_new(&mut found, Item { version, path: Some(path), source: source.clone() });
+        if let (Some((expected, _)), Some(found)) = (tensorrt_headers(), file.major())
+            && found != expected
+        {
+            version += &format!(" (not used: this program was compiled for TensorRT {expected})");
         }
-    }
-    // The full library before the lean one.
-    found.sort_by_key(|item| item.version.contains("lean"));
-    found
+        Item { version, path: Some(file.path), source: file.source }
+    };
+    tensorrt_libraries(&tensorrt_folders()).into_iter().map(item).collect()
 }
 
 /// Adds an item unless its file is there already under another name.
 fn push_new(found: &mut Vec<Item>, item: Item) {
-    let real = |item: &Item| item.path.as_ref().and_then(|p| p.canonicalize().ok());
-    if !found.iter().any(|other| real(other) == real(&item)) {
+    let same = |other: &Item| match (&other.path, &item.path) {
+        (Some(a), Some(b)) => same_file(a, b),
+        _ => other.path == item.path,
+    };
+    if !found.iter().any(same) {
         found.push(item);
     }
 }

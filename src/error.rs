@@ -41,6 +41,11 @@ pub enum Error {
     #[error("{0}")]
     CheckFailed(String),
 
+    /// A library of TensorRT, or what it says.
+    #[cfg(feature = "engine")]
+    #[error(transparent)]
+    Engine(#[from] crate::engine::Error),
+
     /// ONNX Runtime refused a model or an input.
     #[error("ONNX Runtime, {context}: {message}")]
     Runtime { context: String, message: String },
@@ -79,6 +84,8 @@ impl Error {
             }
             Self::Missing { .. } => exit::MISSING,
             Self::Io { .. } => exit::IO,
+            #[cfg(feature = "engine")]
+            Self::Engine(error) => error.exit_code(),
             Self::Patch { .. } => exit::INTERNAL,
         }
     }

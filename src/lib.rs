@@ -21,12 +21,15 @@
 pub mod analysis;
 pub mod contents;
 pub mod doctor;
+#[cfg(feature = "engine")]
+pub mod engine;
 pub mod error;
 pub mod files;
 pub mod ir;
 mod machine;
 pub mod measure;
 pub mod onnx;
+pub mod plugins;
 pub mod rewrite;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -76,3 +76,67 @@ pub(crate) fn entries(dir: &Path, mut keep: impl FnMut(&str) -> bool) -> Vec<Pat
     paths.sort();
     paths
 }
+
+/// A library of TensorRT: the builder and runtime, or a lean runtime, which runs engines and builds none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TensorRtFile {
+    pub path: PathBuf,
+    /// As far as the file's name tells it: `8.6.0`, `11`, or nothing.
+    pub version: String,
+    pub lean: bool,
+    /// What led to it.
+    pub source: String,
+}
+
+impl TensorRtFile {
+    pub fn major(&self) -> Option<u32> {
+        self.version.split('.').next()?.parse().ok()
+    }
+}
+
+/// Where TensorRT may be, each with what led to it: `TENSORRT_LIB_DIR`, the folders of libraries, and the wheels of
+/// Python environments.
+pub(crate) fn tensorrt_folders() -> Vec<(PathBuf, String)> {
+    let mut folders: Vec<(PathBuf, String)> = vec![];
+    if let Some(dir) = env::var_os("TENSORRT_LIB_DIR").filter(|d| !d.is_empty()) {
+        folders.push((dir.into(), "TENSORRT_LIB_DIR".to_owned()));
+    }
+    folders.extend(library_folders().into_iter().map(|(dir, source)| (dir, source.to_owned())));
+    for (root, source) in python_environments() {
+        for packages in site_packages(&root) {
+            let wheels = entries(&packages, |name| name.starts_with("tensorrt") && name.ends_with("libs"));
+            folders.extend(wheels.into_iter().map(|dir| (dir, source.clone())));
+        }
+    }
+    folders
+}
+
+/// The libraries of TensorRT in these folders, full ones before lean runtimes.
+pub(crate) fn tensorrt_libraries(folders: &[(PathBuf, String)]) -> Vec<TensorRtFile> {
+    let mut libraries: Vec<TensorRtFile> = vec![];
+    for file in folders.iter().flat_map(|(dir, source)| tensorrt_libraries_in(dir, source)) {
+        if !libraries.iter().any(|other| same_file(&other.path, &file.path)) {
+            libraries.push(file);
+        }
+    }
+    libraries.sort_by_key(|file| file.lean);
+    libraries
+}
+
+fn tensorrt_libraries_in(dir: &Path, source: &str) -> Vec<TensorRtFile> {
+    let is_library = |name: &str| name.starts_with("libnvinfer.so") || name.starts_with("libnvinfer_lean.so");
+    let mut files: Vec<TensorRtFile> = vec![];
+    for path in entries(dir, is_library) {
+        let real = path.canonicalize().unwrap_or_else(|_| path.clone());
+        let name = real.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        let version = name.split_once(".so.").map(|(_, v)| v.to_owned()).unwrap_or_default();
+        let file = TensorRtFile { version, lean: name.contains("_lean"), path, source: source.to_owned() };
+        files.push(file);
+    }
+    files
+}
+
+/// Whether two paths lead to one file.
+pub(crate) fn same_file(a: &Path, b: &Path) -> bool {
+    a.canonicalize().ok().is_some_and(|a| Some(a) == b.canonicalize().ok())
+}

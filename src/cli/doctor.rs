@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use serde::Serialize;
-use trt_opt::doctor::{Finding, Part, examine};
+use trt_opt::doctor::{Finding, Part, examine, tensorrt_headers};
 use trt_opt::{Error, Result};
 
 use super::Global;
@@ -32,15 +32,22 @@ pub struct Args {
 #[derive(Serialize)]
 struct Json<'a> {
     version: &'a str,
+    /// The TensorRT that the program was compiled for; null if without.
+    compiled_for_tensorrt: Option<String>,
     findings: &'a [Finding],
 }
 
 pub fn run(args: Args, global: &Global) -> Result<u8> {
     let findings = examine(args.onnxruntime.as_deref());
     if args.json {
-        out::json(&Json { version: env!("CARGO_PKG_VERSION"), findings: &findings })?;
+        out::json(&Json {
+            version: env!("CARGO_PKG_VERSION"),
+            compiled_for_tensorrt: tensorrt_headers().map(|(_, version)| version),
+            findings: &findings,
+        })?;
     } else if !global.quiet {
-        out::text(&findings.iter().map(describe).collect::<String>())?;
+        let program = format!("{BOLD}trt-opt{RESET} {}\n", super::long_version().replace('\n', ", "));
+        out::text(&(program + &findings.iter().map(describe).collect::<String>()))?;
     }
     match findings.into_iter().find(|f| args.require.contains(&f.part) && !f.ok()) {
         Some(missing) => Err(Error::Missing {

@@ -7,6 +7,7 @@ mod doctor;
 mod fuse;
 mod inspect;
 mod out;
+mod plugins;
 mod print;
 mod tables;
 mod verify;
@@ -14,6 +15,7 @@ mod verify;
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::LazyLock;
 
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use trt_opt::error::exit;
@@ -23,7 +25,8 @@ use trt_opt::{Error, Result};
 const EXIT_CODES: &str = "\
 Exit codes:
   0   success
-  1   a check said no: verify found a difference, diff found one, --require missed a site
+  1   a check said no: verify found a difference, diff found one, --require missed a site,
+      plugins check found a fault
   2   wrong usage
   3   the input is no model, breaks a rule of ONNX, or ONNX Runtime refuses it
   4   something needed is not on this machine (doctor says what, and how to get it)
@@ -42,7 +45,7 @@ const COMMON: &str = "Common options";
 
 /// Rewrites ONNX vision transformers so that TensorRT runs them as few fused nodes.
 #[derive(Parser)]
-#[command(name = "trt-opt", version, after_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"), max_term_width = 100)]
+#[command(name = "trt-opt", version, long_version = long_version(), after_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"), max_term_width = 100)]
 pub struct Cli {
     #[command(flatten)]
     global: Global,
@@ -78,8 +81,21 @@ enum Command {
     Print(print::Args),
     Diff(diff::Args),
     Verify(verify::Args),
+    Plugins(plugins::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
+}
+
+/// The version, and the TensorRT that the program was compiled for.
+fn long_version() -> &'static str {
+    static TEXT: LazyLock<String> = LazyLock::new(|| {
+        let tensorrt = match trt_opt::doctor::tensorrt_headers() {
+            Some((_, version)) => format!("compiled for TensorRT {version}"),
+            None => "compiled without TensorRT".to_owned(),
+        };
+        format!("{}\n{tensorrt}", env!("CARGO_PKG_VERSION"))
+    });
+    &TEXT
 }
 
 pub fn main() -> ExitCode {
@@ -103,6 +119,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Print(args) => print::run(args, global),
         Command::Diff(args) => diff::run(args, global),
         Command::Verify(args) => verify::run(args, global),
+        Command::Plugins(args) => plugins::run(args, global),
         Command::Doctor(args) => doctor::run(args, global),
         Command::Completions(args) => completions::run(args, global),
     };

@@ -1,6 +1,7 @@
 //! Project chores: what a Makefile would do. One module a subcommand.
 
 mod gpu_test;
+mod lean_runtime;
 mod plugins;
 mod plugins_test;
 
@@ -22,6 +23,8 @@ enum Command {
     Plugins(plugins::Args),
     /// Check the plugin library without a GPU: real TensorRT runtimes, creators, exports, machine code
     PluginsTest(plugins_test::Args),
+    /// Fetch TensorRT's lean runtime of the headers' major version, and print the path of its library
+    LeanRuntime,
     /// Check and time the kernels on this machine's GPU
     GpuTest(gpu_test::Args),
 }
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Plugins(args) => plugins::run(&args),
         Command::PluginsTest(args) => plugins_test::run(&args),
+        Command::LeanRuntime => lean_runtime::run(),
         Command::GpuTest(args) => gpu_test::run(&args),
     };
     match result {

@@ -58,9 +58,13 @@ pub fn run(args: &Args) -> Result<(), String> {
     let check_v3 = checker(&root, &toolkit, &headers, "check_v3", &tools)?;
     show(&output_of(Command::new(&check_v3).arg(&v3.library))?);
     fields(&root, &output_of(Command::new(&check_v3).arg(&v3.library).arg("--dump"))?, args.bless)?;
+    let program = program(&root)?;
+    let (loadable, other) = if headers.major >= 10 { (&v3, &v2) } else { (&v2, &v3) };
+    show(&output_of(Command::new(&program).args(["plugins", "check"]).arg(&loadable.library))?);
+    refused(Command::new(&program).args(["plugins", "check"]).arg(&other.library), 1, "of interface")?;
 
     for (major, wheel, library) in RUNTIMES {
-        let site = installed(&environment, &format!("tensorrt-lean-{major}"), &[wheel])?;
+        let library = lean_library(&environment, *major, wheel, library)?;
         let of_major = if headers.major == *major {
             headers.clone()
         } else if *major == 10 {
@@ -69,9 +73,56 @@ pub fn run(args: &Args) -> Result<(), String> {
             return Err(format!("no headers of TensorRT {major} to check with"));
         };
         let tool = checker(&root, &toolkit, &of_major, "check_v3", &tools)?;
-        show(&output_of(Command::new(tool).arg(&v3.library).arg("--tensorrt").arg(site.join(library)))?);
+        show(&output_of(Command::new(tool).arg(&v3.library).arg("--tensorrt").arg(&library))?);
+        let mut check = Command::new(&program);
+        check.args(["plugins", "check"]).arg(&loadable.library).arg("--tensorrt").arg(&library);
+        if headers.major == *major {
+            show(&output_of(&mut check)?);
+        } else {
+            refused(&mut check, 4, "compiled for TensorRT")?;
+        }
     }
     println!("the plugin library passes");
+    Ok(())
+}
+
+/// The library of TensorRT's lean runtime of a major version, installed if it is not there.
+pub fn lean_runtime(environment: &Environment, major: u32) -> Result<PathBuf, String> {
+    let (_, wheel, library) = RUNTIMES
+        .iter()
+        .find(|(of, ..)| *of == major)
+        .ok_or_else(|| format!("there is no lean runtime of TensorRT {major} on PyPI"))?;
+    lean_library(environment, major, wheel, library)
+}
+
+fn lean_library(environment: &Environment, major: u32, wheel: &str, library: &str) -> Result<PathBuf, String> {
+    Ok(installed(environment, &format!("tensorrt-lean-{major}"), &[wheel])?.join(library))
+}
+
+/// The program `trt-opt`, built.
+fn program(root: &Path) -> Result<PathBuf, String> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    output_of(Command::new(cargo).current_dir(root).args([
+        "build",
+        "--quiet",
+        "--package",
+        "trt-opt",
+        "--bin",
+        "trt-opt",
+    ]))?;
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    Ok(target.join("debug/trt-opt"))
+}
+
+/// The command ends with this exit code and says so.
+fn refused(command: &mut Command, code: i32, message: &str) -> Result<(), String> {
+    let shown = format!("{command:?}");
+    let output = command.output().map_err(|e| format!("{shown}: {e}"))?;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    if output.status.code() != Some(code) || !text.contains(message) {
+        return Err(format!("{shown}: {}, expected exit code {code} and \"{message}\"\n{text}", output.status));
+    }
+    print!("refused as it should be: {text}");
     Ok(())
 }
 

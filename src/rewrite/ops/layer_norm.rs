@@ -48,14 +48,18 @@ pub struct LayerNorm {
 impl LayerNorm {
     /// The node, without outputs.
     pub fn node(&self, x: ValueId, residual: Option<ValueId>, scale: ValueId, bias: ValueId) -> Node {
+        let inputs = std::iter::once(x).chain(residual).chain([scale, bias]).map(Some).collect();
+        Node { inputs, ..plugin_node(&DEF, self.attributes(residual.is_some())) }
+    }
+
+    pub(super) fn attributes(&self, residual: bool) -> Vec<AttributeProto> {
         let mut attributes = vec![
             AttributeProto::float("epsilon", self.epsilon),
             AttributeProto::int("axis", -(self.axes as i64)),
-            AttributeProto::int("residual", residual.is_some().into()),
+            AttributeProto::int("residual", residual.into()),
         ];
         attributes.extend(self.map.attributes());
-        let inputs = std::iter::once(x).chain(residual).chain([scale, bias]).map(Some).collect();
-        Node { inputs, ..plugin_node(&DEF, attributes) }
+        attributes
     }
 
     pub fn of(node: &Node) -> Option<Self> {

@@ -3,6 +3,7 @@
 
 mod attention;
 mod body;
+mod example;
 mod layer_norm;
 mod patch_merge;
 mod window;
@@ -10,6 +11,7 @@ mod window;
 use std::collections::BTreeMap;
 
 pub use attention::{Attention, Bias, Layout, Mask, region, table_index};
+pub use example::example;
 pub use layer_norm::LayerNorm;
 pub use patch_merge::PatchMerge;
 pub use window::{Window, WindowMap};
@@ -24,8 +26,12 @@ use crate::onnx::proto::{AttributeProto, FunctionProto, ModelProto, OperatorSetI
 pub const DOMAIN: &str = "trt.opt";
 /// Version of the domain in `opset_import`.
 pub const DOMAIN_VERSION: i64 = 1;
-const PLUGIN_VERSION: &str = "1";
-const PLUGIN_NAMESPACE: &str = "trt_opt";
+/// Version and namespace of the plugins.
+pub const PLUGIN_VERSION: &str = "1";
+pub const PLUGIN_NAMESPACE: &str = "trt_opt";
+
+/// The types of tensors that every op takes; all tensors of a node are of one type.
+pub const TYPES: [DType; 2] = [DType::F32, DType::F16];
 
 /// The type of an attribute, as TensorRT's `PluginFieldType` has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

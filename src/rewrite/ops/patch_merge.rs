@@ -37,13 +37,16 @@ pub struct PatchMerge {
 impl PatchMerge {
     /// The node, without outputs.
     pub fn node(&self, x: ValueId, scale: ValueId, bias: ValueId) -> Node {
-        let attributes = vec![
+        Node { inputs: [x, scale, bias].map(Some).into(), ..plugin_node(&DEF, self.attributes()) }
+    }
+
+    pub(super) fn attributes(&self) -> Vec<AttributeProto> {
+        vec![
             AttributeProto::float("epsilon", self.epsilon),
             AttributeProto::ints("grid", &self.grid),
             AttributeProto::ints("order", &self.order),
             AttributeProto::int("rank", self.rank as i64),
-        ];
-        Node { inputs: [x, scale, bias].map(Some).into(), ..plugin_node(&DEF, attributes) }
+        ]
     }
 
     /// Shape of the output for an input shape; `None` where it does not fit.

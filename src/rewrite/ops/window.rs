@@ -20,6 +20,9 @@ pub struct WindowMap {
 }
 
 impl WindowMap {
+    /// Shifted windows of the first stage of Swin at 224 pixels.
+    pub(super) const EXAMPLE: Self = Self { grid: [56; 2], window: [7; 2], shift: [3; 2], pad_after_roll: false };
+
     /// The map that stands for "no windows" in attributes.
     pub const NONE: Self = Self { grid: [0; 2], window: [0; 2], shift: [0; 2], pad_after_roll: false };
 
@@ -192,13 +195,18 @@ pub struct Window {
 impl Window {
     /// The node, without outputs.
     pub fn node(&self, x: ValueId, residual: Option<ValueId>) -> Node {
+        let inputs = std::iter::once(x).chain(residual).map(Some).collect();
+        Node { inputs, ..plugin_node(&DEF, self.attributes(residual.is_some())) }
+    }
+
+    pub(super) fn attributes(&self, residual: bool) -> Vec<AttributeProto> {
         let mut attributes = vec![
             AttributeProto::int("reverse", self.reverse.into()),
             AttributeProto::int("rank", self.rank as i64),
-            AttributeProto::int("residual", residual.is_some().into()),
+            AttributeProto::int("residual", residual.into()),
         ];
         attributes.extend(self.map.attributes());
-        Node { inputs: std::iter::once(x).chain(residual).map(Some).collect(), ..plugin_node(&DEF, attributes) }
+        attributes
     }
 
     /// Shape of the output for an input shape; `None` where it does not fit.
