@@ -300,3 +300,47 @@ fn windows_of_many_images_are_found() {
         assert_eq!((count.total, count.fused), (1, 1), "batch {batch}: {}", account(&ledger));
     }
 }
+
+/// The attributes `name` of all nodes of an op in a rewritten fixture.
+fn attributes(fixture: &str, op: &str, name: &str) -> Vec<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/{fixture}.onnx"));
+    let mut model = onnx::load(&path).unwrap();
+    rewrite::fuse(&mut model.proto, fixture, &Options::default(), &mut |_, _| {}).unwrap();
+    let graph = Graph::take(&mut model.proto).unwrap();
+    let text = |node: &trt_opt::ir::Node| match node.string(name) {
+        Some(text) => text.to_owned(),
+        None => node.int(name).unwrap().to_string(),
+    };
+    graph.nodes().filter(|(_, n)| n.op == op).map(|(_, n)| text(n)).collect()
+}
+
+#[test]
+fn projections_of_one_value_become_one() {
+    for (fixture, layout) in [
+        ("spelling_attention_q_k_v", "qkv"),
+        ("spelling_attention_q_k_v_no_key_bias", "qkv"),
+        ("spelling_attention_qk_v", "qkv"),
+        // Values of another source, queries of another source, queries that are read elsewhere.
+        ("spelling_attention_q_k_v_value_elsewhere", "qk_v"),
+        ("spelling_attention_q_k_v_query_elsewhere", "q_kv"),
+        ("spelling_attention_q_k_v_query_read_twice", "q_kv"),
+        // Heads of another size have no place in the packed layouts; pooled keys are of another value.
+        ("spelling_attention_qk_v_wide", "qk_v"),
+        ("spelling_attention_q_kv_pooled", "q_kv"),
+    ] {
+        assert_eq!(attributes(fixture, "TrtOptAttention", "layout"), [layout], "{fixture}");
+    }
+}
+
+#[test]
+fn an_add_to_part_of_the_tokens_moves_into_the_norm() {
+    for (fixture, residual) in [
+        ("spelling_layernorm_add_to_part", "1"),
+        ("spelling_layernorm_add_to_part_middle", "1"),
+        ("spelling_layernorm_add_to_part_swapped", "0"),
+        ("spelling_layernorm_add_to_part_of_other", "0"),
+        ("spelling_layernorm_add_to_part_used", "0"),
+    ] {
+        assert_eq!(attributes(fixture, "TrtOptLayerNorm", "residual"), [residual], "{fixture}");
+    }
+}

@@ -146,6 +146,73 @@ def _(net):
     return finish(net, scores(net, q, k), net.op("Transpose", v, perm=[0, 2, 1, 3]))
 
 
+def _wide_value_reference(x, w):
+    q, k = np.split(x @ w["qk"], 2, -1)
+    return attend(heads(q, H, D), heads(k, H, D), heads(x @ w["v"], H, 2 * D)) @ w["out"]
+
+
+@spelling("attention_qk_v_wide", ref=_wide_value_reference)
+def _(net):
+    x = net.reshape(linear(net, "x", "qk", C, 2 * C, bias=False), B, N, 2, H, D)
+    x = net.op("Transpose", x, perm=[2, 0, 3, 1, 4])
+    q, k = (net.op("Gather", x, net.scalar(i, np.int64), axis=0) for i in range(2))
+    v = net.reshape(linear(net, "x", "v", C, 2 * C, bias=False), B, N, H, 2 * D)
+    v = net.op("Transpose", v, perm=[0, 2, 1, 3])
+    out = net.op("MatMul", net.op("Softmax", scores(net, q, k), axis=-1), v)
+    out = net.reshape(net.op("Transpose", out, perm=[0, 2, 1, 3]), B, N, 2 * C)
+    return net.op("MatMul", out, net.weight("out", 2 * C, C, scale=0.2))
+
+
+def _value_elsewhere_reference(x, w):
+    q, k = (heads(x @ w[n] + w[f"{n}_bias"], H, D) for n in "qk")
+    v = heads(np.tanh(x) @ w["v"] + w["v_bias"], H, D)
+    return attend(q, k, v) @ w["proj"]
+
+
+@spelling("attention_q_k_v_value_elsewhere", ref=_value_elsewhere_reference)
+def _(net):
+    q, k = one(net, "x", "q"), one(net, "x", "k")
+    return finish(net, scores(net, q, k), one(net, net.op("Tanh", "x"), "v"))
+
+
+def _query_elsewhere_reference(x, w):
+    k, v = (heads(x @ w[n] + w[f"{n}_bias"], H, D) for n in "kv")
+    q = heads(np.tanh(x) @ w["q"] + w["q_bias"], H, D)
+    return attend(q, k, v) @ w["proj"]
+
+
+@spelling("attention_q_k_v_query_elsewhere", ref=_query_elsewhere_reference)
+def _(net):
+    k, v = one(net, "x", "k"), one(net, "x", "v")
+    return finish(net, scores(net, one(net, net.op("Tanh", "x"), "q"), k), v)
+
+
+def _no_key_bias_reference(x, w):
+    q, v = (heads(x @ w[n] + w[f"{n}_bias"], H, D) for n in "qv")
+    return attend(q, heads(x @ w["k"], H, D), v) @ w["proj"]
+
+
+@spelling("attention_q_k_v_no_key_bias", ref=_no_key_bias_reference)
+def _(net):
+    k = net.reshape(linear(net, "x", "k", C, C, bias=False), B, N, H, D)
+    k = net.op("Transpose", k, perm=[0, 2, 1, 3])
+    return finish(net, scores(net, one(net, "x", "q"), k), one(net, "x", "v"))
+
+
+def _query_read_twice_reference(x, w):
+    q = x @ w["q"] + w["q_bias"]
+    k, v = (heads(x @ w[n] + w[f"{n}_bias"], H, D) for n in "kv")
+    return attend(heads(q, H, D), k, v) @ w["proj"] + np.tanh(q)
+
+
+@spelling("attention_q_k_v_query_read_twice", ref=_query_read_twice_reference)
+def _(net):
+    flat = linear(net, "x", "q", C, C)
+    q = net.op("Transpose", net.reshape(flat, B, N, H, D), perm=[0, 2, 1, 3])
+    k, v = one(net, "x", "k"), one(net, "x", "v")
+    return net.op("Add", finish(net, scores(net, q, k), v), net.op("Tanh", flat))
+
+
 def _pooled_reference(x, w):
     short = x.reshape(B, N // 2, 2, C).mean(2)
     k, v = np.split(short @ w["kv"], 2, -1)

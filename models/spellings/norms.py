@@ -1,8 +1,10 @@
 """Layer norm: its parts take turns in the ways that exporters and hand-written models spell them."""
 
+from functools import partial
+
 import numpy as np
 
-from .graph import Spelling
+from .graph import INT64_MAX, Spelling
 
 ALL = []
 EPS = 1e-5
@@ -309,6 +311,65 @@ def _(net):
 def _(net):
     total = net.op("Add", net.op("MatMul", "x", net.weight("branch", 16, 16, scale=0.25)), "x")
     return net.op("Add", net.op("Tanh", _native(net, total, axis=-1, epsilon=EPS)), total)
+
+
+def _branch(net, value):
+    return net.op("MatMul", value, net.weight("branch", 16, 16, scale=0.25))
+
+
+def _part_reference(x, w, before=1, after=None, swap=False, other=False):
+    """Something is added to some of the tokens only, as TNT adds its words to all tokens but the class token."""
+    end = x.shape[1] if after is None else x.shape[1] - after
+    kept = np.tanh(x) if other else x
+    changed = x[:, before:end] + x[:, before:end] @ w["branch"]
+    parts = [kept[:, :before], changed, kept[:, end:]]
+    total = np.concatenate(parts[::-1] if swap else parts, 1)
+    return total + np.tanh(reference(total, w))
+
+
+def _finish_part(net, total):
+    return net.op("Add", total, net.op("Tanh", _native(net, total, axis=-1, epsilon=EPS)))
+
+
+@spelling("layernorm_add_to_part", opset=17, shape=(2, 5, 16), ref=_part_reference)
+def _(net):
+    first, rest = net.slice("x", 1, 0, 1), net.slice("x", 1, 1, INT64_MAX)
+    changed = net.op("Add", rest, _branch(net, rest))
+    return _finish_part(net, net.op("Concat", first, changed, axis=1))
+
+
+@spelling("layernorm_add_to_part_middle", opset=17, shape=(2, 5, 16), ref=partial(_part_reference, after=2))
+def _(net):
+    first, middle, last = net.op("Split", "x", net.ints(1, 2, 2), axis=1, outputs=3)
+    changed = net.op("Add", _branch(net, middle), middle)
+    return _finish_part(net, net.op("Concat", first, changed, last, axis=1))
+
+
+# What follows is a norm, but no residual add of a part: the parts are in another order, or of another tensor.
+@spelling("layernorm_add_to_part_swapped", opset=17, shape=(2, 5, 16), ref=partial(_part_reference, swap=True))
+def _(net):
+    first, rest = net.slice("x", 1, 0, 1), net.slice("x", 1, 1, INT64_MAX)
+    changed = net.op("Add", rest, _branch(net, rest))
+    return _finish_part(net, net.op("Concat", changed, first, axis=1))
+
+
+@spelling("layernorm_add_to_part_of_other", opset=17, shape=(2, 5, 16), ref=partial(_part_reference, other=True))
+def _(net):
+    first, rest = net.slice(net.op("Tanh", "x"), 1, 0, 1), net.slice("x", 1, 1, INT64_MAX)
+    changed = net.op("Add", rest, _branch(net, rest))
+    return _finish_part(net, net.op("Concat", first, changed, axis=1))
+
+
+def _part_used_reference(x, w):
+    return _part_reference(x, w) + np.pad(np.tanh(x[:, 1:] + x[:, 1:] @ w["branch"]), ((0, 0), (1, 0), (0, 0)))
+
+
+@spelling("layernorm_add_to_part_used", opset=17, shape=(2, 5, 16), ref=_part_used_reference)
+def _(net):
+    first, rest = net.slice("x", 1, 0, 1), net.slice("x", 1, 1, INT64_MAX)
+    changed = net.op("Add", rest, _branch(net, rest))
+    y = _finish_part(net, net.op("Concat", first, changed, axis=1))
+    return net.op("Add", y, net.op("Pad", net.op("Tanh", changed), net.ints(0, 1, 0, 0, 0, 0)))
 
 
 def _residual_map_reference(x, w):

@@ -74,11 +74,12 @@ impl Layout {
         }
     }
 
-    fn parse(name: &str) -> Option<Self> {
+    pub fn parse(name: &str) -> Option<Self> {
         [Self::Qkv, Self::QKv, Self::QkV, Self::QKV3, Self::Bhnd].into_iter().find(|l| l.name() == name)
     }
 
-    fn inputs(self) -> usize {
+    /// How many inputs hold queries, keys and values.
+    pub fn inputs(self) -> usize {
         match self {
             Self::Qkv => 1,
             Self::QKv | Self::QkV => 2,

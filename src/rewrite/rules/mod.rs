@@ -6,6 +6,7 @@ mod attention;
 mod gelu;
 mod layer_norm;
 mod patch_merge;
+mod projections;
 mod residual;
 mod straighten;
 mod window;
@@ -19,6 +20,7 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     gelu::run(engine)?;
     // Before the windows: a window's reverse ends at what the attention gives.
     attention::run(engine)?;
+    projections::run(engine)?;
     window::run(engine)?;
     patch_merge::run(engine)?;
     // What residual adds the windows have left goes into the norms.
