@@ -47,7 +47,7 @@ fn engine() {
     for include in [cpp.join("cuda"), headers.include] {
         build.flag("-isystem").flag(include);
     }
-    for name in ["common.cpp", "plugins.cpp"] {
+    for name in ["build.cpp", "common.cpp", "plugins.cpp", "runtime.cpp"] {
         build.file(cpp.join(name));
     }
     build.std("c++17").flag("-Wno-deprecated-declarations");

@@ -39,6 +39,13 @@ template <class F> F function(size_t address) {
     return reinterpret_cast<F>(address);
 }
 
+// What one of TensorRT's createInfer... functions returned. Where CUDA cannot be used, TensorRT 11 returns a null
+// pointer converted to a base class, which is not null: any address in the first page is taken for one.
+template <class T> T* created(void* object, const char* what) {
+    if (reinterpret_cast<uintptr_t>(object) < 4096) throw std::runtime_error(std::string("TensorRT makes no ") + what);
+    return static_cast<T*>(object);
+}
+
 inline std::string text(const char* string) { return string ? string : ""; }
 
 }  // namespace trt_opt

@@ -9,7 +9,7 @@ use assert_cmd::assert::Assert;
 use predicates::prelude::*;
 use predicates::str::contains;
 use serde_json::Value;
-use trt_opt::engine::{self, Error, Library, PluginLibrary};
+use trt_opt::engine::{self, BuildOptions, Engine, Error, Gpu, Library, PluginLibrary, TacticSources};
 
 fn trt_opt(args: &[&str]) -> Assert {
     let mut command = assert_cmd::cargo::cargo_bin_cmd!("trt-opt");
@@ -160,6 +160,62 @@ fn a_real_tensorrt_is_loaded_and_refuses_what_is_no_plugin_library() {
         assert!(matches!(&error, Error::Refused { .. }) && error.to_string().contains("does not load"), "{error}");
     }
     assert!(library.creator("TrtOptLayerNorm", "1", "trt_opt").unwrap().is_none());
+}
+
+/// On a machine without a GPU the error for that, else that TensorRT's own words are in the error.
+#[track_caller]
+fn refused_or_no_gpu(result: engine::Result<()>, words: &str) {
+    let error = result.unwrap_err();
+    match Gpu::first() {
+        Err(Error::NoGpu { .. }) => assert!(matches!(error, Error::NoGpu { .. }), "{error:?}"),
+        Err(other) => panic!("{other}"),
+        Ok(_) => assert!(error.to_string().contains(words), "{error}"),
+    }
+}
+
+#[test]
+fn a_corrupt_engine_is_refused() {
+    let Some(path) = lean() else { return };
+    let library = Library::load(Some(&path)).unwrap();
+    for plan in [&b"ftrt and no more"[..], &[0; 4096], b""] {
+        refused_or_no_gpu(Engine::deserialize(&library, plan, &[]).map(drop), "deserializing the engine");
+    }
+}
+
+#[test]
+fn a_lean_runtime_builds_nothing() {
+    let Some(path) = lean() else { return };
+    let library = Library::load(Some(&path)).unwrap();
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/swin_ts17.onnx");
+    let built = engine::build(&library, &model, &BuildOptions::default(), None).map(drop);
+    refused_or_no_gpu(built, "a lean runtime runs engines and builds none");
+}
+
+#[test]
+fn requests_that_this_tensorrt_cannot_meet_are_refused_first() {
+    let folder = Folder::new();
+    let library = Library::load(Some(&impostor(&folder, "impostor.so", number(major())))).unwrap();
+    let build = |model: &str, options: BuildOptions| {
+        let model = folder.path().join(model);
+        engine::build(&library, &model, &options, None).map(drop).unwrap_err()
+    };
+    folder.text("model.onnx", "");
+    let error = build("none.onnx", BuildOptions::default());
+    assert!(matches!(error, Error::File { .. }) && error.to_string().contains("none.onnx"), "{error}");
+    let tactic_sources = TacticSources { cublas: true, ..TacticSources::default() };
+    let typed = BuildOptions { strongly_typed: true, ..BuildOptions::default() };
+    let both = BuildOptions { fp16: true, ..typed.clone() };
+    let asked = match major() {
+        ..10 => (typed, "strong typing"),
+        10 => (both, "fp16"),
+        _ => (BuildOptions { tactic_sources, ..BuildOptions::default() }, "tactic sources"),
+    };
+    let error = build("model.onnx", asked.0);
+    assert!(matches!(error, Error::Option { .. }) && error.to_string().starts_with(asked.1), "{error}");
+    // A folder cannot be a timing cache.
+    let error =
+        build("model.onnx", BuildOptions { timing_cache: Some(folder.path().into()), ..BuildOptions::default() });
+    assert!(matches!(error, Error::File { .. }), "{error}");
 }
 
 // ---- plugin libraries ----

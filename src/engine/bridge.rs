@@ -1,5 +1,8 @@
 //! The bridge to `cpp/`. Safe wrappers are in the modules beside this one; nothing else calls it.
 
+use super::log::log_line;
+use super::progress::{Monitor, phase_finish, phase_start, step_complete};
+
 #[cxx::bridge(namespace = "trt_opt")]
 pub(super) mod ffi {
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,13 +51,99 @@ pub(super) mod ffi {
         length: i32,
     }
 
+    /// Sizes of an input's axes: the smallest, those to optimize for, the largest.
+    #[derive(Clone, Debug)]
+    struct InputShape {
+        name: String,
+        min: Vec<i64>,
+        opt: Vec<i64>,
+        max: Vec<i64>,
+    }
+
+    struct BuildRequest {
+        model: String,
+        plugins: Vec<String>,
+        shapes: Vec<InputShape>,
+        /// Size of the first axis of inputs without a shape; 0 if there is none.
+        batch: i64,
+        fp16: bool,
+        strongly_typed: bool,
+        cublas: bool,
+        cublas_lt: bool,
+        cudnn: bool,
+        /// -1 for TensorRT's default.
+        optimization_level: i32,
+        /// Bytes; 0 for TensorRT's default.
+        workspace: usize,
+        timing_cache: bool,
+        timings: Vec<u8>,
+    }
+
+    struct ParserError {
+        node: i32,
+        name: String,
+        op: String,
+        description: String,
+    }
+
+    struct Built {
+        /// Empty if the parser refused the model.
+        plan: Vec<u8>,
+        errors: Vec<ParserError>,
+        timings: Vec<u8>,
+        /// The timings given are of another GPU or TensorRT.
+        timings_refused: bool,
+        seconds: f64,
+    }
+
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum ElementType {
+        Float32,
+        Float16,
+        BFloat16,
+        Int8,
+        UInt8,
+        Int32,
+        Int64,
+        Bool,
+        Other,
+    }
+
+    /// An input or output.
+    #[derive(Clone, Debug)]
+    struct TensorInfo {
+        name: String,
+        input: bool,
+        kind: ElementType,
+        on_device: bool,
+        /// -1 for open axes.
+        shape: Vec<i64>,
+        /// Of inputs: the sizes that the engine was built for.
+        min: Vec<i64>,
+        opt: Vec<i64>,
+        max: Vec<i64>,
+    }
+
+    #[derive(Clone, Debug)]
+    struct LayerTime {
+        name: String,
+        ms: f32,
+    }
+
     extern "Rust" {
+        type Monitor;
+
         fn log_line(severity: i32, line: &[u8]);
+        fn phase_start(monitor: &Monitor, phase: &[u8], parent: &[u8], steps: i32);
+        fn step_complete(monitor: &Monitor, phase: &[u8], step: i32);
+        fn phase_finish(monitor: &Monitor, phase: &[u8]);
     }
 
     unsafe extern "C++" {
         include!("trt-opt/cpp/common.h");
         include!("trt-opt/cpp/plugins.h");
+        include!("trt-opt/cpp/build.h");
+        include!("trt-opt/cpp/runtime.h");
 
         fn headers_version() -> Version;
 
@@ -64,7 +153,20 @@ pub(super) mod ffi {
         unsafe fn registry_load(entry: usize, path: &String) -> Result<usize>;
         unsafe fn registry_unload(entry: usize, library: usize) -> Result<()>;
         unsafe fn registry_find(entry: usize, name: &String, version: &String, space: &String) -> Result<Vec<Creator>>;
+
+        unsafe fn build(builder: usize, parser: usize, request: &BuildRequest, monitor: &Monitor) -> Result<Built>;
+
+        type Engine;
+        type Context;
+        unsafe fn deserialize(runtime: usize, plan: &[u8], plugins: &Vec<String>) -> Result<SharedPtr<Engine>>;
+        fn tensors(self: &Engine) -> Result<Vec<TensorInfo>>;
+        fn information(self: &Engine) -> Result<Vec<u8>>;
+        fn device_memory(self: &Engine) -> u64;
+        fn new_context(engine: SharedPtr<Engine>) -> Result<UniquePtr<Context>>;
+        fn set_input_shape(self: Pin<&mut Context>, name: &String, dims: &[i64]) -> Result<()>;
+        fn shape(self: &Context, name: &String) -> Result<Vec<i64>>;
+        unsafe fn set_address(self: Pin<&mut Context>, name: &String, address: usize) -> Result<()>;
+        unsafe fn enqueue(self: Pin<&mut Context>, stream: usize) -> Result<()>;
+        unsafe fn profile(self: Pin<&mut Context>, stream: usize) -> Result<Vec<LayerTime>>;
     }
 }
-
-use super::log::log_line;

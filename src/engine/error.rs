@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::log::Scope;
 use crate::error::exit;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -34,6 +35,27 @@ pub enum Error {
     #[error("no GPU can be used: {why}\n  engines are built and run on an NVIDIA GPU with its driver only")]
     NoGpu { why: String },
 
+    /// The parser does not take the model; every error with its node.
+    #[error("TensorRT does not take {}:\n  {errors}", path.display())]
+    Parse { path: PathBuf, errors: String },
+
+    #[error("the engine was to be fp16, and {share} layers that compute do so in 16 bits: {why}")]
+    NotHalf { share: String, why: String },
+
+    /// A request that this TensorRT or engine cannot meet.
+    #[error("{what}: {why}")]
+    Option { what: String, why: String },
+
+    #[error("cannot {action} {}: {source}", path.display())]
+    File { action: &'static str, path: PathBuf, source: std::io::Error },
+
+    /// A file that could not be written.
+    #[error(transparent)]
+    Write(#[from] Box<crate::error::Error>),
+
+    #[error("CUDA, {action}: {message}")]
+    Cuda { action: String, message: String },
+
     /// TensorRT, or a plugin, said no.
     #[error("{action}: {message}")]
     Refused { action: String, message: String },
@@ -46,8 +68,25 @@ impl Error {
 
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::Refused { .. } => exit::BAD_INPUT,
+            Self::Refused { .. } | Self::Parse { .. } | Self::Cuda { .. } => exit::BAD_INPUT,
+            Self::NotHalf { .. } => exit::CHECK_FAILED,
+            Self::Option { .. } => exit::USAGE,
+            Self::File { .. } => exit::IO,
+            Self::Write(error) => error.exit_code(),
             _ => exit::MISSING,
         }
     }
+}
+
+/// Runs a call of the bridge; what TensorRT logged meanwhile becomes part of the error.
+pub(super) fn refused<T>(
+    action: impl Fn() -> String,
+    call: impl FnOnce() -> std::result::Result<T, cxx::Exception>,
+) -> Result<T> {
+    let scope = Scope::open();
+    call().map_err(|error| {
+        let said = scope.take();
+        let message = if said.is_empty() { error.to_string() } else { format!("{error}: {said}") };
+        Error::Refused { action: action(), message }
+    })
 }

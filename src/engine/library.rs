@@ -76,11 +76,24 @@ impl Shared {
         }
     }
 
+    pub fn symbol(&self, name: &str, why: &str) -> Result<Function> {
+        let missing = || Error::MissingSymbol { path: self.path.clone(), symbol: name.to_owned(), why: why.to_owned() };
+        self.function(name).ok_or_else(missing)
+    }
+
     pub fn function(&self, name: &str) -> Option<Function> {
         // SAFETY: only the address is taken; who calls it gives it its type.
         let symbol = unsafe { self.handle.get::<*mut ()>(name.as_bytes()) };
         symbol.ok().map(|s| Function(s.into_raw() as usize)).filter(|f| f.0 != 0)
     }
+}
+
+/// A path as TensorRT takes it.
+pub(super) fn utf8(path: &Path) -> Result<String> {
+    path.to_str().map(str::to_owned).ok_or_else(|| Error::Option {
+        what: path.display().to_string(),
+        why: "is not valid UTF-8, which TensorRT wants of paths".into(),
+    })
 }
 
 /// What the loader says, not that it was `dlopen`.
@@ -105,13 +118,7 @@ impl Library {
     pub fn load(explicit: Option<&Path>) -> Result<Self> {
         let (path, source) = choose(explicit)?;
         let shared = Shared::open(&path, true)?;
-        let function = |name: &str| {
-            shared.function(name).ok_or_else(|| Error::MissingSymbol {
-                path: path.clone(),
-                symbol: name.into(),
-                why: "it is no library of TensorRT, or a damaged one".into(),
-            })
-        };
+        let function = |name: &str| shared.symbol(name, "it is no library of TensorRT, or a damaged one");
         let version = function("getInferLibVersion")?;
         let registry = function("getPluginRegistry")?;
         // SAFETY: TensorRT declares it so: `extern "C" int32_t getInferLibVersion() noexcept`.
@@ -127,6 +134,34 @@ impl Library {
 
     pub fn path(&self) -> &Path {
         &self.shared.path
+    }
+
+    pub(super) fn runtime(&self) -> Result<Function> {
+        self.shared.symbol("createInferRuntime_INTERNAL", "it is no library of TensorRT, or a damaged one")
+    }
+
+    pub(super) fn builder(&self) -> Result<Function> {
+        self.shared.symbol(
+            "createInferBuilder_INTERNAL",
+            "a lean runtime runs engines and builds none; the full libnvinfer.so is needed",
+        )
+    }
+
+    /// The function that makes ONNX parsers, of the parser library beside this one or of the same search path.
+    pub(super) fn parser(&self) -> Result<Function> {
+        let name = format!("libnvonnxparser.so.{}", self.version.major);
+        let beside = self.shared.path.parent().map(Path::to_owned);
+        let folders: Vec<PathBuf> =
+            beside.into_iter().chain(tensorrt_folders().into_iter().map(|(dir, _)| dir)).collect();
+        let Some(path) = folders.iter().map(|dir| dir.join(&name)).find(|path| path.is_file()) else {
+            let places: Vec<String> = folders.iter().map(|dir| dir.display().to_string()).collect();
+            return Err(Error::NotFound {
+                what: "TensorRT's ONNX parser".into(),
+                names: name,
+                places: places.join(", "),
+            });
+        };
+        Shared::open(&path, true)?.symbol("createNvOnnxParser_INTERNAL", "it is no parser library of TensorRT")
     }
 }
 

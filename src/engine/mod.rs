@@ -17,13 +17,44 @@
 //! # drop(registered);
 //! # Ok::<(), trt_opt::engine::Error>(())
 //! ```
+//!
+//! [`build()`] makes an engine of an ONNX file, [`Engine`] is one deserialized, and a [`Session`] is an engine with
+//! memory for its inputs and outputs on a [`Gpu`], which runs, is captured as a CUDA graph, timed and profiled:
+//!
+//! ```no_run
+//! use std::path::Path;
+//! use trt_opt::engine::{BuildOptions, Engine, Gpu, Library, Session, build};
+//!
+//! let tensorrt = Library::load(None)?;
+//! let options = BuildOptions { fp16: true, plugins: vec!["libtrt_opt_plugins.so".into()], ..Default::default() };
+//! let plan = build(&tensorrt, Path::new("swin.fused.onnx"), &options, None)?;
+//! plan.check_half()?;
+//! let engine = Engine::deserialize(&tensorrt, &plan.bytes, &options.plugins)?;
+//! let mut session = Session::new(&engine, &Gpu::first()?, &Default::default())?;
+//! session.fill_random(0)?;
+//! let kernels = session.capture()?.kernels;
+//! println!("{kernels} kernels, {:.0} us", session.time_graph()?);
+//! # Ok::<(), trt_opt::engine::Error>(())
+//! ```
+//!
+//! Whatever needs a GPU fails with [`Error::NoGpu`] where there is none, before TensorRT is asked: it does not check.
 
 mod bridge;
+mod build;
 mod error;
+mod gpu;
+mod layers;
 mod library;
 mod log;
 mod plugins;
+mod progress;
+mod run;
 
+pub use build::{BuildOptions, Plan, Shape, TacticSources, build};
 pub use error::{Error, Result};
+pub use gpu::{Description, Gpu};
+pub use layers::{Layer, Layers, Precision};
 pub use library::{Library, Version, compiled_for};
 pub use plugins::{Creator, Field, FieldType, Interface, PluginLibrary, Registered, Value};
+pub use progress::Progress;
+pub use run::{Engine, GraphSize, LayerTime, Session, TensorInfo};

@@ -3,9 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use super::bridge::ffi;
-use super::error::{Error, Result};
-use super::library::{Library, Shared, compiled_for};
-use super::log::Scope;
+use super::error::{Error, Result, refused};
+use super::library::{Library, Shared, compiled_for, utf8};
 
 /// The kinds of plugin library that TensorRT has had, by the function that lists the creators.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,16 +125,6 @@ fn field_value(name: &str, value: &Value) -> ffi::FieldValue {
     ffi::FieldValue { name: name.to_owned(), kind, bytes, length: i32::try_from(length).unwrap_or(i32::MAX) }
 }
 
-/// Runs a call of the bridge; what TensorRT logged meanwhile becomes part of the error.
-fn refused<T>(action: impl Fn() -> String, call: impl FnOnce() -> Result<T, cxx::Exception>) -> Result<T> {
-    let scope = Scope::open();
-    call().map_err(|error| {
-        let said = scope.take();
-        let message = if said.is_empty() { error.to_string() } else { format!("{error}: {said}") };
-        Error::Refused { action: action(), message }
-    })
-}
-
 /// A plugin library, loaded without TensorRT.
 #[derive(Debug)]
 pub struct PluginLibrary {
@@ -191,12 +180,9 @@ impl Library {
     pub fn register(&self, plugins: &Path) -> Result<Registered<'_>> {
         let path = std::path::absolute(plugins).map_err(|e| Error::not_a_library(plugins, e.to_string()))?;
         let action = || format!("TensorRT {} does not load {}", self.version, path.display());
-        let text = path.to_str().ok_or_else(|| Error::Refused {
-            action: action(),
-            message: "its path is not valid UTF-8, which TensorRT wants".into(),
-        })?;
+        let text = utf8(&path)?;
         // SAFETY: the function is `getPluginRegistry` of a TensorRT of the headers' major version.
-        let handle = refused(action, || unsafe { ffi::registry_load(self.registry.0, &text.to_owned()) })?;
+        let handle = refused(action, || unsafe { ffi::registry_load(self.registry.0, &text) })?;
         Ok(Registered { library: self, handle })
     }
 

@@ -165,6 +165,13 @@ fn shape_open_before(spec: &InputSpec, axis: usize) -> usize {
     spec.shape[..axis].iter().filter(|a| matches!(a, Axis::Open(_))).count()
 }
 
+impl Array {
+    /// Random elements, the same for the same seed and shape.
+    pub fn random(dtype: DType, shape: Vec<i64>, seed: u64) -> Self {
+        fill(dtype, shape, &mut StdRng::seed_from_u64(seed))
+    }
+}
+
 /// Floats are normal, bytes take their whole range (they are pixels), and other integers are 0 or 1, since they may be
 /// indices into something short.
 fn fill(dtype: DType, shape: Vec<i64>, random: &mut StdRng) -> Array {

@@ -1,0 +1,201 @@
+#include "build.h"
+
+#include <NvOnnxParser.h>
+
+#include <chrono>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "trt-opt/src/engine/bridge.rs.h"
+
+using namespace nvinfer1;
+
+namespace trt_opt {
+namespace {
+
+// Null is TensorRT's way to refuse; why is in its log.
+template <class T> std::unique_ptr<T> made(T* object, const char* what) {
+    if (!object) throw std::runtime_error(std::string("TensorRT makes no ") + what);
+    return std::unique_ptr<T>(object);
+}
+
+template <class E> uint32_t bit(E flag) { return 1U << static_cast<uint32_t>(flag); }
+
+Dims dims_of(const rust::Vec<int64_t>& sizes, const std::string& input) {
+    Dims d{};
+    if (sizes.size() > static_cast<size_t>(Dims::MAX_DIMS)) throw std::invalid_argument("input '" + input + "' is given more axes than TensorRT has");
+    d.nbDims = static_cast<int32_t>(sizes.size());
+    for (size_t i = 0; i < sizes.size(); ++i) d.d[i] = static_cast<std::decay_t<decltype(d.d[0])>>(sizes[i]);
+    return d;
+}
+
+std::string show(const Dims& d) {
+    std::string out = "[";
+    for (int32_t i = 0; i < d.nbDims; ++i) out += (i ? ", " : "") + (d.d[i] < 0 ? std::string("?") : std::to_string(d.d[i]));
+    return out + "]";
+}
+
+bool fits(const Dims& open, const Dims& given) {
+    bool same = open.nbDims == given.nbDims;
+    for (int32_t i = 0; same && i < open.nbDims; ++i) same = open.d[i] < 0 ? given.d[i] >= 0 : open.d[i] == given.d[i];
+    return same;
+}
+
+#if NV_TENSORRT_MAJOR >= 10
+// TensorRT calls it from several threads.
+class Progress final : public IProgressMonitor {
+public:
+    explicit Progress(const Monitor& monitor) : monitor_(monitor) {}
+    void phaseStart(char const* phase, char const* parent, int32_t steps) noexcept override { phase_start(monitor_, view(phase), view(parent), steps); }
+    bool stepComplete(char const* phase, int32_t step) noexcept override {
+        step_complete(monitor_, view(phase), step);
+        return true;
+    }
+    void phaseFinish(char const* phase) noexcept override { phase_finish(monitor_, view(phase)); }
+
+private:
+    // As bytes: nothing says that names are UTF-8.
+    static rust::Slice<const uint8_t> view(const char* s) {
+        const char* known = s ? s : "";
+        return {reinterpret_cast<const uint8_t*>(known), std::char_traits<char>::length(known)};
+    }
+    const Monitor& monitor_;
+};
+#endif
+
+rust::Vec<ParserError> errors_of(const nvonnxparser::IParser& parser) {
+    rust::Vec<ParserError> out;
+    for (int32_t i = 0; i < parser.getNbErrors(); ++i) {
+        const nvonnxparser::IParserError* e = parser.getError(i);
+        if (!e) continue;
+        ParserError error{};
+        error.node = e->node();
+        error.description = text(e->desc());
+#if NV_TENSORRT_MAJOR >= 10
+        error.name = text(e->nodeName());
+        error.op = text(e->nodeOperator());
+#endif
+        out.push_back(std::move(error));
+    }
+    return out;
+}
+
+// Sizes for the open axes of the inputs: those of the request, else its batch for a first axis.
+void give_shapes(IBuilder& builder, INetworkDefinition& network, IBuilderConfig& config, const BuildRequest& request) {
+    IOptimizationProfile* profile = nullptr;
+    for (const InputShape& s : request.shapes) {
+        bool known = false;
+        for (int32_t i = 0; i < network.getNbInputs(); ++i) known |= text(network.getInput(i)->getName()) == std::string(s.name);
+        if (!known) throw std::invalid_argument("shapes are given for input '" + std::string(s.name) + "', which the model does not have");
+    }
+    for (int32_t i = 0; i < network.getNbInputs(); ++i) {
+        ITensor* const input = network.getInput(i);
+        const std::string name = text(input->getName());
+        const Dims open = input->getDimensions();
+        Dims low = open, best = open, high = open;
+        const InputShape* given = nullptr;
+        for (const InputShape& s : request.shapes)
+            if (std::string(s.name) == name) given = &s;
+        if (given) {
+            low = dims_of(given->min, name), best = dims_of(given->opt, name), high = dims_of(given->max, name);
+            for (const Dims& d : {low, best, high})
+                if (!fits(open, d)) throw std::invalid_argument("input '" + name + "' is " + show(open) + " in the model and is given the shape " + show(d));
+        } else if (request.batch > 0 && open.nbDims > 0) {
+            if (open.d[0] >= 0 && open.d[0] != request.batch) throw std::invalid_argument("input '" + name + "' is " + show(open) + " in the model, so the batch cannot be " + std::to_string(request.batch));
+            low.d[0] = static_cast<std::decay_t<decltype(low.d[0])>>(request.batch);
+            best = high = low;
+        }
+        bool closed = true, dynamic = false;
+        for (int32_t k = 0; k < open.nbDims; ++k) closed &= best.d[k] >= 0, dynamic |= open.d[k] < 0;
+        if (!closed) throw std::invalid_argument("input '" + name + "' is " + show(open) + " in the model: give its open axes sizes, as in --shapes " + name + ":1x3x224x224");
+        if (!dynamic) continue;
+        if (!profile) profile = builder.createOptimizationProfile();
+        if (!profile) throw std::runtime_error("TensorRT makes no optimization profile");
+        const bool ok = profile->setDimensions(name.c_str(), OptProfileSelector::kMIN, low) && profile->setDimensions(name.c_str(), OptProfileSelector::kOPT, best) &&
+                        profile->setDimensions(name.c_str(), OptProfileSelector::kMAX, high);
+        if (!ok) throw std::invalid_argument("input '" + name + "' does not take the shapes " + show(low) + ", " + show(best) + ", " + show(high) + " (smallest, best, largest)");
+    }
+    if (profile && config.addOptimizationProfile(profile) < 0) throw std::invalid_argument("TensorRT refuses the shapes of the inputs");
+}
+
+void set_flags(IBuilderConfig& config, const BuildRequest& request) {
+#if NV_TENSORRT_MAJOR < 11
+    if (request.fp16) config.setFlag(BuilderFlag::kFP16);
+    uint32_t sources = bit(TacticSource::kEDGE_MASK_CONVOLUTIONS) | bit(TacticSource::kJIT_CONVOLUTIONS);
+    if (request.cublas) sources |= bit(TacticSource::kCUBLAS);
+    if (request.cublas_lt) sources |= bit(TacticSource::kCUBLAS_LT);
+    if (request.cudnn) sources |= bit(TacticSource::kCUDNN);
+    if (!config.setTacticSources(sources)) throw std::invalid_argument("TensorRT refuses the tactic sources");
+#endif
+    config.setProfilingVerbosity(ProfilingVerbosity::kDETAILED);
+    if (request.optimization_level >= 0) config.setBuilderOptimizationLevel(request.optimization_level);
+    if (request.workspace > 0) config.setMemoryPoolLimit(MemoryPoolType::kWORKSPACE, request.workspace);
+}
+
+std::unique_ptr<ITimingCache> timing_cache(IBuilderConfig& config, const BuildRequest& request, Built& out) {
+    std::unique_ptr<ITimingCache> cache;
+    if (!request.timing_cache) return cache;
+    cache.reset(config.createTimingCache(request.timings.data(), request.timings.size()));
+    // Timings of another GPU or TensorRT are not taken.
+    if (!request.timings.empty() && (!cache || !config.setTimingCache(*cache, false))) {
+        out.timings_refused = true;
+        cache.reset(config.createTimingCache(nullptr, 0));
+    }
+    if (!cache || !config.setTimingCache(*cache, false)) throw std::runtime_error("TensorRT makes no timing cache");
+    return cache;
+}
+
+void copy(const IHostMemory& memory, rust::Vec<uint8_t>& out) {
+    const auto* bytes = static_cast<const uint8_t*>(memory.data());
+    out.reserve(memory.size());
+    std::copy(bytes, bytes + memory.size(), std::back_inserter(out));
+}
+
+}  // namespace
+
+Built build(size_t create_builder, size_t create_parser, const BuildRequest& request, const Monitor& monitor) {
+    Built out{};
+    const auto begin = std::chrono::steady_clock::now();
+    const auto builder = std::unique_ptr<IBuilder>(created<IBuilder>(function<void* (*)(void*, int32_t)>(create_builder)(&logger(), NV_TENSORRT_VERSION), "builder"));
+    // TensorRT 8 keeps a registry for each builder; later ones share one.
+    for (const rust::String& plugin : request.plugins)
+        if (!builder->getPluginRegistry().loadLibrary(std::string(plugin).c_str())) throw std::runtime_error("the builder does not load the plugin library " + std::string(plugin));
+#if NV_TENSORRT_MAJOR < 10
+    const uint32_t creation = bit(NetworkDefinitionCreationFlag::kEXPLICIT_BATCH);
+#elif NV_TENSORRT_MAJOR < 11
+    const uint32_t creation = request.strongly_typed ? bit(NetworkDefinitionCreationFlag::kSTRONGLY_TYPED) : 0;
+#else
+    const uint32_t creation = 0;  // always strongly typed
+#endif
+    const auto network = made(builder->createNetworkV2(creation), "network");
+    const auto config = made(builder->createBuilderConfig(), "builder configuration");
+    auto* const parser = created<nvonnxparser::IParser>(function<void* (*)(void*, void*, int)>(create_parser)(network.get(), &logger(), NV_ONNX_PARSER_VERSION), "ONNX parser");
+#if NV_TENSORRT_MAJOR >= 10
+    const std::unique_ptr<nvonnxparser::IParser> owner(parser);
+#endif  // Before, it is never deleted: where the destructor stands in its table of virtual functions differs between 8.6.0 and 8.6.1.
+    if (!parser->parseFromFile(std::string(request.model).c_str(), static_cast<int32_t>(ILogger::Severity::kWARNING))) {
+        out.errors = errors_of(*parser);
+        if (out.errors.empty()) throw std::runtime_error("the parser refuses the model and does not say why");
+        return out;
+    }
+    set_flags(*config, request);
+    const auto cache = timing_cache(*config, request, out);
+    give_shapes(*builder, *network, *config, request);
+#if NV_TENSORRT_MAJOR >= 10
+    Progress progress(monitor);
+    config->setProgressMonitor(&progress);
+#else
+    static_cast<void>(monitor);
+#endif
+    const auto plan = made(builder->buildSerializedNetwork(*network, *config), "engine");
+    copy(*plan, out.plan);
+    if (cache) {
+        const auto timings = made(config->getTimingCache()->serialize(), "copy of the timing cache");
+        copy(*timings, out.timings);
+    }
+    out.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    return out;
+}
+
+}  // namespace trt_opt

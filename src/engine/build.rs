@@ -1,0 +1,191 @@
+//! Building engines.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::bridge::ffi;
+use super::error::{Error, Result, refused};
+use super::gpu::Gpu;
+use super::layers::Layers;
+use super::library::{Library, utf8};
+use super::progress::{Monitor, Progress};
+use super::run::Engine;
+use crate::{files, onnx};
+
+/// How to build an engine.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct BuildOptions {
+    /// Lets TensorRT choose float16 layers; where it is strongly typed, the model must hold float16 itself. Whether the
+    /// engine then has such layers is looked at: [`Plan::check_half`].
+    pub fp16: bool,
+    /// Types are those of the model: TensorRT 10 on demand, 11 always.
+    pub strongly_typed: bool,
+    pub plugins: Vec<PathBuf>,
+    /// Of inputs with open axes.
+    pub shapes: BTreeMap<String, Shape>,
+    /// Size of the first axis of the other inputs.
+    pub batch: Option<i64>,
+    /// Read if it is there, and written. Timings of another GPU or TensorRT are dropped, with a warning.
+    pub timing_cache: Option<PathBuf>,
+    /// 0 to 5, the higher the longer it builds; TensorRT's default is 3.
+    pub optimization_level: Option<u8>,
+    /// Bytes that a layer may use for the time of its run.
+    pub workspace: Option<usize>,
+    pub tactic_sources: TacticSources,
+}
+
+/// Sizes of an input's axes that an engine is built for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Shape {
+    pub min: Vec<i64>,
+    /// What it is fastest at.
+    pub opt: Vec<i64>,
+    pub max: Vec<i64>,
+}
+
+impl Shape {
+    pub fn fixed(sizes: Vec<i64>) -> Self {
+        Self { min: sizes.clone(), opt: sizes.clone(), max: sizes }
+    }
+}
+
+/// Libraries beside TensorRT's own that layers may come from; all off, so that none is needed. TensorRT 11 has none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct TacticSources {
+    pub cublas: bool,
+    pub cublas_lt: bool,
+    pub cudnn: bool,
+}
+
+impl TacticSources {
+    fn any(self) -> bool {
+        self.cublas || self.cublas_lt || self.cudnn
+    }
+}
+
+/// A built engine.
+#[derive(Debug)]
+pub struct Plan {
+    /// What [`Engine::deserialize`] takes, in this version of TensorRT and on this kind of GPU.
+    pub bytes: Vec<u8>,
+    /// How long the building took.
+    pub seconds: f64,
+    pub layers: Layers,
+    fp16: bool,
+}
+
+/// Less than this part of the computing layers in float16 is no fp16 engine.
+const LEAST_HALF: f64 = 0.1;
+
+impl Plan {
+    /// If float16 was asked for, whether the engine has it: refused if nearly all layers compute in float32.
+    pub fn check_half(&self) -> Result<()> {
+        if !self.fp16 {
+            return Ok(());
+        }
+        let why = match super::compiled_for().major {
+            11.. => {
+                "TensorRT 11 takes all types from the model: rewrite it with 'trt-opt fuse --fp16' and build the result"
+            }
+            _ => "TensorRT found float32 faster, or the model's types hold it to float32",
+        };
+        match self.layers.half_share() {
+            Some((share, all)) if share < LEAST_HALF => {
+                Err(Error::NotHalf { share: format!("{} of {all}", (share * all as f64).round()), why: why.to_owned() })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Builds the engine of an ONNX file on the first GPU. `progress` is told what is being done.
+///
+/// # Errors
+/// [`Error::NoGpu`] before anything else; [`Error::Parse`] with the node that the parser does not take;
+/// [`Error::Refused`] with TensorRT's words.
+pub fn build(library: &Library, model: &Path, options: &BuildOptions, progress: Option<Progress>) -> Result<Plan> {
+    let request = request(model, options)?;
+    Gpu::first()?.bind()?;
+    let builder = library.builder()?;
+    let parser = library.parser()?;
+    let monitor = Monitor::new(progress);
+    let action = || format!("building the engine of {}", model.display());
+    // SAFETY: both are TensorRT's functions of these names, of the headers' major version.
+    let built = refused(action, || unsafe { ffi::build(builder.0, parser.0, &request, &monitor) })?;
+    drop(monitor);
+    if !built.errors.is_empty() {
+        return Err(parse_error(model, &built.errors));
+    }
+    if built.timings_refused {
+        tracing::warn!("the timing cache is of another GPU or TensorRT, and is made anew");
+    }
+    if let Some(path) = &options.timing_cache {
+        files::write(path, &built.timings).map_err(Box::new)?;
+    }
+    let layers = Engine::deserialize(library, &built.plan, &options.plugins)?.layers()?;
+    Ok(Plan { bytes: built.plan, seconds: built.seconds, layers, fp16: options.fp16 })
+}
+
+fn request(model: &Path, options: &BuildOptions) -> Result<ffi::BuildRequest> {
+    let major = super::compiled_for().major;
+    let unknown = |what: &str, why: &str| Err(Error::Option { what: what.to_owned(), why: why.to_owned() });
+    if options.strongly_typed && major < 10 {
+        return unknown("strong typing", "came with TensorRT 9.1, and this program was compiled for TensorRT 8");
+    }
+    if options.strongly_typed && options.fp16 && major < 11 {
+        return unknown("fp16", "lets TensorRT choose types, which strong typing forbids: ask for one of both");
+    }
+    if options.tactic_sources.any() && major >= 11 {
+        return unknown("tactic sources", "were dropped with TensorRT 11, which never uses cuBLAS or cuDNN");
+    }
+    // The parser's own error names neither the reason nor what to do.
+    std::fs::File::open(model).map_err(|source| Error::File { action: "open", path: model.to_owned(), source })?;
+    let timings = match &options.timing_cache {
+        Some(path) => match std::fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => vec![],
+            Err(source) => return Err(Error::File { action: "read", path: path.clone(), source }),
+        },
+        None => vec![],
+    };
+    let shape = |(name, s): (&String, &Shape)| ffi::InputShape {
+        name: name.clone(),
+        min: s.min.clone(),
+        opt: s.opt.clone(),
+        max: s.max.clone(),
+    };
+    Ok(ffi::BuildRequest {
+        model: utf8(model)?,
+        plugins: options.plugins.iter().map(|p| utf8(p)).collect::<Result<_>>()?,
+        shapes: options.shapes.iter().map(shape).collect(),
+        batch: options.batch.unwrap_or(0),
+        fp16: options.fp16,
+        strongly_typed: options.strongly_typed,
+        cublas: options.tactic_sources.cublas,
+        cublas_lt: options.tactic_sources.cublas_lt,
+        cudnn: options.tactic_sources.cudnn,
+        optimization_level: options.optimization_level.map_or(-1, i32::from),
+        workspace: options.workspace.unwrap_or(0),
+        timing_cache: options.timing_cache.is_some(),
+        timings,
+    })
+}
+
+/// The parser's errors with the nodes that they are about. TensorRT 8 gives a node's number only.
+fn parse_error(model: &Path, errors: &[ffi::ParserError]) -> Error {
+    let file = errors.iter().any(|e| e.node >= 0 && e.name.is_empty()).then(|| onnx::load(model).ok()).flatten();
+    let nodes = file.as_ref().and_then(|m| m.proto.graph.as_ref()).map(|g| g.node.as_slice()).unwrap_or_default();
+    let describe = |e: &ffi::ParserError| {
+        let node = usize::try_from(e.node).ok().and_then(|i| nodes.get(i));
+        let name = [Some(e.name.as_str()), node.and_then(|n| n.name.as_deref())];
+        let op = [Some(e.op.as_str()), node.and_then(|n| n.op_type.as_deref())];
+        let [name, op] = [name, op].map(|t| t.into_iter().flatten().find(|t| !t.is_empty()).unwrap_or("?").to_owned());
+        match e.node {
+            ..0 => e.description.clone(),
+            number => format!("node {number} '{name}' ({op}): {}", e.description),
+        }
+    };
+    Error::Parse { path: model.to_owned(), errors: errors.iter().map(describe).collect::<Vec<_>>().join("\n  ") }
+}

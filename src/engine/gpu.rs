@@ -1,0 +1,102 @@
+//! The GPU, through CUDA's driver, which is loaded at run time.
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
+use serde::Serialize;
+
+use super::error::{Error, Result};
+
+/// A GPU in use: its primary context, which TensorRT uses too, and a stream.
+#[derive(Clone, Debug)]
+pub struct Gpu {
+    pub(super) stream: Arc<CudaStream>,
+    pub description: Description,
+}
+
+/// What results are worth nothing without.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Description {
+    pub name: String,
+    /// `9.0`.
+    pub compute_capability: String,
+    pub memory_bytes: u64,
+    /// Version of CUDA that the driver has: `12.4`.
+    pub cuda: String,
+    /// `550.54.15`, if it is known.
+    pub driver: Option<String>,
+}
+
+impl Gpu {
+    /// The first GPU that the driver shows; `CUDA_VISIBLE_DEVICES` decides which that is.
+    pub fn first() -> Result<Self> {
+        // SAFETY: looks whether a library can be loaded.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(Error::NoGpu { why: "CUDA's driver (libcuda.so.1) is not on this machine".into() });
+        }
+        let no_gpu = |error: DriverError| Error::NoGpu { why: format!("CUDA's driver says: {}", words(error)) };
+        let count = CudaContext::device_count().map_err(no_gpu)?;
+        if count < 1 {
+            return Err(Error::NoGpu { why: "CUDA's driver shows none".into() });
+        }
+        let context = CudaContext::new(0).map_err(no_gpu)?;
+        // SAFETY: all work of a context's memory goes through one stream, and captures must not hold foreign events.
+        unsafe { context.disable_event_tracking() };
+        let describe = || {
+            let (major, minor) = context.compute_capability()?;
+            Ok(Description {
+                name: context.name()?,
+                compute_capability: format!("{major}.{minor}"),
+                memory_bytes: context.total_mem()? as u64,
+                cuda: cuda_version()?,
+                driver: driver_version(),
+            })
+        };
+        let description = describe().map_err(no_gpu)?;
+        let stream = context.new_stream().map_err(no_gpu)?;
+        Ok(Self { stream, description })
+    }
+
+    pub(super) fn context(&self) -> &Arc<CudaContext> {
+        self.stream.context()
+    }
+
+    /// The stream as TensorRT takes it.
+    pub(super) fn raw_stream(&self) -> usize {
+        self.stream.cu_stream() as usize
+    }
+
+    /// Makes the context current in this thread, which TensorRT needs.
+    pub(super) fn bind(&self) -> Result<()> {
+        self.context().bind_to_thread().map_err(failed("using the GPU"))
+    }
+}
+
+fn cuda_version() -> Result<String, DriverError> {
+    let mut version = 0;
+    // SAFETY: writes the one integer.
+    unsafe { sys::cuDriverGetVersion(&mut version) }.result()?;
+    Ok(format!("{}.{}", version / 1000, version % 1000 / 10))
+}
+
+fn driver_version() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/driver/nvidia/version").ok()?;
+    let is_version = |w: &&str| w.starts_with(|c: char| c.is_ascii_digit()) && w.contains('.');
+    text.split_whitespace().find(is_version).map(str::to_owned)
+}
+
+/// `CUDA_ERROR_NO_DEVICE: no CUDA-capable device is detected`.
+fn words(error: DriverError) -> String {
+    let name = result::DriverError::error_name(&error).map(|n| n.to_string_lossy().into_owned());
+    let text = result::DriverError::error_string(&error).map(|n| n.to_string_lossy().into_owned());
+    match (name, text) {
+        (Ok(name), Ok(text)) => format!("{name}: {text}"),
+        _ => format!("{:?}", error.0),
+    }
+}
+
+/// An error of the driver while doing something.
+pub(super) fn failed(action: impl Into<String>) -> impl FnOnce(DriverError) -> Error {
+    let action = action.into();
+    move |error| Error::Cuda { action, message: words(error) }
+}
