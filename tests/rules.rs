@@ -10,7 +10,7 @@ use std::path::Path;
 use trt_opt::ir::Graph;
 use trt_opt::onnx::proto::{NodeProto, TypeProto, ValueInfoProto, type_proto};
 use trt_opt::onnx::{self, Model};
-use trt_opt::rewrite::{Kind, Ledger, Options, Status, Target};
+use trt_opt::rewrite::{Kind, Ledger, Options, Standard, Status, Target};
 use trt_opt::{analysis, rewrite, testing, verify};
 
 fn name(path: &Path) -> String {
@@ -342,5 +342,45 @@ fn an_add_to_part_of_the_tokens_moves_into_the_norm() {
         ("spelling_layernorm_add_to_part_used", "0"),
     ] {
         assert_eq!(attributes(fixture, "TrtOptLayerNorm", "residual"), [residual], "{fixture}");
+    }
+}
+
+/// A model rewritten with these sites left to TensorRT, as text, and its ledger.
+fn with_standard(fixture: &str, standard: Vec<Standard>, target: Target) -> (String, Ledger) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/{fixture}.onnx"));
+    let mut model = onnx::load(&path).unwrap();
+    let options = Options { standard, target, ..Options::default() };
+    let ledger = rewrite::fuse(&mut model.proto, fixture, &options, &mut |_, _| {}).unwrap();
+    let graph = Graph::take(&mut model.proto).unwrap();
+    (trt_opt::ir::print(&graph), ledger)
+}
+
+fn standard(kind: Kind, node: Option<&str>) -> Standard {
+    Standard { kind, node: node.map(Into::into), reason: "not today".into() }
+}
+
+#[test]
+fn sites_left_to_tensorrt_are_as_without_plugins() {
+    for fixture in ["swin_ts17", "swin_original_ts17", "swin_torchvision_ts17", "vit_ts17", "uniformer_ts17_dyn"] {
+        let all = Kind::ALL.iter().map(|&kind| standard(kind, None)).collect();
+        let (text, ledger) = with_standard(fixture, all, Target::Trt8);
+        assert_eq!(text, with_standard(fixture, vec![], Target::Native).0, "{fixture}");
+        assert!(ledger.sites.iter().all(|s| s.status == Status::Kept), "{fixture}");
+        let reasons = ledger.sites.iter().filter(|s| s.kind != Kind::Gelu).map(|s| s.reason.as_deref());
+        assert!(reasons.clone().count() > 0 && reasons.into_iter().all(|r| r == Some("not today")), "{fixture}");
+    }
+}
+
+#[test]
+fn one_site_can_be_left_to_tensorrt() {
+    let (_, whole) = with_standard("swin_ts17", vec![], Target::Trt8);
+    for kind in [Kind::LayerNorm, Kind::Attention, Kind::Window, Kind::PatchMerge] {
+        let node = &whole.sites.iter().rfind(|s| s.kind == kind).unwrap().node;
+        let (_, ledger) = with_standard("swin_ts17", vec![standard(kind, Some(node))], Target::Trt8);
+        let kept: Vec<_> =
+            ledger.sites.iter().filter(|s| s.reason.as_deref() == Some("not today")).map(|s| &s.node).collect();
+        assert_eq!(kept, [node], "{kind}");
+        let others = |l: &Ledger| l.sites.iter().filter(|s| s.kind == kind && s.status == Status::Fused).count();
+        assert_eq!(others(&ledger) + 1, others(&whole), "{kind}");
     }
 }

@@ -127,7 +127,7 @@ impl Args {
             )));
         }
         Ok(Resolved {
-            options: Options { target: self.target, kinds, skip, stop_after: self.stop_after },
+            options: Options { target: self.target, kinds, skip, stop_after: self.stop_after, ..Options::default() },
             batch: self.run.batch.unwrap_or(1),
             save: SaveOptions { external_data: self.external_data, ..SaveOptions::default() },
             verify: self.verify.then(|| self.run.resolve(None)),

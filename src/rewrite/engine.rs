@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::ir::{self, Dim, Graph, Node, NodeId, Value, ValueId, shape_text};
 use crate::onnx::DType;
 use crate::onnx::proto::TensorProto;
-use crate::rewrite::{Kind, Options, Site, Status, Target};
+use crate::rewrite::{Kind, Options, Site, Standard, Status, Target};
 
 /// Why a rule did not fire at a place.
 #[derive(Clone, Debug, Default)]
@@ -147,6 +147,15 @@ impl<'a> Engine<'a> {
     /// Whether `--fuse`, `--skip` and `--stop-after` let the rule run.
     pub fn enabled(&self, kind: Kind, rule: &str) -> bool {
         self.options.kinds.contains(&kind) && !self.options.skip.contains(rule) && !self.stopped()
+    }
+
+    /// Why a site stays with standard ops: `of_target` where the target has no plugins. `None`: it gets a plugin node.
+    pub fn standard(&self, kind: Kind, node: &str, of_target: &str) -> Option<String> {
+        if !self.target().plugins() {
+            return Some(of_target.to_owned());
+        }
+        let named = |s: &&Standard| s.kind == kind && s.node.as_deref().is_none_or(|n| n == node);
+        self.options.standard.iter().find(named).map(|s| s.reason.clone())
     }
 
     /// Whether `--stop-after` is reached.

@@ -29,13 +29,31 @@ pub struct Options {
     pub kinds: BTreeSet<Kind>,
     /// Rules, by name, that are left out.
     pub skip: BTreeSet<String>,
+    /// Sites that get no plugin node though the target has one.
+    pub standard: Vec<Standard>,
     /// Stop after this many patches, to find a bad one by bisection.
     pub stop_after: Option<usize>,
 }
 
+/// Sites that are brought into the form that TensorRT fuses by itself, as all are for [`Target::Native`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standard {
+    pub kind: Kind,
+    /// The site that the ledger knows by this node; all of the kind by default.
+    pub node: Option<String>,
+    /// What the ledger says of them.
+    pub reason: String,
+}
+
 impl Default for Options {
     fn default() -> Self {
-        Self { target: Target::Trt8, kinds: Kind::ALL.into(), skip: BTreeSet::new(), stop_after: None }
+        Self {
+            target: Target::Trt8,
+            kinds: Kind::ALL.into(),
+            skip: BTreeSet::new(),
+            standard: vec![],
+            stop_after: None,
+        }
     }
 }
 

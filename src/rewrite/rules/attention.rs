@@ -23,6 +23,7 @@ use crate::rewrite::pattern::{
 use crate::rewrite::{Kind, Site, Status};
 
 const RULE: &str = "attention";
+const KEPT: &str = "TensorRT's own attention fusion takes this form";
 /// Head sizes that the plugin takes.
 const HEAD_SIZES: std::ops::RangeInclusive<i64> = 1..=128;
 /// Windows beyond this are no windows of any paper; looking for their tables and masks would take long.
@@ -47,10 +48,14 @@ pub fn run(engine: &mut Engine) -> Result<()> {
             engine.record_miss(Kind::Attention, &label, RULE, miss);
             continue;
         }
-        let native = !engine.target().plugins();
+        let standard = engine.standard(Kind::Attention, &label, KEPT);
         let outcome = match match_attention(engine.graph(), id) {
             Err(miss) => Err(miss),
-            Ok(found) if native => found.native_patch(engine.graph(), &label).map(|patch| (patch, None)),
+            Ok(found) if standard.is_some() => match found.native_patch(engine.graph(), &label) {
+                // What was asked to stay as it is need not suit TensorRT's fusion.
+                Err(_) if engine.target().plugins() => Ok((None, None)),
+                outcome => outcome.map(|patch| (patch, None)),
+            },
             Ok(found) => found.patch(engine.graph(), &label).map(|(patch, name)| (Some(patch), Some(name))),
         };
         let outcome = match outcome {
@@ -62,7 +67,7 @@ pub fn run(engine: &mut Engine) -> Result<()> {
             Ok(Some(name)) => engine.record(Site::new(Kind::Attention, Status::Fused, &label, RULE).into_node(&name)),
             Ok(None) => {
                 let site = Site::new(Kind::Attention, Status::Kept, &label, RULE);
-                engine.record(site.because("TensorRT's own attention fusion takes this form"));
+                engine.record(site.because(standard.unwrap_or_else(|| KEPT.to_owned())));
             }
             Err(miss) => engine.record_miss(Kind::Attention, &label, RULE, miss),
         }

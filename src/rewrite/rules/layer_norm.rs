@@ -36,21 +36,26 @@ pub fn run(engine: &mut Engine) -> Result<()> {
             continue;
         }
         let graph = engine.graph();
-        let plugins = engine.target().plugins();
-        if !plugins && graph.node(id).is("LayerNormalization") {
-            let site = Site::new(Kind::LayerNorm, Status::Kept, &label, RULE);
-            engine.record(site.because(NATIVE));
+        let standard = engine.standard(Kind::LayerNorm, &label, NATIVE);
+        if let Some(reason) = &standard
+            && graph.node(id).is("LayerNormalization")
+        {
+            let site = Site::new(Kind::LayerNorm, Status::Kept, &label, RULE).because(reason);
+            engine.record(site);
             continue;
         }
-        let outcome = match match_norm(graph, id).and_then(|norm| norm.patch(graph, &label, plugins)) {
+        let outcome = match match_norm(graph, id).and_then(|norm| norm.patch(graph, &label, standard.is_none())) {
             Ok((patch, name)) => engine.apply(patch)?.map(|()| name),
             Err(miss) => Err(miss),
         };
         match outcome {
             Ok(name) => {
-                let status = if plugins { Status::Fused } else { Status::Kept };
+                let status = if standard.is_none() { Status::Fused } else { Status::Kept };
                 let site = Site::new(Kind::LayerNorm, status, &label, RULE).into_node(&name);
-                engine.record(if plugins { site } else { site.because(NATIVE) });
+                engine.record(match standard {
+                    Some(reason) => site.because(reason),
+                    None => site,
+                });
             }
             Err(miss) => engine.record_miss(Kind::LayerNorm, &label, RULE, miss),
         }

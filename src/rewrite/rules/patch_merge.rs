@@ -29,9 +29,10 @@ pub fn run(engine: &mut Engine) -> Result<()> {
             engine.record_miss(Kind::PatchMerge, &merge.label, RULE, miss);
             continue;
         }
+        let standard = engine.standard(Kind::PatchMerge, &merge.label, KEPT);
         let outcome = match &merge.map {
             Err(miss) => Err(miss.clone()),
-            Ok(_) if !engine.target().plugins() => Ok(None),
+            Ok(_) if standard.is_some() => Ok(None),
             // A patch before this one may have taken part of the chain.
             Ok(map) if self::merge(engine.graph(), merge.out).and_then(|now| now.map.ok()) != Some(*map) => {
                 Err(Miss::new(&merge.label, "an earlier patch took part of the chain"))
@@ -44,7 +45,10 @@ pub fn run(engine: &mut Engine) -> Result<()> {
         let label = &merge.label;
         match outcome {
             Ok(Some(name)) => engine.record(Site::new(Kind::PatchMerge, Status::Fused, label, RULE).into_node(&name)),
-            Ok(None) => engine.record(Site::new(Kind::PatchMerge, Status::Kept, label, RULE).because(KEPT)),
+            Ok(None) => {
+                let reason = standard.unwrap_or_else(|| KEPT.to_owned());
+                engine.record(Site::new(Kind::PatchMerge, Status::Kept, label, RULE).because(reason));
+            }
             Err(miss) => engine.record_miss(Kind::PatchMerge, label, RULE, miss),
         }
     }

@@ -35,10 +35,10 @@ pub fn run(engine: &mut Engine) -> Result<()> {
             engine.record_miss(Kind::Window, &label, RULE, miss);
             continue;
         }
-        let plugins = engine.target().plugins();
+        let standard = engine.standard(Kind::Window, &label, KEPT);
         let outcome = match site.check() {
             Err(miss) => Err(miss),
-            Ok(()) if !plugins => Ok(None),
+            Ok(()) if standard.is_some() => Ok(None),
             Ok(()) => match site.patch(engine.graph(), &label) {
                 Err(miss) => Err(miss),
                 Ok((patch, name)) => engine.apply(patch)?.map(|()| Some(name)),
@@ -46,7 +46,10 @@ pub fn run(engine: &mut Engine) -> Result<()> {
         };
         match outcome {
             Ok(Some(name)) => engine.record(Site::new(Kind::Window, Status::Fused, &label, RULE).into_node(&name)),
-            Ok(None) => engine.record(Site::new(Kind::Window, Status::Kept, &label, RULE).because(KEPT)),
+            Ok(None) => {
+                let reason = standard.unwrap_or_else(|| KEPT.to_owned());
+                engine.record(Site::new(Kind::Window, Status::Kept, &label, RULE).because(reason));
+            }
             Err(miss) => engine.record_miss(Kind::Window, &label, RULE, miss),
         }
     }
