@@ -18,6 +18,7 @@
 //! # Ok::<(), trt_opt::Error>(())
 //! ```
 
+pub mod ablation;
 pub mod analysis;
 pub mod contents;
 pub mod doctor;

@@ -94,6 +94,52 @@ pub fn compare<'a>(a: impl Into<Source<'a>>, b: impl Into<Source<'a>>, options: 
     .settled())
 }
 
+/// What a model was run on and what it gave, by name.
+#[derive(Clone, Debug)]
+pub struct Run {
+    pub inputs: Vec<(String, Array)>,
+    pub outputs: Vec<(String, Array)>,
+}
+
+/// Runs one model, on the inputs that [`compare`] would take.
+pub fn run<'a>(model: impl Into<Source<'a>>, options: &Options) -> Result<Run> {
+    let runtime = runtime(options.onnxruntime.as_deref())?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut session = Session::new(runtime, model.into(), options.threads.unwrap_or(cores))?;
+    let pairs: Vec<InputPair> = session.inputs()?.into_iter().map(|spec| (spec.clone(), spec)).collect();
+    let given = options.inputs.as_deref().map(read_numpy).transpose()?;
+    let inputs = inputs::make(&pairs, given, options)?;
+    let outputs = session.run(&inputs.iter().map(|(_, array)| array.clone()).collect::<Vec<_>>())?;
+    Ok(Run { inputs, outputs })
+}
+
+/// `||b - a|| / ||a||` over the elements of all floating-point outputs of `a`. NaN where one of them is NaN.
+pub fn relative_error(a: &[(String, Array)], b: &[(String, Array)]) -> Result<f64> {
+    let (mut difference, mut norm) = (0.0, 0.0);
+    for (name, x) in a {
+        let Data::Float(expected) = &x.data else { continue };
+        let found = b.iter().find(|(other, _)| other == name).map(|(_, y)| y);
+        let (shape, data) = match found {
+            Some(Array { shape, data: Data::Float(data), .. }) => (shape, data),
+            Some(y) => {
+                return Err(Error::CheckFailed(format!("output '{name}' is {}, expected {}", y.dtype, x.dtype)));
+            }
+            None => return Err(Error::CheckFailed(format!("output '{name}' is not there"))),
+        };
+        if *shape != x.shape {
+            return Err(Error::CheckFailed(format!("output '{name}' has shape {shape:?}, expected {:?}", x.shape)));
+        }
+        for (x, y) in expected.iter().zip(data) {
+            difference += (y - x) * (y - x);
+            norm += x * x;
+        }
+    }
+    match norm {
+        0.0 => Ok(if difference == 0.0 { 0.0 } else { f64::INFINITY }),
+        _ => Ok((difference / norm).sqrt()),
+    }
+}
+
 type InputPair = (InputSpec, InputSpec);
 
 /// Inputs of `a` with those of `b` that take the same array: by name, else by position.
