@@ -31,6 +31,7 @@ mod machine;
 pub mod measure;
 pub mod onnx;
 pub mod plugins;
+pub mod report;
 pub mod rewrite;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -8,7 +8,8 @@ use predicates::prelude::*;
 use predicates::str::contains;
 use serde_json::Value;
 
-const COMMANDS: [&str; 8] = ["fuse", "inspect", "print", "diff", "verify", "plugins", "doctor", "completions"];
+const COMMANDS: [&str; 9] =
+    ["fuse", "inspect", "print", "diff", "verify", "plugins", "report", "doctor", "completions"];
 
 fn trt_opt(args: &[&str]) -> Assert {
     command().args(args).assert()

@@ -9,6 +9,7 @@ mod inspect;
 mod out;
 mod plugins;
 mod print;
+mod report;
 mod tables;
 mod verify;
 
@@ -82,6 +83,7 @@ enum Command {
     Diff(diff::Args),
     Verify(verify::Args),
     Plugins(plugins::Args),
+    Report(report::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
 }
@@ -120,6 +122,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Diff(args) => diff::run(args, global),
         Command::Verify(args) => verify::run(args, global),
         Command::Plugins(args) => plugins::run(args, global),
+        Command::Report(args) => report::run(args, global),
         Command::Doctor(args) => doctor::run(args, global),
         Command::Completions(args) => completions::run(args, global),
     };
