@@ -19,7 +19,7 @@ use std::path::Path;
 use crate::error::Result;
 use crate::ir::{Graph, diff, print};
 use crate::onnx::{self, Model};
-use crate::rewrite::{self, Ledger, Options, Status};
+use crate::rewrite::{self, Ledger, Options, Status, fp16};
 use crate::text;
 use crate::verify::{self, Report, Source};
 
@@ -55,6 +55,14 @@ pub fn rewrite_model(model: Model, options: &Options) -> Result<Rewrite> {
 }
 
 impl Rewrite {
+    /// Converts the rewritten model to float16, calibrated in ONNX Runtime on the inputs that the options say.
+    pub fn to_fp16(mut self, options: &verify::Options) -> Result<Self> {
+        let ranges = verify::calibrate(&self.after, "rewritten", options, &mut |_, _| {})?;
+        let account = fp16::convert(&mut self.after.proto, Some(&ranges), &fp16::Options::default())?;
+        self.ledger.precision = Some(account);
+        Ok(self)
+    }
+
     /// Changes what the texts show.
     pub fn show(mut self, options: print::Options) -> Self {
         self.print = options;
@@ -116,8 +124,28 @@ impl Rewrite {
         &self.after
     }
 
+    /// What stays in float32 after [`Rewrite::to_fp16`]: a line for each island and for each of its reasons.
+    pub fn precision(&self) -> String {
+        let Some(account) = &self.ledger.precision else { return String::new() };
+        let (nodes, casts) = (account.nodes, account.casts);
+        let mut text = format!("float16 {}, float32 {}, casts {casts}\n", nodes.float16, nodes.float32);
+        for island in &account.islands {
+            let _ = writeln!(text, "island {}", island.nodes.join(", "));
+            for cause in &island.causes {
+                let _ = writeln!(text, "  {} at {:?}: {}", cause.kind.name(), cause.node, cause.reason);
+            }
+        }
+        for note in &account.notes {
+            let _ = writeln!(text, "note {note}");
+        }
+        text
+    }
+
     /// Runs both models in ONNX Runtime on the same inputs and compares their outputs.
     pub fn compare(&self, options: &verify::Options) -> Result<Report> {
+        let converted = self.ledger.precision.as_ref().is_some_and(|p| p.converted);
+        let rtol = options.rtol.or(converted.then_some(verify::RTOL_CONVERTED));
+        let options = &verify::Options { rtol, ..options.clone() };
         let before = Source::Model { name: &self.name, model: &self.before };
         verify::compare(before, Source::Model { name: "rewritten", model: &self.after }, options)
     }

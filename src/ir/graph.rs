@@ -315,6 +315,16 @@ impl Graph {
         self.values[value.at()].uses.push(id);
     }
 
+    /// Makes output `slot` of a node produce `value`, which nothing produced before. The old output is left without a
+    /// producer, for another node to take over under its name.
+    pub fn set_output(&mut self, id: NodeId, slot: usize, value: ValueId) {
+        let node = self.nodes[id.at()].as_mut().expect("a removed node's id");
+        if let Some(old) = node.outputs[slot].replace(value) {
+            self.values[old.at()].producer = None;
+        }
+        self.values[value.at()].producer = Some(id);
+    }
+
     /// Changes attributes, name or op of a node; inputs and outputs must stay as they are.
     pub fn edit_node(&mut self, id: NodeId, edit: impl FnOnce(&mut Node)) {
         let node = self.nodes[id.at()].as_mut().expect("a removed node's id");

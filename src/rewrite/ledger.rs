@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::fp16::Precision;
+
 pub const VERSION: u32 = 1;
 
 /// What kind of pattern a site is.
@@ -121,6 +123,9 @@ pub struct Ledger {
     /// Patches that each rule made, clean-up included.
     #[serde(default)]
     pub patches: BTreeMap<String, usize>,
+    /// The conversion to float16, if one was asked for.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub precision: Option<Precision>,
 }
 
 impl Ledger {
@@ -136,7 +141,7 @@ impl Ledger {
                 Status::Missed => count.missed += 1,
             }
         }
-        Self { version: VERSION, model: model.into(), target: target.into(), sites, summary, patches }
+        Self { version: VERSION, model: model.into(), target: target.into(), sites, summary, patches, precision: None }
     }
 
     pub fn count(&self, kind: Kind) -> Count {

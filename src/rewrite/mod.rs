@@ -4,6 +4,7 @@
 
 pub mod cleanup;
 pub mod engine;
+pub mod fp16;
 pub mod ledger;
 pub mod legalize;
 pub mod ops;

@@ -4,6 +4,7 @@
 //! off, so that what is compared is what the files say. Plugin nodes run by their reference bodies.
 
 mod array;
+mod calibrate;
 mod inputs;
 mod report;
 mod runtime;
@@ -13,6 +14,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 pub use array::{Array, Data, read_numpy};
+pub use calibrate::{BYTES_IN_A_RUN, calibrate};
 pub use report::{InputReport, OutputReport, Report, Worst, compare_arrays};
 pub use runtime::{Candidate, OLDEST_MINOR, Runtime, candidates, runtime};
 pub use session::{Axis, InputSpec, Session, Source};
@@ -23,6 +25,8 @@ use crate::error::{Error, Result};
 pub const RTOL_FLOAT: f64 = 1e-5;
 /// The same for models with weights or activations in float16 or bfloat16.
 pub const RTOL_HALF: f64 = 2e-3;
+/// The same for a float model against its own conversion to float16, as for an fp16 engine against the float model.
+pub const RTOL_CONVERTED: f64 = 1e-2;
 /// Size of the batch axis where the models leave it open.
 pub const DEFAULT_BATCH: i64 = 2;
 
@@ -44,13 +48,19 @@ pub struct Options {
     pub threads: Option<usize>,
 }
 
+impl Options {
+    fn threads(&self) -> usize {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        self.threads.unwrap_or(cores.min(4))
+    }
+}
+
 /// Runs both models on the same inputs and compares all outputs. `a` is what `b` is measured against.
 ///
 /// A difference is not an error of this function: see [`Report::passed`] and [`Report::check`].
 pub fn compare<'a>(a: impl Into<Source<'a>>, b: impl Into<Source<'a>>, options: &Options) -> Result<Report> {
     let runtime = runtime(options.onnxruntime.as_deref())?;
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = options.threads.unwrap_or(cores.min(4));
+    let threads = options.threads();
     let mut first = Session::new(runtime, a.into(), threads)?;
     let mut second = Session::new(runtime, b.into(), threads)?;
     let half = first.half || second.half;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use ort::session::SessionInputValue;
 use ort::session::builder::GraphOptimizationLevel;
-use ort::value::{Outlet, ValueType};
+use ort::value::{DynValue, Outlet, ValueType};
 
 use super::array::{Array, dtype_of};
 use super::runtime::Runtime;
@@ -93,6 +93,12 @@ impl Session {
                 (path, Some(dir))
             }
         };
+        let inner = Self::open(runtime, &name, &path, threads)?.inner;
+        Ok(Self { name, inner, half, _files: files })
+    }
+
+    /// Loads a file that ONNX Runtime can run as it is, with its own optimizations off. `name` is what messages call it.
+    pub(super) fn open(runtime: &Runtime, name: &str, path: &Path, threads: usize) -> Result<Self> {
         let context = || format!("loading {name}");
         let error = |e: ort::Error| runtime_error(context(), &e);
         let with = |e: ort::Error<_>| runtime_error(context(), &e);
@@ -100,8 +106,8 @@ impl Session {
         let builder = builder.with_optimization_level(GraphOptimizationLevel::Disable).map_err(with)?;
         let builder = builder.with_intra_threads(threads).map_err(with)?;
         let mut builder = builder.with_log_level(ort::logging::LogLevel::Error).map_err(with)?;
-        let inner = builder.commit_from_file(&path).map_err(|e| runtime_error(context(), &e))?;
-        Ok(Self { name, inner, half, _files: files })
+        let inner = builder.commit_from_file(path).map_err(|e| runtime_error(context(), &e))?;
+        Ok(Self { name: name.to_owned(), inner, half: false, _files: None })
     }
 
     pub fn name(&self) -> &str {
@@ -133,6 +139,20 @@ impl Session {
 
     /// Runs the model on arrays in the order of its inputs; all its outputs, by name.
     pub fn run(&mut self, inputs: &[Array]) -> Result<Vec<(String, Array)>> {
+        let mut arrays = vec![];
+        self.visit(inputs, &mut |name, value| {
+            arrays.push((name.to_owned(), Array::of_value(name, value)?));
+            Ok(())
+        })?;
+        Ok(arrays)
+    }
+
+    /// Runs the model and shows all its outputs by name, as ONNX Runtime holds them.
+    pub(super) fn visit(
+        &mut self,
+        inputs: &[Array],
+        show: &mut dyn FnMut(&str, &DynValue) -> Result<()>,
+    ) -> Result<()> {
         let names: Vec<String> = self.inner.inputs().iter().map(|i| i.name().to_owned()).collect();
         let mut feed: Vec<(Cow<'_, str>, SessionInputValue<'_>)> = vec![];
         for (name, array) in names.iter().zip(inputs) {
@@ -140,11 +160,10 @@ impl Session {
         }
         let context = format!("running {}", self.name);
         let outputs = self.inner.run(feed).map_err(|e| runtime_error(context, &e))?;
-        let mut arrays = vec![];
         for (name, value) in outputs.iter() {
-            arrays.push((name.to_owned(), Array::of_value(name, &value)?));
+            show(name, &value)?;
         }
-        Ok(arrays)
+        Ok(())
     }
 }
 
