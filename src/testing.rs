@@ -57,8 +57,11 @@ pub fn rewrite_model(model: Model, options: &Options) -> Result<Rewrite> {
 impl Rewrite {
     /// Converts the rewritten model to float16, calibrated in ONNX Runtime on the inputs that the options say.
     pub fn to_fp16(mut self, options: &verify::Options) -> Result<Self> {
-        let ranges = verify::calibrate(&self.after, "rewritten", options, &mut |_, _| {})?;
-        let account = fp16::convert(&mut self.after.proto, Some(&ranges), &fp16::Options::default())?;
+        let ranges = match fp16::is_convertible(&self.after.proto)? {
+            true => Some(verify::calibrate(&self.after, "rewritten", options, &mut |_, _| {})?),
+            false => None,
+        };
+        let account = fp16::convert(&mut self.after.proto, ranges.as_ref(), &fp16::Options::default())?;
         self.ledger.precision = Some(account);
         Ok(self)
     }

@@ -316,6 +316,62 @@ fn fuse_can_verify_what_it_writes() {
 }
 
 #[test]
+fn fuse_converts_to_fp16_and_accounts_for_it() {
+    let scratch = Scratch::new();
+    let (out, ledger) = (scratch.text("out.onnx"), scratch.text("ledger.json"));
+    let model = fixture("spelling_not_layernorm_rms.onnx");
+    let args = ["fuse", &model, "-o", &out, "--target", "native", "--fp16", "--verify", "--ledger", &ledger];
+    let text = stdout(trt_opt(&args).success());
+    for part in ["precision", "calibrated on random inputs, seed 0", "variance", "1.0e-2", "equal within the tolerance"]
+    {
+        assert!(text.contains(part), "{part} is not in\n{text}");
+    }
+    let ledger: Value = serde_json::from_slice(&std::fs::read(&ledger).unwrap()).unwrap();
+    assert_eq!(ledger["precision"]["converted"], true);
+    assert_eq!(ledger["precision"]["islands"][0]["causes"][0]["kind"], "variance");
+
+    // Half the weights, the same interface; with --fp16-io another one.
+    let model = fixture("swin_ts17.onnx");
+    let value = json(trt_opt(&["fuse", &model, "-o", &out, "--fp16", "--json"]).success());
+    let bytes = &value["ledger"]["precision"]["weight_bytes"];
+    assert_eq!(bytes["float32"], 0);
+    assert!(bytes["float16"].as_u64().unwrap() * 2 < value["before"]["weight_bytes"].as_u64().unwrap());
+    let interface = |args: &[&str]| {
+        trt_opt(&[&["fuse", &model, "-o", &out, "-q"], args].concat()).success();
+        json(trt_opt(&["inspect", &out, "--json"]).success())["inputs"][0]["type"].clone()
+    };
+    assert_eq!(interface(&["--fp16"]), "float[1, 3, 16, 16]");
+    assert_eq!(interface(&["--fp16", "--fp16-io", "--verify"]), "float16[1, 3, 16, 16]");
+    trt_opt(&["fuse", &model, "-o", &out, "--fp16-io"]).code(2).stderr(contains("--fp16"));
+
+    let half = fixture("swin_ts17_fp16.onnx");
+    trt_opt(&["fuse", &half, "-o", &out, "--fp16"]).success().stdout(contains("in float16 already"));
+    let missing = ["fuse", &model, "-o", &out, "--fp16", "--onnxruntime", "/nonexistent"];
+    trt_opt(&missing).code(4).stderr(contains("pip install onnxruntime"));
+}
+
+#[test]
+fn fuse_takes_inputs_for_its_runs() {
+    let scratch = Scratch::new();
+    let (out, inputs) = (scratch.text("out.onnx"), scratch.text("images.npy"));
+    let header = "{'descr': '<f4', 'fortran_order': False, 'shape': (1, 3, 16, 16), }";
+    let mut bytes = b"\x93NUMPY\x01\x00\x76\x00".to_vec();
+    bytes.extend(format!("{header:<117}\n").as_bytes());
+    bytes.extend((0..3 * 16 * 16).flat_map(|i| (i as f32 / 100.0).to_le_bytes()));
+    std::fs::write(&inputs, bytes).unwrap();
+    let model = fixture("vit_ts17.onnx");
+    let args = ["fuse", &model, "-o", &out, "--fp16", "--inputs", &inputs, "--verify", "--json"];
+    let value = json(trt_opt(&args).success());
+    assert_eq!(value["ledger"]["precision"]["calibration"], "images.npy");
+    assert_eq!(value["verify"]["seed"], Value::Null);
+    assert_eq!(value["verify"]["outputs"][0]["tolerance"], 1e-2);
+    trt_opt(&["fuse", &model, "-o", &out, "--inputs", &inputs]).code(2).stderr(contains("--inputs"));
+    let text = scratch.text("text.npy");
+    std::fs::write(&text, "no array").unwrap();
+    trt_opt(&["fuse", &model, "-o", &out, "--fp16", "--inputs", &text]).code(3).stderr(contains("text.npy"));
+}
+
+#[test]
 fn missing_onnx_runtime_exits_with_4_and_says_how_to_get_it() {
     let model = fixture("swin_ts17.onnx");
     for how in ["/nonexistent/libonnxruntime.so", "src"] {

@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use trt_opt::contents::Contents;
 use trt_opt::onnx::{self, Model, SaveOptions};
-use trt_opt::rewrite::{self, Kind, Ledger, Options, Target};
+use trt_opt::rewrite::{self, Kind, Ledger, Options, Target, fp16};
 use trt_opt::verify::{self, Report, Source};
 use trt_opt::{Error, Result, files};
 
@@ -18,11 +18,18 @@ use super::tables;
 use super::verify::RunArgs;
 use super::{Global, file_name, load, out};
 
+/// Heading of the options that say how the model is run.
+const RUNS: &str = "With --verify and --fp16";
+
 /// Rewrite a model: fuse norms, attentions, GELUs, windows and patch merges
 #[derive(clap::Args)]
 #[command(after_help = "\
 Every norm, attention, GELU, window and patch merge of the model is accounted for: fused, kept in
 a form that the target fuses by itself, or missed with the reason. The input is never touched.
+
+--fp16 is for TensorRT 11, which takes types as the graph has them and has no fp16 flag; engines of
+older versions can be built from such a graph too. Nodes for which float16 would be wrong stay in
+float32, by a calibration run in ONNX Runtime and by what they compute, and the ledger says why.
 
 Examples:
   trt-opt fuse swin.onnx                                   to swin.fused.onnx
@@ -30,6 +37,7 @@ Examples:
   trt-opt fuse swin.onnx --fuse layernorm,attention --require layernorm,attention
   trt-opt fuse swin.onnx --reference twin.onnx             also a twin that any ONNX runtime can run
   trt-opt fuse swin.onnx --ledger swin.json --json         the account of all sites, for programs
+  trt-opt fuse swin.onnx --target trt11 --fp16 --inputs images.npz --verify
   trt-opt fuse big.onnx --external-data big.weights        weights beside the model")]
 pub struct Args {
     model: PathBuf,
@@ -45,6 +53,12 @@ pub struct Args {
     /// What the model is for
     #[arg(long, default_value = "trt8")]
     target: Target,
+    /// Convert weights and activations to float16, but where the ledger gives a reason
+    #[arg(long)]
+    fp16: bool,
+    /// With --fp16: inputs and outputs of the model become float16 too
+    #[arg(long, requires = "fp16")]
+    fp16_io: bool,
     /// Also write a twin whose plugin nodes have function bodies, for any ONNX runtime
     #[arg(long, value_name = "FILE")]
     reference: Option<PathBuf>,
@@ -69,7 +83,10 @@ pub struct Args {
     /// Print the outcome as JSON
     #[arg(long)]
     json: bool,
-    #[command(flatten, next_help_heading = "With --verify")]
+    /// Arrays for the inputs: .npz by input name, or .npy for a model of one input [default: random]
+    #[arg(long, value_name = "FILE", help_heading = RUNS)]
+    inputs: Option<PathBuf>,
+    #[command(flatten, next_help_heading = RUNS)]
     run: RunArgs,
 }
 
@@ -82,7 +99,10 @@ struct Resolved {
     require: BTreeSet<Kind>,
     options: Options,
     save: SaveOptions,
-    verify: Option<verify::Options>,
+    fp16: Option<fp16::Options>,
+    /// How the model is run, for `verify` and `fp16`.
+    run: verify::Options,
+    verify: bool,
     /// That estimates are for.
     batch: i64,
     force: bool,
@@ -119,6 +139,10 @@ impl Args {
         if let Some(kind) = require.iter().find(|k| !kinds.contains(k)) {
             return Err(Error::Usage(format!("--require {kind}: but --fuse or --skip leaves {kind} out")));
         }
+        if let Some(inputs) = self.inputs.as_ref().filter(|_| !self.verify && !self.fp16) {
+            let inputs = inputs.display();
+            return Err(Error::Usage(format!("--inputs {inputs}: the model is run with --verify or --fp16 only")));
+        }
         if let Some(name) = &self.external_data
             && Path::new(name).file_name().is_none_or(|n| n != name.as_str())
         {
@@ -130,7 +154,9 @@ impl Args {
             options: Options { target: self.target, kinds, skip, stop_after: self.stop_after, ..Options::default() },
             batch: self.run.batch.unwrap_or(1),
             save: SaveOptions { external_data: self.external_data, ..SaveOptions::default() },
-            verify: self.verify.then(|| self.run.resolve(None)),
+            fp16: self.fp16.then_some(fp16::Options { interface: self.fp16_io }),
+            run: self.run.resolve(self.inputs),
+            verify: self.verify,
             input: self.model,
             output,
             reference: self.reference,
@@ -174,9 +200,13 @@ pub fn run(args: Args, global: &Global) -> Result<u8> {
     let before = if shown { Some(Contents::of(&model, resolved.batch)?) } else { None };
     let progress = Progress::new(&model, global);
     let name = file_name(&resolved.input);
-    let ledger = rewrite::fuse(&mut model.proto, &name, &resolved.options, &mut |rule, patches| {
-        progress.show(rule, patches);
+    let mut ledger = rewrite::fuse(&mut model.proto, &name, &resolved.options, &mut |rule, patches| {
+        progress.show(format!("{rule}: {patches} patches"));
     })?;
+    let required = check_required(&ledger, &resolved.require, global);
+    if let Some(options) = resolved.fp16.filter(|_| required.is_ok() || resolved.force) {
+        ledger.precision = Some(convert(&mut model, &name, options, &resolved.run, &progress)?);
+    }
     progress.finish();
     let after = if shown { Some(Contents::of(&model, resolved.batch)?) } else { None };
     let seconds = started.elapsed().as_secs_f64();
@@ -187,10 +217,9 @@ pub fn run(args: Args, global: &Global) -> Result<u8> {
             out::warning(&format!("--skip {rule}: no site of this model would use a rule of that name"));
         }
     }
-    let required = check_required(&ledger, &resolved.require, global);
-    let verified = match &resolved.verify {
-        Some(options) if required.is_ok() || resolved.force => Some(prove(&resolved, &model, options)?),
-        _ => None,
+    let verified = match resolved.verify && (required.is_ok() || resolved.force) {
+        true => Some(prove(&resolved, &model, &ledger)?),
+        false => None,
     };
     let outcome = required.and_then(|()| verified.as_ref().map_or(Ok(()), Report::check));
     let write = outcome.is_ok() || resolved.force;
@@ -213,6 +242,10 @@ pub fn run(args: Args, global: &Global) -> Result<u8> {
         let mut text = tables::before_after(before, after);
         text += "\n\n";
         text += &tables::ledger(&ledger, global.verbose > 0);
+        if let Some(account) = &ledger.precision {
+            text.push('\n');
+            text += &tables::precision(account, global.verbose > 0);
+        }
         if let Some(report) = &verified {
             text.push('\n');
             text += &super::verify::table(report);
@@ -252,9 +285,30 @@ fn check_required(ledger: &Ledger, require: &BTreeSet<Kind>, global: &Global) ->
     if wrong.is_empty() { Ok(()) } else { Err(Error::CheckFailed(wrong.join("\n"))) }
 }
 
-fn prove(resolved: &Resolved, model: &Model, options: &verify::Options) -> Result<Report> {
+/// Calibrates the rewritten model and converts it.
+fn convert(
+    model: &mut Model,
+    name: &str,
+    options: fp16::Options,
+    run: &verify::Options,
+    progress: &Progress,
+) -> Result<fp16::Precision> {
+    if !fp16::is_convertible(&model.proto)? {
+        return fp16::convert(&mut model.proto, None, &options);
+    }
+    let name = format!("{name}, rewritten");
+    let ranges = verify::calibrate(model, &name, run, &mut |run, runs| {
+        progress.show(format!("calibration: run {run} of {runs}"));
+    })?;
+    fp16::convert(&mut model.proto, Some(&ranges), &options)
+}
+
+fn prove(resolved: &Resolved, model: &Model, ledger: &Ledger) -> Result<Report> {
     let name = resolved.output.display().to_string();
-    verify::compare(Source::File(&resolved.input), Source::Model { name: &name, model }, options)
+    let converted = ledger.precision.as_ref().is_some_and(|p| p.converted);
+    let rtol = resolved.run.rtol.or(converted.then_some(verify::RTOL_CONVERTED));
+    let options = verify::Options { rtol, ..resolved.run.clone() };
+    verify::compare(Source::File(&resolved.input), Source::Model { name: &name, model }, &options)
 }
 
 fn save(resolved: &Resolved, model: &Model, ledger: &Ledger) -> Result<()> {
@@ -290,9 +344,9 @@ impl Progress {
         Self(Some(bar))
     }
 
-    fn show(&self, rule: &str, patches: usize) {
+    fn show(&self, message: String) {
         if let Some(bar) = &self.0 {
-            bar.set_message(format!("{rule}: {patches} patches"));
+            bar.set_message(message);
         }
     }
 

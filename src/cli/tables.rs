@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 use trt_opt::contents::Contents;
+use trt_opt::rewrite::fp16::Precision;
 use trt_opt::rewrite::{Kind, Ledger, Site, Status};
 
 use super::out::{BOLD, DIM, GREEN, RED, RESET, YELLOW};
@@ -82,6 +83,47 @@ pub fn ledger(ledger: &Ledger, all: bool) -> String {
     }
     if shown < missed.len() {
         text += &format!("... and {} more (--verbose shows all)\n", missed.len() - shown);
+    }
+    text
+}
+
+/// What became float16, and every island of float32 with its reasons (the first ones only, unless all are asked for).
+pub fn precision(account: &Precision, all: bool) -> String {
+    let mut table = new(["precision", "float16", "float32"]);
+    let (nodes, weights) = (account.nodes, account.weight_bytes);
+    table.add_row(["nodes".to_owned(), nodes.float16.to_string(), nodes.float32.to_string()]);
+    table.add_row(["weights".to_owned(), bytes(weights.float16 as f64), bytes(weights.float32 as f64)]);
+    align_numbers(&mut table);
+    let mut text = text(&table);
+    text.push('\n');
+    if account.converted {
+        let calibration =
+            account.calibration.as_deref().map_or("not calibrated".into(), |c| format!("calibrated on {c}"));
+        text += &format!("{} casts added; {calibration}\n", account.casts);
+    }
+    let shown = |count: usize, most: usize| if all { count } else { count.min(most) };
+    let islands = shown(account.islands.len(), 10);
+    for island in &account.islands[..islands] {
+        let (first, last) = (island.nodes.first(), island.nodes.last());
+        let (first, last) = (first.map_or("", String::as_str), last.map_or("", String::as_str));
+        text += &match island.nodes.len() {
+            1 => format!("{YELLOW}float32{RESET} {BOLD}{first}{RESET}\n"),
+            n => format!("{YELLOW}float32{RESET} {n} nodes from {BOLD}{first}{RESET} to {BOLD}{last}{RESET}\n"),
+        };
+        let causes = shown(island.causes.len(), 3);
+        for cause in &island.causes[..causes] {
+            let at = if island.nodes.len() == 1 { String::new() } else { format!(" (at {})", cause.node) };
+            text += &format!("    {}: {}{at}\n", cause.kind.name(), cause.reason);
+        }
+        if causes < island.causes.len() {
+            text += &format!("    ... and {} more reasons\n", island.causes.len() - causes);
+        }
+    }
+    if islands < account.islands.len() {
+        text += &format!("... and {} more islands (--verbose shows all)\n", account.islands.len() - islands);
+    }
+    for note in &account.notes {
+        text += &format!("{DIM}note: {note}{RESET}\n");
     }
     text
 }

@@ -5,6 +5,7 @@
 //! polynomial describes, gets a symbol of its own, `?VALUE.AXIS`. Symbols stand for sizes, so they are taken to be
 //! at least 0.
 
+mod control;
 mod elementwise;
 mod movement;
 mod nn;
@@ -206,7 +207,11 @@ struct Cx<'a> {
 
 impl<'a> Cx<'a> {
     fn standard(&self) -> Option<Vec<Inferred>> {
-        self.elementwise().or_else(|| self.movement()).or_else(|| self.shape_math()).or_else(|| self.nn())?
+        self.elementwise()
+            .or_else(|| self.movement())
+            .or_else(|| self.shape_math())
+            .or_else(|| self.nn())
+            .or_else(|| self.control())?
     }
 
     /// The shape of input `i`, if it is given and known.

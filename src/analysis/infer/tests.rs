@@ -404,3 +404,38 @@ fn roundings_hold_for_every_batch() {
     assert!(!never_negative(&Dim::Int(3).sub(&batch()).unwrap()));
     assert!(never_negative(&batch().mul(&Dim::symbol("h")).unwrap()));
 }
+
+#[test]
+fn a_choice_has_what_both_branches_declare() {
+    use crate::onnx::proto::{AttributeType, GraphProto, TensorShapeProto, TypeProto, ValueInfoProto};
+    use crate::onnx::proto::{tensor_shape_proto, type_proto};
+    let branch = |name: &str, outputs: &[(DType, &[i64])]| {
+        let output = |(dtype, sizes): &(DType, &[i64])| {
+            let dim = |size: &i64| tensor_shape_proto::Dimension {
+                value: Some(tensor_shape_proto::Value::DimValue(*size)),
+                denotation: None,
+            };
+            let shape = TensorShapeProto { dim: sizes.iter().map(dim).collect() };
+            let tensor = type_proto::Tensor { elem_type: Some(*dtype as i32), shape: Some(shape) };
+            let of_tensor = TypeProto { value: Some(type_proto::Value::TensorType(tensor)), denotation: None };
+            ValueInfoProto { r#type: Some(of_tensor), ..ValueInfoProto::default() }
+        };
+        AttributeProto {
+            name: Some(name.into()),
+            r#type: Some(AttributeType::Graph as i32),
+            g: Some(Box::new(GraphProto { output: outputs.iter().map(output).collect(), ..GraphProto::default() })),
+            ..AttributeProto::default()
+        }
+    };
+    let mut net = Net::new(17);
+    let condition = net.input("c", &[]);
+    let one = branch("then_branch", &[(DType::F32, &[2, 3]), (DType::I64, &[2]), (DType::F32, &[4])]);
+    let other = branch("else_branch", &[(DType::F32, &[2, 3]), (DType::I64, &[5]), (DType::F64, &[4])]);
+    let outs = net.ops("If", &[condition], &[one, other], 3);
+    net.infer();
+    assert_eq!(
+        outs.iter().map(|v| net.graph.dtype(*v)).collect::<Vec<_>>(),
+        [Some(DType::F32), Some(DType::I64), None]
+    );
+    assert_eq!([net.text(outs[0]), net.text(outs[1]), net.text(outs[2])], ["[2, 3]", "?", "[4]"]);
+}

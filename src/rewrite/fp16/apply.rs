@@ -49,7 +49,8 @@ impl Work {
                 if survey.unfits(value) {
                     notes.push(format!("input '{name}' stays float32: its values do not fit float16"));
                 } else if named(value) || graph.is_output(value) {
-                    notes.push(format!("input '{name}' stays float32: a subgraph, a default or an output has its name"));
+                    notes
+                        .push(format!("input '{name}' stays float32: a subgraph, a default or an output has its name"));
                 } else {
                     inputs.push(value);
                 }
@@ -59,7 +60,9 @@ impl Work {
                 if survey.unfits(value) {
                     notes.push(format!("output '{name}' stays float32: its values do not fit float16"));
                 } else if graph.value(value).producer.is_none() || named(value) {
-                    notes.push(format!("output '{name}' stays float32: it is an input or weight, or a subgraph reads it"));
+                    notes.push(format!(
+                        "output '{name}' stays float32: it is an input or weight, or a subgraph reads it"
+                    ));
                 } else {
                     outputs.push(value);
                 }

@@ -7,6 +7,10 @@
 
 mod account;
 mod apply;
+mod between;
+mod causes;
+mod limits;
+mod norms;
 mod ops;
 mod ranges;
 mod survey;
@@ -15,8 +19,8 @@ mod weights;
 use std::collections::{BTreeMap, HashSet};
 
 pub use account::{Cause, CauseKind, Island, NodeCounts, Precision, WeightBytes};
+pub use limits::{EXACT, HEADROOM, LARGEST, LIMIT, MOST_SUMMED, NOTED_LOSS, SMALLEST_NORMAL};
 pub use ranges::{Range, Ranges};
-pub use survey::{EXACT, HEADROOM, LARGEST, LIMIT, MOST_SUMMED, NOTED_LOSS, SMALLEST_NORMAL};
 
 use crate::analysis::infer::infer;
 use crate::error::Result;
@@ -32,6 +36,13 @@ pub struct Options {
     pub interface: bool,
 }
 
+/// Whether the model has float32 to convert, so that a calibration run is worth its time. Errors are those of [`convert`].
+pub fn is_convertible(model: &ModelProto) -> Result<bool> {
+    let mut graph = Graph::take(&mut model.clone())?;
+    infer(&mut graph, &super::ops::shapes)?;
+    Ok(nothing_to_convert(&graph).is_none())
+}
+
 /// Converts the model in place, plugin nodes included. `ranges` are of a run of this very model
 /// ([`crate::verify::calibrate`]); without them only what the graph itself tells is used.
 ///
@@ -42,10 +53,8 @@ pub struct Options {
 pub fn convert(model: &mut ModelProto, ranges: Option<&Ranges>, options: &Options) -> Result<Precision> {
     let mut graph = Graph::take(model)?;
     infer(&mut graph, &super::ops::shapes)?;
-    let calibration = ranges.map(|r| r.source.clone());
     if let Some(note) = nothing_to_convert(&graph) {
         let account = Precision {
-            calibration,
             nodes: node_counts(&graph, &HashSet::new()),
             weight_bytes: weight_bytes(&graph),
             notes: vec![note],
@@ -54,7 +63,7 @@ pub fn convert(model: &mut ModelProto, ranges: Option<&Ranges>, options: &Option
         graph.restore(model);
         return Ok(account);
     }
-    let survey = survey::Survey::new(&graph, ranges)?;
+    let survey = survey::Survey::new(&graph, ranges, options.interface)?;
     let (islands, mut notes) = (survey.islands(), survey.notes.clone());
     let work = apply::Work::new(&graph, &survey, options.interface, &mut notes);
     let casts: HashSet<_> = work.apply(&mut graph)?.into_iter().collect();
@@ -64,7 +73,7 @@ pub fn convert(model: &mut ModelProto, ranges: Option<&Ranges>, options: &Option
     ir::check(&graph)?;
     let account = Precision {
         converted: true,
-        calibration,
+        calibration: ranges.map(|r| r.source.clone()),
         weight_bytes: weight_bytes(&graph),
         nodes: node_counts(&graph, &casts),
         casts: graph.order().iter().filter(|id| casts.contains(id)).count(),
