@@ -108,7 +108,7 @@ void give_shapes(IBuilder& builder, INetworkDefinition& network, IBuilderConfig&
         }
         bool closed = true, dynamic = false;
         for (int32_t k = 0; k < open.nbDims; ++k) closed &= best.d[k] >= 0, dynamic |= open.d[k] < 0;
-        if (!closed) throw std::invalid_argument("input '" + name + "' is " + show(open) + " in the model: give its open axes sizes, as in --shapes " + name + ":1x3x224x224");
+        if (!closed) throw std::invalid_argument("input '" + name + "' is " + show(open) + " in the model: give its open axes sizes, as in --shapes " + name + ":1x3x224x224, or with --batch where only the first is open");
         if (!dynamic) continue;
         if (!profile) profile = builder.createOptimizationProfile();
         if (!profile) throw std::runtime_error("TensorRT makes no optimization profile");
@@ -146,11 +146,7 @@ std::unique_ptr<ITimingCache> timing_cache(IBuilderConfig& config, const BuildRe
     return cache;
 }
 
-void copy(const IHostMemory& memory, rust::Vec<uint8_t>& out) {
-    const auto* bytes = static_cast<const uint8_t*>(memory.data());
-    out.reserve(memory.size());
-    std::copy(bytes, bytes + memory.size(), std::back_inserter(out));
-}
+void copy(const IHostMemory& memory, rust::Vec<uint8_t>& out) { append(out, {static_cast<const uint8_t*>(memory.data()), memory.size()}); }
 
 }  // namespace
 

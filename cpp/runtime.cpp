@@ -1,7 +1,5 @@
 #include "runtime.h"
 
-#include <algorithm>
-
 #include "trt-opt/src/engine/bridge.rs.h"
 
 using namespace nvinfer1;
@@ -69,7 +67,7 @@ rust::Vec<uint8_t> Engine::information() const {
     const char* const json = inspector->getEngineInformation(LayerInformationFormat::kJSON);
     if (!json) throw std::runtime_error("TensorRT's inspector says nothing of the engine");
     rust::Vec<uint8_t> out;
-    std::copy(json, json + std::char_traits<char>::length(json), std::back_inserter(out));
+    append(out, {reinterpret_cast<const uint8_t*>(json), std::char_traits<char>::length(json)});
     return out;
 }
 

@@ -6,9 +6,9 @@ use std::process::Command;
 
 use serde::Serialize;
 
+use crate::files::same_file;
 use crate::machine::{
-    TensorRtFile, entries, library_folders, python_environments, same_file, site_packages, tensorrt_folders,
-    tensorrt_libraries,
+    TensorRtFile, entries, library_folders, python_environments, site_packages, tensorrt_folders, tensorrt_libraries,
 };
 use crate::verify;
 

@@ -31,6 +31,17 @@ pub(crate) fn rename(temporary: TempPath, target: &Path) -> Result<()> {
     temporary.persist(target).map_err(|failed| Error::io("write", target)(failed.error))
 }
 
+/// Whether two paths are one file. A file that is not there yet is known by its folder and name.
+pub fn same_file(a: &Path, b: &Path) -> bool {
+    let real = |path: &Path| {
+        path.canonicalize().or_else(|_| {
+            let folder = folder_of(path).canonicalize()?;
+            Ok::<_, std::io::Error>(folder.join(path.file_name().unwrap_or_default()))
+        })
+    };
+    matches!((real(a), real(b)), (Ok(a), Ok(b)) if a == b)
+}
+
 /// The folder that a file is in; `.` for a bare file name.
 pub(crate) fn folder_of(path: &Path) -> &Path {
     match path.parent() {

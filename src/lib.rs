@@ -20,6 +20,8 @@
 
 pub mod ablation;
 pub mod analysis;
+#[cfg(feature = "engine")]
+pub mod bench;
 pub mod contents;
 pub mod doctor;
 #[cfg(feature = "engine")]

@@ -4,6 +4,8 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::files::same_file;
+
 /// Virtual environments: the active one, and those of the folder at work or the nearest above it that has some.
 pub(crate) fn python_environments() -> Vec<(PathBuf, String)> {
     let mut found = vec![];
@@ -104,7 +106,10 @@ pub(crate) fn tensorrt_folders() -> Vec<(PathBuf, String)> {
     folders.extend(library_folders().into_iter().map(|(dir, source)| (dir, source.to_owned())));
     for (root, source) in python_environments() {
         for packages in site_packages(&root) {
-            let wheels = entries(&packages, |name| name.starts_with("tensorrt") && name.ends_with("libs"));
+            let wheels = entries(&packages, |name| {
+                // Up to 8.6.0 the libraries lie in the package itself.
+                name == "tensorrt" || name.starts_with("tensorrt") && name.ends_with("libs")
+            });
             folders.extend(wheels.into_iter().map(|dir| (dir, source.clone())));
         }
     }
@@ -134,9 +139,4 @@ fn tensorrt_libraries_in(dir: &Path, source: &str) -> Vec<TensorRtFile> {
         files.push(file);
     }
     files
-}
-
-/// Whether two paths lead to one file.
-pub(crate) fn same_file(a: &Path, b: &Path) -> bool {
-    a.canonicalize().ok().is_some_and(|a| Some(a) == b.canonicalize().ok())
 }

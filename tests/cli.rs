@@ -8,8 +8,8 @@ use predicates::prelude::*;
 use predicates::str::contains;
 use serde_json::Value;
 
-const COMMANDS: [&str; 9] =
-    ["fuse", "inspect", "print", "diff", "verify", "plugins", "report", "doctor", "completions"];
+const COMMANDS: &[&str] =
+    &["fuse", "inspect", "print", "diff", "verify", "build", "bench", "plugins", "report", "doctor", "completions"];
 
 fn trt_opt(args: &[&str]) -> Assert {
     command().args(args).assert()
@@ -71,7 +71,7 @@ impl Scratch {
 #[test]
 fn every_command_has_help_with_examples() {
     trt_opt(&["--help"]).success().stdout(contains("Exit codes:").and(contains("Examples:")));
-    for command in COMMANDS {
+    for &command in COMMANDS {
         trt_opt(&[command, "--help"])
             .success()
             .stdout(contains("Examples:").and(contains(format!("trt-opt {command}"))));

@@ -285,6 +285,51 @@ fn a_tensorrt_that_cannot_be_loaded_is_an_error_of_its_own() {
     check(&folder.path().join("none")).code(4).stderr(contains("was not found").and(contains("TENSORRT_LIB_DIR")));
 }
 
+// ---- build, bench ----
+
+const MODEL: &str = "tests/fixtures/swin_ts17.onnx";
+
+#[test]
+fn arguments_are_checked_before_anything_is_looked_for() {
+    for command in ["build", "bench"] {
+        trt_opt(&[command]).code(2);
+        trt_opt(&[command, "none.onnx"]).code(5).stderr(contains("none.onnx"));
+        trt_opt(&[command, MODEL, "--shapes", "x:1x3x"]).code(2).stderr(contains("NAME:SIZES"));
+        trt_opt(&[command, MODEL, "--opt-level", "6"]).code(2).stderr(contains("0..=5"));
+        trt_opt(&[command, MODEL, "--workspace", "lots"]).code(2).stderr(contains("512M"));
+        trt_opt(&[command, MODEL, "--tactics", "cutlass"]).code(2).stderr(contains("cublas-lt"));
+        trt_opt(&[command, MODEL, "--batch", "0"]).code(2);
+        let twice = ["--shapes", "x:1x3", "--shapes", "x:2x3", "--tensorrt", "/nonexistent"];
+        trt_opt(&[&[command, MODEL], &twice[..]].concat()).code(2).stderr(contains("'x' twice"));
+    }
+    trt_opt(&["build", MODEL, "-o", MODEL]).code(2).stderr(contains("never written to"));
+    trt_opt(&["bench", MODEL, "--input", "x"]).code(2).stderr(contains("NAME=FILE.npy"));
+    trt_opt(&["bench", MODEL, "--input", "x=none.npy"]).code(5).stderr(contains("none.npy"));
+    trt_opt(&["bench", MODEL, "--input", &format!("x={MODEL}")]).code(3).stderr(contains("not a NumPy file"));
+    trt_opt(&["bench", MODEL, "--baseline", "none.onnx"]).code(5).stderr(contains("none.onnx"));
+}
+
+#[test]
+fn a_missing_tensorrt_or_gpu_is_said_to_be_missing() {
+    let folder = Folder::new();
+    let empty = folder.path().to_str().unwrap().to_owned();
+    for command in ["build", "bench"] {
+        trt_opt(&[command, MODEL, "--tensorrt", &empty]).code(4).stderr(contains("was not found"));
+    }
+    if Gpu::first().is_ok() {
+        return;
+    }
+    let library = impostor(&folder, "impostor.so", number(major()));
+    let engine = folder.path().join("out.engine");
+    for command in ["build", "bench"] {
+        let out = trt_opt(&[command, MODEL, "--tensorrt", library.to_str().unwrap()]);
+        out.code(4).stderr(contains("no GPU can be used"));
+    }
+    let args = ["build", MODEL, "--tensorrt", library.to_str().unwrap(), "-o", engine.to_str().unwrap()];
+    trt_opt(&args).code(4);
+    assert!(!engine.exists() && !Path::new(MODEL).with_extension("engine").exists());
+}
+
 // ---- versions ----
 
 #[test]

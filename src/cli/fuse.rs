@@ -116,13 +116,13 @@ impl Args {
         let targets: Vec<_> =
             targets.into_iter().flatten().chain(self.ledger.as_ref().map(|p| ("--ledger", p))).collect();
         for (i, (option, path)) in targets.iter().enumerate() {
-            if same_file(path, &self.model) {
+            if files::same_file(path, &self.model) {
                 return Err(Error::Usage(format!(
                     "{option} {} is the input, which is never written to; give another name",
                     path.display()
                 )));
             }
-            if let Some((other, _)) = targets[..i].iter().find(|(_, p)| same_file(p, path)) {
+            if let Some((other, _)) = targets[..i].iter().find(|(_, p)| files::same_file(p, path)) {
                 return Err(Error::Usage(format!("{option} and {other} are both {}", path.display())));
             }
         }
@@ -166,17 +166,6 @@ impl Args {
             json: self.json,
         })
     }
-}
-
-/// Whether two paths are one file. A file that is not there yet is known by its folder and name.
-fn same_file(a: &Path, b: &Path) -> bool {
-    let real = |path: &Path| {
-        path.canonicalize().or_else(|_| {
-            let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            Ok::<_, std::io::Error>(folder.canonicalize()?.join(path.file_name().unwrap_or_default()))
-        })
-    };
-    matches!((real(a), real(b)), (Ok(a), Ok(b)) if a == b)
 }
 
 /// The outcome as JSON.

@@ -1,6 +1,10 @@
 //! The command line: one file a subcommand, each with its raw arguments, what they resolve to, and the printing of
 //! what the library returns.
 
+#[cfg(feature = "engine")]
+mod bench;
+#[cfg(feature = "engine")]
+mod build;
 mod completions;
 mod diff;
 mod doctor;
@@ -10,6 +14,8 @@ mod out;
 mod plugins;
 mod print;
 mod report;
+#[cfg(feature = "engine")]
+mod spinner;
 mod tables;
 mod verify;
 
@@ -27,9 +33,9 @@ const EXIT_CODES: &str = "\
 Exit codes:
   0   success
   1   a check said no: verify found a difference, diff found one, --require missed a site,
-      plugins check found a fault
+      plugins check found a fault, an engine is not the fp16 engine that was asked for
   2   wrong usage
-  3   the input is no model, breaks a rule of ONNX, or ONNX Runtime refuses it
+  3   the input is no model, breaks a rule of ONNX, or ONNX Runtime or TensorRT refuses it
   4   something needed is not on this machine (doctor says what, and how to get it)
   5   a file cannot be read or written
   70  a bug of trt-opt";
@@ -82,6 +88,10 @@ enum Command {
     Print(print::Args),
     Diff(diff::Args),
     Verify(verify::Args),
+    #[cfg(feature = "engine")]
+    Build(build::Args),
+    #[cfg(feature = "engine")]
+    Bench(bench::Args),
     Plugins(plugins::Args),
     Report(report::Args),
     Doctor(doctor::Args),
@@ -121,6 +131,10 @@ fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Print(args) => print::run(args, global),
         Command::Diff(args) => diff::run(args, global),
         Command::Verify(args) => verify::run(args, global),
+        #[cfg(feature = "engine")]
+        Command::Build(args) => build::run(args, global),
+        #[cfg(feature = "engine")]
+        Command::Bench(args) => bench::run(args, global),
         Command::Plugins(args) => plugins::run(args, global),
         Command::Report(args) => report::run(args, global),
         Command::Doctor(args) => doctor::run(args, global),

@@ -1,7 +1,5 @@
 //! `trt-opt plugins`: the plugin ops, and whether a library has them.
 
-use std::path::PathBuf;
-
 use clap::Subcommand;
 use trt_opt::Result;
 use trt_opt::plugins::{self, Op, Port};
@@ -43,7 +41,7 @@ struct List {
     json: bool,
 }
 
-pub fn run(args: Args, global: &Global) -> Result<u8> {
+pub fn run(args: Args, #[cfg_attr(not(feature = "engine"), expect(unused_variables))] global: &Global) -> Result<u8> {
     match args.command {
         Command::List(args) => list(&args),
         #[cfg(feature = "engine")]
@@ -84,17 +82,20 @@ fn describe(op: &Op) -> String {
 
 #[cfg(feature = "engine")]
 mod check {
+    use std::path::PathBuf;
+
     use trt_opt::Error;
     use trt_opt::plugins::{Check, check};
 
     use super::super::out::{GREEN, RED};
-    use super::{BOLD, DIM, Global, PathBuf, RESET, Result, out};
+    use super::{BOLD, DIM, Global, RESET, Result, out};
 
     /// Check that a plugin library has every op and makes its plugins
     #[derive(clap::Args)]
     #[command(after_help = "\
-Neither a GPU nor TensorRT is needed. --tensorrt also loads the library through the plugin registry of that
-TensorRT, which may be a lean runtime. Exits with 1 if something is wrong with the plugin library.
+Neither a GPU nor TensorRT is needed. --tensorrt also loads the library through the plugin
+registry of that TensorRT, which may be a lean runtime. Exits with 1 if something is wrong with
+the plugin library.
 
 Examples:
   trt-opt plugins check libtrt_opt_plugins.so

@@ -3,6 +3,11 @@
 use super::log::log_line;
 use super::progress::{Monitor, phase_finish, phase_start, step_complete};
 
+/// What C++ has no fast way to do.
+fn append(to: &mut Vec<u8>, bytes: &[u8]) {
+    to.extend_from_slice(bytes);
+}
+
 #[cxx::bridge(namespace = "trt_opt")]
 pub(super) mod ffi {
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,6 +138,7 @@ pub(super) mod ffi {
     extern "Rust" {
         type Monitor;
 
+        fn append(to: &mut Vec<u8>, bytes: &[u8]);
         fn log_line(severity: i32, line: &[u8]);
         fn phase_start(monitor: &Monitor, phase: &[u8], parent: &[u8], steps: i32);
         fn step_complete(monitor: &Monitor, phase: &[u8], step: i32);

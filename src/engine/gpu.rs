@@ -1,6 +1,6 @@
 //! The GPU, through CUDA's driver, which is loaded at run time.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 use serde::Serialize;
@@ -30,18 +30,7 @@ pub struct Description {
 impl Gpu {
     /// The first GPU that the driver shows; `CUDA_VISIBLE_DEVICES` decides which that is.
     pub fn first() -> Result<Self> {
-        // SAFETY: looks whether a library can be loaded.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(Error::NoGpu { why: "CUDA's driver (libcuda.so.1) is not on this machine".into() });
-        }
-        let no_gpu = |error: DriverError| Error::NoGpu { why: format!("CUDA's driver says: {}", words(error)) };
-        let count = CudaContext::device_count().map_err(no_gpu)?;
-        if count < 1 {
-            return Err(Error::NoGpu { why: "CUDA's driver shows none".into() });
-        }
-        let context = CudaContext::new(0).map_err(no_gpu)?;
-        // SAFETY: all work of a context's memory goes through one stream, and captures must not hold foreign events.
-        unsafe { context.disable_event_tracking() };
+        let context = context()?;
         let describe = || {
             let (major, minor) = context.compute_capability()?;
             Ok(Description {
@@ -70,6 +59,33 @@ impl Gpu {
     pub(super) fn bind(&self) -> Result<()> {
         self.context().bind_to_thread().map_err(failed("using the GPU"))
     }
+}
+
+fn no_gpu(error: DriverError) -> Error {
+    Error::NoGpu { why: format!("CUDA's driver says: {}", words(error)) }
+}
+
+/// The primary context. It is kept to the end of the process: TensorRT's objects live in it and are not counted among
+/// its users.
+fn context() -> Result<Arc<CudaContext>> {
+    static CONTEXT: Mutex<Option<Arc<CudaContext>>> = Mutex::new(None);
+    let mut kept = CONTEXT.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(context) = &*kept {
+        return Ok(context.clone());
+    }
+    // SAFETY: looks whether a library can be loaded.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(Error::NoGpu { why: "CUDA's driver (libcuda.so.1) is not on this machine".into() });
+    }
+    if CudaContext::device_count().map_err(no_gpu)? < 1 {
+        return Err(Error::NoGpu { why: "CUDA's driver shows none".into() });
+    }
+    let context = CudaContext::new(0).map_err(no_gpu)?;
+    // SAFETY: memory is used in the stream that it was allocated in, or after waiting for that stream; and the events
+    // that keep track would be in the way of captures.
+    unsafe { context.disable_event_tracking() };
+    *kept = Some(context.clone());
+    Ok(context)
 }
 
 fn cuda_version() -> Result<String, DriverError> {

@@ -127,6 +127,25 @@ impl From<Entry> for Layer {
     }
 }
 
+/// TensorRT writes parameters of layers as C does, and `inf` and `nan` are no JSON: they become null.
+fn without_infinities(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    let (mut inside, mut escaped) = (false, false);
+    let mut rest = json;
+    while let Some(c) = rest.chars().next() {
+        if !inside && let Some(word) = ["-inf", "inf", "-nan", "nan"].into_iter().find(|w| rest.starts_with(w)) {
+            out.push_str("null");
+            rest = &rest[word.len()..];
+            continue;
+        }
+        inside ^= c == '"' && !escaped;
+        escaped = c == '\\' && !escaped;
+        out.push(c);
+        rest = &rest[c.len_utf8()..];
+    }
+    out
+}
+
 impl Layers {
     /// Reads the inspector's JSON.
     pub(super) fn parse(json: Vec<u8>) -> Result<Self> {
@@ -135,8 +154,9 @@ impl Layers {
             message: format!("TensorRT's inspector gives {what}"),
         };
         let json = String::from_utf8(json).map_err(|e| unread(format!("text that is not UTF-8: {e}")))?;
-        let information: Information =
-            serde_json::from_str(&json).map_err(|e| unread(format!("JSON that is not understood: {e}")))?;
+        let information: Information = serde_json::from_str(&json)
+            .or_else(|_| serde_json::from_str(&without_infinities(&json)))
+            .map_err(|e| unread(format!("JSON that is not understood: {e}")))?;
         Ok(Self { layers: information.layers.into_iter().map(Layer::from).collect(), json })
     }
 
@@ -218,6 +238,14 @@ mod tests {
         ] {
             assert_eq!(Precision::of_format(format), precision, "{format}");
         }
+    }
+
+    #[test]
+    fn numbers_that_are_no_json_are_read() {
+        let found = layers(
+            r#"{"Layers": [{"Name": "inf \" nan", "LayerType": "NoOp", "Alpha": -inf, "Beta": [nan, inf, 1.0]}]}"#,
+        );
+        assert_eq!(found.layers[0].name, "inf \" nan");
     }
 
     #[test]

@@ -64,8 +64,14 @@ impl Engine {
         self.tensors.iter().filter(|t| t.is_input)
     }
 
-    pub fn layers(&self) -> Result<Layers> {
-        Layers::parse(refused(|| "listing the layers of the engine".into(), || self.inner.information())?)
+    /// None, with a warning, where TensorRT's list of them is not understood: an engine that took minutes to build is
+    /// not thrown away for that.
+    pub fn layers(&self) -> Layers {
+        let json = refused(|| "listing the layers of the engine".into(), || self.inner.information());
+        json.and_then(Layers::parse).unwrap_or_else(|error| {
+            tracing::warn!("{error}");
+            Layers { layers: vec![], json: "{}".into() }
+        })
     }
 
     /// Bytes of device memory that a session needs beside weights, inputs and outputs.

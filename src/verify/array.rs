@@ -7,6 +7,7 @@ use npyz::TypeChar;
 use ort::value::{DynValue, Tensor, TensorElementType, ValueType};
 
 use crate::error::{Error, Result};
+use crate::files;
 use crate::onnx::DType;
 
 /// A tensor: its elements in the widest type of their kind, and the type that they have in the model.
@@ -143,6 +144,28 @@ impl Array {
     }
 }
 
+impl Array {
+    /// Writes a `.npy` file: floats as 32-bit floats, integers and booleans as 64-bit integers.
+    pub fn write_npy(&self, path: &Path) -> Result<()> {
+        use npyz::WriterBuilder;
+
+        fn bytes<T: npyz::AutoSerialize>(shape: &[u64], values: impl Iterator<Item = T>) -> std::io::Result<Vec<u8>> {
+            let mut bytes = vec![];
+            let mut writer = npyz::WriteOptions::new().default_dtype().shape(shape).writer(&mut bytes).begin_nd()?;
+            writer.extend(values)?;
+            writer.finish()?;
+            Ok(bytes)
+        }
+        let shape: Vec<u64> = self.shape.iter().map(|&d| d.unsigned_abs()).collect();
+        let bytes = match &self.data {
+            Data::Float(v) => bytes(&shape, v.iter().map(|&x| x as f32)),
+            Data::Int(v) => bytes(&shape, v.iter().map(|&x| x as i64)),
+            Data::Text(_) => return Err(Error::Usage(format!("{}: text is not written", path.display()))),
+        };
+        files::write(path, &bytes.map_err(Error::io("write", path))?)
+    }
+}
+
 /// Arrays of a `.npz` file by name, or the one of a `.npy` file, whose name is empty.
 pub fn read_numpy(path: &Path) -> Result<Vec<(String, Array)>> {
     let bad = |what: String| Error::malformed(path, what);
@@ -244,6 +267,19 @@ mod tests {
         assert_eq!(row_major(&[2, 3], &[1, 4, 2, 5, 3, 6]), [1, 2, 3, 4, 5, 6]);
         assert!(row_major::<i32>(&[0, 3], &[]).is_empty());
         assert_eq!(row_major(&[], &[7]), [7]);
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let floats =
+            Array { dtype: DType::F32, shape: vec![2, 1, 2], data: Data::Float(vec![0.5, -1.0, 3.0, 1e30f32.into()]) };
+        let integers = Array { dtype: DType::I64, shape: vec![3], data: Data::Int(vec![1, -2, i128::from(i64::MAX)]) };
+        let scalar = Array { dtype: DType::F32, shape: vec![], data: Data::Float(vec![2.0]) };
+        for array in [floats, integers, scalar] {
+            array.write_npy(file.path()).unwrap();
+            assert_eq!(read_numpy(file.path()).unwrap(), [(String::new(), array)]);
+        }
     }
 
     #[test]
