@@ -154,7 +154,7 @@ Built build(size_t create_builder, size_t create_parser, const BuildRequest& req
     Built out{};
     const auto begin = std::chrono::steady_clock::now();
     const auto builder = std::unique_ptr<IBuilder>(created<IBuilder>(function<void* (*)(void*, int32_t)>(create_builder)(&logger(), NV_TENSORRT_VERSION), "builder"));
-    // TensorRT 8 keeps a registry for each builder; later ones share one.
+    // What is in the builder's own registry the runtime of the engine does not know, so it loads them too.
     for (const rust::String& plugin : request.plugins)
         if (!builder->getPluginRegistry().loadLibrary(std::string(plugin).c_str())) throw std::runtime_error("the builder does not load the plugin library " + std::string(plugin));
 #if NV_TENSORRT_MAJOR < 10

@@ -1,5 +1,7 @@
 #include "runtime.h"
 
+#include <algorithm>
+
 #include "trt-opt/src/engine/bridge.rs.h"
 
 using namespace nvinfer1;
@@ -51,7 +53,8 @@ rust::Vec<TensorInfo> Engine::tensors() const {
         info.kind = type_of(engine_->getTensorDataType(name));
         info.on_device = engine_->getTensorLocation(name) == TensorLocation::kDEVICE;
         info.shape = sizes_of(engine_->getTensorShape(name));
-        if (info.input && profiled && info.on_device) {
+        const bool open = std::find(info.shape.begin(), info.shape.end(), -1) != info.shape.end();
+        if (info.input && open && profiled && info.on_device) {
             info.min = sizes_of(engine_->getProfileShape(name, 0, OptProfileSelector::kMIN));
             info.opt = sizes_of(engine_->getProfileShape(name, 0, OptProfileSelector::kOPT));
             info.max = sizes_of(engine_->getProfileShape(name, 0, OptProfileSelector::kMAX));

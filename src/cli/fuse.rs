@@ -1,12 +1,10 @@
 //! `trt-opt fuse`: the rewrite.
 
 use std::collections::BTreeSet;
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use clap::ValueEnum;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use trt_opt::contents::Contents;
 use trt_opt::onnx::{self, Model, SaveOptions};
@@ -14,6 +12,7 @@ use trt_opt::rewrite::{self, Kind, Ledger, Options, Target, fp16};
 use trt_opt::verify::{self, Report, Source};
 use trt_opt::{Error, Result, files};
 
+use super::spinner::Spinner;
 use super::tables;
 use super::verify::RunArgs;
 use super::{Global, file_name, load, out};
@@ -187,16 +186,16 @@ pub fn run(args: Args, global: &Global) -> Result<u8> {
     let mut model = load(&resolved.input)?;
     let shown = resolved.json || !global.quiet;
     let before = if shown { Some(Contents::of(&model, resolved.batch)?) } else { None };
-    let progress = Progress::new(&model, global);
+    let progress = spinner(&model, global);
     let name = file_name(&resolved.input);
     let mut ledger = rewrite::fuse(&mut model.proto, &name, &resolved.options, &mut |rule, patches| {
-        progress.show(format!("{rule}: {patches} patches"));
+        progress.show(&format!("{rule}: {patches} patches"));
     })?;
     let required = check_required(&ledger, &resolved.require, global);
     if let Some(options) = resolved.fp16.filter(|_| required.is_ok() || resolved.force) {
         ledger.precision = Some(convert(&mut model, &name, options, &resolved.run, &progress)?);
     }
-    progress.finish();
+    drop(progress);
     let after = if shown { Some(Contents::of(&model, resolved.batch)?) } else { None };
     let seconds = started.elapsed().as_secs_f64();
 
@@ -280,14 +279,14 @@ fn convert(
     name: &str,
     options: fp16::Options,
     run: &verify::Options,
-    progress: &Progress,
+    progress: &Spinner,
 ) -> Result<fp16::Precision> {
     if !fp16::is_convertible(&model.proto)? {
         return fp16::convert(&mut model.proto, None, &options);
     }
     let name = format!("{name}, rewritten");
     let ranges = verify::calibrate(model, &name, run, &mut |run, runs| {
-        progress.show(format!("calibration: run {run} of {runs}"));
+        progress.show(&format!("calibration: run {run} of {runs}"));
     })?;
     fp16::convert(&mut model.proto, Some(&ranges), &options)
 }
@@ -316,32 +315,8 @@ fn save(resolved: &Resolved, model: &Model, ledger: &Ledger) -> Result<()> {
     Ok(())
 }
 
-/// A line on standard error that says what is being done, on a terminal and for large models only.
-struct Progress(Option<ProgressBar>);
-
-impl Progress {
-    fn new(model: &Model, global: &Global) -> Self {
-        let large = model.proto.graph.as_ref().is_some_and(|g| g.node.len() > 1000);
-        if !large || global.quiet || global.verbose > 1 || !std::io::stderr().is_terminal() {
-            return Self(None);
-        }
-        let bar = ProgressBar::new_spinner();
-        if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed} {msg}") {
-            bar.set_style(style);
-        }
-        bar.enable_steady_tick(Duration::from_millis(100));
-        Self(Some(bar))
-    }
-
-    fn show(&self, message: String) {
-        if let Some(bar) = &self.0 {
-            bar.set_message(message);
-        }
-    }
-
-    fn finish(&self) {
-        if let Some(bar) = &self.0 {
-            bar.finish_and_clear();
-        }
-    }
+/// Rewriting takes a moment for large models only.
+fn spinner(model: &Model, global: &Global) -> Spinner {
+    let large = model.proto.graph.as_ref().is_some_and(|g| g.node.len() > 1000);
+    if large { Spinner::new(global) } else { Spinner::hidden() }
 }

@@ -14,7 +14,6 @@ mod out;
 mod plugins;
 mod print;
 mod report;
-#[cfg(feature = "engine")]
 mod spinner;
 mod tables;
 mod verify;
@@ -171,7 +170,7 @@ impl Global {
         let ansi = anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never;
         tracing_subscriber::fmt()
             .with_env_filter(filter)
-            .with_writer(std::io::stderr)
+            .with_writer(|| spinner::Stderr)
             .with_ansi(ansi)
             .without_time()
             .with_target(false)

@@ -137,6 +137,8 @@ pub struct Session {
 
 impl Session {
     /// A session at these shapes of inputs with open axes; without one, at the shape that the engine was optimized for.
+    ///
+    /// In TensorRT 8 an engine with open axes has one session at a time.
     pub fn new(engine: &Engine, gpu: &Gpu, shapes: &BTreeMap<String, Vec<i64>>) -> Result<Self> {
         gpu.bind()?;
         let action = || "making an execution context".to_owned();
@@ -345,6 +347,8 @@ impl Session {
 
 /// Nodes of a graph and of the graphs inside it.
 fn graph_size(graph: sys::CUgraph) -> Result<GraphSize, DriverError> {
+    const KERNEL: u32 = sys::CUgraphNodeType::CU_GRAPH_NODE_TYPE_KERNEL as u32;
+    const GRAPH: u32 = sys::CUgraphNodeType::CU_GRAPH_NODE_TYPE_GRAPH as u32;
     let mut size = GraphSize { kernels: 0, nodes: 0 };
     let mut count = 0;
     // SAFETY: the graph is alive; with null for the nodes only their number is written, and then as many nodes.
@@ -356,11 +360,12 @@ fn graph_size(graph: sys::CUgraph) -> Result<GraphSize, DriverError> {
         nodes
     };
     for node in nodes {
-        let mut kind = sys::CUgraphNodeType::CU_GRAPH_NODE_TYPE_EMPTY;
-        // SAFETY: a node of the graph.
-        unsafe { sys::cuGraphNodeGetType(node, &mut kind) }.result()?;
+        // As a number: a newer driver may have types that the enumeration does not.
+        let mut kind = 0u32;
+        // SAFETY: a node of the graph; the enumeration is represented as a number of this type.
+        unsafe { sys::cuGraphNodeGetType(node, (&raw mut kind).cast()) }.result()?;
         match kind {
-            sys::CUgraphNodeType::CU_GRAPH_NODE_TYPE_GRAPH => {
+            GRAPH => {
                 let mut child = std::ptr::null_mut();
                 // SAFETY: the node is of this type; the graph inside belongs to it.
                 unsafe { sys::cuGraphChildGraphNodeGetGraph(node, &mut child) }.result()?;
@@ -369,7 +374,7 @@ fn graph_size(graph: sys::CUgraph) -> Result<GraphSize, DriverError> {
                 size.nodes += inner.nodes;
             }
             kind => {
-                size.kernels += usize::from(kind == sys::CUgraphNodeType::CU_GRAPH_NODE_TYPE_KERNEL);
+                size.kernels += usize::from(kind == KERNEL);
                 size.nodes += 1;
             }
         }
