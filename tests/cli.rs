@@ -351,6 +351,21 @@ fn fuse_converts_to_fp16_and_accounts_for_it() {
 }
 
 #[test]
+fn converted_weights_stay_where_they_were() {
+    let scratch = Scratch::new();
+    let (beside, out) = (scratch.text("beside.onnx"), scratch.text("out.onnx"));
+    let args = ["fuse", &fixture("swin_ts17.onnx"), "-o", &beside, "-q", "--external-data", "beside.weights"];
+    trt_opt(&args).success();
+    let all = std::fs::metadata(scratch.path("beside.weights")).unwrap().len();
+    trt_opt(&["fuse", &beside, "-o", &out, "--fp16", "--verify", "-q"]).success();
+    // The file of the input is as it was, and the output has one of its own.
+    assert_eq!(scratch.files(), ["beside.onnx", "beside.weights", "out.onnx", "out.onnx.data"]);
+    assert_eq!(std::fs::metadata(scratch.path("beside.weights")).unwrap().len(), all);
+    assert!(std::fs::metadata(scratch.path("out.onnx.data")).unwrap().len() < all);
+    trt_opt(&["verify", &beside, &out, "--rtol", "1e-2"]).success();
+}
+
+#[test]
 fn fuse_takes_inputs_for_its_runs() {
     let scratch = Scratch::new();
     let (out, inputs) = (scratch.text("out.onnx"), scratch.text("images.npy"));

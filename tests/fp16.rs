@@ -302,6 +302,22 @@ fn a_weight_that_both_read_is_kept_in_both_types() {
 }
 
 #[test]
+fn a_weight_that_is_listed_as_an_input_is_a_weight_in_old_files_only() {
+    let old = |ir_version: i64| {
+        let mut model = simple(vec![node("MatMul", &["x", "w"], &["y"])], vec![square("w", 0.3)]);
+        model.proto.ir_version = Some(ir_version);
+        model.proto.graph.as_mut().unwrap().input.push(value("w", &[4, 4]));
+        convert(&model)
+    };
+    let constant = old(3);
+    assert_eq!((constant.types["w"], constant.account.casts), (DType::F16, 2));
+    assert_eq!(constant.account.weight_bytes.float32, 0);
+    // Since version 4 it is a default, which whoever runs the model may replace.
+    let default = old(8);
+    assert_eq!((default.types["w"], default.types["w_fp16"], default.account.casts), (DType::F32, DType::F16, 3));
+}
+
+#[test]
 fn filled_tensors_change_with_what_reads_them() {
     let fill = |value: f32| {
         let filler = AttributeProto::tensor("value", TensorProto::from_f32("", &[1], &[value]));
@@ -815,6 +831,19 @@ fn a_half_model_is_left_as_it_is() {
 }
 
 #[test]
+fn attention_of_opset_23_keeps_its_softmax_in_float() {
+    for name in ["spelling_attention_op23", "spelling_attention_op23_mask", "spelling_attention_op23_rank3"] {
+        let path = std::path::PathBuf::from(format!("tests/fixtures/{name}.onnx"));
+        let converted = convert(&trt_opt::onnx::load(&path).unwrap());
+        let graph = converted.model.proto.graph.as_ref().unwrap();
+        let attention = graph.node.iter().find(|n| n.op_type() == "Attention").unwrap();
+        let precision = attention.attribute.iter().find(|a| a.name() == "softmax_precision").unwrap();
+        assert_eq!(precision.i, Some(DType::F32 as i64), "{name}");
+        assert!(!converted.stays().contains(attention.name()), "{name}: {:?}", converted.account);
+    }
+}
+
+#[test]
 fn double_precision_is_not_touched() {
     let nodes = vec![
         cast("x", "d", DType::F64),
@@ -828,6 +857,21 @@ fn double_precision_is_not_touched() {
         (converted.types["d"], converted.types["e"], converted.types["f"]),
         (DType::F64, DType::F64, DType::F16)
     );
+}
+
+#[test]
+fn broken_graphs_are_errors_or_left_sound() {
+    for (what, proto) in common::malformed_graphs() {
+        for interface in [false, true] {
+            let outcome = fp16::convert(&mut proto.clone(), None, &fp16::Options { interface });
+            assert!(outcome.is_ok_and(|p| !p.notes.is_empty() || p.converted) || !sound(&proto), "{what}");
+        }
+    }
+}
+
+fn sound(proto: &ModelProto) -> bool {
+    let graph = Graph::take(&mut proto.clone());
+    graph.is_ok_and(|mut graph| infer(&mut graph, &ops::shapes).is_ok() && check(&graph).is_ok())
 }
 
 fn all_fixtures(options: &Options) {

@@ -228,7 +228,6 @@ impl<'a> Editor<'a> {
         let (half, old) = (to_half(tensor)?, self.graph.value(value));
         let keeps = work.wants.iter().any(|(_, _, v, wants)| *v == value && *wants == Wants::Float)
             || old.tensor.is_none()
-            || self.graph.is_input(value)
             || self.graph.is_output(value)
             || self.graph.is_named_elsewhere(value);
         if !keeps {
