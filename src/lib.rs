@@ -2,7 +2,8 @@
 //!
 //! [`onnx`] reads and writes files, [`ir`] is the graph, [`analysis`] knows shapes, contents, data movement and cost,
 //! [`rewrite`] changes the graph and accounts for every site, and [`verify`] runs two models in ONNX Runtime and compares
-//! them. [`measure`] times and compares what runs. The command line is no more than these:
+//! them. [`measure`] times and compares what runs, and [`report`] makes tables, charts and a page of it. The command line is
+//! no more than these:
 //!
 //! ```no_run
 //! use std::path::Path;

@@ -246,6 +246,20 @@ fn what_contradicts_another_file_is_refused() {
     assert!(error.contains("asks 1.4 x ResNet-50 of swin_t") && error.contains("another file 1.5"), "{error}");
 }
 
+#[test]
+fn the_example_of_the_documentation_is_a_report() {
+    let docs = include_str!("../docs/report.md");
+    let example = docs.split("```json").nth(1).unwrap().split("```").next().unwrap();
+    let report = load(&serde_json::from_str(example).unwrap()).unwrap();
+    assert_eq!((report.rows.len(), report.environment.len()), (1, 1));
+    // Every field that can be in a row is described.
+    let full: Value = serde_json::to_value(merged()).unwrap();
+    let rows = full["rows"].as_array().unwrap();
+    for field in rows.iter().flat_map(|r| r.as_object().unwrap().keys()) {
+        assert!(docs.contains(&format!("`{field}`")), "{field}");
+    }
+}
+
 // ---- refusals ----
 
 #[test]

@@ -22,19 +22,23 @@ pub struct Group {
 }
 
 impl Group {
-    /// The part of the module path that all have in common, or else the first and the last.
+    /// What the module paths have in common, and how they differ: `layers.0/blocks.1 (norm1 … mlp)`.
     pub fn label(&self) -> String {
-        let mut stems = self.stems.iter();
-        let Some(first) = stems.next() else { return "(unnamed)".into() };
-        let mut common: Vec<&str> = parts(first);
-        for stem in stems {
-            let shared = common.iter().zip(parts(stem)).take_while(|(a, b)| **a == *b).count();
-            common.truncate(shared);
+        let paths: Vec<Vec<&str>> = self.stems.iter().map(|s| parts(s)).collect();
+        let Some(first) = paths.first() else { return "(unnamed)".into() };
+        let shared = |path: &Vec<&str>| first.iter().zip(path).take_while(|(a, b)| a == b).count();
+        let common = paths.iter().map(shared).min().unwrap_or(0);
+        let mut rests: Vec<String> = paths.iter().map(|p| p[common..].join("/")).filter(|r| !r.is_empty()).collect();
+        if rests.len() > 2 {
+            rests.drain(1..rests.len() - 1);
         }
-        match (common.is_empty(), self.stems.as_slice()) {
-            (false, _) => common.join("/"),
-            (true, [first, .., last]) => format!("{} \u{2026} {}", parts(first).join("/"), parts(last).join("/")),
-            (true, _) => first.clone(),
+        let ends = rests.join(" \u{2026} ");
+        match (common, paths.len()) {
+            (0, 1) => self.stems[0].clone(),
+            (0, _) => ends,
+            (_, 1) => first.join("/"),
+            (_, _) if ends.is_empty() => first[..common].join("/"),
+            _ => format!("{} ({ends})", first[..common].join("/")),
         }
     }
 }
@@ -144,27 +148,32 @@ fn stems(name: &str) -> Vec<String> {
 
 /// The ONNX nodes in the name of a layer; of a range, the first and the last.
 fn nodes(name: &str) -> Vec<&str> {
+    const RANGE: &str = "{ForeignNode[";
     // "Reformatting CopyNode for Input Tensor 0 to /conv1/Conv" is work for that node.
-    let name = match name.strip_prefix("Reformatting CopyNode for ") {
+    let mut rest = match name.strip_prefix("Reformatting CopyNode for ") {
         Some(rest) => rest.split_once(" to ").map_or("", |(_, node)| node),
         None => name,
     };
     let mut nodes = vec![];
-    for part in name.split(" + ") {
-        let mut part = part.trim();
-        while let Some(inner) = part.strip_prefix("PWN(") {
-            part = inner;
-        }
-        part = part.trim_end_matches(')');
-        if let Some(range) = part.strip_prefix("{ForeignNode[") {
-            let range = range.trim_end_matches(['}', ']']);
-            nodes.extend(range.split("...").filter(|n| !n.is_empty()));
-        } else if !part.is_empty() && !part.starts_with("(Unnamed Layer") {
-            // "PWN(a, b)" are two nodes.
-            nodes.extend(part.split(", ").filter(|n| !n.is_empty()));
-        }
+    // Ranges first: their ends may be joined names themselves.
+    while let Some((before, range)) = rest.split_once(RANGE) {
+        joined(before, &mut nodes);
+        let (range, after) = range.split_once("]}").unwrap_or((range, ""));
+        range.split("...").for_each(|end| joined(end, &mut nodes));
+        rest = after;
     }
+    joined(rest, &mut nodes);
     nodes
+}
+
+/// Adds the nodes of `a + PWN(b, c)`. What TensorRT or an exporter made up is no node: it says nothing of a module.
+fn joined<'a>(name: &'a str, nodes: &mut Vec<&'a str>) {
+    for part in name.split(" + ") {
+        let part = part.trim().trim_start_matches("PWN(").trim_end_matches(')');
+        let made_up = ["(Unnamed Layer", "[", "onnx::", "ONNXTRT_"];
+        let of_model = |n: &&str| !n.is_empty() && !made_up.iter().any(|m| n.starts_with(m));
+        nodes.extend(part.split(", ").map(|n| n.trim_start_matches("PWN(").trim_end_matches(')')).filter(of_model));
+    }
 }
 
 fn stem(node: &str) -> String {
@@ -172,6 +181,12 @@ fn stem(node: &str) -> String {
         Some((module, _)) if !module.is_empty() => module.to_owned(),
         _ => node.to_owned(),
     }
+}
+
+/// The parts of the network that one engine spends its time in, at most `most` of them.
+pub fn parts_of(layers: &[Layer], most: usize) -> Vec<Group> {
+    // Lined up with itself, an engine has a group for every module.
+    summarize(&align(layers, layers), most)
 }
 
 /// Joins groups by the first parts of their module path, as many as leave at most `most` groups.
@@ -229,6 +244,12 @@ mod tests {
             ("/conv1/Conv + /relu/Relu", vec!["/conv1", "/relu"]),
             ("PWN(PWN(/act/Div, /act/Erf), /act/Mul)", vec!["/act"]),
             ("{ForeignNode[/l.0/norm1/Sub.../head/Gemm]}", vec!["/l.0/norm1", "/head"]),
+            (
+                "{ForeignNode[onnx::MatMul_9 + (Unnamed Layer* 5) [Shuffle].../head/Add + /head/Gemm]} + /tail/Mul",
+                vec!["/head", "/tail"],
+            ),
+            ("PWN(/act/Sigmoid) + PWN(/gate/Mul)", vec!["/act", "/gate"]),
+            ("[HostToDeviceCopy 0]", vec![]),
             ("Reformatting CopyNode for Input Tensor 0 to /conv1/Conv + /relu/Relu", vec!["/conv1", "/relu"]),
             ("Reformatting CopyNode for Network Input x", vec![]),
             ("(Unnamed Layer* 12) [Shuffle] + /l.0/Transpose", vec!["/l.0"]),
@@ -297,8 +318,21 @@ mod tests {
 
     #[test]
     fn labels_are_what_the_modules_share() {
-        assert_eq!(group(&["/l.0/b.1/norm", "/l.0/b.1/attn"], [0.0; 2], [0; 2]).label(), "l.0/b.1");
+        let label = |stems: &[&str]| group(stems, [0.0; 2], [0; 2]).label();
+        assert_eq!(label(&["/l.0/b.1/norm", "/l.0/b.1/attn", "/l.0/b.1/mlp"]), "l.0/b.1 (norm \u{2026} mlp)");
+        assert_eq!(label(&["/l.0/b.1", "/l.0/b.1/attn"]), "l.0/b.1 (attn)");
+        assert_eq!(label(&["/l.0/b.1/norm", "/l.0/b.1/mlp", "/l.0/b.1"]), "l.0/b.1 (norm \u{2026} mlp)");
+        assert_eq!(label(&["/l.0/b.1/norm", "/head"]), "l.0/b.1/norm \u{2026} head");
+        assert_eq!((label(&["/"]), label(&[])), ("/".into(), "(unnamed)".into()));
         assert_eq!(group(&["/l.0"], [0.0; 2], [0; 2]).label(), "l.0");
+    }
+
+    #[test]
+    fn one_engine_has_parts() {
+        let layers = layers(&[("/a/x/Add", 1.0), ("/a/y/Mul", 2.0), ("/b/x/Add", 4.0)]);
+        let parts = |most| parts_of(&layers, most).iter().map(|g| (g.label(), g.us[0])).collect::<Vec<_>>();
+        assert_eq!(parts(9), [("a/x".into(), 1.0), ("a/y".into(), 2.0), ("b/x".into(), 4.0)]);
+        assert_eq!(parts(2), [("a".into(), 3.0), ("b".into(), 4.0)]);
     }
 
     #[test]
@@ -321,7 +355,8 @@ mod tests {
         #[test]
         fn every_layer_is_in_one_group(a in names(), b in names()) {
             let timed = |names: &[String]| -> Vec<Layer> {
-                names.iter().enumerate().map(|(i, name)| Layer { name: name.clone(), r#type: String::new(), us: (i + 1) as f64 }).collect()
+                let layer = |(i, name): (usize, &String)| Layer { name: name.clone(), r#type: String::new(), us: (i + 1) as f64 };
+                names.iter().enumerate().map(layer).collect()
             };
             let (a, b) = (timed(&a), timed(&b));
             let groups = align(&a, &b);
@@ -329,7 +364,8 @@ mod tests {
                 prop_assert_eq!(groups.iter().map(|g| g.layers[side]).sum::<usize>(), layers.len());
                 prop_assert_eq!(groups.iter().map(|g| g.us[side]).sum::<f64>(), layers.iter().map(|l| l.us).sum::<f64>());
             }
-            prop_assert_eq!(summarize(&groups, 3).iter().map(|g| g.us[0]).sum::<f64>(), a.iter().map(|l| l.us).sum::<f64>());
+            let summary: f64 = summarize(&groups, 3).iter().map(|g| g.us[0]).sum();
+            prop_assert_eq!(summary, a.iter().map(|l| l.us).sum::<f64>());
         }
     }
 

@@ -392,6 +392,48 @@ pub fn aligned(native: &Row, fused: &Row, groups: &[LayerGroup]) -> Chart {
     two_engines(native, fused, "aligned", "time by part of the network, in the order of the network", rows)
 }
 
+/// The time of one engine by the kind of its layers, and by the part of the network.
+pub fn one_engine(row: &Row) -> [Chart; 2] {
+    let kinds = profile::shares(&row.layers).into_iter().map(|s| (s.kind, s.us)).collect();
+    let parts = align::parts_of(&row.layers, MOST_GROUPS).iter().map(|g| (g.label(), g.us[0])).collect();
+    [
+        bars_of(row, "time-kinds", "time by kind of layer", kinds),
+        bars_of(row, "time-parts", "time by part of the network", parts),
+    ]
+}
+
+fn bars_of(row: &Row, id: &str, what: &str, rows: Vec<(String, f64)>) -> Chart {
+    let total: f64 = rows.iter().map(|r| r.1).sum();
+    let text = |time: f64| match total > 0.0 {
+        true => format!("{} us, {:.0} %", us(time), 100.0 * time / total),
+        false => format!("{} us", us(time)),
+    };
+    let words: Vec<String> = rows.iter().map(|(label, time)| format!("{label} {}", text(*time))).collect();
+    let line = |(label, time): (String, f64)| Line {
+        marks: vec![Mark {
+            series: series(row.variant.class()),
+            value: time,
+            interval: None,
+            text: text(time),
+            tip: format!("{label}: {}", text(time)),
+        }],
+        goal: None,
+        label,
+    };
+    Chart {
+        id: format!("{id}-{}-{}", slug(&row.model), setting_slug(row.setting())),
+        title: format!("{} {}: {what} ({})", published::name(&row.model), row.variant, row.setting()),
+        description: format!("{}.", words.join("; ")),
+        shape: Shape::Bars,
+        axis: "us, as profiled".into(),
+        tick,
+        legend: vec![],
+        goals: "",
+        lines: vec![],
+        groups: vec![Group { heading: String::new(), rows: rows.into_iter().map(line).collect() }],
+    }
+}
+
 fn two_engines(native: &Row, fused: &Row, id: &str, what: &str, rows: Vec<(String, [f64; 2])>) -> Chart {
     let both = [series(native.variant.class()), series(fused.variant.class())];
     let names = [&native.variant, &fused.variant];

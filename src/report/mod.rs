@@ -19,6 +19,7 @@ pub mod view;
 
 use std::path::{Path, PathBuf};
 
+pub use jiff::Timestamp;
 pub use merge::{load, merge, save};
 pub use render::table::{Cell, Table, Tone};
 pub use schema::{

@@ -9,6 +9,7 @@ use super::view::View;
 use super::{align, charts, markdown, profile, published, tables};
 
 const STYLE: &str = include_str!("page.css");
+const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data:";
 
 pub const TITLE: &str = "Vision transformers on TensorRT: what each fusion is worth";
 
@@ -18,19 +19,20 @@ pub const WORTH: &str = "\u{201c}Alone\u{201d} is what a fusion saves over the e
 
 /// How the figures come about. `docs/report.md` says the same at length.
 pub const METHOD: [&str; 7] = [
-    "All engines of a run are timed in one process on one GPU, interleaved in rounds. In every block of as many rounds as there \
-     are engines, each is timed once at each place of a round, and the order is drawn anew for each block. Warm-up and the first samples of a turn are discarded.",
-    "A sample is the time of one inference of the whole batch: a replay of the captured CUDA graph (graph), or one call of \
-     enqueue (enqueue). Data transfer is not in it.",
-    "p50 and p99 are percentiles over all samples (Hyndman and Fan, type 7). The interval is a 95 % bootstrap interval of the \
-     median that draws whole rounds, since the samples of a round resemble each other.",
-    "Ratios to ResNet-50 and speed-ups are formed inside one run only. ResNet-50 is native, fp16, of the same batch and mode. Where several runs \
-     measured the same engine, the latest is shown.",
-    "The baseline of a speed-up is the fastest native engine of the model in the same run. \u{201c}Canonical\u{201d} is the model \
-     after clean-up and without any plugin, so that plugins are not credited with what clean-up gave.",
+    "All engines of a run are timed in one process on one GPU, interleaved in rounds. In every block of as many rounds \
+     as there are engines, each is timed once at each place of a round, and the order is drawn anew for each block. \
+     Warm-up and the first samples of a turn are discarded.",
+    "A sample is the time of one inference of the whole batch: a replay of the captured CUDA graph (graph), or one call \
+     of enqueue (enqueue). Data transfer is not in it.",
+    "p50 and p99 are percentiles over all samples (Hyndman and Fan, type 7). The interval is a 95 % bootstrap interval of \
+     the median that draws whole rounds, since the samples of a round resemble each other.",
+    "Ratios to ResNet-50 and speed-ups are formed inside one run only. ResNet-50 is native, fp16, of the same batch and \
+     mode. Where several runs measured the same engine, the latest is shown.",
+    "The baseline of a speed-up is the fastest native engine of the model in the same run. \u{201c}Canonical\u{201d} is \
+     the model after clean-up and without any plugin, so that plugins are not credited with what clean-up gave.",
     "Errors are ||out - ref|| / ||ref|| of the outputs against fp32 in ONNX Runtime.",
-    "Profiles are taken layer by layer, which adds time between layers: they show where time goes, and add up to more than \
-     the latency. Bytes and launches are estimates of the cost model, kernels are counted in the captured graph.",
+    "Profiles are taken layer by layer, which adds time between layers: they show where time goes, and add up to more \
+     than the latency. Bytes and launches are estimates of the cost model, kernels are counted in the captured graph.",
 ];
 
 /// A model that misses what was asked for.
@@ -131,8 +133,8 @@ pub fn render(view: &View, warnings: &[String]) -> Markup {
             head {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
-                // Nothing is ever asked for elsewhere, whatever the names in the figures hold.
-                meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:";
+                // A browser asks for nothing elsewhere, whatever the names in the figures hold.
+                meta http-equiv="Content-Security-Policy" content=(POLICY);
                 meta name="color-scheme" content="light dark";
                 // Browsers ask the server for an icon unless the page has one.
                 link rel="icon" href="data:,";
@@ -161,7 +163,9 @@ pub fn render(view: &View, warnings: &[String]) -> Markup {
                         }
                     }
                 }
-                footer { p { "Made by trt-opt " (env!("CARGO_PKG_VERSION")) ". All figures are in report.json beside this page." } }
+                footer {
+                    p { "Made by trt-opt " (env!("CARGO_PKG_VERSION")) ". All figures are in report.json beside this page." }
+                }
             }
         }
     }
@@ -223,7 +227,10 @@ fn sections(view: &View) -> Vec<Section> {
             "ResNet-50",
             "Against ResNet-50",
             html! {
-                p { "One ResNet-50 is the median latency of native ResNet-50 in fp16, of the same batch and mode and in the same run." }
+                p {
+                    "One ResNet-50 is the median latency of native ResNet-50 in fp16, of the same batch and mode and in the \
+                     same run."
+                }
                 @for chart in &ratios { (chart.html()) }
                 @if let Some(table) = &goals { (table.html()) }
             },
@@ -288,7 +295,10 @@ fn sections(view: &View) -> Vec<Section> {
             "Kernels",
             "Kernels and bytes, before and after",
             html! {
-                p { "Kernels are counted in the captured graph. Bytes are what the cost model expects of the model as exported, and of the one that was built." }
+                p {
+                    "Kernels are counted in the captured graph. Bytes are what the cost model expects of the model as \
+                     exported, and of the one that was built."
+                }
                 @for chart in &work { (chart.html()) }
                 @if let Some(table) = tables::work(view) { (details("As a table", &table)) }
             },
@@ -326,7 +336,10 @@ fn sections(view: &View) -> Vec<Section> {
             html! {
                 @for m in &missed {
                     p { (m.sentence) }
-                    @if !m.best.layers.is_empty() { (details("The longest layers", &tables::longest(m.best, 15))) }
+                    @if !m.best.layers.is_empty() {
+                        @for chart in charts::one_engine(m.best) { (chart.html()) }
+                        (details("The longest layers", &tables::longest(m.best, 15)))
+                    }
                 }
             },
         );

@@ -130,12 +130,13 @@ impl Chart {
                     line.grid x1=(n(x)) x2=(n(x)) y1=(n(top)) y2=(n(layout.bottom)) {}
                     text.tick x=(n(x)) y=(n(layout.bottom + 15.0)) text-anchor="middle" { ((self.tick)(tick)) }
                 }
-                text.axis x=(n(layout.line_label((left + right) / 2.0, &self.axis))) y=(n(layout.bottom + 32.0)) text-anchor="middle" { (self.axis) }
+                @let middle = layout.centre((left + right) / 2.0, &self.axis);
+                text.axis x=(n(middle)) y=(n(layout.bottom + 32.0)) text-anchor="middle" { (self.axis) }
                 @for (i, (at, label)) in self.lines.iter().enumerate() {
                     @let x = layout.x(*at);
                     line.mark-line x1=(n(x)) x2=(n(x)) y1=(n(top - 4.0)) y2=(n(layout.bottom)) {}
-                    text.mark-label x=(n(layout.line_label(x, label))) y=(n(top - 8.0 - LINE * (self.lines.len() - 1 - i) as f64 * 0.7))
-                        text-anchor="middle" { (label) }
+                    @let y = top - 8.0 - LINE * (self.lines.len() - 1 - i) as f64 * 0.7;
+                    text.mark-label x=(n(layout.centre(x, label))) y=(n(y)) text-anchor="middle" { (label) }
                 }
                 @for placed in &layout.placed { (self.placed(&layout, placed)) }
                 @if self.shape == Shape::Bars {
@@ -196,7 +197,8 @@ impl Chart {
                 @if !mark.tip.is_empty() { title { (mark.tip) } }
                 @match self.shape {
                     Shape::Bars => {
-                        rect .(mark.series.class()) x=(n(from)) y=(n(middle - thickness / 2.0)) width=(n((to - from).max(1.0)))
+                        @let width = (to - from).max(1.0);
+                        rect .(mark.series.class()) x=(n(from)) y=(n(middle - thickness / 2.0)) width=(n(width))
                             height=(n(thickness)) rx="2" {}
                     }
                     Shape::Dots => { circle .(mark.series.class()) cx=(n(x)) cy=(n(middle)) r="5" {} }
@@ -266,7 +268,8 @@ impl<'a> Layout<'a> {
         });
         let values: Vec<f64> = values.chain(chart.lines.iter().map(|l| l.0)).filter(|v| v.is_finite()).collect();
         let (low, high) = values.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(*v), h.max(*v)));
-        let most = if width < 500.0 { 4 } else { 8 };
+        // Labels of ticks need room.
+        let most = ((right - left) / 55.0).clamp(2.0, 8.0) as usize;
         let (domain, ticks) = match chart.shape {
             Shape::Bars => {
                 let domain = [low.min(0.0), high.max(0.0)];
@@ -294,8 +297,8 @@ impl<'a> Layout<'a> {
         self.left + share.clamp(0.0, 1.0) * (self.right - self.left)
     }
 
-    /// Where the label of a line stands, so that it is not cut at the edge.
-    fn line_label(&self, x: f64, label: &str) -> f64 {
+    /// Where text that belongs to `x` is centred, so that it is not cut at the edge.
+    fn centre(&self, x: f64, label: &str) -> f64 {
         let half = width_of(label) / 2.0;
         x.min(self.width - half).max(half)
     }

@@ -20,9 +20,9 @@ pub fn percent(share: f64) -> String {
     format!("{:+.1} %", 100.0 * share)
 }
 
-/// Millions of bytes: `62.7`.
+/// Millions of bytes: `62.7`, `3869`.
 pub fn mb(value: f64) -> String {
-    format!("{value:.1}")
+    digits(value)
 }
 
 /// A relative error: `7.3e-4`.

@@ -84,9 +84,13 @@ impl Table {
         html! {
             div.table-box tabindex="0" role="region" aria-label=(self.caption) {
                 table {
-                    caption { (self.caption) }
+                    caption { span { (self.caption) } }
                     thead {
-                        tr { @for (i, name) in self.header.iter().enumerate() { th scope="col" .num[i >= self.text] { (name) } } }
+                        tr {
+                            @for (i, name) in self.header.iter().enumerate() {
+                                th scope="col" .num[i >= self.text] { (name) }
+                            }
+                        }
                     }
                     tbody {
                         @for row in &self.rows {
@@ -144,7 +148,7 @@ mod tests {
     #[test]
     fn html_is_escaped_and_says_what_heads_what() {
         let html = table().html().into_string();
-        assert!(html.contains("<caption>A &lt;caption&gt;</caption>"), "{html}");
+        assert!(html.contains("<caption><span>A &lt;caption&gt;</span></caption>"), "{html}");
         assert!(html.contains(r#"<th class="short" scope="row">a|b &lt;i&gt;</th>"#), "{html}");
         assert!(html.contains(r#"<td class="num bad">1</td>"#), "{html}");
         assert_eq!(html.matches("scope=\"col\"").count(), 3);
