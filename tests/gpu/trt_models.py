@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Whole models in TensorRT: native and fused engines of one ONNX file, compared with ONNX Runtime in fp32.
 
-    trt_models.py --runner RUNNER --lib DIR --plugin LIB --trt-opt BINARY [--models DIR | --files A.onnx ...]
-                  [--batch 1,32] [--cache DIR] [--json FILE] [--work DIR] NAME ...
+    trt_models.py --trt-opt BINARY --tensorrt DIR --plugins LIB [--files A.onnx ...] [--batch 1,32] [--cache DIR]
+                  [--json FILE] [--work DIR] [--layers DIR] NAME ...
 
 NAME ... are exported with models/export.py (TorchScript, opset 17, fp32) or are the names of --files without
 their ending. Engines are built with the fp16 flag, side by side, each with a timing cache of its own under
---cache. An engine's error is ||out - ref|| / ||ref|| over all outputs; a fused engine passes within 1e-2 and
-within 1.5 times the native engine's error.
+--cache, and the native and the fused engine of a model are timed in interleaved rounds. An engine's error is
+||out - ref|| / ||ref|| over all outputs; a fused engine passes within 1e-2 and within 1.5 times the native engine's error.
 """
 import argparse
 import json
@@ -20,6 +20,8 @@ import time
 
 import numpy as np
 
+import engines
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -31,7 +33,7 @@ def run(command, **kwargs):
 
 
 def reference(model, folder, batch, seed):
-    """Inputs as .npy, outputs of ONNX Runtime in fp32."""
+    """Inputs, which are also written as .npy, and outputs of ONNX Runtime in fp32."""
     import onnxruntime
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(seed)
@@ -41,13 +43,12 @@ def reference(model, folder, batch, seed):
         feeds[tensor.name] = rng.standard_normal(shape).astype(np.float32)
         np.save(f"{folder}/{tensor.name}.in.npy", feeds[tensor.name])
     names = [o.name for o in session.get_outputs()]
-    return list(feeds), dict(zip(names, session.run(None, feeds)))
+    return feeds, dict(zip(names, session.run(None, feeds)))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("runner", "lib", "plugin", "trt-opt"):
-        parser.add_argument(f"--{name}", required=True)
+    engines.add_arguments(parser)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--files", nargs="*", default=[])
     parser.add_argument("--batch", default="1")
@@ -55,6 +56,7 @@ def main():
     parser.add_argument("--json")
     parser.add_argument("--work")
     parser.add_argument("--layers", help="folder for the engines' layer lists")
+    parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--timeout", type=int, default=400, help="seconds an engine may take")
     args = parser.parse_args()
     work = args.work or tempfile.mkdtemp()
@@ -90,48 +92,41 @@ def main():
             fused = f"{folder}/fused.onnx.model"
             entry["fuse"] = run([args.trt_opt, "fuse", native, "-o", fused])[-1500:]
             inputs, outputs = reference(native, folder, int(batch), 7)
-            given = [x for n in inputs for x in ("--input", f"{n}={folder}/{n}.in.npy")]
             for kind, model in (("native", native), ("fused", fused)):
-                out = f"{folder}/{kind}"
-                os.makedirs(out, exist_ok=True)
-                command = [args.runner, "--lib", args.lib, "--onnx", model, "--fp16", "--dump", out, "--layers", f"{out}/layers.json", "--save", f"{out}/engine",
-                           "--json", f"{out}/result.json", "--build-only", *given]
-                if kind == "fused":
-                    command += ["--plugin", args.plugin]
-                if args.cache:
-                    command += ["--timing-cache", f"{args.cache}/{name}-b{batch}-{kind}.cache"]
-                log = open(f"{out}/log", "w")
-                jobs.append((entry, kind, out, outputs, command, subprocess.Popen(command, stdout=log, stderr=log)))
+                cache = f"{args.cache}/{name}-b{batch}-{kind}.cache" if args.cache else None
+                layers = f"{args.layers}/{name}-b{batch}-{kind}.json" if args.layers else None
+                command = engines.build_command(args, model, f"{folder}/{kind}.engine", inputs, plugins=kind == "fused", fp16=True, layers=layers, timing_cache=cache)
+                log = open(f"{folder}/{kind}.log", "w")
+                jobs.append((entry, kind, folder, inputs, outputs, subprocess.Popen(command, stdout=log, stderr=log)))
         except Exception as e:  # keep the other models going
             entry["error"] = str(e)[-2500:]
     print(f"exported, fused and started {len(jobs)} builds after {time.time() - begin:.0f} s", flush=True)
 
-    # Builds run side by side; timing runs one after another, on an idle GPU.
-    for entry, kind, out, outputs, command, process in jobs:
+    # Builds run side by side; timing runs one model after another, on an idle GPU.
+    for *_, process in jobs:
         try:
             process.wait(timeout=max(1, args.timeout - (time.time() - begin)))
         except subprocess.TimeoutExpired:
             process.kill()
+            process.wait()
     print(f"built after {time.time() - begin:.0f} s", flush=True)
-    for entry, kind, out, outputs, command, process in jobs:
-        if process.returncode != 0:
-            entry[kind] = {"error": f"build: exit {process.returncode}: " + open(f"{out}/log").read()[-1500:]}
+    models = {}
+    for entry, kind, folder, inputs, outputs, process in jobs:
+        if process.returncode in engines.BUILT:
+            models.setdefault(folder, (entry, inputs, outputs, []))[3].append(kind)
+        else:
+            entry[kind] = {"error": f"build: exit {process.returncode}: " + open(f"{folder}/{kind}.log").read()[-1500:]}
+    for folder, (entry, inputs, outputs, kinds) in models.items():
+        try:
+            files = {n: f"{folder}/{n}.in.npy" for n in inputs}
+            measured = engines.bench(args, [f"{folder}/{kind}.engine" for kind in kinds], files, folder, rounds=args.rounds)
+        except RuntimeError as e:
+            entry["error"] = str(e)[-2500:]
             continue
-        at = command.index("--onnx")
-        timed = command[:at] + ["--engine", f"{out}/engine"] + command[at + 2:]
-        for flag, count in (("--fp16", 1), ("--build-only", 1), ("--save", 2), ("--timing-cache", 2)):
-            if flag in timed:
-                k = timed.index(flag)
-                del timed[k:k + count]
-        done = subprocess.run(timed, capture_output=True, text=True)
-        if done.returncode != 0:
-            entry[kind] = {"error": f"run: exit {done.returncode}: " + done.stderr[-1500:]}
-            continue
-        entry[kind] = json.load(open(f"{out}/result.json"))
-        difference = sum(float(np.sum((np.load(f"{out}/{n}.npy").astype(np.float64) - ref) ** 2)) for n, ref in outputs.items())
-        entry[kind]["error"] = (difference / sum(float(np.sum(ref.astype(np.float64) ** 2)) for ref in outputs.values())) ** 0.5
-        if args.layers:
-            shutil.copy(f"{out}/layers.json", f"{args.layers}/{entry['model']}-b{entry['batch']}-{kind}.json")
+        for kind in kinds:
+            entry[kind] = measured[kind]
+            difference = sum(float(np.sum((np.load(f"{folder}/{kind}/{n}.npy").astype(np.float64) - ref) ** 2)) for n, ref in outputs.items())
+            entry[kind]["error"] = (difference / sum(float(np.sum(ref.astype(np.float64) ** 2)) for ref in outputs.values())) ** 0.5
     for entry in results:
         native, fused = entry.get("native", {}), entry.get("fused", {})
         errors = [e.get("error") for e in (native, fused)]
@@ -139,7 +134,7 @@ def main():
             entry["pass"] = errors[1] <= 1e-2 and errors[1] <= 1.5 * errors[0]
             entry["speedup"] = native["graph_p50_us"] / fused["graph_p50_us"]
         print(entry["model"], "batch", entry["batch"], "ok" if entry["pass"] else "FAIL",
-              {k: {m: entry[k].get(m) for m in ("graph_p50_us", "graph_nodes", "error")} if k in entry else None for k in ("native", "fused")}, round(entry.get("speedup", 0), 3),
+              {k: {m: entry[k].get(m) for m in ("graph_p50_us", "kernels", "error")} if k in entry else None for k in ("native", "fused")}, round(entry.get("speedup", 0), 3),
               entry.get("error", "")[-600:], flush=True)
     if args.json:
         with open(args.json, "w") as f:
