@@ -70,14 +70,19 @@ int64_t images_of(const Attributes& a, const Dims& d, const WindowGrid& g) {
     const bool fits = d.nbDims == 3   ? d.d[1] == int64_t{g.grid_h} * g.grid_w
                       : d.nbDims == 4 ? d.d[1] == g.grid_h && d.d[2] == g.grid_w
                                       : false;
-    if (!fits) a.fail("input x does not have the tokens of attribute 'grid'");
+    if (!fits) a.fail("the map does not have the tokens of attribute 'grid'");
     return d.d[0];
+}
+// Images of a partitioned tensor `[B*nW, wh*ww, C]`; throws if it is not of these windows.
+int64_t images_of_windows(const Attributes& a, const Dims& d, const WindowGrid& g) {
+    if (d.nbDims != 3 || d.d[1] != g.window_tokens() || d.d[0] % g.windows() != 0) a.fail("input x must be [B*nW, wh*ww, C]");
+    return d.d[0] / g.windows();
 }
 void check_tokens(const Attributes& a, const DimsExprs& d, const WindowGrid& g) {
     const bool fits = d.nbDims == 3   ? may_be(d.d[1], int64_t{g.grid_h} * g.grid_w)
                       : d.nbDims == 4 ? may_be(d.d[1], g.grid_h) && may_be(d.d[2], g.grid_w)
                                       : false;
-    if (!fits) a.fail("input x must be [B, H*W, C] or [B, H, W, C] with H, W of attribute 'grid'");
+    if (!fits) a.fail("the map must be [B, H*W, C] or [B, H, W, C] with H, W of attribute 'grid'");
 }
 
 class LayerNorm final : public Op {
@@ -87,14 +92,22 @@ public:
         axis_ = attributes_.integer("axis");
         expect(axis_ < 0 && axis_ >= -Dims::MAX_DIMS, "attribute 'axis' must be negative: the first normalized axis, counted from the end");
         residual_ = flag(attributes_, "residual");
+        reverse_ = flag(attributes_, "reverse");
         window_ = window_grid(attributes_, true, true);
         expect(!window_.used() || axis_ == -1, "attribute 'axis' must be -1 where windows are used");
+        expect(!reverse_ || (window_.used() && residual_), "attribute 'reverse' needs windows and a residual");
     }
     std::unique_ptr<Op> clone() const override { return std::make_unique<LayerNorm>(*this); }
     int32_t inputs() const override { return residual_ ? 4 : 3; }
     int32_t outputs() const override { return residual_ ? 2 : 1; }
     void shapes(const DimsExprs* in, DimsExprs* out, IExprBuilder& build) const override {
         expect(in[0].nbDims >= -axis_, "input x has fewer axes than are normalized");
+        if (reverse_) {
+            expect(in[0].nbDims == 3 && may_be(in[0].d[1], window_.window_tokens()), "input x must be [B*nW, wh*ww, C]");
+            check_tokens(attributes_, in[1], window_);
+            out[0] = out[1] = in[1];
+            return;
+        }
         out[0] = in[0];
         if (residual_) out[1] = in[0];
         if (window_.used()) {
@@ -107,7 +120,8 @@ public:
     }
     cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, int32_t,
                     cudaStream_t stream) const override {
-        const Dims& x = in_desc[0].dims;
+        // The map, where x comes in windows of it.
+        const Dims& x = in_desc[reverse_ ? 1 : 0].dims;
         expect(x.nbDims >= -axis_, "input x has fewer axes than are normalized");
         LayerNormProblem p;
         p.dtype = dtype(in_desc[0]);
@@ -117,8 +131,13 @@ public:
         for (int i = parameters; i < parameters + 2; ++i)
             expect(volume(in_desc[i].dims, 0, in_desc[i].dims.nbDims) == p.row, "inputs scale and bias must have the normalized axes");
         if (window_.used()) images_of(attributes_, x, window_);
+        if (reverse_) {
+            expect(images_of_windows(attributes_, in_desc[0].dims, window_) == x.d[0], "inputs x and residual must be of as many images");
+            expect(in_desc[0].dims.d[2] == x.d[x.nbDims - 1], "inputs x and residual must have as many channels");
+        }
         p.epsilon = epsilon_;
         p.window = window_;
+        p.reverse = reverse_;
         p.x = in[0];
         if (residual_) p.residual = in[1], p.sum = out[1];
         p.scale = in[parameters], p.bias = in[parameters + 1];
@@ -129,7 +148,7 @@ public:
 private:
     float epsilon_;
     int32_t axis_;
-    bool residual_;
+    bool residual_, reverse_;
     WindowGrid window_;
 };
 
@@ -169,8 +188,7 @@ public:
         WindowProblem p;
         p.dtype = dtype(in_desc[0]);
         if (reverse_) {
-            expect(x.nbDims == 3 && x.d[1] == window_.window_tokens() && x.d[0] % window_.windows() == 0, "input x must be [B*nW, wh*ww, C]");
-            p.images = x.d[0] / window_.windows();
+            p.images = images_of_windows(attributes_, x, window_);
         } else {
             p.images = images_of(attributes_, x, window_);
         }
@@ -420,7 +438,7 @@ const std::vector<OpDef>& op_definitions() {
     constexpr auto kInt = FieldKind::kInt, kInts = FieldKind::kInts, kFloat = FieldKind::kFloat, kText = FieldKind::kText;
     static const std::vector<OpDef> ops = {
         {"TrtOptLayerNorm",
-         {{"epsilon", kFloat, 1}, {"axis", kInt, 1}, {"residual", kInt, 1}, {"grid", kInts, 2}, {"window", kInts, 2}, {"shift", kInts, 2}, {"pad_after_roll", kInt, 1}},
+         {{"epsilon", kFloat, 1}, {"axis", kInt, 1}, {"residual", kInt, 1}, {"reverse", kInt, 1}, {"grid", kInts, 2}, {"window", kInts, 2}, {"shift", kInts, 2}, {"pad_after_roll", kInt, 1}},
          make<LayerNorm>},
         {"TrtOptAttention",
          {{"num_heads", kInt, 1}, {"scale", kFloat, 1}, {"layout", kText, 1}, {"bias", kInt, 1}, {"mask", kInt, 1}, {"mask_value", kFloat, 1}, {"grid", kInts, 2}, {"window", kInts, 2}, {"shift", kInts, 2}},

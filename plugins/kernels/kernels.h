@@ -44,6 +44,7 @@ struct LayerNormProblem {
     void* y = nullptr;               // [rows, row], or partitioned
     void* sum = nullptr;             // [rows, row]; written when residual is not null
     WindowGrid window;
+    bool reverse = false;            // x is partitioned, and y is not; rows are those of y
 };
 cudaError_t layer_norm(const LayerNormProblem& problem, cudaStream_t stream);
 

@@ -9,26 +9,35 @@
 
 namespace trt_opt {
 
-// WINDOWED: rows are those of the partitioned output, gathered by the window map.
-template <class T, bool WINDOWED> struct TokenSource {
+// kPartition: rows are those of the partitioned output, gathered by the window map. kReverse: rows are tokens of the
+// map, and those of x are gathered from its windows.
+enum class Windows { kNone, kPartition, kReverse };
+
+template <class T, Windows WINDOWS> struct TokenSource {
     const T* x;
     const T* residual;
     T* sum;
     int row;
-    std::conditional_t<WINDOWED, WindowMap, char> map;
+    std::conditional_t<WINDOWS == Windows::kNone, char, WindowMap> map;
 
     struct Row {
-        int64_t offset;  // in elements; < 0: padding
+        int64_t offset;  // in elements, of residual and sum; < 0: padding
+        int64_t of_x;
     };
     __device__ __forceinline__ Row locate(uint32_t r) const {
-        if constexpr (WINDOWED) return {map.source(r) * row};
-        else return {int64_t{r} * row};
+        const int64_t offset = (WINDOWS == Windows::kPartition ? map_source(r) : int64_t{r}) * row;
+        if constexpr (WINDOWS == Windows::kReverse) return {offset, map.target(r) * row};
+        else return {offset, offset};
     }
-    __device__ __forceinline__ bool padding(const Row& at) const { return WINDOWED && at.offset < 0; }
+    __device__ __forceinline__ int64_t map_source(uint32_t r) const {
+        if constexpr (WINDOWS == Windows::kPartition) return map.source(r);
+        else return r;
+    }
+    __device__ __forceinline__ bool padding(const Row& at) const { return WINDOWS == Windows::kPartition && at.offset < 0; }
     template <int VEC> __device__ __forceinline__ Pack<T, VEC> load(const Row& at, int j) const {
         using Raw = typename Pack<T, VEC>::Raw;
         Pack<T, VEC> v;
-        v.raw = *(reinterpret_cast<const Raw*>(x + at.offset) + j);
+        v.raw = *(reinterpret_cast<const Raw*>(x + at.of_x) + j);
         if (residual) {
             Pack<T, VEC> r;
             r.raw = *(reinterpret_cast<const Raw*>(residual + at.offset) + j);
@@ -41,25 +50,27 @@ template <class T, bool WINDOWED> struct TokenSource {
     }
 };
 
-template <class T, bool WINDOWED> cudaError_t layer_norm_rows(const LayerNormProblem& q, cudaStream_t stream) {
+template <class T, Windows WINDOWS> cudaError_t layer_norm_rows(const LayerNormProblem& q, cudaStream_t stream) {
     constexpr int kFull = 16 / sizeof(T);
-    const int64_t image = WINDOWED ? int64_t{q.window.grid_h} * q.window.grid_w : 1;  // tokens
-    const int64_t image_out = WINDOWED ? q.window.windows() * q.window.window_tokens() : 1;
+    constexpr bool windowed = WINDOWS != Windows::kNone;
+    const int64_t image = windowed ? int64_t{q.window.grid_h} * q.window.grid_w : 1;  // tokens
+    const int64_t partitioned = windowed ? q.window.windows() * q.window.window_tokens() : 1;
     if (image <= 0 || q.rows % image != 0) return cudaErrorInvalidValue;
     const int64_t images = q.rows / image;
-    const int64_t step = (int64_t{1} << 30) / image_out;  // images a launch
+    const int64_t step = (int64_t{1} << 30) / std::max(image, partitioned);  // images a launch
     if (step == 0) return cudaErrorInvalidValue;
+    const int64_t image_x = WINDOWS == Windows::kReverse ? partitioned : image;
+    const int64_t image_y = WINDOWS == Windows::kPartition ? partitioned : image;
 
-    TokenSource<T, WINDOWED> source{};
+    TokenSource<T, WINDOWS> source{};
     source.row = static_cast<int>(q.row);
-    if constexpr (WINDOWED) source.map = WindowMap(q.window);
+    if constexpr (windowed) source.map = WindowMap(q.window);
     for (int64_t first = 0; first < images; first += step) {
-        const int64_t in = first * image * q.row, out = first * image_out * q.row;
-        source.x = static_cast<const T*>(q.x) + in;
-        source.residual = q.residual ? static_cast<const T*>(q.residual) + in : nullptr;
-        source.sum = q.residual ? static_cast<T*>(q.sum) + in : nullptr;
-        RowNorm<T> p{static_cast<T*>(q.y) + out, static_cast<const T*>(q.scale), static_cast<const T*>(q.bias),
-                     static_cast<uint32_t>(std::min(step, images - first) * image_out), source.row,
+        source.x = static_cast<const T*>(q.x) + first * image_x * q.row;
+        source.residual = q.residual ? static_cast<const T*>(q.residual) + first * image * q.row : nullptr;
+        source.sum = q.residual ? static_cast<T*>(q.sum) + first * image * q.row : nullptr;
+        RowNorm<T> p{static_cast<T*>(q.y) + first * image_y * q.row, static_cast<const T*>(q.scale), static_cast<const T*>(q.bias),
+                     static_cast<uint32_t>(std::min(step, images - first) * image_y), source.row,
                      q.epsilon, 1.f / static_cast<float>(q.row)};
         auto fits = [&](int vec) {
             return q.row % vec == 0 && aligned_to(vec * sizeof(T), source.x, source.residual, source.sum, p.y, p.scale, p.bias);
@@ -76,7 +87,8 @@ template <class T, bool WINDOWED> cudaError_t layer_norm_rows(const LayerNormPro
 template <class T> cudaError_t layer_norm_typed(const LayerNormProblem& q, cudaStream_t stream) {
     if (q.rows < 0 || q.row < 0 || q.row > INT32_MAX) return cudaErrorInvalidValue;
     if (q.rows == 0 || q.row == 0) return cudaSuccess;
-    return q.window.used() ? layer_norm_rows<T, true>(q, stream) : layer_norm_rows<T, false>(q, stream);
+    if (!q.window.used()) return q.reverse ? cudaErrorInvalidValue : layer_norm_rows<T, Windows::kNone>(q, stream);
+    return q.reverse ? layer_norm_rows<T, Windows::kReverse>(q, stream) : layer_norm_rows<T, Windows::kPartition>(q, stream);
 }
 
 }  // namespace trt_opt

@@ -75,10 +75,21 @@ pub struct BuildArgs {
 }
 
 #[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
-enum Tactics {
+pub enum Tactics {
     Cublas,
     CublasLt,
     Cudnn,
+}
+
+impl Tactics {
+    /// As on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cublas => "cublas",
+            Self::CublasLt => "cublas-lt",
+            Self::Cudnn => "cudnn",
+        }
+    }
 }
 
 impl BuildArgs {

@@ -15,8 +15,14 @@ mod plugins;
 mod print;
 mod report;
 mod spinner;
+#[cfg(feature = "engine")]
+mod study;
 mod tables;
+#[cfg(feature = "engine")]
+mod tune;
 mod verify;
+#[cfg(feature = "engine")]
+mod workshop;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -91,6 +97,8 @@ enum Command {
     Build(build::Args),
     #[cfg(feature = "engine")]
     Bench(bench::Args),
+    #[cfg(feature = "engine")]
+    Tune(tune::Args),
     Plugins(plugins::Args),
     Report(report::Args),
     Doctor(doctor::Args),
@@ -134,6 +142,8 @@ fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Build(args) => build::run(args, global),
         #[cfg(feature = "engine")]
         Command::Bench(args) => bench::run(args, global),
+        #[cfg(feature = "engine")]
+        Command::Tune(args) => tune::run(args, global),
         Command::Plugins(args) => plugins::run(args, global),
         Command::Report(args) => report::run(args, global),
         Command::Doctor(args) => doctor::run(args, global),

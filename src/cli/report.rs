@@ -1,4 +1,4 @@
-//! `trt-opt report`: figures of measurements as a page.
+//! `trt-opt report`: what fusions are worth, measured and as a page.
 
 use std::path::{Path, PathBuf};
 
@@ -9,19 +9,29 @@ use trt_opt::{Error, Result};
 use super::out::{self, GREEN, RED, RESET};
 use super::{Global, tables as terminal};
 
-/// Make a report of measurements: report.json, report.md and index.html
+/// Measure variants of models, and make a report of it: report.json, report.md and index.html
 #[derive(clap::Args)]
 #[command(after_help = "\
+For each model of --models: as exported (native), without plugins in the form that TensorRT's own fusions
+recognise (canonical), each fusion alone, all but each, all; and what 'trt-opt tune' chooses, if --variants
+names 'tuned'. Every engine is compared with ONNX Runtime in fp32. All engines of a batch size are timed in
+the same interleaved rounds, with the model called resnet50, which ratios are to.
+
 Files to merge are report.json of earlier runs, all of the same kind of GPU and version of TensorRT.
 Ratios to ResNet-50 and speed-ups are formed inside each run, never across runs.
 
 Examples:
+  trt-opt report --models resnet50=resnet50.onnx swin_t=swin.onnx --plugins libtrt_opt_plugins.so -o report
+  trt-opt report --models resnet50=r50.onnx swin_t=swin.onnx --variants native,all,tuned --batch 1,32 --plugins lib.so
   trt-opt report --merge swin/report.json tnt/report.json -o report
   trt-opt report --merge report.json -o report --ask swin_t@1=1.5 --ask swin_t@32=2.0")]
 pub struct Args {
     /// Report files to put together
-    #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
+    #[arg(long, value_name = "FILE", num_args = 1..)]
     merge: Vec<PathBuf>,
+    #[cfg(feature = "engine")]
+    #[command(flatten)]
+    study: super::study::StudyArgs,
     /// Folder for the report; made if it is not there
     #[arg(short, long, value_name = "DIR", default_value = "report")]
     output: PathBuf,
@@ -65,7 +75,19 @@ struct GoalJson<'a> {
 }
 
 pub fn run(args: Args, global: &Global) -> Result<u8> {
-    let (mut merged, mut warnings) = merge(&args.merge)?;
+    let mut reports: Vec<(PathBuf, Report)> = vec![];
+    for path in &args.merge {
+        reports.push((path.clone(), report::load(path)?));
+    }
+    #[allow(unused_mut, reason = "only measuring warns before merging")]
+    let mut warnings: Vec<String> = vec![];
+    #[cfg(feature = "engine")]
+    if let Some((measured, said)) = args.study.run(global)? {
+        reports.push(("the measurement".into(), measured));
+        warnings.extend(said);
+    }
+    let (mut merged, said) = merge(reports)?;
+    warnings.extend(said);
     for goal in args.ask {
         // What is asked for here replaces what a file says.
         merged.goals.retain(|g| g.model != goal.model || g.setting() != goal.setting());
@@ -98,11 +120,13 @@ pub fn run(args: Args, global: &Global) -> Result<u8> {
     Ok(0)
 }
 
-fn merge(paths: &[PathBuf]) -> Result<(Report, Vec<String>)> {
-    let load = |path: &PathBuf| Ok((path.clone(), report::load(path)?));
-    let (merged, warnings) = report::merge(paths.iter().map(load).collect::<Result<_>>()?)?;
+fn merge(reports: Vec<(PathBuf, Report)>) -> Result<(Report, Vec<String>)> {
+    if reports.is_empty() {
+        return Err(Error::Usage("there is nothing to report: give --models to measure, or --merge with files".into()));
+    }
+    let names: Vec<String> = reports.iter().map(|(path, _)| path.display().to_string()).collect();
+    let (merged, warnings) = report::merge(reports)?;
     if merged.rows.is_empty() {
-        let names: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
         return Err(Error::Usage(format!("there are no rows in {}, so there is nothing to report", names.join(", "))));
     }
     Ok((merged, warnings))

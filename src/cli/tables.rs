@@ -24,6 +24,15 @@ pub fn align_numbers(table: &mut Table) {
     }
 }
 
+/// Puts the numbers of some columns under each other.
+pub fn align(table: &mut Table, columns: std::ops::Range<usize>) {
+    for (i, column) in table.column_iter_mut().enumerate() {
+        if columns.contains(&i) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+}
+
 pub fn text(table: &Table) -> String {
     let lines = table.lines().map(|line| line.trim_end().to_owned());
     lines.collect::<Vec<_>>().join("\n")

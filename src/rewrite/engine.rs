@@ -197,6 +197,13 @@ impl<'a> Engine<'a> {
         });
     }
 
+    /// Sites that were computed by the node `old` are computed by `new` from now on.
+    pub fn moved(&mut self, old: &str, new: &str) {
+        for site in self.sites.iter_mut().filter(|s| s.into.as_deref() == Some(old)) {
+            site.into = Some(new.to_owned());
+        }
+    }
+
     pub fn into_parts(self) -> (Graph, Vec<Site>, BTreeMap<String, usize>) {
         (self.graph, self.sites, self.patches)
     }

@@ -26,6 +26,16 @@ impl Target {
         }
     }
 
+    /// The one with plugins for a major version of TensorRT.
+    pub fn of_major(major: u32) -> Option<Self> {
+        match major {
+            8 => Some(Self::Trt8),
+            10 => Some(Self::Trt10),
+            11 => Some(Self::Trt11),
+            _ => None,
+        }
+    }
+
     /// Whether fused nodes may be plugin ops.
     pub fn plugins(self) -> bool {
         self != Self::Native

@@ -36,10 +36,10 @@ class Library:
     def window(w):
         return (ctypes.c_int32 * 7)(*w) if w else None
 
-    def layer_norm(self, x, residual, scale, bias, y, total, row, window=None):
+    def layer_norm(self, x, residual, scale, bias, y, total, row, window=None, reverse=False):
         rows = x.numel() // row
         self.call("trt_opt_layer_norm", HALF, ctypes.c_int64(rows), ctypes.c_int64(row), ctypes.c_float(1e-5), pointer(x),
-                  pointer(residual), pointer(scale), pointer(bias), pointer(y), pointer(total), self.window(window))
+                  pointer(residual), pointer(scale), pointer(bias), pointer(y), pointer(total), self.window(window), int(reverse))
 
     def attention(self, qkv, out, heads, dim, bias_kind=0, bias=None, bias_period=1, mask_kind=0, mask_value=-100.0, window=None, tactic=0):
         batch, tokens = qkv.shape[0], qkv.shape[1]
@@ -105,7 +105,7 @@ def rand(*shape):
     return torch.randn(*shape, device="cuda", dtype=torch.float16)
 
 
-def bench_layer_norm(lib, rows, row, residual, window, rounds):
+def bench_layer_norm(lib, rows, row, residual, window, rounds, reverse=False):
     size = rows * row * 2
     sets, order = rotation(size * (4 if residual else 2))
     xs = [rand(rows, row) for _ in range(sets)]
@@ -120,7 +120,7 @@ def bench_layer_norm(lib, rows, row, residual, window, rounds):
             return F.layer_norm(ss[i], (row,), scale, bias, 1e-5)
         return F.layer_norm(xs[i], (row,), scale, bias, 1e-5)
 
-    variants = {"ours": [lambda i=i: lib.layer_norm(xs[i], rs[i], scale, bias, ys[i], ss[i], row, window) for i in order],
+    variants = {"ours": [lambda i=i: lib.layer_norm(xs[i], rs[i], scale, bias, ys[i], ss[i], row, window, reverse) for i in order],
                 "torch": [lambda i=i: torch_norm(i) for i in order]}
     if residual:
         variants["copy"] = [lambda i=i: (ys[i].copy_(xs[i]), ss[i].copy_(rs[i])) for i in order]
@@ -128,7 +128,7 @@ def bench_layer_norm(lib, rows, row, residual, window, rounds):
         variants["copy"] = [lambda i=i: ys[i].copy_(xs[i]) for i in order]
     times, failed = time_variants(variants, rounds)
     moved = size * (4 if residual else 2)
-    return {"op": "layer_norm", "shape": [rows, row], "residual": residual, "window": window, "us": times, "failed": failed, "bytes": moved,
+    return {"op": "layer_norm", "shape": [rows, row], "residual": residual, "window": window, "reverse": reverse, "us": times, "failed": failed, "bytes": moved,
             "bandwidth_of_copy": times["copy"] / times["ours"], "speedup_over_torch": times["torch"] / times["ours"],
             "tb_s": moved / times["ours"] * 1e-6}
 
@@ -256,6 +256,7 @@ def main():
             add(bench_layer_norm(lib, rows, row, False, None, args.rounds))
         add(bench_layer_norm(lib, 32 * 3136, 96, True, None, args.rounds))
         add(bench_layer_norm(lib, 32 * 3136, 96, True, [56, 56, 7, 7, 3, 3, 0], args.rounds))
+        add(bench_layer_norm(lib, 32 * 3136, 96, True, [56, 56, 7, 7, 3, 3, 0], args.rounds, reverse=True))
         for batch in (32, 1):
             for stage in range(4):
                 for shifted in (False, True) if stage < 3 else (False,):

@@ -173,16 +173,19 @@ struct LayerNormCase {
     WindowGrid window;   // unused: `images` rows
     int shift = 0;       // misalignment in elements
     float offset = 0;    // of the input
+    bool reverse = false;
 };
 void check(Checker& c, const std::string& name, const LayerNormCase& a) {
     if (!c.wanted(name)) return;
     LayerNormProblem p;
     p.dtype = a.type;
     p.window = a.window;
+    p.reverse = a.reverse;
     p.row = a.row;
     p.rows = a.window.used() ? a.images * a.window.grid_h * a.window.grid_w : a.images;
-    const int64_t out_rows = a.window.used() ? a.images * a.window.windows() * a.window.window_tokens() : a.images;
-    Tensor x = tensor(a.type, p.rows * a.row, a.shift), r = tensor(a.type, a.residual ? p.rows * a.row : 0, a.shift), scale = tensor(a.type, a.row, a.shift),
+    const int64_t cut = a.window.used() ? a.images * a.window.windows() * a.window.window_tokens() : a.images;
+    const int64_t in_rows = a.reverse ? cut : p.rows, out_rows = a.reverse ? p.rows : cut;
+    Tensor x = tensor(a.type, in_rows * a.row, a.shift), r = tensor(a.type, a.residual ? p.rows * a.row : 0, a.shift), scale = tensor(a.type, a.row, a.shift),
            bias = tensor(a.type, a.row, a.shift), y = tensor(a.type, out_rows * a.row, a.shift), sum = tensor(a.type, a.residual ? p.rows * a.row : 0, a.shift);
     x->fill(c.next_seed(), 1.5f, a.offset), r->fill(c.next_seed(), 1.f), scale->fill(c.next_seed(), 0.5f, 1.f), bias->fill(c.next_seed(), 0.5f);
     p.x = x->data(), p.scale = scale->data(), p.bias = bias->data(), p.y = y->data();
@@ -190,9 +193,9 @@ void check(Checker& c, const std::string& name, const LayerNormCase& a) {
     const cudaError_t status = c.run([&](cudaStream_t s) { return layer_norm(p, s); });
     if (status != cudaSuccess) return c.report(name, a.type, 1e30, 0, 0, cudaGetErrorString(status));
     Doubles ref(y->count), ref_sum(sum->count);
-    if (out_rows > 0) {
-        if (a.type == DType::kHalf) reference::layer_norm<__half><<<blocks_for(out_rows), 128>>>(p, out_rows, ref.p, ref_sum.p);
-        else reference::layer_norm<float><<<blocks_for(out_rows), 128>>>(p, out_rows, ref.p, ref_sum.p);
+    if (cut > 0) {
+        if (a.type == DType::kHalf) reference::layer_norm<__half><<<blocks_for(cut), 128>>>(p, cut, ref.p, ref_sum.p);
+        else reference::layer_norm<float><<<blocks_for(cut), 128>>>(p, cut, ref.p, ref_sum.p);
         CUDA_OK(cudaGetLastError());
     }
     c.compare(name, *y, ref);
@@ -391,6 +394,7 @@ void edge_cases(Checker& c) {
                 for (int64_t images : {1, 3}) {
                     const std::string z = " c" + std::to_string(channels) + " b" + std::to_string(images) + w;
                     check(c, "layer_norm window" + z, LayerNormCase{t, images, channels, images == 3, g});
+                    check(c, "layer_norm reverse" + z, LayerNormCase{t, images, channels, true, g, images == 3 ? 1 : 0, 0, true});
                     check(c, "window partition" + z, WindowCase{t, images, channels, false, false, g});
                     check(c, "window reverse" + z, WindowCase{t, images, channels, true, false, g});
                     check(c, "window reverse add" + z, WindowCase{t, images, channels, true, true, g, images == 3 ? 1 : 0});
@@ -472,6 +476,7 @@ void random_cases(Checker& c, int count, uint64_t seed) {
         check(c, "layer_norm random" + s, n);
         WindowGrid g = random_grid(true);
         check(c, "layer_norm window random" + s, LayerNormCase{t, pick(1, 5), pick(0, 1) ? pick(1, 200) : 8 * pick(1, 40), pick(0, 1) == 1, g, shift});
+        check(c, "layer_norm reverse random" + s, LayerNormCase{t, pick(1, 5), pick(0, 1) ? pick(1, 200) : 8 * pick(1, 40), true, g, shift, 0, true});
         const bool reverse = pick(0, 1);
         check(c, "window random" + s, WindowCase{t, pick(1, 6), pick(0, 1) ? pick(1, 200) : 8 * pick(1, 40), reverse, reverse && pick(0, 1), g, shift});
         MergeCase m{t, pick(1, 4), pick(0, 1) ? pick(1, 300) : 8 * pick(1, 60), pick(1, 20), pick(1, 20), {pick(0, 3), pick(0, 3), pick(0, 3), pick(0, 3)}, shift};
@@ -501,6 +506,7 @@ void random_cases(Checker& c, int count, uint64_t seed) {
 void large_cases(Checker& c) {
     check(c, "layer_norm large", LayerNormCase{DType::kHalf, 22500000, 96, false, {}});
     check(c, "layer_norm window large", LayerNormCase{DType::kHalf, 7200, 96, true, grid(56, 56, 7, 7, 3, 3)});
+    check(c, "layer_norm reverse large", LayerNormCase{DType::kHalf, 7200, 96, true, grid(56, 56, 7, 7, 3, 3), 0, 0, true});
     check(c, "window large", WindowCase{DType::kHalf, 7200, 96, true, true, grid(56, 56, 7, 7, 3, 3)});
     check(c, "window partition large", WindowCase{DType::kHalf, 7200, 96, false, false, grid(56, 56, 7, 7, 3, 3)});
     check(c, "patch_merge large", MergeCase{DType::kHalf, 7200, 96, 56, 56, {0, 2, 1, 3}});
@@ -531,6 +537,8 @@ void refusals(Checker& c) {
     LayerNormProblem n;
     n.rows = 10, n.row = 8, n.window = grid(4, 4, 2, 2, 0, 0);
     expect("refuse rows of no whole image", layer_norm(n, nullptr));
+    n.window = {}, n.reverse = true;
+    expect("refuse reverse without windows", layer_norm(n, nullptr));
 }
 
 }  // namespace

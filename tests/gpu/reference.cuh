@@ -47,17 +47,19 @@ __device__ inline int64_t partition_source(const WindowGrid& g, int64_t r) {
     return at < 0 ? -1 : r * g.grid_h * g.grid_w + at;
 }
 
-// y and sum as doubles; rows of y.
+// y and sum as doubles; rows of the partitioned side, where there are windows.
 template <class T> __global__ void layer_norm(LayerNormProblem p, int64_t rows, double* y, double* sum) {
     const int64_t r = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
     if (r >= rows) return;
     const int64_t from = p.window.window_h > 0 ? partition_source(p.window, r) : r;
     if (from < 0) {
-        for (int64_t i = 0; i < p.row; ++i) y[r * p.row + i] = 0;
+        if (!p.reverse)
+            for (int64_t i = 0; i < p.row; ++i) y[r * p.row + i] = 0;
         return;
     }
+    const int64_t at_x = p.reverse ? r : from, at_y = p.reverse ? from : r;
     auto value = [&](int64_t i) {
-        double s = get<T>(p.x, from * p.row + i);
+        double s = get<T>(p.x, at_x * p.row + i);
         if (p.residual) s = rounded<T>(s + get<T>(p.residual, from * p.row + i));
         return s;
     };
@@ -68,7 +70,7 @@ template <class T> __global__ void layer_norm(LayerNormProblem p, int64_t rows, 
     variance /= p.row;
     const double factor = 1 / sqrt(variance + static_cast<double>(p.epsilon));
     for (int64_t i = 0; i < p.row; ++i) {
-        y[r * p.row + i] = (value(i) - mean) * factor * get<T>(p.scale, i) + get<T>(p.bias, i);
+        y[at_y * p.row + i] = (value(i) - mean) * factor * get<T>(p.scale, i) + get<T>(p.bias, i);
         if (p.residual) sum[from * p.row + i] = value(i);
     }
 }

@@ -7,7 +7,7 @@ use crate::onnx::proto::AttributeProto;
 pub fn example(def: &OpDef) -> Vec<AttributeProto> {
     let map = WindowMap::EXAMPLE;
     match def.name {
-        "TrtOptLayerNorm" => LayerNorm { epsilon: 1e-5, axes: 1, map }.attributes(true),
+        "TrtOptLayerNorm" => LayerNorm { epsilon: 1e-5, axes: 1, map, reverse: false }.attributes(true),
         "TrtOptAttention" => {
             let mask = Some(Mask::Shift(-100.0));
             let op = Attention { num_heads: 3, scale: 0.176_776_7, layout: Layout::Qkv, bias: None, mask, map };

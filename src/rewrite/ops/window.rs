@@ -126,7 +126,7 @@ impl WindowMap {
     }
 
     /// Reverse of `x` `[B * windows, tokens, C]` into `[-1, H, W, C]`.
-    fn reverse_body(&self, body: &mut Body, x: &str, channels: i64) -> String {
+    pub(super) fn reverse_body(&self, body: &mut Body, x: &str, channels: i64) -> String {
         let ([h, w], [wh, ww], [hp, wp]) = (self.grid, self.window, self.padded());
         let y = body.reshape(x, &[-1, hp / wh, wp / ww, wh, ww, channels]);
         let y = body.transpose(&y, &[0, 1, 3, 2, 4, 5]);
@@ -209,6 +209,14 @@ impl Window {
         attributes
     }
 
+    pub fn of(node: &Node) -> Option<Self> {
+        Some(Self {
+            map: WindowMap::of(node)?,
+            reverse: node.int("reverse")? != 0,
+            rank: usize::try_from(node.int("rank")?).ok()?,
+        })
+    }
+
     /// Shape of the output for an input shape; `None` where it does not fit.
     pub fn shape(&self, input: &[Dim]) -> Option<Vec<Dim>> {
         if !self.reverse {
@@ -227,21 +235,13 @@ impl Window {
     }
 }
 
-fn parse(node: &Node) -> Option<Window> {
-    Some(Window {
-        map: WindowMap::of(node)?,
-        reverse: node.int("reverse")? != 0,
-        rank: usize::try_from(node.int("rank")?).ok()?,
-    })
-}
-
 fn shapes(graph: &Graph, node: &Node) -> Option<Shapes> {
     let x = node.input(0)?;
-    Some(vec![Some((graph.dtype(x)?, parse(node)?.shape(graph.shape(x)?)?))])
+    Some(vec![Some((graph.dtype(x)?, Window::of(node)?.shape(graph.shape(x)?)?))])
 }
 
 fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
-    let (window, x) = (parse(node)?, node.input(0)?);
+    let (window, x) = (Window::of(node)?, node.input(0)?);
     let (dtype, channels) = (graph.dtype(x)?, *reshapeable(graph, x)?.last()?);
     let out = window.shape(graph.shape(x)?)?;
     let input = body.input("x");

@@ -423,7 +423,7 @@ impl Norm {
         let y = patch.value_like(graph, &format!("{name}/y"), self.x);
         let epsilon = self.epsilon as f32;
         let mut node = if plugins {
-            LayerNorm { epsilon, axes: self.axes, map: WindowMap::NONE }.node(self.x, None, scale, bias)
+            LayerNorm { epsilon, axes: self.axes, map: WindowMap::NONE, reverse: false }.node(self.x, None, scale, bias)
         } else {
             Node::new(op, [self.x, scale, bias])
                 .with(AttributeProto::int("axis", -(self.axes as i64)))

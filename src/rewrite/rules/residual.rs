@@ -11,7 +11,11 @@
 //! a -> Slice -> Add (with b) ---^
 //! ```
 //!
-//! Runs after the windows: a window reverse takes the residual add first, which moves fewer bytes.
+//! Runs after the windows. A window reverse has taken its residual add by then; together they move into the norm:
+//!
+//! ```text
+//! w, r -> TrtOptWindow reverse = s -> TrtOptLayerNorm   becomes   TrtOptLayerNorm reverse (w, r) -> y, s
+//! ```
 
 use crate::analysis::movement::{self, Walk};
 use crate::error::Result;
@@ -19,7 +23,7 @@ use crate::ir::{Dim, Graph, Node, NodeId, ValueId};
 use crate::onnx::proto::TensorProto;
 use crate::rewrite::Kind;
 use crate::rewrite::engine::{Engine, Patch};
-use crate::rewrite::ops::{self, LayerNorm};
+use crate::rewrite::ops::{self, LayerNorm, Window};
 use crate::rewrite::pattern::{normalize_axis, only_user};
 
 const RULE: &str = "layernorm-residual";
@@ -33,8 +37,18 @@ pub fn run(engine: &mut Engine) -> Result<()> {
             return Ok(());
         }
         let graph = engine.graph();
-        let Some(patch) = graph.get(id).and_then(|_| absorb(graph, id)) else { continue };
-        if let Err(miss) = engine.apply(patch)? {
+        if graph.get(id).is_none() {
+            continue;
+        }
+        if let Some((patch, window)) = absorb_reverse(graph, id) {
+            let norm = graph.node(id).name.clone();
+            match engine.apply(patch)? {
+                Ok(()) => engine.moved(&window, &norm),
+                Err(miss) => tracing::debug!(at = miss.at, reason = miss.reason, "window reverse kept"),
+            }
+        } else if let Some(patch) = absorb(graph, id)
+            && let Err(miss) = engine.apply(patch)?
+        {
             tracing::debug!(at = miss.at, reason = miss.reason, "residual add kept");
         }
     }
@@ -102,6 +116,41 @@ fn absorb(graph: &Graph, id: NodeId) -> Option<Patch> {
     patch.replace(sum, new_sum);
     patch.cover(covers);
     Some(patch)
+}
+
+/// The window reverse with a residual that the norm follows, moved into it; and that node's name.
+fn absorb_reverse(graph: &Graph, id: NodeId) -> Option<(Patch, String)> {
+    let node = graph.node(id);
+    let norm = LayerNorm::of(node).filter(|n| n.axes == 1 && n.map.is_none())?;
+    let [Some(x), Some(scale), Some(bias)] = node.inputs[..] else { return None };
+    let old = node.output(0)?;
+    let mut sum = x;
+    let mut covers = vec![id];
+    if let Some((reshape, producer)) = graph.producer(x).filter(|(_, n)| n.is("Reshape")) {
+        sum = producer.input(0)?;
+        covers.extend((graph.uses(x).len() == 1 && !graph.is_output(x)).then_some(reshape));
+    }
+    let (reverse, window) = graph.producer(sum)?;
+    if window.domain != ops::DOMAIN || window.op != "TrtOptWindow" {
+        return None;
+    }
+    let map = Window::of(window).filter(|w| w.reverse)?.map;
+    let [Some(windows), Some(residual)] = window.inputs[..] else { return None };
+    if graph.shape(x)?.last() != graph.shape(sum)?.last() {
+        return None;
+    }
+    covers.push(reverse);
+    let mut patch = Patch::new(graph, RULE);
+    let new_sum = patch.value_like(graph, &format!("{}/sum", node.name), sum);
+    let y = patch.value_like(graph, &format!("{}/y", node.name), sum);
+    let mut fused = LayerNorm { map, reverse: true, ..norm }.node(windows, Some(residual), scale, bias);
+    fused.name.clone_from(&node.name);
+    patch.node(fused, [y, new_sum]);
+    let out = patch.reshape(graph, y, graph.shape(old)?, &format!("{}/reshape", node.name))?;
+    patch.replace(old, out);
+    patch.replace(sum, new_sum);
+    patch.cover(covers);
+    Some((patch, window.name.clone()))
 }
 
 /// `base` with `update` added from index `before` of an axis on, and nothing in the last `after`.

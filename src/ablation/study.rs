@@ -1,0 +1,374 @@
+//! The ablation of several models in one run: every variant built, checked and timed, interleaved with ResNet-50.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use super::store::Job;
+use super::tune::{self, By};
+use super::tuning::Tuning;
+use super::variants::{self, Variant};
+use super::workshop::Workshop;
+use crate::bench;
+use crate::contents::Contents;
+use crate::error::{Error, Result};
+use crate::ir::{Dim, Graph};
+use crate::measure::stats::{Bootstrap, Summary, compare};
+use crate::measure::{Plan, Samples};
+use crate::onnx::{self, Model};
+use crate::report::{BeforeAfter, Estimate, Layer, Mode, Precision, REFERENCE_MODEL, Row, Variant as Name};
+use crate::rewrite::Target;
+use crate::verify;
+
+/// The variant that [`tune::search`] finds.
+pub const TUNED: &str = "tuned";
+
+/// A model to compare variants of. Files of one name are the same model at other batch sizes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelFile {
+    /// What the report calls it: `swin_t`.
+    pub name: String,
+    pub path: PathBuf,
+}
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub target: Target,
+    /// Names of variants; all but [`TUNED`] by default.
+    pub variants: BTreeSet<String>,
+    pub precisions: Vec<Precision>,
+    /// Sizes of an open batch axis, and which of the fixed ones are wanted; empty takes files as they are.
+    pub batches: Vec<i64>,
+    /// How sites are grouped for [`TUNED`].
+    pub by: By,
+    pub plan: Plan,
+    pub bootstrap: Bootstrap,
+    /// Inferences that the layers are profiled over; none by default.
+    pub profile: usize,
+    /// Where ONNX Runtime is, and the seed of the inputs.
+    pub verify: verify::Options,
+    /// Id of the run.
+    pub run: String,
+}
+
+/// What is going on, for a progress display.
+pub enum Event<'a> {
+    Phase(String),
+    /// An engine was built, or not.
+    Built(&'a Job, &'a Result<()>),
+    /// Rounds done of all.
+    Round(usize, usize),
+}
+
+/// An engine of the study.
+struct Planned {
+    model: String,
+    variant: String,
+    precision: Precision,
+    batch: i64,
+    job: Job,
+    estimate: BeforeAfter,
+    note: Option<String>,
+    /// Inputs and outputs of the model as exported.
+    reference: usize,
+}
+
+/// Measures all variants of all models. The rows, and warnings about what is not in them.
+pub fn run(
+    files: &[ModelFile],
+    options: &Options,
+    workshop: &Workshop,
+    event: &(dyn Fn(Event) + Sync),
+) -> Result<(Vec<Row>, Vec<String>)> {
+    let mut warnings = vec![];
+    let mut references = vec![];
+    let mut planned = vec![];
+    for file in files {
+        event(Event::Phase(format!("rewriting {}", file.name)));
+        let model = onnx::load(&file.path)?;
+        for batch in batches(&model, &options.batches)? {
+            let open = (batch.open).then_some(batch.size);
+            let verify = verify::Options { batch: open, ..options.verify.clone() };
+            references.push(verify::run(&file.path, &verify)?);
+            plan(file, &model, batch, references.len() - 1, options, workshop, &mut planned)?;
+        }
+    }
+    let known = |name: &String| name == TUNED || planned.iter().any(|p| p.variant == *name);
+    if let Some(unknown) = options.variants.iter().find(|name| !known(name)) {
+        let mut names: Vec<&str> = planned.iter().map(|p| p.variant.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        return Err(Error::Usage(format!(
+            "no model has a variant '{unknown}' (there are {}, {TUNED})",
+            names.join(", ")
+        )));
+    }
+    let jobs: Vec<Job> = planned.iter().map(|p| p.job.clone()).collect();
+    event(Event::Phase(format!("building {} engines", missing(&jobs))));
+    let outcomes = workshop.build(&jobs, &|job, outcome| event(Event::Built(job, outcome)));
+    let mut outcomes = outcomes.into_iter();
+    planned.retain(|p| match outcomes.next() {
+        Some(Err(why)) => {
+            warnings.push(format!("{} {} {} batch {}: no engine: {why}", p.model, p.variant, p.precision, p.batch));
+            false
+        }
+        _ => true,
+    });
+    if options.variants.contains(TUNED) {
+        for file in files.iter().filter(|f| f.name != REFERENCE_MODEL) {
+            tuned(file, options, workshop, event, &mut planned)?;
+        }
+    }
+    let sizes: BTreeSet<i64> = planned.iter().map(|p| p.batch).collect();
+    let mut rows = vec![];
+    for size in sizes {
+        let group: Vec<&Planned> = planned.iter().filter(|p| p.batch == size).collect();
+        rows.extend(measure(&group, &references, options, workshop, event, &mut warnings)?);
+    }
+    Ok((rows, warnings))
+}
+
+#[derive(Clone, Copy)]
+struct Batch {
+    size: i64,
+    /// Whether the model leaves it open.
+    open: bool,
+}
+
+/// The batch sizes that a model is measured at.
+fn batches(model: &Model, wanted: &[i64]) -> Result<Vec<Batch>> {
+    let graph = Graph::take(&mut model.proto.clone())?;
+    let first = graph.inputs.iter().find(|&&v| graph.constant(v).is_none()).and_then(|&v| graph.shape(v)?.first());
+    let place = || model.path.display().to_string();
+    match first {
+        Some(Dim::Int(size)) if wanted.is_empty() || wanted.contains(size) => {
+            Ok(vec![Batch { size: *size, open: false }])
+        }
+        Some(Dim::Int(size)) => {
+            Err(Error::Usage(format!("{}: its batch is {size}, and --batch asks for {wanted:?}", place())))
+        }
+        Some(_) if wanted.is_empty() => Ok(vec![Batch { size: 1, open: true }]),
+        Some(_) => Ok(wanted.iter().map(|&size| Batch { size, open: true }).collect()),
+        None => Err(Error::invalid(place(), "has no input with a batch axis")),
+    }
+}
+
+fn missing(jobs: &[Job]) -> usize {
+    let engines: BTreeSet<_> = jobs.iter().map(|j| &j.engine).collect();
+    engines.into_iter().filter(|e| !e.exists()).count()
+}
+
+/// The engines of a model at a batch size. ResNet-50, which ratios are to, is measured as exported only.
+fn plan(
+    file: &ModelFile,
+    model: &Model,
+    batch: Batch,
+    reference: usize,
+    options: &Options,
+    workshop: &Workshop,
+    planned: &mut Vec<Planned>,
+) -> Result<()> {
+    let is_reference = file.name == REFERENCE_MODEL;
+    let wanted = |v: &Variant| match is_reference {
+        true => v.name == "native",
+        false => options.variants.is_empty() || options.variants.contains(&v.name),
+    };
+    let before = estimate(model, batch.size)?;
+    for variant in variants::ladder(model, &file.name, options.target)?.into_iter().filter(wanted) {
+        let (path, ledger) = workshop.save(&stem(file, batch.size), model, &variant)?;
+        let after = match ledger {
+            Some(_) => estimate(&onnx::load(&path)?, batch.size)?,
+            None => before,
+        };
+        let mut precisions = options.precisions.clone();
+        if is_reference && !precisions.contains(&Precision::Fp16) {
+            precisions.push(Precision::Fp16);
+        }
+        for precision in precisions {
+            planned.push(Planned {
+                model: file.name.clone(),
+                variant: variant.name.clone(),
+                precision,
+                batch: batch.size,
+                job: workshop.store.job(&path, precision == Precision::Fp16, batch.open.then_some(batch.size))?,
+                estimate: BeforeAfter { before, after },
+                note: None,
+                reference,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// What files of the store are called after.
+fn stem(file: &ModelFile, batch: i64) -> String {
+    format!("{}-b{batch}", file.name)
+}
+
+fn estimate(model: &Model, batch: i64) -> Result<Estimate> {
+    let estimate = Contents::of(model, batch)?.estimate;
+    Ok(Estimate { bytes: estimate.bytes, launches: estimate.launches })
+}
+
+/// Searches for the fastest choice of fusions for every engine of a model that has plugins.
+fn tuned(
+    file: &ModelFile,
+    options: &Options,
+    workshop: &Workshop,
+    event: &(dyn Fn(Event) + Sync),
+    planned: &mut Vec<Planned>,
+) -> Result<()> {
+    let model = onnx::load(&file.path)?;
+    for batch in batches(&model, &options.batches)? {
+        for &precision in &options.precisions {
+            let this = |p: &&Planned| p.model == file.name && p.batch == batch.size && p.precision == precision;
+            let Some(known) = planned.iter().find(this) else { continue };
+            let (reference, before) = (known.reference, known.estimate.before);
+            event(Event::Phase(format!("tuning {} in {precision} at batch {}", file.name, batch.size)));
+            let name = stem(file, batch.size);
+            let tuning = Tuning {
+                workshop,
+                model: &model,
+                name: &name,
+                target: options.target,
+                by: options.by,
+                fp16: precision == Precision::Fp16,
+                batch: batch.open.then_some(batch.size),
+                plan: options.plan,
+                bootstrap: options.bootstrap,
+            };
+            let found = tuning.run(&|job, outcome| event(Event::Built(job, outcome)), &mut |_| {})?;
+            let left: Vec<String> =
+                found.outcome.decisions.iter().filter(|d| d.left).map(|d| d.group.to_string()).collect();
+            let note = match found.outcome.choice {
+                tune::Candidate::Native => "as exported: no choice of fusions was faster".to_owned(),
+                tune::Candidate::Canonical => "without plugins: no choice of fusions was faster".to_owned(),
+                tune::Candidate::Without(_) if left.is_empty() => "everything fused".to_owned(),
+                tune::Candidate::Without(_) => format!("left to TensorRT: {}", left.join(", ")),
+            };
+            planned.push(Planned {
+                model: file.name.clone(),
+                variant: TUNED.to_owned(),
+                precision,
+                batch: batch.size,
+                job: workshop.store.job(&found.path, precision == Precision::Fp16, batch.open.then_some(batch.size))?,
+                estimate: BeforeAfter { before, after: estimate(&onnx::load(&found.path)?, batch.size)? },
+                note: Some(note),
+                reference,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Times the engines of one batch size in interleaved rounds, in each mode.
+fn measure(
+    group: &[&Planned],
+    references: &[verify::Run],
+    options: &Options,
+    workshop: &Workshop,
+    event: &(dyn Fn(Event) + Sync),
+    warnings: &mut Vec<String>,
+) -> Result<Vec<Row>> {
+    let batch = group.first().map_or(1, |p| p.batch);
+    event(Event::Phase(format!("timing {} engines at batch {batch}", group.len())));
+    // Equal variants share an engine: it is loaded and timed once.
+    let mut engines: Vec<&Job> = vec![];
+    for planned in group {
+        if !engines.iter().any(|job| job.engine == planned.job.engine) {
+            engines.push(&planned.job);
+        }
+    }
+    let mut subjects = vec![];
+    let mut errors = vec![];
+    for job in &engines {
+        let first = group.iter().find(|p| p.job.engine == job.engine);
+        let Some(first) = first else { continue };
+        let run = &references[first.reference];
+        let given: BTreeMap<_, _> = run.inputs.iter().cloned().collect();
+        let name = format!("{} {} {}", first.model, first.variant, first.precision);
+        let mut subject = workshop.subject(&name, job, &given)?;
+        let mode = if subject.graph.is_ok() { bench::Mode::Graph } else { bench::Mode::Enqueue };
+        let error = verify::relative_error(&run.outputs, &subject.outputs(mode)?)?;
+        if !error.is_finite() {
+            warnings.push(format!("{name} batch {batch}: its outputs are not finite"));
+        }
+        errors.push(error);
+        subjects.push(subject);
+    }
+    let mut rows = vec![];
+    for (mode, timed) in [(Mode::Graph, bench::Mode::Graph), (Mode::Enqueue, bench::Mode::Enqueue)] {
+        if mode == Mode::Graph
+            && let Some((subject, why)) = subjects.iter().find_map(|s| Some((&s.name, s.graph.as_ref().err()?)))
+        {
+            warnings.push(format!("batch {batch} is not timed by CUDA graphs: {subject} cannot be captured: {why}"));
+            continue;
+        }
+        let samples = bench::measure(&mut subjects, timed, &options.plan, &mut |done| {
+            event(Event::Round(done, options.plan.rounds));
+        })?;
+        let baseline = group
+            .iter()
+            .find(|p| p.model == REFERENCE_MODEL && p.precision == Precision::Fp16)
+            .and_then(|p| engines.iter().position(|job| job.engine == p.job.engine))
+            .map(|at| &samples[at]);
+        for planned in group {
+            let Some(at) = engines.iter().position(|job| job.engine == planned.job.engine) else { continue };
+            rows.push(row(planned, mode, &subjects[at], &samples[at], baseline, errors[at], options)?);
+        }
+    }
+    if options.profile > 0 {
+        for (job, subject) in engines.iter().zip(&mut subjects) {
+            let layers: Vec<Layer> = bench::profile(subject, options.profile)?
+                .into_iter()
+                .map(|l| Layer { name: l.name, r#type: l.kind.unwrap_or_default(), us: l.mean_us })
+                .collect();
+            let of = |row: &&mut Row| {
+                row.mode == Mode::Graph
+                    && group.iter().any(|p| {
+                        p.job.engine == job.engine
+                            && (p.model.as_str(), p.variant.as_str(), p.precision)
+                                == (row.model.as_str(), row.variant.as_str(), row.precision)
+                    })
+            };
+            for row in rows.iter_mut().filter(of) {
+                row.layers.clone_from(&layers);
+            }
+        }
+    }
+    Ok(rows)
+}
+
+fn row(
+    planned: &Planned,
+    mode: Mode,
+    subject: &bench::Subject,
+    samples: &Samples,
+    baseline: Option<&Samples>,
+    error: f64,
+    options: &Options,
+) -> Result<Row> {
+    let time = Summary::of(samples, &options.bootstrap)?;
+    let ratio = baseline.map(|b| compare(samples, b, &options.bootstrap)).transpose()?;
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    Ok(Row {
+        model: planned.model.clone(),
+        variant: Name::new(planned.variant.clone())?,
+        precision: planned.precision,
+        batch: u32::try_from(planned.batch)
+            .map_err(|_| Error::Usage(format!("a batch of {} is too large", planned.batch)))?,
+        mode,
+        p50_us: time.p50_us,
+        p99_us: time.p99_us,
+        interval_us: time.interval_us,
+        kernels: subject.graph.as_ref().ok().map(|g| count(g.kernels)),
+        engine_mb: Some(subject.engine_bytes as f64 / 1e6),
+        device_mb: Some(subject.device_bytes as f64 / 1e6),
+        rel_err: error.is_finite().then_some(error),
+        x_resnet50: ratio.map(|r| r.ratio),
+        x_resnet50_interval: ratio.map(|r| r.interval),
+        run: options.run.clone(),
+        estimate: Some(planned.estimate),
+        layers: vec![],
+        note: planned.note.clone(),
+    })
+}

@@ -1,0 +1,124 @@
+//! The measuring half of `trt-opt report`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use trt_opt::ablation::study::{self, Event, ModelFile};
+use trt_opt::ablation::tune::By;
+use trt_opt::measure::stats::Bootstrap;
+use trt_opt::report::{Precision, Report};
+use trt_opt::rewrite::Target;
+use trt_opt::{Error, Result, verify};
+
+use super::spinner::Spinner;
+use super::workshop::{WorkshopArgs, environment};
+use super::{Global, file_name, out};
+
+#[derive(clap::Args)]
+pub struct StudyArgs {
+    /// Models to measure, by the names that the report has for them; a name may come again with a file of another batch
+    #[arg(long, value_name = "NAME=FILE", num_args = 1.., value_parser = parse_model, help_heading = "Measuring")]
+    models: Vec<ModelFile>,
+    /// Variants to measure: native, canonical, a kind of site, without-KIND, all, tuned [default: all but tuned]
+    #[arg(long, visible_alias = "fusions", value_name = "NAME,...", value_delimiter = ',', help_heading = "Measuring")]
+    variants: Vec<String>,
+    /// Precisions to build for
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', default_value = "fp16", help_heading = "Measuring")]
+    precision: Vec<Precision>,
+    /// Batch sizes, where models leave the batch open [default: that of the model, or 1]
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = clap::value_parser!(i64).range(1..), help_heading = "Measuring")]
+    batch: Vec<i64>,
+    /// Which sites 'tuned' chooses together
+    #[arg(long, value_name = "GROUP", default_value = "kind", help_heading = "Measuring")]
+    by: By,
+    /// The TensorRT that will run the models [default: that of the library]
+    #[arg(long, help_heading = "Measuring")]
+    target: Option<Target>,
+    /// Time the layers of every engine, too
+    #[arg(long, help_heading = "Measuring")]
+    profile: bool,
+    /// What the report calls this run [default: the time of its start]
+    #[arg(long, value_name = "ID", help_heading = "Measuring")]
+    run: Option<String>,
+    /// Seed of inputs and of the order in rounds
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Measuring")]
+    seed: u64,
+    /// ONNX Runtime's library, or a folder with it [default: ORT_DYLIB_PATH, else searched for]
+    #[arg(long, value_name = "PATH", help_heading = "Measuring")]
+    onnxruntime: Option<PathBuf>,
+    #[command(flatten)]
+    workshop: WorkshopArgs,
+}
+
+fn parse_model(text: &str) -> Result<ModelFile, String> {
+    match text.split_once('=') {
+        Some((name, path)) if !name.is_empty() && !path.is_empty() => {
+            Ok(ModelFile { name: name.into(), path: path.into() })
+        }
+        _ => Err("expected NAME=FILE, as in swin_t=swin.onnx".into()),
+    }
+}
+
+/// Inferences that layers are profiled over.
+const PROFILED: usize = 50;
+
+impl StudyArgs {
+    /// Measures, if there is anything to measure. The report of this run alone, and warnings.
+    pub fn run(&self, global: &Global) -> Result<Option<(Report, Vec<String>)>> {
+        if self.models.is_empty() {
+            return Ok(None);
+        }
+        for file in &self.models {
+            std::fs::File::open(&file.path).map_err(Error::io("open", &file.path))?;
+        }
+        self.workshop.with(self.seed, |workshop| {
+            let environment = environment(workshop, self.workshop.plan(self.seed));
+            let version = workshop.library.version;
+            let target = match self.target.or_else(|| Target::of_major(version.major)) {
+                Some(target) => target,
+                None => return Err(Error::Usage(format!("there is no target for TensorRT {version}; give --target"))),
+            };
+            let id = match &self.run {
+                Some(id) => id.clone(),
+                None => environment.date.strftime("%Y%m%dT%H%M%SZ").to_string(),
+            };
+            let options = study::Options {
+                target,
+                variants: self.variants.iter().cloned().collect::<BTreeSet<_>>(),
+                precisions: self.precision.clone(),
+                batches: self.batch.clone(),
+                by: self.by,
+                plan: self.workshop.plan(self.seed),
+                bootstrap: Bootstrap::default(),
+                profile: if self.profile { PROFILED } else { 0 },
+                verify: verify::Options {
+                    onnxruntime: self.onnxruntime.clone(),
+                    seed: self.seed,
+                    ..verify::Options::default()
+                },
+                run: id.clone(),
+            };
+            let spinner = Spinner::new(global);
+            let event = |event: Event| match event {
+                Event::Phase(what) => {
+                    tracing::info!("{what}");
+                    spinner.start(&what);
+                }
+                Event::Built(job, Ok(())) => spinner.show(&format!("built {}", file_name(&job.model))),
+                Event::Built(job, Err(why)) => {
+                    spinner.show(&format!("no engine of {}", file_name(&job.model)));
+                    tracing::debug!("{why}");
+                }
+                Event::Round(done, all) => spinner.show(&format!("round {done} of {all}")),
+            };
+            let (rows, warnings) = study::run(&self.models, &options, workshop, &event)?;
+            drop(spinner);
+            if rows.is_empty() {
+                warnings.iter().for_each(|w| out::warning(w));
+                return Err(Error::CheckFailed("no engine could be measured".into()));
+            }
+            let environment = BTreeMap::from([(id, environment)]);
+            Ok(Some((Report { environment, rows, ..Report::default() }, warnings)))
+        })
+    }
+}

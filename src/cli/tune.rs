@@ -1,0 +1,164 @@
+//! `trt-opt tune`: the fusions of a model that pay on this machine.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use trt_opt::ablation::tune::{By, Candidate, Decision};
+use trt_opt::ablation::tuning::{Tuned, Tuning};
+use trt_opt::measure::stats::{Bootstrap, Summary};
+use trt_opt::onnx::{self, Model};
+use trt_opt::rewrite::Target;
+use trt_opt::{Error, Result, files};
+
+use super::out::{self, BOLD, RESET};
+use super::spinner::Spinner;
+use super::workshop::WorkshopArgs;
+use super::{Global, file_name, load, tables};
+
+/// Choose the fusions of a model by measured latency
+#[derive(clap::Args)]
+#[command(after_help = "\
+Starts with everything fused and leaves out one group of sites at a time. Both engines are timed in the
+same interleaved rounds, as CUDA graphs; a group that is faster left to TensorRT, beyond noise, is left
+out, and the ledger says so with both figures. The model as exported is the outcome if no choice of
+fusions beats it.
+
+Examples:
+  trt-opt tune swin.onnx --fp16 --plugins libtrt_opt_plugins.so
+  trt-opt tune swin.onnx -o swin.tuned.onnx --fp16 --plugins lib.so --batch 32 --by kind")]
+pub struct Args {
+    model: PathBuf,
+    /// The tuned model [default: MODEL with the ending .tuned.onnx]
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Which sites are chosen together: all of a kind, or those of a kind and one stage of the network
+    #[arg(long, value_name = "GROUP", default_value = "stage")]
+    by: By,
+    /// Let TensorRT choose float16 layers
+    #[arg(long)]
+    fp16: bool,
+    /// Size of the batch axis, where the model leaves it open
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..))]
+    batch: Option<i64>,
+    /// The TensorRT that will run it [default: that of the library]
+    #[arg(long)]
+    target: Option<Target>,
+    /// Write the ledger of the tuned model, with the figures of what was left out
+    #[arg(long, value_name = "FILE")]
+    ledger: Option<PathBuf>,
+    /// Seed of random inputs and of the order in rounds
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Print the outcome as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    workshop: WorkshopArgs,
+}
+
+#[derive(Serialize)]
+struct Json<'a> {
+    model: &'a Path,
+    output: &'a Path,
+    /// `native`, `canonical` or `fused`.
+    choice: &'static str,
+    native: &'a Summary,
+    canonical: &'a Summary,
+    fused: &'a Summary,
+    decisions: &'a [Decision],
+}
+
+pub fn run(args: Args, global: &Global) -> Result<u8> {
+    let output = args.output.clone().unwrap_or_else(|| args.model.with_extension("tuned.onnx"));
+    for (option, path) in [("--output", Some(&output)), ("--ledger", args.ledger.as_ref())] {
+        if path.is_some_and(|path| files::same_file(path, &args.model)) {
+            return Err(Error::Usage(format!("{option} is the model, which is never written to; give another name")));
+        }
+    }
+    let model = load(&args.model)?;
+    let name = args.model.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let tuned = args.workshop.with(args.seed, |workshop| {
+        let target = match args.target {
+            Some(Target::Native) => return Err(Error::Usage("--target native has no plugins to choose among".into())),
+            Some(target) => target,
+            None => Target::of_major(workshop.library.version.major).ok_or_else(|| {
+                Error::Usage(format!("there is no target for TensorRT {}; give --target", workshop.library.version))
+            })?,
+        };
+        let spinner = Spinner::new(global);
+        spinner.start("tuning");
+        let tuning = Tuning {
+            workshop,
+            model: &model,
+            name: &name,
+            target,
+            by: args.by,
+            fp16: args.fp16,
+            batch: args.batch,
+            plan: args.workshop.plan(args.seed),
+            bootstrap: Bootstrap::default(),
+        };
+        tuning.run(&|job, _| spinner.show(&format!("built {}", file_name(&job.model))), &mut |decision| {
+            spinner.show(&line(decision));
+        })
+    })?;
+    let written = Model { proto: tuned.proto.clone(), ..model.clone() };
+    onnx::save(&written, &output, &onnx::SaveOptions::default())?;
+    if let (Some(path), Some(ledger)) = (&args.ledger, &tuned.ledger) {
+        files::write(path, out::to_json(ledger)?.as_bytes())?;
+    }
+    if args.json {
+        let outcome = &tuned.outcome;
+        out::json(&Json {
+            model: &args.model,
+            output: &output,
+            choice: match outcome.choice {
+                Candidate::Native => "native",
+                Candidate::Canonical => "canonical",
+                Candidate::Without(_) => "fused",
+            },
+            native: &outcome.native,
+            canonical: &outcome.canonical,
+            fused: &outcome.fused,
+            decisions: &outcome.decisions,
+        })?;
+    } else if !global.quiet {
+        out::text(&describe(&tuned, &args.model, &output))?;
+    }
+    Ok(0)
+}
+
+fn line(decision: &Decision) -> String {
+    let verdict = if decision.left { "left to TensorRT" } else { "fused" };
+    format!("{}: {:.1} us fused, {:.1} us left: {verdict}", decision.group, decision.fused_us, decision.left_us)
+}
+
+fn describe(tuned: &Tuned, model: &Path, output: &Path) -> String {
+    let mut table = tables::new(&["fusion", "sites", "fused us", "left us", "ratio", "choice"]);
+    for decision in &tuned.outcome.decisions {
+        table.add_row([
+            decision.group.to_string(),
+            decision.group.nodes.len().to_string(),
+            format!("{:.1}", decision.fused_us),
+            format!("{:.1}", decision.left_us),
+            format!("{:.3}", decision.ratio.ratio),
+            if decision.left { "left to TensorRT" } else { "fused" }.to_owned(),
+        ]);
+    }
+    tables::align(&mut table, 1..5);
+    let outcome = &tuned.outcome;
+    let choice = match outcome.choice {
+        Candidate::Native => "the model as exported: no choice of fusions was faster",
+        Candidate::Canonical => "the model without plugins: no choice of fusions was faster",
+        Candidate::Without(_) => "with plugins",
+    };
+    format!(
+        "{}\n\nnative {:.1} us, canonical {:.1} us, with plugins {:.1} us; chosen: {BOLD}{choice}{RESET}\n{} -> {}\n",
+        tables::text(&table),
+        outcome.native.p50_us,
+        outcome.canonical.p50_us,
+        outcome.fused.p50_us,
+        model.display(),
+        output.display()
+    )
+}

@@ -1,0 +1,125 @@
+//! What `tune` and `report` build and time engines with.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::Command;
+
+use trt_opt::ablation::store::{Job, Store};
+use trt_opt::ablation::workshop::Workshop;
+use trt_opt::engine::{self, Gpu, Library};
+use trt_opt::measure::Plan;
+use trt_opt::{Error, Result};
+
+use super::build::Tactics;
+
+#[derive(clap::Args)]
+#[command(next_help_heading = "Building and timing")]
+pub struct WorkshopArgs {
+    /// Plugin library that fused models need; may be repeated
+    #[arg(long, value_name = "LIB")]
+    pub plugins: Vec<PathBuf>,
+    /// Folder for models, engines and timings of layers: what is there is not built again
+    #[arg(long, value_name = "DIR", default_value = "target/trt-opt")]
+    work: PathBuf,
+    /// Engines that are built at a time; tactics are chosen by timing, so more than a few disturb each other
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=32))]
+    jobs: u8,
+    /// How long to look for fast layers: 0 to 5 [default: TensorRT's, 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=5))]
+    opt_level: Option<u8>,
+    /// Libraries that layers may also come from (TensorRT 8 and 10) [default: none]
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    tactics: Vec<Tactics>,
+    /// TensorRT's library, or a folder with it [default: TENSORRT_LIB_DIR, else searched for]
+    #[arg(long, value_name = "PATH")]
+    tensorrt: Option<PathBuf>,
+    /// Rounds of measurement
+    #[arg(long, value_name = "N", default_value_t = 30)]
+    rounds: usize,
+    /// Samples that every engine contributes to a round
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    per_round: usize,
+}
+
+impl WorkshopArgs {
+    pub fn plan(&self, seed: u64) -> Plan {
+        Plan { rounds: self.rounds, per_round: self.per_round, seed, ..Plan::default() }
+    }
+
+    /// Opens the GPU, TensorRT and the folder, and does something with them.
+    pub fn with<T>(&self, seed: u64, act: impl FnOnce(&Workshop) -> Result<T>) -> Result<T> {
+        let library = Library::load(self.tensorrt.as_deref())?;
+        let gpu = Gpu::first()?;
+        let tactics: Vec<&str> = self.tactics.iter().map(|t| t.name()).collect();
+        let context = format!(
+            "TensorRT {} on {} {}, level {:?}, tactics {tactics:?}",
+            library.version, gpu.description.name, gpu.description.compute_capability, self.opt_level
+        );
+        let store = Store::open(&self.work, &context, &self.plugins)?;
+        let program = std::env::current_exe().map_err(Error::io("find", "the program itself"))?;
+        let builder = |job: &Job| self.build(&program, job);
+        act(&Workshop {
+            library: &library,
+            gpu: &gpu,
+            store: &store,
+            builder: &builder,
+            parallel: self.jobs.into(),
+            plugins: self.plugins.clone(),
+            seed,
+        })
+    }
+
+    /// Each engine is built in a process of its own: TensorRT's builder may crash, and the others go on.
+    fn build(&self, program: &PathBuf, job: &Job) -> Result<()> {
+        let mut command = Command::new(program);
+        command.arg("build").arg(&job.model).arg("-o").arg(&job.engine).arg("--timing-cache").arg(&job.timing_cache);
+        let mut option = |name: &str, value: OsString| {
+            command.arg(name).arg(value);
+        };
+        self.plugins.iter().for_each(|p| option("--plugins", p.into()));
+        if let Some(path) = &self.tensorrt {
+            option("--tensorrt", path.into());
+        }
+        if let Some(level) = self.opt_level {
+            option("--opt-level", level.to_string().into());
+        }
+        for tactics in &self.tactics {
+            option("--tactics", tactics.name().into());
+        }
+        if let Some(batch) = job.batch {
+            option("--batch", batch.to_string().into());
+        }
+        if job.fp16 {
+            command.arg("--fp16");
+        }
+        let output = command.arg("--quiet").output().map_err(Error::io("start", program))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let said = String::from_utf8_lossy(&output.stderr);
+        Err(Error::CheckFailed(format!(
+            "building {} ended with {}: {}",
+            job.model.display(),
+            output.status,
+            said.trim()
+        )))
+    }
+}
+
+/// What measurements depend on, for a report.
+pub fn environment(workshop: &Workshop, plan: Plan) -> trt_opt::report::Environment {
+    let gpu = &workshop.gpu.description;
+    trt_opt::report::Environment {
+        gpu: gpu.name.clone(),
+        driver: gpu.driver.clone().unwrap_or_else(|| "unknown".into()),
+        cuda: gpu.cuda.clone(),
+        tensorrt: workshop.library.version.to_string(),
+        headers: engine::compiled_for().to_string(),
+        commit: option_env!("TRT_OPT_COMMIT").unwrap_or("unknown").into(),
+        date: jiff::Timestamp::now(),
+        command: std::iter::once("trt-opt".to_owned()).chain(std::env::args().skip(1)).collect::<Vec<_>>().join(" "),
+        clocks: None,
+        plan: Some(plan),
+        note: None,
+    }
+}
