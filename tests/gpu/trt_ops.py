@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Runs each plugin op inside TensorRT, in graphs made by hand, and compares with docs/ops.md in float64.
 
-    trt_ops.py --runner RUNNER --lib DIR --plugin LIB [--json FILE] [--work DIR]
+    trt_ops.py --trt-opt BINARY --tensorrt DIR --plugins LIB [--json FILE] [--work DIR]
 
-RUNNER is trt_runner. Every graph is built twice, in fp32 and with the fp16 flag; limits on ||out - ref|| / ||ref||
+Every graph is built twice, in fp32 and with the fp16 flag; limits on ||out - ref|| / ||ref||
 are 1e-5 and 2e-3 (fp16 also rounds the graph's fp32 inputs and outputs).
 """
 import argparse
@@ -15,6 +15,7 @@ import tempfile
 
 import numpy as np
 import onnx
+import engines
 from onnx import TensorProto, helper, numpy_helper
 
 DOMAIN = {"plugin_version": "1", "plugin_namespace": "trt_opt"}
@@ -187,49 +188,46 @@ def cases():
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("runner", "lib", "plugin"):
-        parser.add_argument(f"--{name}", required=True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    engines.add_arguments(parser)
     parser.add_argument("--json")
     parser.add_argument("--work")
     args = parser.parse_args()
     work = args.work or tempfile.mkdtemp()
     os.makedirs(work, exist_ok=True)
-    running = []
+    building = []
     for case in cases():
         folder = os.path.join(work, case.name)
         os.makedirs(folder, exist_ok=True)
         case.save(f"{folder}/model.onnx")
-        inputs = []
+        files = {}
         for name, a in case.inputs.items():
-            np.save(f"{folder}/{name}.in.npy", a.astype(np.float32))
-            inputs += ["--input", f"{name}={folder}/{name}.in.npy"]
+            files[name] = f"{folder}/{name}.in.npy"
+            np.save(files[name], a.astype(np.float32))
         for precision in ("fp32", "fp16"):
-            out = f"{folder}/{precision}"
-            os.makedirs(out, exist_ok=True)
-            command = [args.runner, "--lib", args.lib, "--onnx", f"{folder}/model.onnx", "--plugin", args.plugin, "--dump", out, "--layers", f"{out}/layers.json",
-                       "--json", f"{out}/result.json", "--iterations", "50", *inputs]
-            if precision == "fp16":
-                command.append("--fp16")
-            log = open(f"{out}/log", "w")
-            running.append((case, precision, out, subprocess.Popen(command, stdout=log, stderr=log)))
+            command = engines.build_command(args, f"{folder}/model.onnx", f"{folder}/{precision}.engine", case.inputs, plugins=True, fp16=precision == "fp16",
+                                            layers=f"{folder}/{precision}.layers.json")
+            log = open(f"{folder}/{precision}.log", "w")
+            building.append((case, precision, folder, files, subprocess.Popen(command, stdout=log, stderr=log)))
     results = []
-    for case, precision, out, process in running:
-        process.wait()
-        result = {"case": case.name, "precision": precision, "pass": process.returncode == 0, "errors": {}}
-        if process.returncode == 0:
-            result.update(json.load(open(f"{out}/result.json")))
-            for name, ref in case.outputs.items():
-                got = np.load(f"{out}/{name}.npy").astype(np.float64)
-                error = float(np.linalg.norm(got - ref) / np.linalg.norm(ref)) if got.shape == ref.shape else float("inf")
-                result["errors"][name] = error
-                result["pass"] &= error <= (1e-5 if precision == "fp32" else 2e-3)
-        else:
-            result["log"] = f"exit {process.returncode}: " + open(f"{out}/log").read()[-600:]
+    for case, precision, folder, files, process in building:
+        result = {"case": case.name, "precision": precision, "pass": False, "errors": {}}
         results.append(result)
-        print(case.name, precision, "ok" if result["pass"] else "FAIL", result["errors"], result.get("graph_nodes", ""), result.get("log", ""), flush=True)
+        if process.wait() not in engines.BUILT:
+            result["log"] = f"build: exit {process.returncode}: " + open(f"{folder}/{precision}.log").read()[-600:]
+        else:
+            try:
+                result |= engines.bench(args, [f"{folder}/{precision}.engine"], files, folder, rounds=5)[precision]
+                for name, ref in case.outputs.items():
+                    got = np.load(f"{folder}/{precision}/{name}.npy").astype(np.float64)
+                    result["errors"][name] = float(np.linalg.norm(got - ref) / np.linalg.norm(ref)) if got.shape == ref.shape else float("inf")
+                result["pass"] = all(error <= (1e-5 if precision == "fp32" else 2e-3) for error in result["errors"].values())
+            except (RuntimeError, OSError) as e:
+                result["log"] = str(e)[-900:]
+        print(case.name, precision, "ok" if result["pass"] else "FAIL", result["errors"], result.get("kernels", ""), result.get("log", ""), flush=True)
     if args.json:
-        json.dump(results, open(args.json, "w"), indent=1)
+        with open(args.json, "w") as f:
+            json.dump(results, f, indent=1)
     failed = sum(not r["pass"] for r in results)
     print(f"{len(results)} graphs, {failed} failed")
     return 1 if failed or not results else 0
