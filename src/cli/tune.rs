@@ -134,7 +134,7 @@ fn line(decision: &Decision) -> String {
 }
 
 fn describe(tuned: &Tuned, model: &Path, output: &Path) -> String {
-    let mut table = tables::new(&["fusion", "sites", "fused us", "left us", "ratio", "choice"]);
+    let mut table = tables::new(["fusion", "sites", "fused us", "left us", "ratio", "choice"]);
     for decision in &tuned.outcome.decisions {
         table.add_row([
             decision.group.to_string(),
