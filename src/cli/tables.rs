@@ -25,6 +25,7 @@ pub fn align_numbers(table: &mut Table) {
 }
 
 /// Puts the numbers of some columns under each other.
+#[cfg(feature = "engine")]
 pub fn align(table: &mut Table, columns: std::ops::Range<usize>) {
     for (i, column) in table.column_iter_mut().enumerate() {
         if columns.contains(&i) {
