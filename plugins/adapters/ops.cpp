@@ -118,7 +118,7 @@ public:
             out[0].d[1] = build.constant(static_cast<int32_t>(window_.window_tokens()));
         }
     }
-    cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, int32_t,
+    cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, void*, int32_t,
                     cudaStream_t stream) const override {
         // The map, where x comes in windows of it.
         const Dims& x = in_desc[reverse_ ? 1 : 0].dims;
@@ -182,7 +182,7 @@ public:
             y.d[1] = build.constant(static_cast<int32_t>(window_.window_tokens()));
         }
     }
-    cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, int32_t,
+    cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, void*, int32_t,
                     cudaStream_t stream) const override {
         const Dims& x = in_desc[0].dims;
         WindowProblem p;
@@ -236,7 +236,7 @@ public:
         else out[0].d[1] = build.constant(h * w);
         out[0].d[rank_ - 1] = times(in[0].d[in[0].nbDims - 1], 4, build);
     }
-    cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, int32_t,
+    cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, void*, int32_t,
                     cudaStream_t stream) const override {
         const Dims& x = in_desc[0].dims;
         PatchMergeProblem p;
@@ -304,7 +304,7 @@ public:
                 out[0].d[2] = times(in[2].d[3], heads_, build);
         }
     }
-    cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, int32_t tactic,
+    cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, void*, int32_t tactic,
                     cudaStream_t stream) const override {
         AttentionProblem p = problem(in_desc);
         const int64_t e = element(in_desc[0]);
@@ -424,6 +424,70 @@ private:
     WindowGrid window_;
 };
 
+class MlpBlock final : public Op {
+public:
+    explicit MlpBlock(Attributes given) : Op(std::move(given)) {
+        epsilon_ = epsilon(attributes_);
+        residual_ = flag(attributes_, "residual");
+        const std::string& approximate = attributes_.string("approximate");
+        if (approximate != "none" && approximate != "tanh") attributes_.fail("attribute 'approximate' must be none or tanh, is '" + approximate + "'");
+        tanh_ = approximate == "tanh";
+    }
+    std::unique_ptr<Op> clone() const override { return std::make_unique<MlpBlock>(*this); }
+    int32_t inputs() const override { return residual_ ? 8 : 7; }
+    int32_t outputs() const override { return 1; }
+    void shapes(const DimsExprs* in, DimsExprs* out, IExprBuilder&) const override {
+        expect(in[0].nbDims >= 1, "input x must have an axis of channels");
+        const DimsExprs &w1 = in[weights() + 2], &w2 = in[weights() + 4];
+        expect(w1.nbDims == 2 && w2.nbDims == 2, "inputs w1 and w2 must be matrices");
+        out[0] = in[0];
+    }
+    cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, void* workspace, int32_t tactic,
+                    cudaStream_t stream) const override {
+        MlpBlockProblem p = problem(in_desc);
+        p.x = in[0];
+        if (residual_) p.residual = in[1];
+        const void* const* w = in + weights();
+        p.scale = w[0], p.bias = w[1], p.w1 = w[2], p.b1 = w[3], p.w2 = w[4], p.b2 = w[5];
+        p.y = out[0];
+        return mlp_block(p, workspace, stream, tactic);
+    }
+    std::vector<int32_t> tactics(const PluginTensorDesc* in_desc) const override { return mlp_block_tactics(problem(in_desc)); }
+    size_t workspace(const PluginTensorDesc* in_desc) const override {
+        const Dims& x = in_desc[0].dims;
+        MlpBlockProblem p = problem(in_desc);
+        // Any number of rows, where it is not known.
+        for (int32_t k = 0; k + 1 < x.nbDims; ++k)
+            if (x.d[k] < 0) p.rows = int64_t{1} << 30;
+        return mlp_block_workspace(p);
+    }
+
+private:
+    int32_t weights() const { return residual_ ? 2 : 1; }
+    // Everything but the pointers.
+    MlpBlockProblem problem(const PluginTensorDesc* in) const {
+        const Dims& x = in[0].dims;
+        expect(x.nbDims >= 1, "input x must have an axis of channels");
+        MlpBlockProblem p;
+        p.dtype = dtype(in[0]);
+        p.rows = volume(x, 0, x.nbDims - 1);
+        const PluginTensorDesc* w = in + weights();
+        const Dims &w1 = w[2].dims, &w2 = w[4].dims;
+        expect(w1.nbDims == 2 && w2.nbDims == 2 && w1.d[0] == x.d[x.nbDims - 1] && w2.d[0] == w1.d[1] && w2.d[1] == w1.d[0], "inputs w1 and w2 must be [C, H] and [H, C], where C is the last axis of x");
+        const auto elements = [](const PluginTensorDesc& t) { return volume(t.dims, 0, t.dims.nbDims); };
+        for (int i : {0, 1, 5}) expect(elements(w[i]) == w1.d[0], "inputs scale, bias and b2 must have C elements");
+        expect(elements(w[3]) == w1.d[1], "input b1 must have H elements");
+        expect(w1.d[0] <= kMlpMaxChannels && w1.d[1] <= kMlpMaxHidden, "at most 2048 channels and 16384 hidden columns are possible");
+        p.channels = static_cast<int32_t>(w1.d[0]), p.hidden = static_cast<int32_t>(w1.d[1]);
+        p.epsilon = epsilon_;
+        p.tanh_gelu = tanh_;
+        return p;
+    }
+
+    float epsilon_;
+    bool residual_, tanh_;
+};
+
 template <class T> std::unique_ptr<Op> make(Attributes attributes) { return std::make_unique<T>(std::move(attributes)); }
 
 }  // namespace
@@ -447,6 +511,7 @@ const std::vector<OpDef>& op_definitions() {
          {{"reverse", kInt, 1}, {"rank", kInt, 1}, {"residual", kInt, 1}, {"grid", kInts, 2}, {"window", kInts, 2}, {"shift", kInts, 2}, {"pad_after_roll", kInt, 1}},
          make<Window>},
         {"TrtOptPatchMerge", {{"epsilon", kFloat, 1}, {"grid", kInts, 2}, {"order", kInts, 4}, {"rank", kInt, 1}}, make<PatchMerge>},
+        {"TrtOptMlpBlock", {{"epsilon", kFloat, 1}, {"residual", kInt, 1}, {"approximate", kText, 1}}, make<MlpBlock>},
     };
     return ops;
 }

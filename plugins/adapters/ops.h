@@ -25,9 +25,11 @@ public:
     virtual int32_t inputs() const = 0;
     virtual int32_t outputs() const = 0;
     virtual void shapes(const nvinfer1::DimsExprs* in, nvinfer1::DimsExprs* out, nvinfer1::IExprBuilder& build) const = 0;
-    // Enqueues the kernels. Dimensions are known; `tactic` is 0 or one of `tactics`.
+    // Enqueues the kernels. Dimensions are known; `tactic` is 0 or one of `tactics`; `workspace` has what `workspace()` asks for.
     virtual cudaError_t run(const nvinfer1::PluginTensorDesc* in_desc, const nvinfer1::PluginTensorDesc* out_desc, const void* const* in,
-                            void* const* out, int32_t tactic, cudaStream_t stream) const = 0;
+                            void* const* out, void* workspace, int32_t tactic, cudaStream_t stream) const = 0;
+    // Bytes of workspace for inputs of these shapes and all smaller ones, under any tactic. An axis may be unknown (negative).
+    virtual size_t workspace(const nvinfer1::PluginTensorDesc*) const { return 0; }
     // What an autotuner may try for these shapes, all above 0; empty: nothing to choose from.
     virtual std::vector<int32_t> tactics(const nvinfer1::PluginTensorDesc*) const { return {}; }
 

@@ -40,10 +40,12 @@ public:
     void configurePlugin(DynamicPluginTensorDesc const*, int32_t inputs, DynamicPluginTensorDesc const*, int32_t outputs) noexcept override {
         guarded<int>(getPluginType(), 0, [&] { return check_counts(inputs, outputs), 0; });
     }
-    size_t getWorkspaceSize(PluginTensorDesc const*, int32_t, PluginTensorDesc const*, int32_t) const noexcept override { return 0; }
-    int32_t enqueue(PluginTensorDesc const* in_desc, PluginTensorDesc const* out_desc, void const* const* in, void* const* out, void*, cudaStream_t stream) noexcept override {
+    size_t getWorkspaceSize(PluginTensorDesc const* in, int32_t inputs, PluginTensorDesc const*, int32_t outputs) const noexcept override {
+        return guarded<size_t>(getPluginType(), 0, [&] { return check_counts(inputs, outputs), op_->workspace(in); });
+    }
+    int32_t enqueue(PluginTensorDesc const* in_desc, PluginTensorDesc const* out_desc, void const* const* in, void* const* out, void* workspace, cudaStream_t stream) noexcept override {
         return guarded<int32_t>(getPluginType(), -1, [&] {
-            const cudaError_t status = op_->run(in_desc, out_desc, in, out, 0, stream);
+            const cudaError_t status = op_->run(in_desc, out_desc, in, out, workspace, 0, stream);
             if (status != cudaSuccess) log_error(std::string(getPluginType()) + ": " + cudaGetErrorString(status));
             return static_cast<int32_t>(status);
         });

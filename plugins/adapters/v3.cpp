@@ -67,7 +67,17 @@ public:
             return 0;
         });
     }
-    size_t getWorkspaceSize(DynamicPluginTensorDesc const*, int32_t, DynamicPluginTensorDesc const*, int32_t) const noexcept override { return 0; }
+    size_t getWorkspaceSize(DynamicPluginTensorDesc const* in, int32_t inputs, DynamicPluginTensorDesc const*, int32_t outputs) const noexcept override {
+        if (!counts(inputs, outputs)) return 0;
+        return guarded<size_t>(name(), 0, [&] {
+            std::vector<PluginTensorDesc> largest;
+            for (int32_t i = 0; i < inputs; ++i) {
+                largest.push_back(in[i].desc);
+                if (in[i].max.nbDims == in[i].desc.dims.nbDims) largest.back().dims = in[i].max;
+            }
+            return op_->workspace(largest.data());
+        });
+    }
     int32_t getNbTactics() noexcept override { return static_cast<int32_t>(tactics_.size()); }
     int32_t getValidTactics(int32_t* tactics, int32_t count) noexcept override {
         if (count != static_cast<int32_t>(tactics_.size())) return -1;
@@ -83,9 +93,9 @@ public:
         return 0;
     }
     int32_t onShapeChange(PluginTensorDesc const*, int32_t inputs, PluginTensorDesc const*, int32_t outputs) noexcept override { return counts(inputs, outputs) ? 0 : -1; }
-    int32_t enqueue(PluginTensorDesc const* in_desc, PluginTensorDesc const* out_desc, void const* const* in, void* const* out, void*, cudaStream_t stream) noexcept override {
+    int32_t enqueue(PluginTensorDesc const* in_desc, PluginTensorDesc const* out_desc, void const* const* in, void* const* out, void* workspace, cudaStream_t stream) noexcept override {
         return guarded<int32_t>(name(), -1, [&] {
-            const cudaError_t status = op_->run(in_desc, out_desc, in, out, tactic_, stream);
+            const cudaError_t status = op_->run(in_desc, out_desc, in, out, workspace, tactic_, stream);
             if (status != cudaSuccess) log_error(std::string(name()) + ": " + cudaGetErrorString(status));
             return static_cast<int32_t>(status);
         });

@@ -7,8 +7,10 @@
 // or sequence may not.
 #pragma once
 
-#include <cstdint>
 #include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <vector>
 
 namespace trt_opt {
 
@@ -127,5 +129,37 @@ cudaError_t attention(const AttentionProblem& problem, cudaStream_t stream, int3
 
 // True if `tactic` fits the problem's sizes (pointers are not looked at).
 bool attention_tactic_valid(const AttentionProblem& problem, int32_t tactic);
+
+// y = s + gelu(normalize(s) * W1 + b1) * W2 + b2 over rows of `channels` elements, s = x + residual.
+struct MlpBlockProblem {
+    DType dtype = DType::kHalf;
+    int64_t rows = 0;
+    int32_t channels = 0, hidden = 0;  // channels up to kMlpMaxChannels, hidden up to kMlpMaxHidden
+    float epsilon = 1e-5f;
+    bool tanh_gelu = false;            // the tanh form instead of erf
+    const void* x = nullptr;           // [rows, channels]
+    const void* residual = nullptr;    // [rows, channels], or null: no residual
+    const void* scale = nullptr;       // [channels]
+    const void* bias = nullptr;        // [channels]
+    const void* w1 = nullptr;          // [channels, hidden]
+    const void* b1 = nullptr;          // [hidden]
+    const void* w2 = nullptr;          // [hidden, channels]
+    const void* b2 = nullptr;          // [channels]
+    void* y = nullptr;                 // [rows, channels]; none of the inputs
+};
+constexpr int32_t kMlpMaxChannels = 2048, kMlpMaxHidden = 16384;
+
+// `workspace`: mlp_block_workspace bytes, aligned to 16; nothing in it is kept from one call to the next. `tactic`: 0 or
+// one of mlp_block_tactics; one that does not fit the problem or the device falls back to what 0 would choose.
+cudaError_t mlp_block(const MlpBlockProblem& problem, void* workspace, cudaStream_t stream, int32_t tactic = 0);
+
+// Enough for this problem and for all with fewer rows, under any tactic.
+size_t mlp_block_workspace(const MlpBlockProblem& problem);
+
+// Ways of cutting up the problem on the current device that are worth timing, best guess first. Pointers are not looked at.
+std::vector<int32_t> mlp_block_tactics(const MlpBlockProblem& problem);
+
+// True if the current device can run the problem's sizes under `tactic` (above 0).
+bool mlp_block_tactic_valid(const MlpBlockProblem& problem, int32_t tactic);
 
 }  // namespace trt_opt

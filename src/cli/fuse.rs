@@ -34,6 +34,7 @@ Examples:
   trt-opt fuse swin.onnx                                   to swin.fused.onnx
   trt-opt fuse swin.onnx -o out.onnx --target trt10 --verify
   trt-opt fuse swin.onnx --fuse layernorm,attention --require layernorm,attention
+  trt-opt fuse swin.onnx --also mlp-block                  MLP blocks too, as one op each
   trt-opt fuse swin.onnx --reference twin.onnx             also a twin that any ONNX runtime can run
   trt-opt fuse swin.onnx --ledger swin.json --json         the account of all sites, for programs
   trt-opt fuse swin.onnx --target trt11 --fp16 --inputs images.npz --verify
@@ -43,9 +44,12 @@ pub struct Args {
     /// Where the rewritten model goes [default: MODEL.fused.onnx beside the input]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Kinds of site to fuse [default: all]
+    /// Kinds of site to fuse [default: all but mlp-block]
     #[arg(long, value_name = "KIND,...", value_delimiter = ',')]
     fuse: Vec<Kind>,
+    /// Kinds to fuse besides: blocks made of the others, which are not always faster
+    #[arg(long, value_name = "KIND,...", value_delimiter = ',')]
+    also: Vec<Kind>,
     /// Kinds or rules to leave out
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     skip: Vec<String>,
@@ -126,7 +130,8 @@ impl Args {
             }
         }
         let mut kinds: BTreeSet<Kind> =
-            if self.fuse.is_empty() { Kind::ALL.into() } else { self.fuse.into_iter().collect() };
+            if self.fuse.is_empty() { Kind::DEFAULT.into() } else { self.fuse.into_iter().collect() };
+        kinds.extend(self.also);
         let mut skip = BTreeSet::new();
         for name in self.skip.into_iter().filter(|n| !n.is_empty()) {
             match Kind::from_str(&name, true) {

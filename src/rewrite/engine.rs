@@ -204,6 +204,24 @@ impl<'a> Engine<'a> {
         }
     }
 
+    /// The node of the original model by which the ledger knows what one of `parts` computes now.
+    pub fn known_as(&self, kind: Kind, parts: &BTreeSet<String>) -> Option<&str> {
+        let here = |site: &&Site| site.kind == kind && site.into.as_ref().is_some_and(|into| parts.contains(into));
+        self.sites.iter().find(here).map(|site| site.node.as_str())
+    }
+
+    /// Says of the sites that the nodes called `parts` stand for that the node `into` computes them now.
+    pub fn absorb_sites(&mut self, parts: &BTreeSet<String>, into: &str) {
+        for site in &mut self.sites {
+            let stands = site.into.as_ref().or((site.status == Status::Kept).then_some(&site.node));
+            if stands.is_some_and(|node| parts.contains(node)) {
+                site.status = Status::Fused;
+                site.into = Some(into.into());
+                site.reason = None;
+            }
+        }
+    }
+
     pub fn into_parts(self) -> (Graph, Vec<Site>, BTreeMap<String, usize>) {
         (self.graph, self.sites, self.patches)
     }

@@ -23,10 +23,16 @@ pub enum Kind {
     Gelu,
     Window,
     PatchMerge,
+    /// A norm, two products with a GELU between them, and the residual add, as one op.
+    MlpBlock,
 }
 
 impl Kind {
-    pub const ALL: [Self; 5] = [Self::LayerNorm, Self::Attention, Self::Gelu, Self::Window, Self::PatchMerge];
+    pub const ALL: [Self; 6] =
+        [Self::LayerNorm, Self::Attention, Self::Gelu, Self::Window, Self::PatchMerge, Self::MlpBlock];
+    /// The kinds that are fused unless something else is asked for: blocks are not, since whether one is faster than
+    /// its parts depends on the sizes and the GPU.
+    pub const DEFAULT: [Self; 5] = [Self::LayerNorm, Self::Attention, Self::Gelu, Self::Window, Self::PatchMerge];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -35,6 +41,7 @@ impl Kind {
             Self::Gelu => "gelu",
             Self::Window => "window",
             Self::PatchMerge => "patch-merge",
+            Self::MlpBlock => "mlp-block",
         }
     }
 }

@@ -26,7 +26,7 @@ use crate::onnx::proto::ModelProto;
 #[derive(Clone, Debug)]
 pub struct Options {
     pub target: Target,
-    /// Kinds to fuse; all by default.
+    /// Kinds to fuse; [`Kind::DEFAULT`] by default.
     pub kinds: BTreeSet<Kind>,
     /// Rules, by name, that are left out.
     pub skip: BTreeSet<String>,
@@ -50,7 +50,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             target: Target::Trt8,
-            kinds: Kind::ALL.into(),
+            kinds: Kind::DEFAULT.into(),
             skip: BTreeSet::new(),
             standard: vec![],
             stop_after: None,

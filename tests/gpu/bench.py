@@ -55,6 +55,16 @@ class Library:
         self.call("trt_opt_patch_merge", HALF, ctypes.c_int64(images), ctypes.c_int64(channels), h, w, ctypes.c_float(1e-5), pointer(x),
                   pointer(scale), pointer(bias), pointer(y))
 
+    def mlp_block(self, x, residual, p, y, workspace, tactic=0):
+        rows, channels = x.shape
+        self.call("trt_opt_mlp_block", HALF, ctypes.c_int64(rows), channels, p["w1"].shape[1], ctypes.c_float(1e-5), 0, pointer(x), pointer(residual),
+                  pointer(p["scale"]), pointer(p["bias"]), pointer(p["w1"]), pointer(p["b1"]), pointer(p["w2"]), pointer(p["b2"]), pointer(y), pointer(workspace), tactic)
+
+    def mlp_block_tactics(self, rows, channels, hidden):
+        found = (ctypes.c_int32 * 64)()
+        count = self.lib.trt_opt_mlp_block_tactics(HALF, ctypes.c_int64(rows), channels, hidden, found, 64)
+        return list(found)[:count]
+
 
 def capture(launches):
     """One graph of all launches, run once before for lazy set-up."""
@@ -221,6 +231,60 @@ def bench_move(lib, batch, side, channels, reverse, residual, rounds):
             "tb_s": size * (3 if residual else 2) / times["ours"] * 1e-6, "bandwidth_of_copy": times["copy"] / times["ours"] * (1.5 if residual else 1)}
 
 
+def tactic_name(tactic):
+    return f"tile {tactic & 15} cluster {1 << (tactic >> 4 & 15)} groups {tactic >> 8}"
+
+
+def bench_mlp(lib, rows, channels, hidden, rounds, tactics):
+    """Weights rotate too: at batch 1 a network's weights are more than the cache holds."""
+    sets, order = rotation(2 * (2 * rows * channels + 2 * channels * hidden))
+    xs, ys = [rand(rows, channels) for _ in range(sets)], [torch.empty(rows, channels, device="cuda", dtype=torch.float16) for _ in range(sets)]
+    rs = [rand(rows, channels) for _ in range(sets)]
+    ps = [{"scale": rand(channels), "bias": rand(channels), "w1": rand(channels, hidden) * channels**-0.5, "b1": rand(hidden),
+           "w2": rand(hidden, channels) * hidden**-0.5, "b2": rand(channels)} for _ in range(sets)]
+    for p in ps:
+        p["w1t"], p["w2t"] = p["w1"].t().contiguous(), p["w2"].t().contiguous()
+    normal = torch.empty_like(xs[0])
+    workspace = torch.empty(8 << 20, device="cuda", dtype=torch.uint8)
+
+    def mlp(i, y):
+        p = ps[i]
+        return xs[i] + F.linear(F.gelu(F.linear(y, p["w1t"], p["b1"])), p["w2t"], p["b2"])
+
+    def torch_block(i):
+        return mlp(i, F.layer_norm(xs[i], (channels,), ps[i]["scale"], ps[i]["bias"], 1e-5))
+
+    def pieces(i):
+        lib.layer_norm(xs[i], None, ps[i]["scale"], ps[i]["bias"], normal, None, channels)
+        return mlp(i, normal)
+
+    def ours(i, tactic=0):
+        lib.mlp_block(xs[i], None, ps[i], ys[i], workspace, tactic)
+
+    def after_add(i):
+        torch.add(rs[i], 1.0, out=xs[i])
+        ours(i)
+
+    ours(0)
+    p = {k: v.float() for k, v in ps[0].items()}
+    x = xs[0].float()
+    reference = x + F.linear(F.gelu(F.linear(F.layer_norm(x, (channels,), p["scale"], p["bias"], 1e-5), p["w1t"], p["b1"])), p["w2t"], p["b2"])
+    error = ((ys[0].float() - reference).norm() / reference.norm()).item()
+    functions = {"ours": ours, "torch": torch_block, "our norm, torch's rest": pieces, "an add and ours": after_add,
+                 "an add": lambda i: torch.add(rs[i], 1.0, out=xs[i])}
+    variants = {k: [lambda i=i, f=f: f(i) for i in order] for k, f in functions.items()}
+    variants["ours, weights in the cache"] = [lambda: ours(0) for _ in order]
+    variants["torch, weights in the cache"] = [lambda: torch_block(0) for _ in order]
+    best = lib.mlp_block_tactics(rows, channels, hidden)
+    tactics = [t for t in tactics if lib.lib.trt_opt_mlp_block_tactic_valid(HALF, ctypes.c_int64(rows), channels, hidden, t)]
+    for tactic in dict.fromkeys(best[:1] + (best + tactics if tactics else [])):
+        variants[tactic_name(tactic)] = [lambda i=i, t=tactic: ours(i, t) for i in order]
+    times, failed = time_variants(variants, rounds)
+    return {"op": "mlp_block", "shape": [rows, channels, hidden], "tactic": tactic_name(best[0]), "error": error, "us": times, "failed": failed,
+            "bytes": 2 * (2 * rows * channels + 2 * channels * hidden), "flop": 4 * rows * channels * hidden, "speedup_over_torch": times["torch"] / times["ours"],
+            "tflop_s": 4e-6 * rows * channels * hidden / times["ours"]}
+
+
 def bench_merge(lib, batch, side, channels, rounds):
     size = batch * side * side * channels * 2
     sets, order = rotation(size * 2)
@@ -238,7 +302,9 @@ def main():
     parser.add_argument("lib")
     parser.add_argument("--json")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--tactics", action="store_true", help="time every tactic of attention too")
+    parser.add_argument("--tactics", action="store_true", help="time every tactic too")
+    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge or mlp_block")
+    parser.add_argument("--batch", type=int, action="append", help="batch sizes of mlp_block [default: 1 and 32]")
     args = parser.parse_args()
     lib = Library(args.lib)
     torch.manual_seed(0)
@@ -251,22 +317,33 @@ def main():
         print("   ", ", ".join(f"{k} {v:.2f}" for k, v in r["us"].items()), r["failed"] or "", flush=True)
 
     tactics = [1, 2, 3, 4] if args.tactics else []
+    wanted = lambda op: args.only in (None, op)
+    # Splits that the estimate may not think of, for all tiles of kTiles in plugins/kernels/mlp_block.cu.
+    splits = [tile | cluster << 4 | groups << 8 for tile in range(1, 9) for cluster, groups in ((0, 1), (1, 1), (2, 1), (3, 1), (4, 1), (3, 2), (3, 4), (3, 8), (3, 12), (4, 4), (4, 6))]
     with torch.inference_mode():
-        for rows, row in [(32 * 3136, 96), (32 * 49, 768), (32 * 784, 192), (32 * 196, 384), (3136, 96), (49, 768), (32 * 196 * 16, 24), (32 * 197, 384)]:
-            add(bench_layer_norm(lib, rows, row, False, None, args.rounds))
-        add(bench_layer_norm(lib, 32 * 3136, 96, True, None, args.rounds))
-        add(bench_layer_norm(lib, 32 * 3136, 96, True, [56, 56, 7, 7, 3, 3, 0], args.rounds))
-        add(bench_layer_norm(lib, 32 * 3136, 96, True, [56, 56, 7, 7, 3, 3, 0], args.rounds, reverse=True))
-        for batch in (32, 1):
-            for stage in range(4):
-                for shifted in (False, True) if stage < 3 else (False,):
-                    add(bench_attention(lib, stage, batch, shifted, args.rounds, tactics))
-        for shape in [(32, 197, 6, 64), (1, 197, 6, 64), (32 * 196, 16, 4, 6), (196, 16, 4, 6), (32, 196, 5, 64), (1, 144, 4, 32)]:
-            add(bench_global(lib, *shape, args.rounds, [5, 6, 7] if args.tactics and shape[1] > 96 else tactics[:1] + [5] if args.tactics else []))
-        add(bench_move(lib, 32, 56, 96, False, False, args.rounds))
-        add(bench_move(lib, 32, 56, 96, True, True, args.rounds))
-        add(bench_merge(lib, 32, 56, 96, args.rounds))
-        add(bench_merge(lib, 32, 14, 384, args.rounds))
+        if wanted("layer_norm"):
+            for rows, row in [(32 * 3136, 96), (32 * 49, 768), (32 * 784, 192), (32 * 196, 384), (3136, 96), (49, 768), (32 * 196 * 16, 24), (32 * 197, 384)]:
+                add(bench_layer_norm(lib, rows, row, False, None, args.rounds))
+            add(bench_layer_norm(lib, 32 * 3136, 96, True, None, args.rounds))
+            add(bench_layer_norm(lib, 32 * 3136, 96, True, [56, 56, 7, 7, 3, 3, 0], args.rounds))
+            add(bench_layer_norm(lib, 32 * 3136, 96, True, [56, 56, 7, 7, 3, 3, 0], args.rounds, reverse=True))
+        if wanted("attention"):
+            for batch in (32, 1):
+                for stage in range(4):
+                    for shifted in (False, True) if stage < 3 else (False,):
+                        add(bench_attention(lib, stage, batch, shifted, args.rounds, tactics))
+            for shape in [(32, 197, 6, 64), (1, 197, 6, 64), (32 * 196, 16, 4, 6), (196, 16, 4, 6), (32, 196, 5, 64), (1, 144, 4, 32)]:
+                add(bench_global(lib, *shape, args.rounds, [5, 6, 7] if args.tactics and shape[1] > 96 else tactics[:1] + [5] if args.tactics else []))
+        if wanted("window"):
+            add(bench_move(lib, 32, 56, 96, False, False, args.rounds))
+            add(bench_move(lib, 32, 56, 96, True, True, args.rounds))
+        if wanted("patch_merge"):
+            add(bench_merge(lib, 32, 56, 96, args.rounds))
+            add(bench_merge(lib, 32, 14, 384, args.rounds))
+        if wanted("mlp_block"):
+            for batch in args.batch or (1, 32):
+                for rows, channels in [(3136, 96), (784, 192), (196, 384), (49, 768), (197, 384), (3136, 24)]:
+                    add(bench_mlp(lib, batch * rows, channels, 4 * channels, args.rounds, splits if args.tactics else []))
     if args.json:
         with open(args.json, "w") as f:
             json.dump({"device": torch.cuda.get_device_name(), "torch": torch.__version__, "results": results}, f, indent=1)

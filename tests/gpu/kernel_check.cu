@@ -375,6 +375,71 @@ void check(Checker& c, AttentionCase a) {
     }
 }
 
+struct MlpCase {
+    DType type;
+    int64_t rows;
+    int channels, hidden;
+    bool residual = false, tanh_gelu = false;
+    int shift = 0;
+    bool every_tactic = false;  // not only those worth timing
+    float offset = 0;
+};
+void check(Checker& c, const MlpCase& a) {
+    char text[160];
+    std::snprintf(text, sizeof(text), "mlp_block m%lld c%d h%d%s%s off%d+%g", static_cast<long long>(a.rows), a.channels, a.hidden, a.residual ? " residual" : "", a.tanh_gelu ? " tanh" : "", a.shift,
+                  static_cast<double>(a.offset));
+    const std::string name = text;
+    if (!c.wanted(name)) return;
+    MlpBlockProblem p;
+    p.dtype = a.type, p.rows = a.rows, p.channels = a.channels, p.hidden = a.hidden, p.tanh_gelu = a.tanh_gelu;
+    const int64_t size = a.rows * a.channels, weights = int64_t{a.channels} * a.hidden;
+    std::vector<Tensor> in;
+    auto make = [&](int64_t count, float scale, float offset = 0) -> const void* {
+        in.push_back(tensor(a.type, count, a.shift));
+        in.back()->fill(c.next_seed(), scale, offset);
+        return in.back()->data();
+    };
+    p.x = make(size, 1.5f, a.offset);
+    if (a.residual) p.residual = make(size, 1.f);
+    p.scale = make(a.channels, 0.5f, 1.f), p.bias = make(a.channels, 0.5f);
+    // Large enough that the block's part counts beside x.
+    p.w1 = make(weights, 1.f / std::sqrt(static_cast<float>(a.channels))), p.b1 = make(a.hidden, 0.5f);
+    p.w2 = make(weights, 2.f / std::sqrt(static_cast<float>(a.hidden))), p.b2 = make(a.channels, 0.5f);
+    Tensor y = tensor(a.type, size, a.shift), workspace = tensor(DType::kFloat, static_cast<int64_t>(mlp_block_workspace(p) / 4));
+    p.y = y->data();
+    Doubles normal(size), stream(size), hidden(a.rows * a.hidden), ref(size);
+    auto reference = [&](auto type) {
+        using T = decltype(type);
+        reference::mlp_normal<T><<<blocks_for(a.rows), 128>>>(p, normal.p, stream.p);
+        reference::mlp_hidden<T><<<blocks_for(a.rows * a.hidden), 128>>>(p, normal.p, hidden.p);
+        reference::mlp_out<T><<<blocks_for(size), 128>>>(p, hidden.p, stream.p, ref.p);
+        CUDA_OK(cudaGetLastError());
+    };
+    if (a.rows > 0) a.type == DType::kHalf ? reference(__half()) : reference(float());
+    std::vector<int32_t> tactics = mlp_block_tactics(p);
+    tactics.insert(tactics.begin(), 0);
+    if (a.every_tactic && a.type == DType::kHalf)
+        for (int tile = 1; tile <= 8; ++tile)
+            for (auto [cluster, groups] : {std::pair{0, 1}, {1, 1}, {2, 1}, {3, 1}, {4, 1}, {0, 3}, {2, 2}, {3, 4}, {1, 16}})
+                if (const int32_t tactic = tile | cluster << 4 | groups << 8; mlp_block_tactic_valid(p, tactic)) tactics.push_back(tactic);
+    for (int32_t tactic : tactics) {
+        y->poison(), workspace->poison();
+        char label[48];
+        std::snprintf(label, sizeof(label), " tile%d cluster%d groups%d", tactic & 15, 1 << (tactic >> 4 & 15), tactic >> 8);
+        const cudaError_t status = c.run([&](cudaStream_t s) { return mlp_block(p, workspace->data(), s, tactic); });
+        if (status != cudaSuccess) c.report(name + label, a.type, 1e30, 0, 0, cudaGetErrorString(status));
+        else c.compare(name + label, *y, ref);
+    }
+    // Nothing is written beside the workspace.
+    Doubles outside(1);
+    const auto* begin = static_cast<unsigned char*>(workspace->data());
+    fence_kernel<<<1, 256>>>(workspace->memory, begin - workspace->memory, outside.p);
+    fence_kernel<<<1, 256>>>(begin + workspace->bytes, workspace->memory + workspace->bytes + 2 * Buffer::kFence - begin - workspace->bytes, outside.p);
+    double fence = 0;
+    CUDA_OK(cudaMemcpy(&fence, outside.p, sizeof(fence), cudaMemcpyDeviceToHost));
+    c.report(name + " workspace", a.type, 0, 0, fence);
+}
+
 WindowGrid grid(int h, int w, int wh, int ww, int sh, int sw, int after = 0) { return {h, w, wh, ww, sh, sw, after}; }
 
 void edge_cases(Checker& c) {
@@ -454,6 +519,22 @@ void edge_cases(Checker& c) {
         harsh.mask_value = -1e30f;
         check(c, harsh);
         check(c, AttentionCase{t, 0, 3, 49, 49, 32, 32, L::kQkv, B::kDense, 1, true, M::kNone, 1, {}});
+
+        // Swin's stages, TNT's words and patches, ViT-S
+        for (auto [rows, channels] : {std::pair{3136, 96}, {784, 192}, {196, 384}, {49, 768}, {197, 384}}) check(c, MlpCase{t, rows, channels, 4 * channels, rows == 197, false, 0, true});
+        check(c, MlpCase{t, 3136, 24, 96, false, false, 0, true});
+        check(c, MlpCase{t, 1000, 320, 1280, true, true, 0, true});
+        check(c, MlpCase{t, 100, 40, 72, false, true, 0, true});
+        check(c, MlpCase{t, 77, 8, 8, true, false, 0, true});
+        if (t == DType::kHalf) check(c, MlpCase{t, 4 * 3136, 96, 384}), check(c, MlpCase{t, 4 * 784, 192, 768});
+        for (int64_t rows : {1, 15, 16, 17, 33, 64, 65, 129, 300}) check(c, MlpCase{t, rows, 96, 384, rows % 2 == 0});
+        check(c, MlpCase{t, 5, 2048, 8192, true});
+        check(c, MlpCase{t, 7, 2048, 40}), check(c, MlpCase{t, 7, 16, 16384}), check(c, MlpCase{t, 49, 1536, 6144});
+        // No multiples of eight, no alignment
+        check(c, MlpCase{t, 50, 20, 80}), check(c, MlpCase{t, 50, 5, 7, true}), check(c, MlpCase{t, 9, 1, 1}), check(c, MlpCase{t, 20, 1412, 30});
+        check(c, MlpCase{t, 50, 96, 384, true, false, 1}), check(c, MlpCase{t, 50, 96, 384, true, true, 4});
+        check(c, MlpCase{t, 0, 96, 384});
+        check(c, MlpCase{t, 100, 192, 768, true, false, 0, false, 20.f});
     }
 }
 
@@ -481,6 +562,9 @@ void random_cases(Checker& c, int count, uint64_t seed) {
         check(c, "window random" + s, WindowCase{t, pick(1, 6), pick(0, 1) ? pick(1, 200) : 8 * pick(1, 40), reverse, reverse && pick(0, 1), g, shift});
         MergeCase m{t, pick(1, 4), pick(0, 1) ? pick(1, 300) : 8 * pick(1, 60), pick(1, 20), pick(1, 20), {pick(0, 3), pick(0, 3), pick(0, 3), pick(0, 3)}, shift};
         check(c, "patch_merge random" + s, m);
+
+        const int channels = pick(0, 3) ? 8 * pick(1, 100) : pick(1, 300), times = pick(1, 4);
+        check(c, MlpCase{t, pick(0, 1) ? pick(1, 100) : pick(100, 1000), channels, pick(0, 3) ? channels * times : 8 * pick(1, 150), pick(0, 1) == 1, pick(0, 1) == 1, shift});
 
         AttentionCase a{t, pick(1, 40), pick(1, 8), pick(1, 80), pick(1, 80), pick(1, 40), 0, static_cast<Layout>(pick(0, 4))};
         if (pick(0, 3) == 0) a.d = 8 * pick(1, 16);
@@ -534,6 +618,11 @@ void refusals(Checker& c) {
     PatchMergeProblem m;
     m.images = 1, m.channels = 8, m.grid_h = m.grid_w = 4, m.order[2] = 4;
     expect("refuse order", patch_merge(m, nullptr));
+    MlpBlockProblem b;
+    b.rows = 1, b.channels = kMlpMaxChannels + 8, b.hidden = 8;
+    expect("refuse too many channels", mlp_block(b, nullptr, nullptr));
+    b.channels = 8, b.hidden = kMlpMaxHidden + 8;
+    expect("refuse too many hidden columns", mlp_block(b, nullptr, nullptr));
     LayerNormProblem n;
     n.rows = 10, n.row = 8, n.window = grid(4, 4, 2, 2, 0, 0);
     expect("refuse rows of no whole image", layer_norm(n, nullptr));

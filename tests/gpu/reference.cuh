@@ -14,6 +14,7 @@ using trt_opt::AttentionBias;
 using trt_opt::AttentionMask;
 using trt_opt::AttentionProblem;
 using trt_opt::LayerNormProblem;
+using trt_opt::MlpBlockProblem;
 using trt_opt::PatchMergeProblem;
 using trt_opt::WindowGrid;
 using trt_opt::WindowProblem;
@@ -157,6 +158,39 @@ template <class T> __global__ void attention(AttentionProblem p, double* out) {
         }
     }
     for (int i = 0; i < p.value_dim; ++i) out[((b * p.queries + n) * p.heads + h) * p.value_dim + i] = sum > 0 ? o[i] / sum : 0;
+}
+
+// The MLP block in three steps, one thread an element (the first: a row), all in double.
+template <class T> __global__ void mlp_normal(MlpBlockProblem p, double* normal, double* stream) {
+    const int64_t r = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+    if (r >= p.rows) return;
+    double mean = 0, variance = 0;
+    for (int64_t i = 0; i < p.channels; ++i) {
+        double s = get<T>(p.x, r * p.channels + i);
+        if (p.residual) s = rounded<T>(s + get<T>(p.residual, r * p.channels + i));
+        stream[r * p.channels + i] = s;
+        mean += s;
+    }
+    mean /= p.channels;
+    for (int64_t i = 0; i < p.channels; ++i) variance += (stream[r * p.channels + i] - mean) * (stream[r * p.channels + i] - mean);
+    const double factor = 1 / sqrt(variance / p.channels + static_cast<double>(p.epsilon));
+    for (int64_t i = 0; i < p.channels; ++i) normal[r * p.channels + i] = (stream[r * p.channels + i] - mean) * factor * get<T>(p.scale, i) + get<T>(p.bias, i);
+}
+template <class T> __global__ void mlp_hidden(MlpBlockProblem p, const double* normal, double* hidden) {
+    const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+    if (i >= p.rows * p.hidden) return;
+    const int64_t r = i / p.hidden, j = i % p.hidden;
+    double v = get<T>(p.b1, j);
+    for (int64_t c = 0; c < p.channels; ++c) v += normal[r * p.channels + c] * get<T>(p.w1, c * p.hidden + j);
+    hidden[i] = p.tanh_gelu ? v / 2 * (1 + tanh(sqrt(2 / 3.14159265358979323846) * (v + 0.044715 * v * v * v))) : v / 2 * (1 + erf(v / sqrt(2.0)));
+}
+template <class T> __global__ void mlp_out(MlpBlockProblem p, const double* hidden, const double* stream, double* y) {
+    const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+    if (i >= p.rows * p.channels) return;
+    const int64_t r = i / p.channels, c = i % p.channels;
+    double v = get<T>(p.b2, c);
+    for (int64_t j = 0; j < p.hidden; ++j) v += hidden[r * p.hidden + j] * get<T>(p.w2, j * p.channels + c);
+    y[i] = stream[i] + v;
 }
 
 }  // namespace reference

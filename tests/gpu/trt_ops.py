@@ -8,6 +8,7 @@ are 1e-5 and 2e-3 (fp16 also rounds the graph's fp32 inputs and outputs).
 """
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -185,6 +186,16 @@ def cases():
     yield Case("attention_bhnd", {"q": bq, "k": bk, "v": bv}, {},
                [node("TrtOptAttention", ["q", "k", "v"], ["y"], layout="bhnd", bias=0, mask=0, mask_value=0.0, num_heads=3, scale=0.125, **none)],
                {"y": attention(bq, bk, bv, 0.125)})
+    for name, rows, c, hidden, extra in (("mlp_block", (2, 784), 192, 768, True), ("mlp_block_words", (196, 16), 24, 96, False), ("mlp_block_few_rows", (1, 49), 768, 3072, False)):
+        x, r = rand(*rows, c), rand(*rows, c)
+        constants = {"g": 1 + rand(c, scale=0.2), "b": rand(c, scale=0.2), "w1": rand(c, hidden, scale=c**-0.5), "b1": rand(hidden, scale=0.2),
+                     "w2": rand(hidden, c, scale=hidden**-0.5), "b2": rand(c, scale=0.2)}
+        s = x + r if extra else x
+        u = layer_norm(s, constants["g"], constants["b"], 1e-5, (-1,)) @ constants["w1"] + constants["b1"]
+        active = u / 2 * (1 + np.vectorize(math.erf)(u / 2**0.5))
+        yield Case(name, {"x": x, "r": r} if extra else {"x": x}, constants,
+                   [node("TrtOptMlpBlock", ["x", *(["r"] if extra else []), *constants], ["y"], epsilon=1e-5, residual=int(extra), approximate="none")],
+                   {"y": s + active @ constants["w2"] + constants["b2"]}, dynamic=extra)
 
 
 def main():

@@ -83,6 +83,8 @@ inline std::vector<Op> ops() {
     const Fields global = {{"num_heads", ints({6})}, {"scale", real(0.125f)}, {"layout", text("q_k_v")}, {"bias", ints({0})}, {"mask", ints({1})}, {"mask_value", real(0.f)}, {"grid", ints({0, 0})}, {"window", ints({0, 0})}, {"shift", ints({0, 0})}};
     const Fields window = {{"reverse", ints({1})}, {"rank", ints({4})}, {"residual", ints({1})}, {"grid", ints({14, 14})}, {"window", ints({7, 7})}, {"shift", ints({3, 3})}, {"pad_after_roll", ints({1})}};
     const Fields merge = {{"epsilon", real(1e-5f)}, {"grid", ints({14, 14})}, {"order", ints({0, 2, 1, 3})}, {"rank", ints({3})}};
+    const Fields mlp = {{"epsilon", real(1e-5f)}, {"residual", ints({1})}, {"approximate", text("none")}};
+    const Fields mlp_tanh = {{"epsilon", real(1e-6f)}, {"residual", ints({0})}, {"approximate", text("tanh")}};
     return {
         {"TrtOptLayerNorm",
          {norm, plain},
@@ -100,6 +102,10 @@ inline std::vector<Op> ops() {
          {merge},
          {{"order", ints({0, 1, 2, 4}), "'order'"}, {"order", ints({0, 1, 1, 3}), "'order' must name each quadrant once"}, {"order", ints({0, 1, 2}), "'order' must have 4 values"}, {"rank", ints({5}), "'rank'"}, {"grid", ints({0, 0}), "'grid'"},
           {"epsilon", real(__builtin_nanf("")), "'epsilon'"}}},
+        {"TrtOptMlpBlock",
+         {mlp, mlp_tanh},
+         {{"epsilon", real(-1.f), "'epsilon'"}, {"residual", ints({2}), "'residual' must be 0 or 1"}, {"approximate", text("erf"), "'approximate' must be none or tanh"}, {"approximate", ints({0}), "'approximate' must be char"},
+          {"approximate", gone(), "'approximate' is missing"}}},
     };
 }
 

@@ -1,6 +1,6 @@
 //! A typical node of each op: what plugin libraries are tried with.
 
-use super::{Attention, LayerNorm, Layout, Mask, OpDef, PatchMerge, Window, WindowMap};
+use super::{Attention, LayerNorm, Layout, Mask, MlpBlock, OpDef, PatchMerge, Window, WindowMap};
 use crate::onnx::proto::AttributeProto;
 
 /// Attributes of a node as a rewrite of Swin makes it.
@@ -15,6 +15,7 @@ pub fn example(def: &OpDef) -> Vec<AttributeProto> {
         }
         "TrtOptWindow" => Window { map, reverse: true, rank: 3 }.attributes(true),
         "TrtOptPatchMerge" => PatchMerge { epsilon: 1e-5, grid: [56; 2], order: [0, 2, 1, 3], rank: 3 }.attributes(),
+        "TrtOptMlpBlock" => MlpBlock { epsilon: 1e-5, tanh: false }.attributes(true),
         other => panic!("op {other} has no example here"),
     }
 }

@@ -5,6 +5,7 @@ mod attention;
 mod body;
 mod example;
 mod layer_norm;
+mod mlp_block;
 mod patch_merge;
 mod window;
 
@@ -13,6 +14,7 @@ use std::collections::BTreeMap;
 pub use attention::{Attention, Bias, Layout, Mask, region, table_index};
 pub use example::example;
 pub use layer_norm::LayerNorm;
+pub use mlp_block::{MAX_CHANNELS, MAX_HIDDEN, MULTIPLE, MlpBlock, MlpWeights};
 pub use patch_merge::PatchMerge;
 pub use window::{Window, WindowMap};
 
@@ -92,7 +94,7 @@ pub struct OpDef {
 }
 
 /// All plugin ops.
-pub static OPS: &[&OpDef] = &[&layer_norm::DEF, &attention::DEF, &window::DEF, &patch_merge::DEF];
+pub static OPS: &[&OpDef] = &[&layer_norm::DEF, &attention::DEF, &window::DEF, &patch_merge::DEF, &mlp_block::DEF];
 
 const fn port(name: &'static str, doc: &'static str) -> PortDef {
     PortDef { name, doc, optional: false }

@@ -47,7 +47,7 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     Ok(())
 }
 
-fn is_anchor(graph: &Graph, id: NodeId) -> bool {
+pub(super) fn is_anchor(graph: &Graph, id: NodeId) -> bool {
     let node = graph.node(id);
     if node.is("Tanh") {
         // A tanh is that of a GELU only if a cubic of something goes in.
@@ -56,19 +56,25 @@ fn is_anchor(graph: &Graph, id: NodeId) -> bool {
     node.is("Erf") || node.is("Gelu")
 }
 
-struct Gelu {
-    x: ValueId,
-    out: ValueId,
-    covers: Vec<NodeId>,
+pub(super) struct Gelu {
+    pub(super) x: ValueId,
+    pub(super) out: ValueId,
+    pub(super) covers: Vec<NodeId>,
+    /// The tanh form instead of erf.
+    pub(super) tanh: bool,
     /// Whether it is to be spelled anew: it is an erf form, without casts, and not yet in the canonical order.
     respell: bool,
 }
 
-fn match_gelu(graph: &Graph, id: NodeId) -> Result<Gelu, Miss> {
+pub(super) fn match_gelu(graph: &Graph, id: NodeId) -> Result<Gelu, Miss> {
     let node = graph.node(id);
     let label = graph.node_label(id);
     let input = node.input(0).ok_or_else(|| Miss::new(&label, "it has no input"))?;
     let result = node.output(0).ok_or_else(|| Miss::new(&label, "it has no output"))?;
+    if node.is("Gelu") {
+        let tanh = node.string("approximate") == Some("tanh");
+        return Ok(Gelu { x: input, out: result, covers: vec![id], tanh, respell: false });
+    }
     let mut covers = vec![id];
     let x = if node.is("Erf") {
         let (x, scale) = erf_variable(graph, input, &label)?;
@@ -122,7 +128,8 @@ fn match_gelu(graph: &Graph, id: NodeId) -> Result<Gelu, Miss> {
             let div = covers.get(1).is_some_and(|&n| graph.node(n).is("Div"));
             covers.extend(parts.nodes);
             covers.retain(|&n| !graph.node(n).is("Cast"));
-            return Ok(Gelu { x, out, covers, respell: node.is("Erf") && uniform && !(div && last_is_half) });
+            let tanh = node.is("Tanh");
+            return Ok(Gelu { x, out, covers, tanh, respell: node.is("Erf") && uniform && !(div && last_is_half) });
         }
         current = out;
     }

@@ -5,6 +5,7 @@
 mod attention;
 mod gelu;
 mod layer_norm;
+mod mlp_block;
 mod patch_merge;
 mod projections;
 mod residual;
@@ -23,6 +24,8 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     projections::run(engine)?;
     window::run(engine)?;
     patch_merge::run(engine)?;
+    // Blocks are made of fused norms and canonical GELUs, and take the residual adds around them.
+    mlp_block::run(engine)?;
     // What residual adds the windows have left goes into the norms.
     residual::run(engine)?;
     // Last: the others leave Reshapes behind each other.

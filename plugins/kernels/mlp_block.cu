@@ -1,0 +1,254 @@
+// Chooses how an MLP block is cut up, and sums what the groups of blocks give.
+#include <algorithm>
+#include <cmath>
+
+#include "kernels.h"
+#include "mlp_block_launch.cuh"
+
+namespace trt_opt {
+
+cudaError_t mlp_plain_f16(const MlpBlockProblem&, cudaStream_t);
+cudaError_t mlp_plain_f32(const MlpBlockProblem&, cudaStream_t);
+
+namespace {
+
+constexpr int kReduceThreads = 128;
+constexpr int64_t kMaxWorkspace = int64_t{8} << 20;
+constexpr int kMaxGroups = 16;
+
+// The estimate's constants, in nanoseconds, fitted to all tactics of six sizes on an H100 (plugins/NOTES.md): a launch; a
+// block's start and end; a weight tile, and what each 32 rows above 32 add to it; an element of a row for a thread; the sums
+// of a cluster; the second kernel; and the bytes of the second-level cache in one.
+constexpr float kLaunch = 1970, kStart = 2960, kWeightTile = 370, kTallTile = 290, kNormalized = 69, kCluster = 2150, kReduce = 1600;
+constexpr float kReducedBytes = 1700, kCacheBytes = 3000;
+
+// y = s + b2 + the groups' sums, four columns a thread.
+__global__ void __launch_bounds__(kReduceThreads) mlp_reduce_kernel(const MlpArgs p, uint32_t count, FastDiv by_row) {
+    mlp::wait_for_previous();
+    mlp::let_next_start();
+    const uint32_t i = blockIdx.x * kReduceThreads + threadIdx.x;
+    if (i >= count) return;
+    uint32_t column;
+    by_row.divmod(i, column);
+    const auto* x = reinterpret_cast<const uint2*>(p.x) + i;
+    Pack<__half, 4> s(*x);
+    if (p.residual) add_packs<__half, 4>(s, Pack<__half, 4>(*(reinterpret_cast<const uint2*>(p.residual) + i)));
+    float sum[4], b[4];
+    s.floats(sum);
+    Pack<__half, 4>(*(reinterpret_cast<const uint2*>(p.b2) + column)).floats(b);
+    const auto* from = reinterpret_cast<const float4*>(p.partial) + i;
+    float4 total{};
+#pragma unroll 4
+    for (int k = 0; k < p.groups; ++k) {
+        const float4 v = from[int64_t{k} * count];
+        total.x += v.x, total.y += v.y, total.z += v.z, total.w += v.w;
+    }
+    sum[0] += total.x + b[0], sum[1] += total.y + b[1], sum[2] += total.z + b[2], sum[3] += total.w + b[3];
+    *(reinterpret_cast<uint2*>(p.y) + i) = Pack<__half, 4>::of(sum).raw;
+}
+
+cudaError_t launch_reduce(const MlpArgs& p, bool ahead, cudaStream_t stream) {
+    const auto count = static_cast<uint32_t>(p.rows * p.channels / 4);
+    cudaLaunchAttribute attribute{};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3((count + kReduceThreads - 1) / kReduceThreads), config.blockDim = dim3(kReduceThreads);
+    config.stream = stream, config.attrs = &attribute, config.numAttrs = ahead ? 1 : 0;
+    const cudaError_t status = cudaLaunchKernelEx(&config, mlp_reduce_kernel, p, count, FastDiv(static_cast<uint32_t>(p.channels / 4)));
+    return status != cudaSuccess ? (cudaGetLastError(), status) : cudaGetLastError();
+}
+
+struct Device {
+    int id = -1, multiprocessors = 1, major = 0, shared = 48 * 1024;
+};
+// The current device, as this thread found it the last time that it changed.
+const Device& device() {
+    thread_local Device known;
+    int id = 0;
+    if (cudaGetDevice(&id) != cudaSuccess) id = -1;
+    if (id != known.id || id < 0) {
+        known = Device{};
+        known.id = id, known.multiprocessors = multiprocessors();
+        cudaDeviceGetAttribute(&known.major, cudaDevAttrComputeCapabilityMajor, id);
+        cudaDeviceGetAttribute(&known.shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, id);
+        cudaGetLastError();
+    }
+    return known;
+}
+
+struct Tile {
+    int rows, columns, threads, consumers;
+    int (*shared)(int channels, int slice, int chunks);
+    MlpLauncher* launch;
+};
+template <int BM, int BN, int STAGES> constexpr Tile tile(MlpLauncher* launch) {
+    using T = MlpTile<BM, BN, STAGES>;
+    return {BM, BN, T::kThreads, T::kConsumers, T::shared_bytes, launch};
+}
+const Tile kTiles[] = {tile<16, 96, 8>(launch_mlp_16_96_8), tile<32, 96, 3>(launch_mlp_32_96_3),   tile<32, 96, 8>(launch_mlp_32_96_8),   tile<64, 96, 3>(launch_mlp_64_96_3),
+                       tile<64, 96, 8>(launch_mlp_64_96_8), tile<64, 128, 6>(launch_mlp_64_128_6), tile<128, 96, 3>(launch_mlp_128_96_3), tile<128, 128, 3>(launch_mlp_128_128_3)};
+constexpr int kTileCount = sizeof(kTiles) / sizeof(kTiles[0]);
+
+struct Plan {
+    int tile = -1, cluster_log2 = 0, groups = 1;
+    float cost = 0;  // an estimate, in nanoseconds
+
+    static Plan of(int32_t id) { return {(id & 15) - 1, id >> 4 & 15, id >> 8, 0}; }
+    int32_t id() const { return tile + 1 | cluster_log2 << 4 | groups << 8; }
+    int split() const { return groups << cluster_log2; }
+    int slice(int hidden) const { return ((hidden + split() - 1) / split() + 15) / 16 * 16; }
+};
+
+// Column tiles of the output that are summed at a time: as many as there is room for; 0: there is none.
+int chunks_of(const Plan& plan, const MlpBlockProblem& q, const Device& d) {
+    const Tile& t = kTiles[plan.tile];
+    int chunks = (q.channels + t.columns - 1) / t.columns;
+    while (chunks > 0 && t.shared(q.channels, plan.slice(q.hidden), chunks) > d.shared) --chunks;
+    return chunks;
+}
+
+int64_t blocks_of(const Plan& plan, int64_t rows) { return (rows + kTiles[plan.tile].rows - 1) / kTiles[plan.tile].rows * plan.split(); }
+
+// Whether the device can run the plan, as far as sizes tell.
+bool sizes_fit(const Plan& plan, const MlpBlockProblem& q, const Device& d) {
+    if (plan.tile < 0 || plan.tile >= kTileCount || plan.cluster_log2 < 0 || plan.cluster_log2 > 4 || plan.groups < 1 || plan.groups > kMaxGroups) return false;
+    const Tile& t = kTiles[plan.tile];
+    if (d.major < (plan.cluster_log2 > 0 ? 9 : 8)) return false;
+    const int slice = plan.slice(q.hidden);
+    if (int64_t{plan.split() - 1} * slice >= q.hidden) return false;  // a block without work
+    if (plan.groups > 1 && plan.groups * q.rows * q.channels * 4 > kMaxWorkspace) return false;
+    return t.rows >> plan.cluster_log2 >= 1 && chunks_of(plan, q, d) > 0 && blocks_of(plan, q.rows) <= INT32_MAX;
+}
+
+// Nanoseconds, roughly: the order of plans is what matters. Few blocks run at a time on a multiprocessor, so that latencies
+// add up.
+float cost(const Plan& plan, const MlpBlockProblem& q, const Device& d) {
+    const Tile& t = kTiles[plan.tile];
+    const int slice = plan.slice(q.hidden), cluster = 1 << plan.cluster_log2;
+    auto parts = [](int v, int of) { return static_cast<float>((v + of - 1) / of); };
+    const float tiles = parts(slice, t.columns) * parts(q.channels, 64) + parts(q.channels, t.columns) * parts(slice, 64);
+    const float tall = static_cast<float>(std::max(0, t.rows - 32)) / 32;
+    const float latency = kStart + (kWeightTile + kTallTile * tall) * tiles + (cluster > 1 ? kCluster : 0) +
+                          kNormalized * static_cast<float>(t.rows) * static_cast<float>(q.channels) / static_cast<float>(t.consumers);
+
+    // Clusters of 8 and 16 leave some multiprocessors of each part of the device idle.
+    const int usable = std::max(1, d.multiprocessors * (cluster >= 8 ? 112 : cluster == 4 ? 124 : 132) / 132);
+    const int together = std::max(1, std::min(d.shared / (t.shared(q.channels, slice, chunks_of(plan, q, d)) + 1024), 2048 / t.threads));
+    const auto blocks = static_cast<float>(blocks_of(plan, q.rows));
+    const float waves = std::ceil(blocks / static_cast<float>(usable * together));
+    const float shared_by = std::min(static_cast<float>(together), std::ceil(blocks / static_cast<float>(usable)));
+    float time = kLaunch + waves * latency * (1 + 0.4f * (shared_by - 1));
+    const float bytes = 4 * static_cast<float>(slice) * static_cast<float>(q.channels) + 2 * static_cast<float>(t.rows) * static_cast<float>(q.channels);
+    time = std::max(time, kLaunch + blocks * bytes / kCacheBytes);
+    if (plan.groups > 1) time += kReduce + static_cast<float>(plan.groups * q.rows * q.channels) * 8 / kReducedBytes;
+    return time;
+}
+
+MlpArgs arguments(const Plan& plan, const MlpBlockProblem& q, void* workspace) {
+    auto in = [](const void* p) { return static_cast<const __half*>(p); };
+    const int chunks = chunks_of(plan, q, device());
+    int lanes_log2 = 0;
+    while (lanes_log2 < 5 && 8 << lanes_log2 < q.channels) ++lanes_log2;
+    MlpArgs p{in(q.x), in(q.residual), in(q.scale), in(q.bias), in(q.w1), in(q.b1), in(q.w2), in(q.b2), static_cast<__half*>(q.y),
+              static_cast<float*>(workspace), q.rows, q.channels, q.hidden, plan.slice(q.hidden), plan.cluster_log2, plan.groups, chunks,
+              lanes_log2, FastDiv(static_cast<uint32_t>(chunks * kTiles[plan.tile].columns / 4)), q.epsilon, false};
+    p.prefetch = blocks_of(plan, q.rows) <= 4 * device().multiprocessors;
+    return p;
+}
+
+// Clusters of more than 8 are not for every device.
+bool runs(const Plan& plan, const MlpBlockProblem& q) {
+    if (plan.cluster_log2 <= 3) return true;
+    MlpLaunch how;
+    how.probe = true, how.tanh_gelu = q.tanh_gelu;
+    return kTiles[plan.tile].launch(arguments(plan, q, nullptr), how, nullptr) == cudaSuccess;
+}
+
+// The plans that fit, cheapest first by the estimate.
+std::vector<Plan> plans(const MlpBlockProblem& q) {
+    const Device& d = device();
+    std::vector<Plan> all;
+    for (int tile = 0; tile < kTileCount; ++tile) {
+        if (tile > 0 && kTiles[tile].rows >= 2 * std::max<int64_t>(q.rows, 16)) continue;
+        for (int cluster = 0; cluster <= 4; ++cluster)
+            for (int groups : {1, 2, 3, 4, 6, 8, 12, 16}) {
+                Plan plan{tile, cluster, groups, 0};
+                if (!sizes_fit(plan, q, d)) continue;
+                plan.cost = cost(plan, q, d);
+                all.push_back(plan);
+            }
+    }
+    std::sort(all.begin(), all.end(), [](const Plan& a, const Plan& b) { return a.cost < b.cost; });
+    return all;
+}
+
+// The best plan by the estimate, remembered for the sizes that this thread met last. tile < 0: none fits.
+Plan best_plan(const MlpBlockProblem& q) {
+    struct Entry {
+        int device = -1, channels = 0, hidden = 0;
+        int64_t rows = 0;
+        Plan plan;
+    };
+    thread_local Entry entries[16];
+    const int id = device().id;
+    Entry& e = entries[static_cast<uint64_t>(q.rows * 31 + q.channels * 7 + q.hidden) % 16];
+    if (e.device == id && e.channels == q.channels && e.hidden == q.hidden && e.rows == q.rows) return e.plan;
+    Plan best;
+    for (const Plan& plan : plans(q))
+        if (runs(plan, q)) {
+            best = plan;
+            break;
+        }
+    e.device = id, e.channels = q.channels, e.hidden = q.hidden, e.rows = q.rows, e.plan = best;
+    return best;
+}
+
+bool tiled(const MlpBlockProblem& q) { return q.dtype == DType::kHalf && q.channels % 8 == 0 && q.hidden % 8 == 0; }
+
+bool valid(const MlpBlockProblem& q) {
+    return q.rows >= 0 && q.channels > 0 && q.channels <= kMlpMaxChannels && q.hidden > 0 && q.hidden <= kMlpMaxHidden;
+}
+
+}  // namespace
+
+cudaError_t mlp_block(const MlpBlockProblem& q, void* workspace, cudaStream_t stream, int32_t tactic) {
+    if (!valid(q)) return cudaErrorInvalidValue;
+    if (q.rows == 0) return cudaSuccess;
+    if (q.dtype == DType::kFloat) return mlp_plain_f32(q, stream);
+    if (!tiled(q) || !aligned_to(16, q.x, q.residual, q.scale, q.bias, q.w1, q.b1, q.w2, q.b2, q.y)) return mlp_plain_f16(q, stream);
+
+    const Plan plan = mlp_block_tactic_valid(q, tactic) ? Plan::of(tactic) : best_plan(q);
+    if (plan.tile < 0) return mlp_plain_f16(q, stream);
+    if (plan.groups > 1 && (!workspace || !aligned_to(16, workspace))) return cudaErrorInvalidValue;
+
+    const MlpArgs p = arguments(plan, q, workspace);
+    MlpLaunch how;
+    how.blocks = static_cast<uint32_t>(blocks_of(plan, q.rows));
+    how.tanh_gelu = q.tanh_gelu;
+    how.ahead = device().major >= 9;
+    const cudaError_t status = kTiles[plan.tile].launch(p, how, stream);
+    return status == cudaSuccess && plan.groups > 1 ? launch_reduce(p, how.ahead, stream) : status;
+}
+
+size_t mlp_block_workspace(const MlpBlockProblem& q) {
+    if (!valid(q) || !tiled(q)) return 0;
+    return static_cast<size_t>(std::min(kMaxWorkspace, kMaxGroups * q.rows * q.channels * 4));
+}
+
+std::vector<int32_t> mlp_block_tactics(const MlpBlockProblem& q) {
+    constexpr size_t kWorthTiming = 8;
+    std::vector<int32_t> tactics;
+    if (!valid(q) || !tiled(q) || q.rows == 0) return tactics;
+    for (const Plan& plan : plans(q)) {
+        if (tactics.size() == kWorthTiming) break;
+        if (runs(plan, q)) tactics.push_back(plan.id());
+    }
+    return tactics;
+}
+
+bool mlp_block_tactic_valid(const MlpBlockProblem& q, int32_t tactic) {
+    return tactic > 0 && valid(q) && tiled(q) && sizes_fit(Plan::of(tactic), q, device()) && runs(Plan::of(tactic), q);
+}
+
+}  // namespace trt_opt

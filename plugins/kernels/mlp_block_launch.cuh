@@ -1,0 +1,64 @@
+// How the MLP block's kernels are launched: one instance of the tile a source file, so that they compile side by side.
+#pragma once
+
+#include "mlp_block.cuh"
+
+namespace trt_opt {
+
+// What is asked of an instance.
+struct MlpLaunch {
+    uint32_t blocks = 0;
+    bool tanh_gelu = false;
+    bool ahead = false;  // launched before the kernel before it is done (sm_90 and later)
+    bool probe = false;  // only says whether it could be launched
+};
+
+// Whether `size` blocks can be a cluster: more than 8 need leave, and a part of the device with so many multiprocessors.
+template <class Tile, class Kernel> bool cluster_fits(Kernel kernel, int size, int shared) {
+    if (cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) != cudaSuccess) return cudaGetLastError(), false;
+    cudaLaunchAttribute attribute{};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {static_cast<unsigned>(size), 1, 1};
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(size), config.blockDim = dim3(Tile::kThreads), config.dynamicSmemBytes = shared;
+    config.attrs = &attribute, config.numAttrs = 1;
+    int clusters = 0;
+    if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) != cudaSuccess) return cudaGetLastError(), false;
+    return clusters > 0;
+}
+
+template <int BM, int BN, int STAGES, bool TANH> cudaError_t launch_mlp_instance(const MlpArgs& p, const MlpLaunch& how, cudaStream_t stream) {
+    using Tile = MlpTile<BM, BN, STAGES>;
+    const auto kernel = mlp_block_kernel<BM, BN, STAGES, TANH>;
+    const int cluster = 1 << p.cluster_log2, shared = Tile::shared_bytes(p.channels, p.slice, p.chunks);
+    cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+    if (status != cudaSuccess) return cudaGetLastError(), status;
+    if (how.probe) return cluster <= 8 || cluster_fits<Tile>(kernel, cluster, shared) ? cudaSuccess : cudaErrorInvalidClusterSize;
+    if (cluster > 8) {
+        status = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+        if (status != cudaSuccess) return cudaGetLastError(), status;
+    }
+    cudaLaunchAttribute attributes[2]{};
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(how.blocks), config.blockDim = dim3(Tile::kThreads), config.dynamicSmemBytes = shared;
+    config.stream = stream, config.attrs = attributes;
+    if (cluster > 1) {
+        attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+        attributes[config.numAttrs++].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+    }
+    if (how.ahead) {
+        attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+    }
+    status = cudaLaunchKernelEx(&config, kernel, p);
+    return status != cudaSuccess ? (cudaGetLastError(), status) : cudaGetLastError();
+}
+
+template <int BM, int BN, int STAGES> cudaError_t launch_mlp(const MlpArgs& p, const MlpLaunch& how, cudaStream_t stream) {
+    return how.tanh_gelu ? launch_mlp_instance<BM, BN, STAGES, true>(p, how, stream) : launch_mlp_instance<BM, BN, STAGES, false>(p, how, stream);
+}
+
+using MlpLauncher = cudaError_t(const MlpArgs&, const MlpLaunch&, cudaStream_t);
+MlpLauncher launch_mlp_16_96_8, launch_mlp_32_96_3, launch_mlp_32_96_8, launch_mlp_64_96_3, launch_mlp_64_96_8, launch_mlp_64_128_6, launch_mlp_128_96_3, launch_mlp_128_128_3;
+
+}  // namespace trt_opt

@@ -1,0 +1,344 @@
+//! Blocks of the second family: where they are taken, that they compute the same, and every near miss.
+
+mod common;
+
+use std::path::Path;
+
+use trt_opt::onnx::proto::{AttributeProto, ModelProto, NodeProto, TensorProto};
+use trt_opt::onnx::{self, Model};
+use trt_opt::rewrite::{Kind, Ledger, Options, Site, Standard, Status, Target};
+use trt_opt::{testing, verify};
+
+fn with_blocks() -> Options {
+    let mut options = Options::default();
+    options.kinds.insert(Kind::MlpBlock);
+    options
+}
+
+fn name(path: &Path) -> String {
+    path.file_stem().unwrap().to_string_lossy().into_owned()
+}
+
+/// The first stage of torchvision's miniature has 12 channels.
+const TWELVE_CHANNELS: &str = "the tensor cores take no such sizes";
+
+/// The mini exports of Swin, UniFormer and ViT: every MLP becomes one node, and their twins compute the same.
+#[test]
+fn exports_have_all_their_blocks_and_compute_the_same() {
+    let mut wrong = vec![];
+    let mut blocks = 0;
+    let models = ["swin", "uniformer", "vit"];
+    for path in common::fixtures().iter().filter(|p| models.iter().any(|m| name(p).starts_with(m))) {
+        let name = name(path);
+        let options = verify::Options {
+            batch: name.contains("_dyn").then_some(3),
+            threads: Some(1),
+            // The block rounds less than its parts do.
+            rtol: name.contains("fp16").then_some(1e-2),
+            ..verify::Options::default()
+        };
+        let rewrite = testing::rewrite_with(path, &with_blocks()).unwrap();
+        let count = rewrite.ledger().count(Kind::MlpBlock);
+        for site in rewrite.ledger().missed(Kind::MlpBlock) {
+            if !(name.contains("torchvision") && site.reason.as_deref() == Some(TWELVE_CHANNELS)) {
+                wrong.push(format!("{name}: missed at {}: {:?}", site.node, site.reason));
+            }
+        }
+        if count.fused == 0 {
+            wrong.push(format!("{name}: no block"));
+        }
+        blocks += count.fused;
+        if let Err(error) = rewrite.compare(&options).and_then(|report| report.check()) {
+            wrong.push(format!("{name}: {error}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(blocks > 150, "only {blocks} blocks");
+}
+
+/// Words of four channels do not suit the tensor cores, nor does a norm over all words of a patch: both say so.
+#[test]
+fn small_blocks_say_why_they_are_missed() {
+    for (model, reason) in [("tnt_ts17", "the tensor cores take no such sizes"), ("ptnt_ts17", "no fused norm")] {
+        let path = common::fixtures().into_iter().find(|p| name(p) == model).unwrap();
+        let rewrite = testing::rewrite_with(&path, &with_blocks()).unwrap();
+        let reasons: Vec<&str> =
+            rewrite.ledger().missed(Kind::MlpBlock).map(|s| s.reason.as_deref().unwrap()).collect();
+        assert!(reasons.iter().any(|r| r.contains(reason)), "{model}: {reasons:?}");
+        rewrite.compare(&verify::Options::default()).unwrap().check().unwrap();
+    }
+}
+
+/// A norm, an MLP and its residual add, as nodes and weights to spoil.
+struct Net {
+    nodes: Vec<NodeProto>,
+    weights: Vec<TensorProto>,
+    outputs: Vec<(&'static str, Vec<i64>)>,
+}
+
+const ROWS: i64 = 5;
+const CHANNELS: i64 = 16;
+const HIDDEN: i64 = 24;
+
+fn weight(name: &str, dims: &[i64]) -> TensorProto {
+    let count = dims.iter().product::<i64>();
+    let mut random = common::Random(name.bytes().map(u64::from).sum());
+    let values: Vec<f32> = (0..count).map(|_| (random.below(2000) as f32 - 1000.0) / 2000.0).collect();
+    TensorProto::from_f32(name, dims, &values)
+}
+
+impl Net {
+    fn new() -> Self {
+        let norm = NodeProto {
+            attribute: vec![AttributeProto::int("axis", -1), AttributeProto::float("epsilon", 1e-5)],
+            ..common::node("LayerNormalization", &["s", "scale", "bias"], &["n"])
+        };
+        let nodes = vec![
+            common::node("Add", &["x", "r"], &["s"]),
+            norm,
+            common::node("MatMul", &["n", "w1"], &["h"]),
+            common::node("Add", &["b1", "h"], &["hb"]),
+            common::node("Div", &["hb", "root"], &["d"]),
+            common::node("Erf", &["d"], &["e"]),
+            common::node("Add", &["e", "one"], &["e1"]),
+            common::node("Mul", &["hb", "e1"], &["m"]),
+            common::node("Mul", &["m", "half"], &["g"]),
+            common::node("MatMul", &["g", "w2"], &["o"]),
+            common::node("Add", &["o", "b2"], &["ob"]),
+            common::node("Add", &["s", "ob"], &["y"]),
+        ];
+        let scalar = |name: &str, v: f32| TensorProto::from_f32(name, &[], &[v]);
+        let weights = vec![
+            weight("scale", &[CHANNELS]),
+            weight("bias", &[CHANNELS]),
+            weight("w1", &[CHANNELS, HIDDEN]),
+            weight("b1", &[HIDDEN]),
+            weight("w2", &[HIDDEN, CHANNELS]),
+            weight("b2", &[CHANNELS]),
+            scalar("root", std::f32::consts::SQRT_2),
+            scalar("one", 1.0),
+            scalar("half", 0.5),
+        ];
+        Self { nodes, weights, outputs: vec![("y", vec![2, ROWS, CHANNELS])] }
+    }
+
+    fn node(&mut self, output: &str) -> &mut NodeProto {
+        self.nodes.iter_mut().find(|n| n.output[0] == output).unwrap()
+    }
+
+    fn input(&mut self, output: &str, slot: usize, value: &str) {
+        self.node(output).input[slot] = value.into();
+    }
+
+    fn set(&mut self, tensor: TensorProto) {
+        let name = tensor.name.clone();
+        self.weights.retain(|w| w.name != name);
+        self.weights.push(tensor);
+    }
+
+    fn proto(&self) -> ModelProto {
+        let mut model = common::model(self.nodes.clone(), self.weights.clone());
+        let graph = model.graph.as_mut().unwrap();
+        let tokens = [2, ROWS, CHANNELS];
+        graph.input = ["x", "r"].map(|name| common::value(name, &tokens)).into();
+        graph.output = self.outputs.iter().map(|(name, dims)| common::value(name, dims)).collect();
+        model
+    }
+
+    fn rewrite(&self, options: &Options) -> testing::Rewrite {
+        let model = Model { proto: self.proto(), ..onnx::load(&fixture()).unwrap() };
+        testing::rewrite_model(model, options).unwrap()
+    }
+
+    /// Rewrites it, and proves that it computes the same.
+    fn fuse(&self) -> (ModelProto, Ledger) {
+        let rewrite = self.rewrite(&with_blocks());
+        rewrite.compare(&verify::Options::default()).unwrap().check().unwrap();
+        (rewrite.model().proto.clone(), rewrite.ledger().clone())
+    }
+
+    /// The one site, which is missed; the norm is fused all the same.
+    fn missed(&self) -> Site {
+        let (model, ledger) = self.fuse();
+        assert_eq!(count(&model, "TrtOptMlpBlock"), 0);
+        assert_eq!(ledger.count(Kind::LayerNorm).fused, 1);
+        let sites: Vec<&Site> = ledger.missed(Kind::MlpBlock).collect();
+        assert_eq!(sites.len(), 1, "{:?}", ledger.sites);
+        sites[0].clone()
+    }
+
+    fn missed_because(&self, reason: &str) {
+        let site = self.missed();
+        let text = site.reason.clone().unwrap();
+        assert!(text.contains(reason), "expected a miss because {reason}, found {site:?}");
+    }
+}
+
+/// Any model file: a path for models in memory.
+fn fixture() -> std::path::PathBuf {
+    common::fixtures().swap_remove(0)
+}
+
+fn count(model: &ModelProto, op: &str) -> usize {
+    model.graph.as_ref().unwrap().node.iter().filter(|n| n.op_type() == op).count()
+}
+
+#[test]
+fn the_block_itself_is_fused_with_the_add_before_it() {
+    let (model, ledger) = Net::new().fuse();
+    let nodes = &model.graph.as_ref().unwrap().node;
+    assert_eq!(nodes.len(), 1, "{nodes:?}");
+    assert_eq!((nodes[0].op_type(), nodes[0].input.len()), ("TrtOptMlpBlock", 8));
+    // The sites of its parts say where they are now.
+    let parts: Vec<_> = ledger.sites.iter().filter(|s| s.kind != Kind::MlpBlock).collect();
+    assert_eq!(parts.len(), 2);
+    let gelu = ledger.sites.iter().find(|s| s.kind == Kind::Gelu).unwrap();
+    let block = ledger.sites.iter().find(|s| s.kind == Kind::MlpBlock).unwrap();
+    assert_eq!((gelu.node.as_str(), block.node.as_str()), ("Erf_e", "Erf_e"));
+    for site in &ledger.sites {
+        assert_eq!((site.status, site.into.as_deref()), (Status::Fused, nodes[0].name.as_deref()), "{site:?}");
+    }
+}
+
+#[test]
+fn blocks_are_not_fused_unless_asked_for() {
+    let rewrite = Net::new().rewrite(&Options::default());
+    assert_eq!(count(&rewrite.model().proto, "TrtOptMlpBlock"), 0);
+    assert!(rewrite.ledger().sites.iter().all(|s| s.kind != Kind::MlpBlock));
+}
+
+#[test]
+fn blocks_can_be_skipped_or_left_to_the_target() {
+    let mut options = with_blocks();
+    options.skip.insert("mlp-block".into());
+    let ledger = Net::new().rewrite(&options).ledger().clone();
+    let missed: Vec<_> = ledger.missed(Kind::MlpBlock).map(|s| s.reason.as_deref()).collect();
+    assert_eq!(missed, [Some("--skip mlp-block")]);
+
+    let native = Options { target: Target::Native, ..with_blocks() };
+    let left = Options {
+        standard: vec![Standard { kind: Kind::MlpBlock, node: None, reason: "slower".into() }],
+        ..with_blocks()
+    };
+    for options in [native, left] {
+        let rewrite = Net::new().rewrite(&options);
+        assert_eq!(rewrite.ledger().count(Kind::MlpBlock).kept, 1);
+        assert_eq!(count(&rewrite.model().proto, "TrtOptMlpBlock"), 0);
+    }
+}
+
+#[test]
+fn other_spellings_are_the_same_block() {
+    // No offsets.
+    let mut net = Net::new();
+    net.nodes.retain(|n| n.output[0] != "ob" && n.output[0] != "hb");
+    net.input("y", 1, "o");
+    net.input("d", 0, "h");
+    net.input("m", 0, "h");
+    let (model, _) = net.fuse();
+    assert_eq!(count(&model, "TrtOptMlpBlock"), 1);
+    // The residual add the other way round.
+    let mut net = Net::new();
+    net.node("y").input.reverse();
+    assert_eq!(count(&net.fuse().0, "TrtOptMlpBlock"), 1);
+    // The tanh form.
+    let mut net = Net::new();
+    for (name, v) in [("cubic", 0.044715), ("scale_of_tanh", 0.797_884_6)] {
+        net.set(TensorProto::from_f32(name, &[], &[v]));
+    }
+    let at = net.nodes.iter().position(|n| n.output[0] == "d").unwrap();
+    net.nodes.splice(
+        at..at + 2,
+        [
+            common::node("Mul", &["hb", "hb"], &["hb2"]),
+            common::node("Mul", &["hb2", "hb"], &["hb3"]),
+            common::node("Mul", &["hb3", "cubic"], &["c"]),
+            common::node("Add", &["hb", "c"], &["p"]),
+            common::node("Mul", &["p", "scale_of_tanh"], &["d"]),
+            common::node("Tanh", &["d"], &["e"]),
+        ],
+    );
+    let (model, _) = net.fuse();
+    let block = model.graph.as_ref().unwrap().node.iter().find(|n| n.op_type() == "TrtOptMlpBlock").unwrap();
+    assert!(block.attribute.iter().any(|a| a.name() == "approximate" && a.s() == b"tanh"));
+}
+
+#[test]
+fn a_sum_read_elsewhere_stays_outside() {
+    let mut net = Net::new();
+    net.outputs.push(("s", vec![2, ROWS, CHANNELS]));
+    let (model, _) = net.fuse();
+    assert_eq!((count(&model, "TrtOptMlpBlock"), count(&model, "Add")), (1, 1));
+}
+
+#[test]
+fn interior_values_used_elsewhere_keep_their_parts() {
+    for (value, columns) in [("h", HIDDEN), ("g", HIDDEN), ("o", CHANNELS), ("ob", CHANNELS), ("n", CHANNELS)] {
+        let mut net = Net::new();
+        net.outputs.push((value, vec![2, ROWS, columns]));
+        net.missed();
+        let mut net = Net::new();
+        net.nodes.push(common::node("Neg", &[value], &["z"]));
+        net.outputs.push(("z", vec![2, ROWS, columns]));
+        net.missed();
+    }
+}
+
+#[test]
+fn what_only_looks_like_a_block_is_left_alone() {
+    // Another residual than what is normalized.
+    let mut net = Net::new();
+    net.input("y", 0, "x");
+    net.missed_because("is not what the norm reads");
+    // No residual at all.
+    let mut net = Net::new();
+    net.nodes.pop();
+    net.nodes.push(common::node("Mul", &["s", "ob"], &["y"]));
+    net.missed_because("another op follows");
+    // One offset for all columns.
+    let mut net = Net::new();
+    net.set(weight("b1", &[1]));
+    net.missed_because("the offset is not one value a column");
+    // A weight that is computed.
+    let mut net = Net::new();
+    net.nodes.insert(0, common::node("ReduceMean", &["x"], &["mean"]));
+    net.nodes.insert(1, common::node("Mul", &["w1", "mean_of_all"], &["w1_scaled"]));
+    net.nodes.insert(1, common::node("Reshape", &["mean", "one_by_one"], &["mean_of_all"]));
+    net.weights.push(TensorProto::from_i64("one_by_one", &[2], &[1, 1]));
+    net.input("h", 1, "w1_scaled");
+    net.missed_because("the right operand is no weight");
+    // A weight for each image.
+    let mut net = Net::new();
+    net.set(weight("w1", &[2, CHANNELS, HIDDEN]));
+    net.missed_because("the weight is no matrix");
+    // Another activation's input: the norm is not the first product's operand.
+    let mut net = Net::new();
+    net.nodes.insert(2, common::node("Neg", &["n"], &["nn"]));
+    net.input("h", 0, "nn");
+    net.missed_because("no fused norm of the last axis");
+}
+
+#[test]
+fn sizes_that_the_tensor_cores_do_not_take_are_refused() {
+    let mut net = Net::new();
+    net.set(weight("w1", &[CHANNELS, 20]));
+    net.set(weight("b1", &[20]));
+    net.set(weight("w2", &[20, CHANNELS]));
+    net.missed_because("the tensor cores take no such sizes");
+    let mut net = Net::new();
+    net.set(weight("w1", &[CHANNELS, 16392]));
+    net.set(weight("b1", &[16392]));
+    net.set(weight("w2", &[16392, CHANNELS]));
+    net.missed_because("the block is too large");
+}
+
+#[test]
+fn the_cost_of_a_block_is_less_than_that_of_its_parts() {
+    let estimate = |options: &Options| {
+        let rewrite = Net::new().rewrite(options);
+        trt_opt::contents::Contents::of(rewrite.model(), 1).unwrap().estimate
+    };
+    let (parts, block) = (estimate(&Options::default()), estimate(&with_blocks()));
+    assert!(block.launches < parts.launches && block.bytes < parts.bytes, "{block:?} against {parts:?}");
+    assert_eq!(block.macs, 2 * (2 * ROWS * CHANNELS * HIDDEN) as u64);
+}
