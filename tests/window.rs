@@ -72,7 +72,19 @@ fn every_swin_export_has_all_its_windows_and_merges() {
             let missed: Vec<_> = [Kind::Window, Kind::PatchMerge].iter().flat_map(|k| ledger.missed(*k)).collect();
             wrong.push(format!("{name}: {windows:?} {merges:?} {missed:?}"));
         }
-        // Every partition is in the norm before it, every residual add in the reverse.
+        // Every partition is in the norm before it, every reverse with its residual add in the norm after it.
+        assert_eq!(nodes(&model.proto, "TrtOptWindow").len(), 0, "{name}");
+        let norms = nodes(&model.proto, "TrtOptLayerNorm").into_iter();
+        let reverses: Vec<_> = norms.filter(|norm| int(norm, "reverse") == 1).collect();
+        assert_eq!(reverses.len(), blocks(&name), "{name}");
+        for reverse in reverses {
+            assert_eq!(int(reverse, "residual"), 1, "{name}");
+        }
+        same(&original, &model, &name);
+        // Where norms take in nothing, every residual add is in the reverse.
+        let mut apart = only(&[Kind::LayerNorm, Kind::Window, Kind::PatchMerge]);
+        apart.skip.insert("layernorm-residual".into());
+        let (model, _) = fuse_file(&path, &apart);
         let reverses = nodes(&model.proto, "TrtOptWindow");
         assert_eq!(reverses.len(), blocks(&name), "{name}");
         for reverse in reverses {
