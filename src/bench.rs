@@ -12,26 +12,8 @@ use crate::engine::{self, BuildOptions, Engine, Gpu, GraphSize, Layers, Library,
 use crate::error::{Error, Result};
 use crate::measure::stats::{Bootstrap, Comparison, Summary, compare};
 use crate::measure::{self, Samples};
+use crate::report::Mode;
 use crate::verify::{Array, Data};
-
-/// How an inference is started.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Mode {
-    /// TensorRT launches every kernel.
-    Enqueue,
-    /// A captured CUDA graph is replayed.
-    Graph,
-}
-
-impl std::fmt::Display for Mode {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(match self {
-            Self::Enqueue => "enqueue",
-            Self::Graph => "graph",
-        })
-    }
-}
 
 /// An engine that is to be timed.
 pub struct Subject {

@@ -174,9 +174,9 @@ fn plan(
     };
     let before = estimate(model, batch.size)?;
     for variant in variants::ladder(model, &file.name, options.target)?.into_iter().filter(wanted) {
-        let (path, ledger) = workshop.save(&stem(file, batch.size), model, &variant)?;
-        let after = match ledger {
-            Some(_) => estimate(&onnx::load(&path)?, batch.size)?,
+        let saved = workshop.save(&stem(file, batch.size), model, &variant)?;
+        let after = match saved.ledger {
+            Some(_) => estimate(&saved.model, batch.size)?,
             None => before,
         };
         let mut precisions = options.precisions.clone();
@@ -189,7 +189,7 @@ fn plan(
                 variant: variant.name.clone(),
                 precision,
                 batch: batch.size,
-                job: workshop.store.job(&path, precision == Precision::Fp16, batch.open.then_some(batch.size))?,
+                job: workshop.store.job(&saved.path, precision == Precision::Fp16, batch.open.then_some(batch.size))?,
                 estimate: BeforeAfter { before, after },
                 note: None,
                 reference,
@@ -250,8 +250,8 @@ fn tuned(
                 variant: TUNED.to_owned(),
                 precision,
                 batch: batch.size,
-                job: workshop.store.job(&found.path, precision == Precision::Fp16, batch.open.then_some(batch.size))?,
-                estimate: BeforeAfter { before, after: estimate(&onnx::load(&found.path)?, batch.size)? },
+                job: workshop.store.job(&found.saved.path, tuning.fp16, tuning.batch)?,
+                estimate: BeforeAfter { before, after: estimate(&found.saved.model, batch.size)? },
                 note: Some(note),
                 reference,
             });
@@ -271,23 +271,24 @@ fn measure(
 ) -> Result<Vec<Row>> {
     let batch = group.first().map_or(1, |p| p.batch);
     event(Event::Phase(format!("timing {} engines at batch {batch}", group.len())));
-    // Equal variants share an engine: it is loaded and timed once.
-    let mut engines: Vec<&Job> = vec![];
-    for planned in group {
-        if !engines.iter().any(|job| job.engine == planned.job.engine) {
-            engines.push(&planned.job);
+    // Equal variants share an engine: it is loaded and timed once, as that of the first of them.
+    let mut engines: Vec<&Planned> = vec![];
+    let mut at = vec![];
+    for &planned in group {
+        let known = engines.iter().position(|first| first.job.engine == planned.job.engine);
+        at.push(known.unwrap_or(engines.len()));
+        if known.is_none() {
+            engines.push(planned);
         }
     }
     let mut subjects = vec![];
     let mut errors = vec![];
-    for job in &engines {
-        let first = group.iter().find(|p| p.job.engine == job.engine);
-        let Some(first) = first else { continue };
+    for first in &engines {
         let run = &references[first.reference];
         let given: BTreeMap<_, _> = run.inputs.iter().cloned().collect();
         let name = format!("{} {} {}", first.model, first.variant, first.precision);
-        let mut subject = workshop.subject(&name, job, &given)?;
-        let mode = if subject.graph.is_ok() { bench::Mode::Graph } else { bench::Mode::Enqueue };
+        let mut subject = workshop.subject(&name, &first.job, &given)?;
+        let mode = if subject.graph.is_ok() { Mode::Graph } else { Mode::Enqueue };
         let error = verify::relative_error(&run.outputs, &subject.outputs(mode)?)?;
         if !error.is_finite() {
             warnings.push(format!("{name} batch {batch}: its outputs are not finite"));
@@ -295,44 +296,34 @@ fn measure(
         errors.push(error);
         subjects.push(subject);
     }
+    let baseline = group.iter().position(|p| p.model == REFERENCE_MODEL && p.precision == Precision::Fp16);
     let mut rows = vec![];
-    for (mode, timed) in [(Mode::Graph, bench::Mode::Graph), (Mode::Enqueue, bench::Mode::Enqueue)] {
+    for mode in [Mode::Graph, Mode::Enqueue] {
         if mode == Mode::Graph
             && let Some((subject, why)) = subjects.iter().find_map(|s| Some((&s.name, s.graph.as_ref().err()?)))
         {
             warnings.push(format!("batch {batch} is not timed by CUDA graphs: {subject} cannot be captured: {why}"));
             continue;
         }
-        let samples = bench::measure(&mut subjects, timed, &options.plan, &mut |done| {
+        let samples = bench::measure(&mut subjects, mode, &options.plan, &mut |done| {
             event(Event::Round(done, options.plan.rounds));
         })?;
-        let baseline = group
-            .iter()
-            .find(|p| p.model == REFERENCE_MODEL && p.precision == Precision::Fp16)
-            .and_then(|p| engines.iter().position(|job| job.engine == p.job.engine))
-            .map(|at| &samples[at]);
-        for planned in group {
-            let Some(at) = engines.iter().position(|job| job.engine == planned.job.engine) else { continue };
+        let baseline = baseline.map(|i| &samples[at[i]]);
+        for (planned, &at) in group.iter().zip(&at) {
             rows.push(row(planned, mode, &subjects[at], &samples[at], baseline, errors[at], options)?);
         }
     }
     if options.profile > 0 {
-        for (job, subject) in engines.iter().zip(&mut subjects) {
-            let layers: Vec<Layer> = bench::profile(subject, options.profile)?
-                .into_iter()
-                .map(|l| Layer { name: l.name, r#type: l.kind.unwrap_or_default(), us: l.mean_us })
-                .collect();
-            let of = |row: &&mut Row| {
-                row.mode == Mode::Graph
-                    && group.iter().any(|p| {
-                        p.job.engine == job.engine
-                            && (p.model.as_str(), p.variant.as_str(), p.precision)
-                                == (row.model.as_str(), row.variant.as_str(), row.precision)
-                    })
-            };
-            for row in rows.iter_mut().filter(of) {
-                row.layers.clone_from(&layers);
-            }
+        let mut profiles: Vec<Vec<Layer>> = vec![];
+        for subject in &mut subjects {
+            let layers = bench::profile(subject, options.profile)?.into_iter();
+            let layer =
+                |l: bench::ProfiledLayer| Layer { name: l.name, r#type: l.kind.unwrap_or_default(), us: l.mean_us };
+            profiles.push(layers.map(layer).collect());
+        }
+        // Rows of a mode are in the order of the group.
+        for (row, &at) in rows.iter_mut().filter(|r| r.mode == Mode::Graph).zip(&at) {
+            row.layers.clone_from(&profiles[at]);
         }
     }
     Ok(rows)

@@ -36,6 +36,17 @@ pub struct Group {
     pub nodes: Vec<String>,
 }
 
+impl Group {
+    /// What leaves its sites to TensorRT.
+    pub fn standard(&self, reason: String) -> impl Iterator<Item = Standard> + '_ {
+        self.nodes.iter().map(move |node| Standard {
+            kind: self.kind,
+            node: Some(node.clone()),
+            reason: reason.clone(),
+        })
+    }
+}
+
 impl std::fmt::Display for Group {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.shape {
@@ -120,14 +131,7 @@ impl Outcome {
     /// The sites that the rewrite leaves to TensorRT.
     pub fn standard(&self) -> Vec<Standard> {
         let left = self.decisions.iter().filter(|d| d.left);
-        left.flat_map(|decision| {
-            decision.group.nodes.iter().map(|node| Standard {
-                kind: decision.group.kind,
-                node: Some(node.clone()),
-                reason: decision.reason(),
-            })
-        })
-        .collect()
+        left.flat_map(|decision| decision.group.standard(decision.reason())).collect()
     }
 
     /// Of the choice.

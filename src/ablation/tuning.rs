@@ -1,18 +1,22 @@
 //! The fastest form of a model on the GPU of this machine.
 
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::store::Job;
-use super::tune::{self, By, Candidate, Decision, Outcome};
+use super::tune::{self, By, Candidate, Decision, Group, Lab, Outcome};
 use super::variants::{self, Variant};
-use super::workshop::{EngineLab, Workshop};
+use super::workshop::{Saved, Workshop};
+use crate::bench;
 use crate::error::{Error, Result};
 use crate::ir::Graph;
-use crate::measure::Plan;
 use crate::measure::stats::Bootstrap;
+use crate::measure::{Plan, Samples};
 use crate::onnx::Model;
-use crate::onnx::proto::ModelProto;
-use crate::rewrite::{self, Ledger, Target};
+use crate::report::Mode;
+use crate::rewrite::{self, Standard, Target};
+
+/// Told of every engine that was built.
+pub type Built<'a> = &'a (dyn Fn(&Job, &Result<()>) + Sync);
 
 /// What to tune, and how.
 pub struct Tuning<'a> {
@@ -32,18 +36,15 @@ pub struct Tuning<'a> {
 #[derive(Debug)]
 pub struct Tuned {
     pub outcome: Outcome,
-    pub proto: ModelProto,
-    /// Of the rewrite that made it; sites that were left out say why, with both figures. `None`: the model as exported.
-    pub ledger: Option<Ledger>,
-    /// The same model in the store.
-    pub path: PathBuf,
+    /// In its ledger, sites that were left out say why, with both figures.
+    pub saved: Saved,
 }
 
 impl Tuning<'_> {
-    /// Builds and times the candidates. `built` is told of every engine, `decided` of every group.
-    pub fn run(&self, built: &(dyn Fn(&Job, &Result<()>) + Sync), decided: &mut dyn FnMut(&Decision)) -> Result<Tuned> {
-        let all = rewrite::Options { target: self.target, ..Default::default() };
-        let (mut fused, ledger) = Variant { name: "all".into(), rewrite: Some(all) }.apply(self.model, self.name)?;
+    /// Builds and times the candidates. `decided` is told of every group.
+    pub fn run(&self, built: Built, decided: &mut dyn FnMut(&Decision)) -> Result<Tuned> {
+        let all = self.fused("all", vec![]);
+        let (mut fused, ledger) = all.apply(self.model, self.name)?;
         let ledger = ledger.ok_or_else(|| Error::CheckFailed("a rewrite gave no ledger".into()))?;
         let groups = tune::groups(&ledger, &Graph::take(&mut fused)?, self.by);
         if groups.is_empty() {
@@ -52,35 +53,78 @@ impl Tuning<'_> {
                 self.name, self.target
             )));
         }
-        let mut lab = EngineLab {
-            workshop: self.workshop,
-            model: self.model,
-            name: self.name,
-            target: self.target,
-            groups: &groups,
-            fp16: self.fp16,
-            batch: self.batch,
-            plan: self.plan,
-            built,
-        };
+        let mut lab = EngineLab { tuning: self, groups: &groups, built, jobs: vec![] };
         let outcome = tune::search(&groups, &mut lab, &self.bootstrap, decided)?;
-        let variant = self.variant(&outcome);
-        let (proto, ledger) = variant.apply(self.model, self.name)?;
-        let (path, _) = self.workshop.save(self.name, self.model, &variant)?;
-        Ok(Tuned { outcome, proto, ledger, path })
+        let variant = self.form(&outcome.choice, |_| self.fused("tuned", outcome.standard()));
+        let saved = self.workshop.save(self.name, self.model, &variant)?;
+        Ok(Tuned { outcome, saved })
     }
 
-    /// The rewrite that the search chose, with its reasons.
-    fn variant(&self, outcome: &Outcome) -> Variant {
+    fn fused(&self, name: impl Into<String>, standard: Vec<Standard>) -> Variant {
+        let options = rewrite::Options { target: self.target, standard, ..Default::default() };
+        Variant { name: name.into(), rewrite: Some(options) }
+    }
+
+    /// How a candidate is made of the model; `fused` says it of one with plugins.
+    fn form(&self, candidate: &Candidate, fused: impl FnOnce(&BTreeSet<usize>) -> Variant) -> Variant {
         let [native, canonical] = variants::without_plugins();
-        match outcome.choice {
+        match candidate {
             Candidate::Native => native,
             Candidate::Canonical => canonical,
-            Candidate::Without(_) => {
-                let options =
-                    rewrite::Options { target: self.target, standard: outcome.standard(), ..Default::default() };
-                Variant { name: "tuned".into(), rewrite: Some(options) }
-            }
+            Candidate::Without(left) => fused(left),
         }
+    }
+}
+
+/// Candidates of one model, timed by CUDA graphs.
+struct EngineLab<'a> {
+    tuning: &'a Tuning<'a>,
+    groups: &'a [Group],
+    built: Built<'a>,
+    /// Of candidates that came up before: every search compares its choice so far with the next.
+    jobs: Vec<(Candidate, Job)>,
+}
+
+impl EngineLab<'_> {
+    fn variant(&self, candidate: &Candidate) -> Variant {
+        self.tuning.form(candidate, |left| {
+            let of = |number: &usize| {
+                let group = &self.groups[*number];
+                group.standard(format!("{group} is left to TensorRT"))
+            };
+            let standard = left.iter().flat_map(of).collect();
+            let numbers: Vec<String> = left.iter().map(ToString::to_string).collect();
+            let name = if numbers.is_empty() { "all".into() } else { format!("left-{}", numbers.join("-")) };
+            self.tuning.fused(name, standard)
+        })
+    }
+
+    fn job(&mut self, candidate: &Candidate) -> Result<Job> {
+        if let Some((_, job)) = self.jobs.iter().find(|(known, _)| known == candidate) {
+            return Ok(job.clone());
+        }
+        let Tuning { workshop, model, name, fp16, batch, .. } = *self.tuning;
+        let saved = workshop.save(name, model, &self.variant(candidate))?;
+        let job = workshop.store.job(&saved.path, fp16, batch)?;
+        self.jobs.push((candidate.clone(), job.clone()));
+        Ok(job)
+    }
+}
+
+impl Lab for EngineLab<'_> {
+    fn measure(&mut self, candidates: &[Candidate]) -> Result<Vec<Samples>> {
+        let jobs: Vec<Job> = candidates.iter().map(|c| self.job(c)).collect::<Result<_>>()?;
+        let workshop = self.tuning.workshop;
+        workshop.build(&jobs, self.built).into_iter().collect::<Result<Vec<()>>>()?;
+        let mut subjects = vec![];
+        for (candidate, job) in candidates.iter().zip(&jobs) {
+            let name = self.variant(candidate).name;
+            let subject = workshop.subject(&name, job, &BTreeMap::new())?;
+            if let Err(why) = &subject.graph {
+                return Err(Error::CheckFailed(format!("{name}: its CUDA graph cannot be captured: {why}")));
+            }
+            subjects.push(subject);
+        }
+        bench::measure(&mut subjects, Mode::Graph, &self.tuning.plan, &mut |_| {})
     }
 }

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use trt_opt::bench::{self, Loader, Mode, ProfiledLayer, Row, Subject};
+use trt_opt::bench::{self, Loader, ProfiledLayer, Row, Subject};
 use trt_opt::engine::{self, Gpu};
 use trt_opt::measure::Plan;
 use trt_opt::measure::stats::Bootstrap;
+use trt_opt::report::Mode;
 use trt_opt::verify::{Array, read_numpy};
 use trt_opt::{Error, Result, files};
 

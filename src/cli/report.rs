@@ -148,11 +148,7 @@ fn as_text(table: &Table) -> String {
     for row in &table.rows {
         shown.add_row(row.iter().map(|cell| cell.text.clone()));
     }
-    for (i, column) in shown.column_iter_mut().enumerate() {
-        if i >= table.text {
-            column.set_cell_alignment(comfy_table::CellAlignment::Right);
-        }
-    }
+    terminal::align(&mut shown, table.text..);
     let mut text = terminal::text(&shown);
     // Colours after the layout, which would count them as characters.
     for cell in table.rows.iter().flatten() {

@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
+use std::ops::RangeBounds;
 
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 use trt_opt::contents::Contents;
@@ -19,14 +20,11 @@ pub fn new<T: ToString>(header: impl IntoIterator<Item = T>) -> Table {
 }
 
 pub fn align_numbers(table: &mut Table) {
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
+    align(table, 1..);
 }
 
 /// Puts the numbers of some columns under each other.
-#[cfg(feature = "engine")]
-pub fn align(table: &mut Table, columns: std::ops::Range<usize>) {
+pub fn align(table: &mut Table, columns: impl RangeBounds<usize>) {
     for (i, column) in table.column_iter_mut().enumerate() {
         if columns.contains(&i) {
             column.set_cell_alignment(CellAlignment::Right);

@@ -6,7 +6,7 @@ use serde::Serialize;
 use trt_opt::ablation::tune::{By, Candidate, Decision};
 use trt_opt::ablation::tuning::{Tuned, Tuning};
 use trt_opt::measure::stats::{Bootstrap, Summary};
-use trt_opt::onnx::{self, Model};
+use trt_opt::onnx;
 use trt_opt::rewrite::Target;
 use trt_opt::{Error, Result, files};
 
@@ -102,9 +102,8 @@ pub fn run(args: Args, global: &Global) -> Result<u8> {
             spinner.show(&line(decision));
         })
     })?;
-    let written = Model { proto: tuned.proto.clone(), ..model.clone() };
-    onnx::save(&written, &output, &onnx::SaveOptions::default())?;
-    if let (Some(path), Some(ledger)) = (&args.ledger, &tuned.ledger) {
+    onnx::save(&tuned.saved.model, &output, &onnx::SaveOptions::default())?;
+    if let (Some(path), Some(ledger)) = (&args.ledger, &tuned.saved.ledger) {
         files::write(path, out::to_json(ledger)?.as_bytes())?;
     }
     if args.json {

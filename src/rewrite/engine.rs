@@ -197,13 +197,6 @@ impl<'a> Engine<'a> {
         });
     }
 
-    /// Sites that were computed by the node `old` are computed by `new` from now on.
-    pub fn moved(&mut self, old: &str, new: &str) {
-        for site in self.sites.iter_mut().filter(|s| s.into.as_deref() == Some(old)) {
-            site.into = Some(new.to_owned());
-        }
-    }
-
     /// The node of the original model by which the ledger knows what one of `parts` computes now.
     pub fn known_as(&self, kind: Kind, parts: &BTreeSet<String>) -> Option<&str> {
         let here = |site: &&Site| site.kind == kind && site.into.as_ref().is_some_and(|into| parts.contains(into));

@@ -2,7 +2,7 @@
 
 use super::body::Body;
 use super::window::MAP_ATTRIBUTES;
-use super::{AttributeKind, OpDef, Shapes, WindowMap, attribute, count, optional, plugin_node, port, reshapeable};
+use super::{AttributeKind, OpDef, Shapes, WindowMap, attribute, count, is, optional, plugin_node, port, reshapeable};
 use crate::ir::{Dim, Graph, Node, ValueId};
 use crate::onnx::DType;
 use crate::onnx::proto::AttributeProto;
@@ -66,7 +66,9 @@ impl LayerNorm {
         attributes
     }
 
+    /// The attributes of a node of this op; `None` of any other.
     pub fn of(node: &Node) -> Option<Self> {
+        is(node, &DEF).then_some(())?;
         Some(Self {
             epsilon: node.float("epsilon")?,
             axes: usize::try_from(node.int("axis")?.checked_neg()?).ok().filter(|&a| a > 0)?,

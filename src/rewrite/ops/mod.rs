@@ -113,6 +113,11 @@ pub fn definition(node: &Node) -> Option<&'static OpDef> {
     (node.domain == DOMAIN).then(|| OPS.iter().find(|d| d.name == node.op).copied())?
 }
 
+/// Whether the node is of this plugin op.
+fn is(node: &Node, def: &OpDef) -> bool {
+    node.domain == DOMAIN && node.op == def.name
+}
+
 /// The shape rule of plugin ops: what [`crate::analysis`] asks for ops that are not standard.
 pub fn shapes(graph: &Graph, node: &Node) -> Option<Shapes> {
     (definition(node)?.shapes)(graph, node)

@@ -2,7 +2,7 @@
 
 use super::body::Body;
 use super::{
-    AttributeDef, AttributeKind, OpDef, Shapes, attribute, count, optional, pair, plugin_node, port, reshapeable,
+    AttributeDef, AttributeKind, OpDef, Shapes, attribute, count, is, optional, pair, plugin_node, port, reshapeable,
 };
 use crate::ir::{Dim, Graph, Node, ValueId};
 use crate::onnx::DType;
@@ -209,7 +209,9 @@ impl Window {
         attributes
     }
 
+    /// The attributes of a node of this op; `None` of any other.
     pub fn of(node: &Node) -> Option<Self> {
+        is(node, &DEF).then_some(())?;
         Some(Self {
             map: WindowMap::of(node)?,
             reverse: node.int("reverse")? != 0,

@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::ir::{Graph, NodeId, ValueId, shape_text};
 use crate::onnx::DType;
 use crate::rewrite::engine::{Engine, Miss, Patch};
-use crate::rewrite::ops::{self, LayerNorm, MAX_CHANNELS, MAX_HIDDEN, MULTIPLE, MlpBlock, MlpWeights};
+use crate::rewrite::ops::{LayerNorm, MAX_CHANNELS, MAX_HIDDEN, MULTIPLE, MlpBlock, MlpWeights};
 use crate::rewrite::pattern::{float_tensor, fused_name, only_user};
 use crate::rewrite::rules::gelu::{Gelu, is_anchor, match_gelu};
 use crate::rewrite::{Kind, Site, Status};
@@ -286,7 +286,7 @@ fn norm_before(graph: &Graph, value: ValueId) -> Outcome<(NodeId, LayerNorm)> {
     };
     let Some((id, node)) = graph.producer(value) else { return miss(name.clone(), "a graph input".into()) };
     let label = graph.node_label(id);
-    let norm = LayerNorm::of(node).filter(|_| node.domain == ops::DOMAIN && node.op == "TrtOptLayerNorm");
+    let norm = LayerNorm::of(node);
     match norm {
         Some(norm) if norm.axes == 1 && norm.map.is_none() && node.int("residual") == Some(0) => Ok((id, norm)),
         Some(norm) if norm.axes != 1 => miss(label, format!("a norm over {} axes", norm.axes)),

@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::ir::{Dim, Graph, NodeId, ValueId, shape_text};
 use crate::onnx::DType;
 use crate::rewrite::engine::{Engine, Miss, Patch};
-use crate::rewrite::ops::{self, LayerNorm, PatchMerge};
+use crate::rewrite::ops::{LayerNorm, PatchMerge};
 use crate::rewrite::pattern::{fused_name, only_user};
 use crate::rewrite::{Kind, Site, Status};
 
@@ -164,7 +164,7 @@ impl Merge {
             return miss(if graph.is_output(self.out) { "a graph output".into() } else { format!("{uses} readers") });
         };
         let node = graph.node(id);
-        let norm = LayerNorm::of(node).filter(|_| node.domain == ops::DOMAIN && node.op == "TrtOptLayerNorm");
+        let norm = LayerNorm::of(node);
         match norm {
             Some(norm) if norm.axes == 1 && norm.map.is_none() && node.int("residual") == Some(0) => Ok((id, norm)),
             Some(norm) if norm.axes != 1 => miss(format!("a norm over {} axes", norm.axes)),

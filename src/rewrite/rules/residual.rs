@@ -23,30 +23,27 @@ use crate::ir::{Dim, Graph, Node, NodeId, ValueId};
 use crate::onnx::proto::TensorProto;
 use crate::rewrite::Kind;
 use crate::rewrite::engine::{Engine, Patch};
-use crate::rewrite::ops::{self, LayerNorm, Window};
+use crate::rewrite::ops::{LayerNorm, Window};
 use crate::rewrite::pattern::{normalize_axis, only_user};
 
 const RULE: &str = "layernorm-residual";
 
 pub fn run(engine: &mut Engine) -> Result<()> {
     let graph = engine.graph();
-    let norms: Vec<NodeId> =
-        graph.nodes().filter(|(_, n)| n.domain == ops::DOMAIN && n.op == "TrtOptLayerNorm").map(|(id, _)| id).collect();
+    let norms: Vec<NodeId> = graph.nodes().filter(|(_, n)| LayerNorm::of(n).is_some()).map(|(id, _)| id).collect();
     for id in norms {
         if !engine.enabled(Kind::LayerNorm, RULE) {
             return Ok(());
         }
         let graph = engine.graph();
-        if graph.get(id).is_none() {
-            continue;
-        }
-        if let Some((patch, window)) = absorb_reverse(graph, id) {
-            let norm = graph.node(id).name.clone();
+        let Some(found) = graph.get(id).and_then(|_| Found::of(graph, id)) else { continue };
+        let norm = found.node.name.clone();
+        if let Some((patch, window)) = absorb_reverse(graph, &found) {
             match engine.apply(patch)? {
-                Ok(()) => engine.moved(&window, &norm),
+                Ok(()) => engine.absorb_sites(&[window].into(), &norm),
                 Err(miss) => tracing::debug!(at = miss.at, reason = miss.reason, "window reverse kept"),
             }
-        } else if let Some(patch) = absorb(graph, id)
+        } else if let Some(patch) = absorb(graph, &found)
             && let Err(miss) = engine.apply(patch)?
         {
             tracing::debug!(at = miss.at, reason = miss.reason, "residual add kept");
@@ -55,101 +52,111 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     Ok(())
 }
 
-fn absorb(graph: &Graph, id: NodeId) -> Option<Patch> {
-    let node = graph.node(id);
-    let norm = LayerNorm::of(node)?;
-    let [Some(x), Some(scale), Some(bias)] = node.inputs[..] else { return None };
-    let old = node.output(0)?;
-    let mut sum = x;
-    let mut covers = vec![id];
-    if let Some((reshape, producer)) = graph.producer(x).filter(|(_, n)| n.is("Reshape")) {
-        sum = producer.input(0)?;
-        // The reshape may serve others too; then it stays.
-        covers.extend((graph.uses(x).len() == 1 && !graph.is_output(x)).then_some(reshape));
+/// A fused norm without a residual, and the value before the Reshape that may lead to it.
+struct Found<'a> {
+    node: &'a Node,
+    norm: LayerNorm,
+    x: ValueId,
+    sum: ValueId,
+    scale: ValueId,
+    bias: ValueId,
+    out: ValueId,
+    covers: Vec<NodeId>,
+}
+
+impl<'a> Found<'a> {
+    fn of(graph: &'a Graph, id: NodeId) -> Option<Self> {
+        let node = graph.node(id);
+        let norm = LayerNorm::of(node)?;
+        let [Some(x), Some(scale), Some(bias)] = node.inputs[..] else { return None };
+        let mut sum = x;
+        let mut covers = vec![id];
+        if let Some((reshape, producer)) = graph.producer(x).filter(|(_, n)| n.is("Reshape")) {
+            sum = producer.input(0)?;
+            // The reshape may serve others too; then it stays.
+            covers.extend((graph.uses(x).len() == 1 && !graph.is_output(x)).then_some(reshape));
+        }
+        // What is normalized must stay whole when the reshape is left out.
+        let tail = |v: ValueId| graph.shape(v).map(|s| s[s.len().saturating_sub(norm.axes)..].to_vec());
+        (tail(x) == tail(sum)).then_some(Self { node, norm, x, sum, scale, bias, out: node.output(0)?, covers })
     }
+
+    /// Puts `norm` of `a + b` into the patch, which gives the sum too; `y` is the shape of its first output.
+    fn fuse(
+        &self,
+        mut patch: Patch,
+        graph: &Graph,
+        norm: &LayerNorm,
+        [a, b]: [ValueId; 2],
+        y: Vec<Dim>,
+        covers: impl IntoIterator<Item = NodeId>,
+    ) -> Option<Patch> {
+        let name = &self.node.name;
+        let sum = patch.value_like(graph, &format!("{name}/sum"), self.sum);
+        let y = patch.value(&format!("{name}/y"), graph.dtype(self.out), Some(y));
+        let mut fused = norm.node(a, Some(b), self.scale, self.bias);
+        fused.name.clone_from(name);
+        patch.node(fused, [y, sum]);
+        let out = patch.reshape(graph, y, graph.shape(self.out)?, &format!("{name}/reshape"))?;
+        patch.replace(self.out, out);
+        patch.replace(self.sum, sum);
+        patch.cover(self.covers.iter().copied().chain(covers));
+        Some(patch)
+    }
+}
+
+fn absorb(graph: &Graph, found: &Found) -> Option<Patch> {
+    let Found { node, norm, sum, .. } = *found;
     let (add, add_node) = graph.producer(sum)?;
+    let mut covers = vec![add];
     let mut patch = Patch::new(graph, RULE);
-    let (a, b) = match add_node.op.as_str() {
-        "Add" if add_node.is("Add") => {
-            let (a, b) = (add_node.input(0)?, add_node.input(1)?);
-            if graph.constant(a).is_some() || graph.constant(b).is_some() {
-                return None;
-            }
-            (a, b)
+    let (a, b) = if add_node.is("Add") {
+        let (a, b) = (add_node.input(0)?, add_node.input(1)?);
+        if graph.constant(a).is_some() || graph.constant(b).is_some() {
+            return None;
         }
-        "Concat" if add_node.is("Concat") => {
-            let part = add_to_part(graph, add_node)?;
-            covers.push(part.add);
-            let mut pads = vec![0; 2 * part.rank];
-            (pads[part.axis], pads[part.rank + part.axis]) = (part.before, part.after);
-            let pads = TensorProto::from_i64("", &[pads.len() as i64], &pads);
-            let pads = patch.constant(&format!("{}/pads", node.name), pads);
-            let padded = patch.value_like(graph, &format!("{}/padded", node.name), sum);
-            let pad = Node { name: format!("{}/Pad", node.name), ..Node::new("Pad", [part.update, pads]) };
-            patch.node(pad, [padded]);
-            (part.base, padded)
-        }
-        _ => return None,
+        (a, b)
+    } else if add_node.is("Concat") {
+        let part = add_to_part(graph, add_node)?;
+        covers.push(part.add);
+        let mut pads = vec![0; 2 * part.rank];
+        (pads[part.axis], pads[part.rank + part.axis]) = (part.before, part.after);
+        let pads = TensorProto::from_i64("", &[pads.len() as i64], &pads);
+        let pads = patch.constant(&format!("{}/pads", node.name), pads);
+        let padded = patch.value_like(graph, &format!("{}/padded", node.name), sum);
+        let pad = Node { name: format!("{}/Pad", node.name), ..Node::new("Pad", [part.update, pads]) };
+        patch.node(pad, [padded]);
+        (part.base, padded)
+    } else {
+        return None;
     };
     let same = |v: ValueId| {
         let (v, sum) = (patch.describe(graph, v), graph.value(sum));
         v.shape == sum.shape && v.dtype == sum.dtype
     };
-    if !same(a) || !same(b) || graph.dtype(sum) != graph.dtype(x) {
+    if !same(a) || !same(b) || graph.dtype(sum) != graph.dtype(found.x) {
         return None;
     }
-    covers.push(add);
-    // What is normalized must stay whole when the reshape is left out, and windows need the map's shape.
     let shape = graph.shape(sum)?;
-    let tail = |v: ValueId| graph.shape(v).map(|s| s[s.len().saturating_sub(norm.axes)..].to_vec());
-    if tail(x) != tail(sum) || (!norm.map.is_none() && !norm.map.fits(shape)) {
+    // Windows need the map's shape.
+    if !norm.map.is_none() && !norm.map.fits(shape) {
         return None;
     }
-    let new_sum = patch.value_like(graph, &format!("{}/sum", node.name), sum);
-    let whole = norm.map.is_none().then(|| shape.to_vec()).or_else(|| graph.shape(old).map(<[_]>::to_vec))?;
-    let y = patch.value(&format!("{}/y", node.name), graph.dtype(old), Some(whole));
-    let mut fused = norm.node(a, Some(b), scale, bias);
-    fused.name.clone_from(&node.name);
-    patch.node(fused, [y, new_sum]);
-    let out = patch.reshape(graph, y, graph.shape(old)?, &format!("{}/reshape", node.name))?;
-    patch.replace(old, out);
-    patch.replace(sum, new_sum);
-    patch.cover(covers);
-    Some(patch)
+    let whole = if norm.map.is_none() { shape } else { graph.shape(found.out)? }.to_vec();
+    found.fuse(patch, graph, &norm, [a, b], whole, covers)
 }
 
 /// The window reverse with a residual that the norm follows, moved into it; and that node's name.
-fn absorb_reverse(graph: &Graph, id: NodeId) -> Option<(Patch, String)> {
-    let node = graph.node(id);
-    let norm = LayerNorm::of(node).filter(|n| n.axes == 1 && n.map.is_none())?;
-    let [Some(x), Some(scale), Some(bias)] = node.inputs[..] else { return None };
-    let old = node.output(0)?;
-    let mut sum = x;
-    let mut covers = vec![id];
-    if let Some((reshape, producer)) = graph.producer(x).filter(|(_, n)| n.is("Reshape")) {
-        sum = producer.input(0)?;
-        covers.extend((graph.uses(x).len() == 1 && !graph.is_output(x)).then_some(reshape));
-    }
-    let (reverse, window) = graph.producer(sum)?;
-    if window.domain != ops::DOMAIN || window.op != "TrtOptWindow" {
+fn absorb_reverse(graph: &Graph, found: &Found) -> Option<(Patch, String)> {
+    if found.norm.axes != 1 || !found.norm.map.is_none() {
         return None;
     }
+    let (reverse, window) = graph.producer(found.sum)?;
     let map = Window::of(window).filter(|w| w.reverse)?.map;
     let [Some(windows), Some(residual)] = window.inputs[..] else { return None };
-    if graph.shape(x)?.last() != graph.shape(sum)?.last() {
-        return None;
-    }
-    covers.push(reverse);
-    let mut patch = Patch::new(graph, RULE);
-    let new_sum = patch.value_like(graph, &format!("{}/sum", node.name), sum);
-    let y = patch.value_like(graph, &format!("{}/y", node.name), sum);
-    let mut fused = LayerNorm { map, reverse: true, ..norm }.node(windows, Some(residual), scale, bias);
-    fused.name.clone_from(&node.name);
-    patch.node(fused, [y, new_sum]);
-    let out = patch.reshape(graph, y, graph.shape(old)?, &format!("{}/reshape", node.name))?;
-    patch.replace(old, out);
-    patch.replace(sum, new_sum);
-    patch.cover(covers);
+    let norm = LayerNorm { map, reverse: true, ..found.norm };
+    let shape = graph.shape(found.sum)?.to_vec();
+    let patch = found.fuse(Patch::new(graph, RULE), graph, &norm, [windows, residual], shape, [reverse])?;
     Some((patch, window.name.clone()))
 }
 

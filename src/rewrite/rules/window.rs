@@ -20,7 +20,7 @@ use crate::error::Result;
 use crate::ir::{Dim, Graph, NodeId, ValueId, shape_text};
 use crate::onnx::DType;
 use crate::rewrite::engine::{Engine, Miss, Patch};
-use crate::rewrite::ops::{self, LayerNorm, Window, WindowMap};
+use crate::rewrite::ops::{LayerNorm, Window, WindowMap};
 use crate::rewrite::pattern::fused_name;
 use crate::rewrite::{Kind, Site, Status};
 
@@ -390,7 +390,7 @@ impl Half {
 /// The fused norm that makes `source`, if only the partition reads it and it can partition.
 fn norm_before(graph: &Graph, source: ValueId, region: &Region, map: &WindowMap) -> Option<(NodeId, LayerNorm)> {
     let (id, node) = graph.producer(source)?;
-    let norm = LayerNorm::of(node).filter(|_| node.domain == ops::DOMAIN && node.op == "TrtOptLayerNorm")?;
+    let norm = LayerNorm::of(node)?;
     let inside = |user: &NodeId| region.nodes.contains(user);
     let alone = !graph.is_output(source) && !graph.is_named_elsewhere(source) && graph.uses(source).iter().all(inside);
     let suits =
