@@ -3,6 +3,8 @@
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
+    #[cfg(feature = "engine")]
+    commit();
     #[cfg(any(feature = "engine", feature = "plugins"))]
     for variable in trt_opt_plugin_build::VARIABLES {
         println!("cargo:rerun-if-env-changed={variable}");
@@ -22,6 +24,32 @@ fn root() -> std::path::PathBuf {
 fn fail(message: &str) -> ! {
     eprintln!("{message}");
     std::process::exit(1);
+}
+
+/// TRT_OPT_COMMIT, which reports name: as it is set, else the commit checked out. Measurements are made with release
+/// builds; others do without, so that a commit does not rebuild them.
+#[cfg(feature = "engine")]
+fn commit() {
+    println!("cargo:rerun-if-env-changed=TRT_OPT_COMMIT");
+    if std::env::var_os("TRT_OPT_COMMIT").is_some() || std::env::var("PROFILE").as_deref() != Ok("release") {
+        return;
+    }
+    let root = root();
+    let git = |arguments: &[&str]| {
+        let run = std::process::Command::new("git").arg("-C").arg(&root).args(arguments).output().ok()?;
+        run.status.success().then(|| String::from_utf8_lossy(&run.stdout).trim().to_owned())
+    };
+    // A folder inside the checkout of something else is not that commit.
+    let own = git(&["rev-parse", "--show-prefix"]).is_some_and(|prefix| prefix.is_empty());
+    if let Some(commit) = git(&["rev-parse", "--short=12", "HEAD"]).filter(|_| own) {
+        println!("cargo:rustc-env=TRT_OPT_COMMIT={commit}");
+    }
+    for name in ["HEAD", "logs/HEAD"] {
+        let path = git(&["rev-parse", "--path-format=absolute", "--git-path", name]);
+        if let Some(path) = path.filter(|path| std::path::Path::new(path).exists()) {
+            println!("cargo:rerun-if-changed={path}");
+        }
+    }
 }
 
 #[cfg(feature = "engine")]

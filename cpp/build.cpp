@@ -133,6 +133,10 @@ void set_flags(IBuilderConfig& config, const BuildRequest& request) {
     if (request.workspace > 0) config.setMemoryPoolLimit(MemoryPoolType::kWORKSPACE, request.workspace);
 }
 
+std::unique_ptr<ITimingCache> cache_of(IBuilderConfig& config, rust::Slice<const uint8_t> bytes) {
+    return made(config.createTimingCache(bytes.data(), bytes.size()), "timing cache");
+}
+
 std::unique_ptr<ITimingCache> timing_cache(IBuilderConfig& config, const BuildRequest& request, Built& out) {
     std::unique_ptr<ITimingCache> cache;
     if (!request.timing_cache) return cache;
@@ -140,7 +144,7 @@ std::unique_ptr<ITimingCache> timing_cache(IBuilderConfig& config, const BuildRe
     // Timings of another GPU or TensorRT are not taken.
     if (!request.timings.empty() && (!cache || !config.setTimingCache(*cache, false))) {
         out.timings_refused = true;
-        cache.reset(config.createTimingCache(nullptr, 0));
+        cache = cache_of(config, {});
     }
     if (!cache || !config.setTimingCache(*cache, false)) throw std::runtime_error("TensorRT makes no timing cache");
     return cache;
@@ -148,12 +152,16 @@ std::unique_ptr<ITimingCache> timing_cache(IBuilderConfig& config, const BuildRe
 
 void copy(const IHostMemory& memory, rust::Vec<uint8_t>& out) { append(out, {static_cast<const uint8_t*>(memory.data()), memory.size()}); }
 
+std::unique_ptr<IBuilder> builder_of(size_t create) {
+    return std::unique_ptr<IBuilder>(created<IBuilder>(function<void* (*)(void*, int32_t)>(create)(&logger(), NV_TENSORRT_VERSION), "builder"));
+}
+
 }  // namespace
 
 Built build(size_t create_builder, size_t create_parser, const BuildRequest& request, const Monitor& monitor) {
     Built out{};
     const auto begin = std::chrono::steady_clock::now();
-    const auto builder = std::unique_ptr<IBuilder>(created<IBuilder>(function<void* (*)(void*, int32_t)>(create_builder)(&logger(), NV_TENSORRT_VERSION), "builder"));
+    const auto builder = builder_of(create_builder);
     // What is in the builder's own registry the runtime of the engine does not know, so it loads them too.
     for (const rust::String& plugin : request.plugins)
         if (!builder->getPluginRegistry().loadLibrary(std::string(plugin).c_str())) throw std::runtime_error("the builder does not load the plugin library " + std::string(plugin));
@@ -191,6 +199,16 @@ Built build(size_t create_builder, size_t create_parser, const BuildRequest& req
         copy(*timings, out.timings);
     }
     out.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    return out;
+}
+
+rust::Vec<uint8_t> combine_timings(size_t create_builder, rust::Slice<const uint8_t> ours, rust::Slice<const uint8_t> others) {
+    rust::Vec<uint8_t> out;
+    const auto builder = builder_of(create_builder);
+    const auto config = made(builder->createBuilderConfig(), "builder configuration");
+    const auto cache = cache_of(*config, ours), more = cache_of(*config, others);
+    if (!cache->combine(*more, false)) throw std::invalid_argument("TensorRT does not combine the timing caches");
+    copy(*made(cache->serialize(), "copy of the timing cache"), out);
     return out;
 }
 

@@ -161,6 +161,7 @@ pub(super) mod ffi {
         unsafe fn registry_find(entry: usize, name: &String, version: &String, space: &String) -> Result<Vec<Creator>>;
 
         unsafe fn build(builder: usize, parser: usize, request: &BuildRequest, monitor: &Monitor) -> Result<Built>;
+        unsafe fn combine_timings(builder: usize, ours: &[u8], others: &[u8]) -> Result<Vec<u8>>;
 
         type Engine;
         type Context;

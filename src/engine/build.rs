@@ -1,6 +1,7 @@
 //! Building engines.
 
 use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -126,7 +127,8 @@ pub fn build(library: &Library, model: &Path, options: &BuildOptions, progress: 
         tracing::warn!("the timing cache is of another GPU or TensorRT, and is made anew");
     }
     if let Some(path) = &options.timing_cache {
-        files::write(path, &built.timings).map_err(Box::new)?;
+        let begun_with = (!built.timings_refused).then_some(request.timings.as_slice());
+        save_timings(library, path, built.timings, begun_with)?;
     }
     let layers = Engine::deserialize(library, &built.plan, &options.plugins)?.layers();
     Ok(Plan { bytes: built.plan, seconds: built.seconds, layers, fp16: options.fp16 })
@@ -146,14 +148,7 @@ fn request(model: &Path, options: &BuildOptions) -> Result<ffi::BuildRequest> {
     }
     // The parser's own error names neither the reason nor what to do.
     std::fs::File::open(model).map_err(|source| Error::File { action: "open", path: model.to_owned(), source })?;
-    let timings = match &options.timing_cache {
-        Some(path) => match std::fs::read(path) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => vec![],
-            Err(source) => return Err(Error::File { action: "read", path: path.clone(), source }),
-        },
-        None => vec![],
-    };
+    let timings = options.timing_cache.as_deref().map_or(Ok(vec![]), read_timings)?;
     let shape = |(name, s): (&String, &Shape)| ffi::InputShape {
         name: name.clone(),
         min: s.min.clone(),
@@ -175,6 +170,46 @@ fn request(model: &Path, options: &BuildOptions) -> Result<ffi::BuildRequest> {
         timing_cache: options.timing_cache.is_some(),
         timings,
     })
+}
+
+/// Nothing if there is no such file yet.
+fn read_timings(path: &Path) -> Result<Vec<u8>> {
+    match std::fs::read(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(vec![]),
+        read => read.map_err(|source| Error::File { action: "read", path: path.to_owned(), source }),
+    }
+}
+
+/// Writes the timings of a build that began with `begun_with`, none if those were refused. Builds that run at the
+/// same time share a file: what another has written since is kept.
+fn save_timings(library: &Library, path: &Path, ours: Vec<u8>, begun_with: Option<&[u8]>) -> Result<()> {
+    let lock = PathBuf::from([path.as_os_str(), OsStr::new(".lock")].into_iter().collect::<OsString>());
+    let failed = |action| {
+        let path = lock.clone();
+        move |source| Error::File { action, path, source }
+    };
+    let guard = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&lock);
+    let guard = guard.map_err(failed("open"))?;
+    guard.lock().map_err(failed("lock"))?;
+    let now = read_timings(path)?;
+    let foreign = begun_with.is_none_or(|before| now != before) && !now.is_empty();
+    let whole = if foreign {
+        // SAFETY: TensorRT's function of this name, of the headers' major version.
+        let combine = |b: usize| unsafe { ffi::combine_timings(b, &ours, &now) };
+        let builder = library.builder()?;
+        match refused(|| format!("combining with the timings in {}", path.display()), || combine(builder.0)) {
+            Ok(whole) => whole,
+            // Those of another GPU, which the build did not take either.
+            Err(why) => {
+                tracing::warn!("{why}; they are replaced");
+                ours
+            }
+        }
+    } else {
+        ours
+    };
+    files::write(path, &whole).map_err(Box::new)?;
+    Ok(())
 }
 
 /// The parser's errors with the nodes that they are about. TensorRT 8 gives a node's number only.
