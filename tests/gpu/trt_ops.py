@@ -7,6 +7,7 @@ Every graph is built twice, in fp32 and with the fp16 flag; limits on ||out - re
 are 1e-5 and 2e-3 (fp16 also rounds the graph's fp32 inputs and outputs).
 """
 import argparse
+import concurrent.futures
 import json
 import math
 import os
@@ -16,8 +17,9 @@ import tempfile
 
 import numpy as np
 import onnx
-import engines
 from onnx import TensorProto, helper, numpy_helper
+
+import engines
 
 DOMAIN = {"plugin_version": "1", "plugin_namespace": "trt_opt"}
 
@@ -198,44 +200,54 @@ def cases():
                    {"y": s + active @ constants["w2"] + constants["b2"]}, dynamic=extra)
 
 
+def check(args, case, folder):
+    """Results of a case in both precisions."""
+    os.makedirs(folder, exist_ok=True)
+    case.save(f"{folder}/model.onnx")
+    files = {}
+    for name, a in case.inputs.items():
+        files[name] = f"{folder}/{name}.in.npy"
+        np.save(files[name], a.astype(np.float32))
+    results = {}
+    for precision in ("fp32", "fp16"):
+        results[precision] = {"case": case.name, "precision": precision, "pass": False, "errors": {}}
+        command = engines.build_command(args, f"{folder}/model.onnx", f"{folder}/{precision}.engine", case.inputs, plugins=True, fp16=precision == "fp16",
+                                        layers=f"{folder}/{precision}.layers.json")
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode not in engines.BUILT:
+            results[precision]["log"] = f"build: exit {done.returncode}: " + done.stderr[-600:]
+    built = [precision for precision, result in results.items() if "log" not in result]
+    try:
+        measured = engines.bench(args, [f"{folder}/{precision}.engine" for precision in built], files, folder, rounds=5) if built else {}
+        for precision, numbers in measured.items():
+            # Several cases run at a time, so their times mean nothing.
+            result = results[precision]
+            result |= {key: value for key, value in numbers.items() if not key.endswith("_us")}
+            for name, ref in case.outputs.items():
+                got = np.load(f"{folder}/{precision}/{name}.npy").astype(np.float64)
+                result["errors"][name] = float(np.linalg.norm(got - ref) / np.linalg.norm(ref)) if got.shape == ref.shape else float("inf")
+            result["pass"] = all(error <= (1e-5 if precision == "fp32" else 2e-3) for error in result["errors"].values())
+    except (RuntimeError, OSError) as e:
+        for precision in built:
+            results[precision]["log"] = str(e)[-900:]
+    return list(results.values())
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     engines.add_arguments(parser)
     parser.add_argument("--json")
     parser.add_argument("--work")
+    parser.add_argument("--jobs", type=int, default=8, help="graphs at a time")
     args = parser.parse_args()
     work = args.work or tempfile.mkdtemp()
     os.makedirs(work, exist_ok=True)
-    building = []
-    for case in cases():
-        folder = os.path.join(work, case.name)
-        os.makedirs(folder, exist_ok=True)
-        case.save(f"{folder}/model.onnx")
-        files = {}
-        for name, a in case.inputs.items():
-            files[name] = f"{folder}/{name}.in.npy"
-            np.save(files[name], a.astype(np.float32))
-        for precision in ("fp32", "fp16"):
-            command = engines.build_command(args, f"{folder}/model.onnx", f"{folder}/{precision}.engine", case.inputs, plugins=True, fp16=precision == "fp16",
-                                            layers=f"{folder}/{precision}.layers.json")
-            log = open(f"{folder}/{precision}.log", "w")
-            building.append((case, precision, folder, files, subprocess.Popen(command, stdout=log, stderr=log)))
-    results = []
-    for case, precision, folder, files, process in building:
-        result = {"case": case.name, "precision": precision, "pass": False, "errors": {}}
-        results.append(result)
-        if process.wait() not in engines.BUILT:
-            result["log"] = f"build: exit {process.returncode}: " + open(f"{folder}/{precision}.log").read()[-600:]
-        else:
-            try:
-                result |= engines.bench(args, [f"{folder}/{precision}.engine"], files, folder, rounds=5)[precision]
-                for name, ref in case.outputs.items():
-                    got = np.load(f"{folder}/{precision}/{name}.npy").astype(np.float64)
-                    result["errors"][name] = float(np.linalg.norm(got - ref) / np.linalg.norm(ref)) if got.shape == ref.shape else float("inf")
-                result["pass"] = all(error <= (1e-5 if precision == "fp32" else 2e-3) for error in result["errors"].values())
-            except (RuntimeError, OSError) as e:
-                result["log"] = str(e)[-900:]
-        print(case.name, precision, "ok" if result["pass"] else "FAIL", result["errors"], result.get("kernels", ""), result.get("log", ""), flush=True)
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        results = []
+        for outcome in pool.map(lambda case: check(args, case, os.path.join(work, case.name)), list(cases())):
+            for result in outcome:
+                print(result["case"], result["precision"], "ok" if result["pass"] else "FAIL", result["errors"], result.get("kernels", ""), result.get("log", ""), flush=True)
+            results += outcome
     if args.json:
         with open(args.json, "w") as f:
             json.dump(results, f, indent=1)
