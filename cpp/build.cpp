@@ -128,43 +128,50 @@ void set_flags(IBuilderConfig& config, const BuildRequest& request) {
     if (request.cudnn) sources |= bit(TacticSource::kCUDNN);
     if (!config.setTacticSources(sources)) throw std::invalid_argument("TensorRT refuses the tactic sources");
 #endif
+#if NV_TENSORRT_MAJOR == 8
+    // As it is from TensorRT 10 on: a second context of an engine may use the same shapes.
+    config.setPreviewFeature(PreviewFeature::kPROFILE_SHARING_0806, true);
+#endif
     config.setProfilingVerbosity(ProfilingVerbosity::kDETAILED);
     if (request.optimization_level >= 0) config.setBuilderOptimizationLevel(request.optimization_level);
     if (request.workspace > 0) config.setMemoryPoolLimit(MemoryPoolType::kWORKSPACE, request.workspace);
 }
 
-std::unique_ptr<ITimingCache> cache_of(IBuilderConfig& config, rust::Slice<const uint8_t> bytes) {
-    return made(config.createTimingCache(bytes.data(), bytes.size()), "timing cache");
-}
-
-std::unique_ptr<ITimingCache> timing_cache(IBuilderConfig& config, const BuildRequest& request, Built& out) {
-    std::unique_ptr<ITimingCache> cache;
-    if (!request.timing_cache) return cache;
-    cache.reset(config.createTimingCache(request.timings.data(), request.timings.size()));
-    // Timings of another GPU or TensorRT are not taken.
-    if (!request.timings.empty() && (!cache || !config.setTimingCache(*cache, false))) {
-        out.timings_refused = true;
-        cache = cache_of(config, {});
-    }
-    if (!cache || !config.setTimingCache(*cache, false)) throw std::runtime_error("TensorRT makes no timing cache");
-    return cache;
-}
-
 void copy(const IHostMemory& memory, rust::Vec<uint8_t>& out) { append(out, {static_cast<const uint8_t*>(memory.data()), memory.size()}); }
-
-std::unique_ptr<IBuilder> builder_of(size_t create) {
-    return std::unique_ptr<IBuilder>(created<IBuilder>(function<void* (*)(void*, int32_t)>(create)(&logger(), NV_TENSORRT_VERSION), "builder"));
-}
 
 }  // namespace
 
-Built build(size_t create_builder, size_t create_parser, const BuildRequest& request, const Monitor& monitor) {
+Builder::Builder(size_t create) : builder_(created<IBuilder>(function<void* (*)(void*, int32_t)>(create)(&logger(), NV_TENSORRT_VERSION), "builder")) {}
+
+void Builder::load(const rust::Vec<rust::String>& plugins) {
+    // What is in the builder's own registry the runtime of the engine does not know, so it loads them too.
+    for (const rust::String& plugin : plugins) {
+        std::string path(plugin);
+        if (plugins_.count(path)) continue;
+        if (!builder_->getPluginRegistry().loadLibrary(path.c_str())) throw std::runtime_error("the builder does not load the plugin library " + path);
+        plugins_.insert(std::move(path));
+    }
+}
+
+// Sets the cache of the builds before this one, else the one that is given, else an empty one. False if the one given
+// is refused: it is of another GPU or TensorRT, or one that TensorRT 8.6 wrote and does not read again, after which it
+// may take none at all.
+bool Builder::use_timings(IBuilderConfig& config, rust::Slice<const uint8_t> given) {
+    const auto take = [&](const void* bytes, size_t size) {
+        cache_.reset(config.createTimingCache(bytes, size));
+        if (cache_ && !config.setTimingCache(*cache_, false)) cache_.reset();
+        return cache_ != nullptr;
+    };
+    if (cache_ && config.setTimingCache(*cache_, false)) return true;
+    if (!given.empty() && take(given.data(), given.size())) return true;
+    take(nullptr, 0);
+    return given.empty();
+}
+
+Built Builder::build(size_t create_parser, const BuildRequest& request, const Monitor& monitor) {
     Built out{};
     const auto begin = std::chrono::steady_clock::now();
-    const auto builder = builder_of(create_builder);
-    // What is in the builder's own registry the runtime of the engine does not know, so it loads them too.
-    for (const rust::String& plugin : request.plugins)
-        if (!builder->getPluginRegistry().loadLibrary(std::string(plugin).c_str())) throw std::runtime_error("the builder does not load the plugin library " + std::string(plugin));
+    load(request.plugins);
 #if NV_TENSORRT_MAJOR < 10
     const uint32_t creation = bit(NetworkDefinitionCreationFlag::kEXPLICIT_BATCH);
 #elif NV_TENSORRT_MAJOR < 11
@@ -172,8 +179,8 @@ Built build(size_t create_builder, size_t create_parser, const BuildRequest& req
 #else
     const uint32_t creation = 0;  // always strongly typed
 #endif
-    const auto network = made(builder->createNetworkV2(creation), "network");
-    const auto config = made(builder->createBuilderConfig(), "builder configuration");
+    const auto network = made(builder_->createNetworkV2(creation), "network");
+    const auto config = made(builder_->createBuilderConfig(), "builder configuration");
     auto* const parser = created<nvonnxparser::IParser>(function<void* (*)(void*, void*, int)>(create_parser)(network.get(), &logger(), NV_ONNX_PARSER_VERSION), "ONNX parser");
 #if NV_TENSORRT_MAJOR >= 10
     const std::unique_ptr<nvonnxparser::IParser> owner(parser);
@@ -184,32 +191,32 @@ Built build(size_t create_builder, size_t create_parser, const BuildRequest& req
         return out;
     }
     set_flags(*config, request);
-    const auto cache = timing_cache(*config, request, out);
-    give_shapes(*builder, *network, *config, request);
+    out.timings_refused = request.timing_cache && !use_timings(*config, {request.timings.data(), request.timings.size()});
+    give_shapes(*builder_, *network, *config, request);
 #if NV_TENSORRT_MAJOR >= 10
     Progress progress(monitor);
     config->setProgressMonitor(&progress);
 #else
     static_cast<void>(monitor);
 #endif
-    const auto plan = made(builder->buildSerializedNetwork(*network, *config), "engine");
+    const auto plan = made(builder_->buildSerializedNetwork(*network, *config), "engine");
     copy(*plan, out.plan);
-    if (cache) {
-        const auto timings = made(config->getTimingCache()->serialize(), "copy of the timing cache");
-        copy(*timings, out.timings);
-    }
     out.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     return out;
 }
 
-rust::Vec<uint8_t> combine_timings(size_t create_builder, rust::Slice<const uint8_t> ours, rust::Slice<const uint8_t> others) {
+rust::Vec<uint8_t> Builder::timings(rust::Slice<const uint8_t> others) {
     rust::Vec<uint8_t> out;
-    const auto builder = builder_of(create_builder);
-    const auto config = made(builder->createBuilderConfig(), "builder configuration");
-    const auto cache = cache_of(*config, ours), more = cache_of(*config, others);
-    if (!cache->combine(*more, false)) throw std::invalid_argument("TensorRT does not combine the timing caches");
-    copy(*made(cache->serialize(), "copy of the timing cache"), out);
+    if (!cache_) return out;
+    if (!others.empty()) {
+        const auto config = made(builder_->createBuilderConfig(), "builder configuration");
+        const auto more = made(config->createTimingCache(others.data(), others.size()), "timing cache");
+        if (!cache_->combine(*more, false)) throw std::invalid_argument("TensorRT does not combine the timing caches");
+    }
+    copy(*made(cache_->serialize(), "copy of the timing cache"), out);
     return out;
 }
+
+std::unique_ptr<Builder> new_builder(size_t create) { return std::make_unique<Builder>(create); }
 
 }  // namespace trt_opt

@@ -113,14 +113,30 @@ void Context::enqueue(size_t stream) {
     if (!context_->enqueueV3(reinterpret_cast<cudaStream_t>(stream))) throw std::runtime_error("the inference was not enqueued");
 }
 
+std::unique_ptr<Context> Context::twin() const {
+    auto other = std::make_unique<Context>(engine_);
+    const ICudaEngine& engine = engine_->get();
+    for (int32_t i = 0; i < engine.getNbIOTensors(); ++i) {
+        const char* const name = engine.getIOTensorName(i);
+        const bool input = engine.getTensorIOMode(name) == TensorIOMode::kINPUT;
+        bool taken = !input || other->context_->setInputShape(name, context_->getTensorShape(name));
+        taken = taken && other->context_->setTensorAddress(name, const_cast<void*>(context_->getTensorAddress(name)));
+        if (!taken) throw std::runtime_error("a second execution context does not take '" + text(name) + "' of the first");
+    }
+    return other;
+}
+
 rust::Vec<LayerTime> Context::profile(size_t stream) {
-    Profiler profiler;
-    context_->setProfiler(&profiler);
+    auto* profiler = static_cast<Profiler*>(profiler_.get());
+    if (!profiler) {
+        profiler = new Profiler;
+        profiler_.reset(profiler);
+        context_->setProfiler(profiler);
+    }
+    profiler->times.clear();
     // With a profiler, enqueuing waits for the GPU and reports.
-    const bool done = context_->enqueueV3(reinterpret_cast<cudaStream_t>(stream));
-    context_->setProfiler(nullptr);
-    if (!done) throw std::runtime_error("the inference was not enqueued");
-    return std::move(profiler.times);
+    enqueue(stream);
+    return std::move(profiler->times);
 }
 
 std::shared_ptr<Engine> deserialize(size_t create, rust::Slice<const uint8_t> plan, const rust::Vec<rust::String>& plugins) {

@@ -35,11 +35,15 @@ public:
     rust::Vec<int64_t> shape(const rust::String& name) const;
     void set_address(const rust::String& name, size_t address);
     void enqueue(size_t stream);
-    // Runs once with the profiler on and waits; times of the layers in milliseconds, in order.
+    // Another context of the engine with the same shapes and addresses.
+    std::unique_ptr<Context> twin() const;
+    // Runs once with a profiler and waits; times of the layers in milliseconds, in order. The context keeps the
+    // profiler, as TensorRT 8.6 takes none back, and so is slow from then on.
     rust::Vec<LayerTime> profile(size_t stream);
 
 private:
     std::shared_ptr<Engine> engine_;
+    std::unique_ptr<nvinfer1::IProfiler> profiler_;  // outlives the context
     std::unique_ptr<nvinfer1::IExecutionContext> context_;
 };
 

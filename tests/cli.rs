@@ -8,8 +8,20 @@ use predicates::prelude::*;
 use predicates::str::contains;
 use serde_json::Value;
 
-const COMMANDS: &[&str] =
-    &["fuse", "inspect", "print", "diff", "verify", "build", "bench", "plugins", "report", "doctor", "completions"];
+const COMMANDS: &[&str] = &[
+    "fuse",
+    "inspect",
+    "print",
+    "diff",
+    "verify",
+    "build",
+    "builder",
+    "bench",
+    "plugins",
+    "report",
+    "doctor",
+    "completions",
+];
 
 fn trt_opt(args: &[&str]) -> Assert {
     command().args(args).assert()

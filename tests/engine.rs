@@ -330,6 +330,37 @@ fn a_missing_tensorrt_or_gpu_is_said_to_be_missing() {
     assert!(!engine.exists() && !Path::new(MODEL).with_extension("engine").exists());
 }
 
+#[test]
+fn a_builder_answers_every_line() {
+    let folder = Folder::new();
+    let library = impostor(&folder, "impostor.so", number(major()));
+    let engine = folder.path().join("out.engine");
+    let lines = [
+        r#"{"model": "swin.onnx"}"#.to_owned(),
+        r#"["none.onnx"]"#.to_owned(),
+        format!(r#"["{MODEL}", "--opt-level", "6"]"#),
+        format!(r#"["{MODEL}", "--tensorrt", "elsewhere"]"#),
+        String::new(),
+        format!(r#"["{MODEL}", "-o", "{}"]"#, engine.display()),
+    ];
+    let mut command = assert_cmd::cargo::cargo_bin_cmd!("trt-opt");
+    let command = command.args(["builder", "--tensorrt", library.to_str().unwrap()]).write_stdin(lines.join("\n"));
+    let answers = stdout(command.assert().success());
+    let answers: Vec<Value> = answers.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let said = |i: usize| answers[i]["error"].as_str().unwrap();
+    assert_eq!(answers.len(), 5, "{answers:?}");
+    assert_eq!(answers.iter().map(|a| a["code"].as_u64().unwrap()).collect::<Vec<_>>()[..4], [2, 5, 2, 2]);
+    assert!(said(0).contains("array of strings"), "{}", said(0));
+    assert!(said(1).contains("none.onnx"), "{}", said(1));
+    assert!(said(2).contains("0..=5"), "{}", said(2));
+    assert!(said(3).contains("one TensorRT for all lines"), "{}", said(3));
+    if Gpu::first().is_err() {
+        assert_eq!(answers[4]["code"], 4);
+        assert!(said(4).contains("no GPU can be used"), "{}", said(4));
+    }
+    trt_opt(&["builder", "--tensorrt", folder.path().to_str().unwrap()]).code(4).stderr(contains("was not found"));
+}
+
 // ---- versions ----
 
 #[test]

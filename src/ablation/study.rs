@@ -102,6 +102,13 @@ pub fn run(
             names.join(", ")
         )));
     }
+    // What says most first, for the case that time runs out.
+    planned.sort_by_key(|p| match p.variant.as_str() {
+        "native" => 0,
+        "all" => 1,
+        "canonical" => 2,
+        _ => 3,
+    });
     let jobs: Vec<Job> = planned.iter().map(|p| p.job.clone()).collect();
     event(Event::Phase(format!("building {} engines", missing(&jobs))));
     let outcomes = workshop.build(&jobs, &|job, outcome| event(Event::Built(job, outcome)));

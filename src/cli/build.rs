@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use trt_opt::engine::{self, BuildOptions, Engine, Gpu, Layers, Library, Precision, Shape, TacticSources};
+use trt_opt::engine::{self, BuildOptions, Builder, Engine, Gpu, Layers, Library, Precision, Shape, TacticSources};
 use trt_opt::{Error, Result, files};
 
 use super::out::{self, BOLD, DIM, RESET};
@@ -27,7 +27,7 @@ pub struct Args {
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     #[command(flatten)]
-    build: BuildArgs,
+    pub build: BuildArgs,
     /// Size of the first axis of inputs that leave it open and have no --shapes
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..))]
     batch: Option<i64>,
@@ -71,7 +71,7 @@ pub struct BuildArgs {
     tactics: Vec<Tactics>,
     /// TensorRT's library, or a folder with it [default: TENSORRT_LIB_DIR, else searched for]
     #[arg(long, value_name = "PATH")]
-    tensorrt: Option<PathBuf>,
+    pub tensorrt: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
@@ -179,54 +179,74 @@ struct Json<'a> {
 }
 
 pub fn run(args: Args, global: &Global) -> Result<u8> {
-    let output = args.output.clone().unwrap_or_else(|| args.model.with_extension("engine"));
-    for (option, path) in [("--output", Some(&output)), ("--layers", args.layers.as_ref())] {
-        if path.is_some_and(|path| files::same_file(path, &args.model)) {
-            return Err(Error::Usage(format!("{option} is the model, which is never written to; give another name")));
-        }
-    }
-    std::fs::File::open(&args.model).map_err(Error::io("open", &args.model))?;
-    let options = args.build.options(args.batch)?;
+    let job = Job::new(&args)?;
     let library = args.build.library()?;
-    let gpu = Gpu::first()?;
-    let spinner = Spinner::new(global);
-    spinner.start(&format!("building {}", output.display()));
-    let plan = engine::build(&library, &args.model, &options, spinner.progress())?;
-    drop(spinner);
-    let engine = Engine::deserialize(&library, &plan.bytes, &options.plugins)?;
-    let half = plan.check_half();
-    let write = half.is_ok() || args.force;
-    if write {
-        files::write(&output, &plan.bytes)?;
+    job.run(&library, &mut Builder::new(&library)?, global)
+}
+
+/// An engine to build, its arguments checked as far as that goes without TensorRT.
+pub struct Job<'a> {
+    args: &'a Args,
+    output: PathBuf,
+    options: BuildOptions,
+}
+
+impl<'a> Job<'a> {
+    pub fn new(args: &'a Args) -> Result<Self> {
+        let output = args.output.clone().unwrap_or_else(|| args.model.with_extension("engine"));
+        for (option, path) in [("--output", Some(&output)), ("--layers", args.layers.as_ref())] {
+            if path.is_some_and(|path| files::same_file(path, &args.model)) {
+                return Err(Error::Usage(format!(
+                    "{option} is the model, which is never written to; give another name"
+                )));
+            }
+        }
+        std::fs::File::open(&args.model).map_err(Error::io("open", &args.model))?;
+        Ok(Self { args, output, options: args.build.options(args.batch)? })
     }
-    if let Some(path) = &args.layers {
-        files::write(path, plan.layers.json.as_bytes())?;
-    }
-    let json = Json {
-        model: &args.model,
-        engine: write.then_some(&output),
-        engine_bytes: plan.bytes.len(),
-        device_bytes: engine.device_memory(),
-        build_seconds: plan.seconds,
-        layers: plan.layers.layers.len(),
-        precisions: plan.layers.precisions(),
-        tensorrt: library.version.to_string(),
-        gpu: gpu.description,
-        options: &options,
-    };
-    if args.json {
-        out::json(&json)?;
-    } else if !global.quiet {
-        out::text(&describe(&json, &plan.layers))?;
-    }
-    match half {
-        Err(error) if !write => Err(Error::CheckFailed(format!(
-            "{error}\n{} was not written; --force writes it all the same",
-            output.display()
-        ))),
-        half => {
-            half?;
-            Ok(0)
+
+    pub fn run(&self, library: &Library, builder: &mut Builder, global: &Global) -> Result<u8> {
+        let Self { args, output, options } = self;
+        let gpu = Gpu::first()?;
+        let spinner = Spinner::new(global);
+        spinner.start(&format!("building {}", output.display()));
+        let plan = builder.build(&args.model, options, spinner.progress())?;
+        drop(spinner);
+        let engine = Engine::deserialize(library, &plan.bytes, &options.plugins)?;
+        let half = plan.check_half();
+        let write = half.is_ok() || args.force;
+        if write {
+            files::write(output, &plan.bytes)?;
+        }
+        if let Some(path) = &args.layers {
+            files::write(path, plan.layers.json.as_bytes())?;
+        }
+        let json = Json {
+            model: &args.model,
+            engine: write.then_some(output),
+            engine_bytes: plan.bytes.len(),
+            device_bytes: engine.device_memory(),
+            build_seconds: plan.seconds,
+            layers: plan.layers.layers.len(),
+            precisions: plan.layers.precisions(),
+            tensorrt: library.version.to_string(),
+            gpu: gpu.description,
+            options,
+        };
+        if args.json {
+            out::json(&json)?;
+        } else if !global.quiet {
+            out::text(&describe(&json, &plan.layers))?;
+        }
+        match half {
+            Err(error) if !write => Err(Error::CheckFailed(format!(
+                "{error}\n{} was not written; --force writes it all the same",
+                output.display()
+            ))),
+            half => {
+                half?;
+                Ok(0)
+            }
         }
     }
 }

@@ -5,6 +5,8 @@
 mod bench;
 #[cfg(feature = "engine")]
 mod build;
+#[cfg(feature = "engine")]
+mod builder;
 mod completions;
 mod diff;
 mod doctor;
@@ -96,6 +98,8 @@ enum Command {
     #[cfg(feature = "engine")]
     Build(build::Args),
     #[cfg(feature = "engine")]
+    Builder(builder::Args),
+    #[cfg(feature = "engine")]
     Bench(bench::Args),
     #[cfg(feature = "engine")]
     Tune(tune::Args),
@@ -140,6 +144,8 @@ fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Verify(args) => verify::run(args, global),
         #[cfg(feature = "engine")]
         Command::Build(args) => build::run(args, global),
+        #[cfg(feature = "engine")]
+        Command::Builder(args) => builder::run(args, global),
         #[cfg(feature = "engine")]
         Command::Bench(args) => bench::run(args, global),
         #[cfg(feature = "engine")]

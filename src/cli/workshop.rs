@@ -1,8 +1,7 @@
 //! What `tune` and `report` build and time engines with.
 
-use std::ffi::OsString;
-use std::path::PathBuf;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use trt_opt::ablation::store::{Job, Store};
 use trt_opt::ablation::workshop::Workshop;
@@ -11,6 +10,7 @@ use trt_opt::measure::Plan;
 use trt_opt::{Error, Result};
 
 use super::build::Tactics;
+use super::builder::Pool;
 
 #[derive(clap::Args)]
 #[command(next_help_heading = "Building and timing")]
@@ -24,6 +24,9 @@ pub struct WorkshopArgs {
     /// Engines that are built at a time; tactics are chosen by timing, so more than a few disturb each other
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=32))]
     jobs: u8,
+    /// Begin no more builds after this many seconds; engines that are not there by then are left out
+    #[arg(long, value_name = "SECONDS")]
+    build_time: Option<u64>,
     /// How long to look for fast layers: 0 to 5 [default: TensorRT's, 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=5))]
     opt_level: Option<u8>,
@@ -56,8 +59,14 @@ impl WorkshopArgs {
             library.version, gpu.description.name, gpu.description.compute_capability, self.opt_level
         );
         let store = Store::open(&self.work, &context, &self.plugins)?;
-        let program = std::env::current_exe().map_err(Error::io("find", "the program itself"))?;
-        let builder = |job: &Job| self.build(&program, job);
+        let pool = Pool::new(self.tensorrt.as_deref())?;
+        let begin = Instant::now();
+        let builder = |job: &Job| match self.build_time {
+            Some(limit) if begin.elapsed().as_secs() >= limit => {
+                Err(Error::CheckFailed(format!("not begun within the {limit} s of --build-time")))
+            }
+            _ => pool.build(&self.arguments(job)).map_err(|why| not_built(job, &why)),
+        };
         act(&Workshop {
             library: &library,
             gpu: &gpu,
@@ -69,41 +78,29 @@ impl WorkshopArgs {
         })
     }
 
-    /// Each engine is built in a process of its own: TensorRT's builder may crash, and the others go on.
-    fn build(&self, program: &PathBuf, job: &Job) -> Result<()> {
-        let mut command = Command::new(program);
-        command.arg("build").arg(&job.model).arg("-o").arg(&job.engine).arg("--timing-cache").arg(&job.timing_cache);
-        let mut option = |name: &str, value: OsString| {
-            command.arg(name).arg(value);
-        };
-        self.plugins.iter().for_each(|p| option("--plugins", p.into()));
-        if let Some(path) = &self.tensorrt {
-            option("--tensorrt", path.into());
-        }
+    /// Of `trt-opt build`.
+    fn arguments(&self, job: &Job) -> Vec<String> {
+        let path = |path: &Path| path.display().to_string();
+        let mut arguments = vec![path(&job.model), "-o".into(), path(&job.engine)];
+        let mut option = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
+        option("--timing-cache", path(&job.timing_cache));
+        self.plugins.iter().for_each(|p| option("--plugins", path(p)));
+        self.tactics.iter().for_each(|t| option("--tactics", t.name().into()));
         if let Some(level) = self.opt_level {
-            option("--opt-level", level.to_string().into());
-        }
-        for tactics in &self.tactics {
-            option("--tactics", tactics.name().into());
+            option("--opt-level", level.to_string());
         }
         if let Some(batch) = job.batch {
-            option("--batch", batch.to_string().into());
+            option("--batch", batch.to_string());
         }
         if job.fp16 {
-            command.arg("--fp16");
+            arguments.push("--fp16".into());
         }
-        let output = command.arg("--quiet").output().map_err(Error::io("start", program))?;
-        if output.status.success() {
-            return Ok(());
-        }
-        let said = String::from_utf8_lossy(&output.stderr);
-        Err(Error::CheckFailed(format!(
-            "building {} ended with {}: {}",
-            job.model.display(),
-            output.status,
-            said.trim()
-        )))
+        arguments
     }
+}
+
+fn not_built(job: &Job, why: &Error) -> Error {
+    Error::CheckFailed(format!("building {}: {why}", job.model.display()))
 }
 
 /// What measurements depend on, for a report.

@@ -95,8 +95,7 @@ pub(super) mod ffi {
         /// Empty if the parser refused the model.
         plan: Vec<u8>,
         errors: Vec<ParserError>,
-        timings: Vec<u8>,
-        /// The timings given are of another GPU or TensorRT.
+        /// The timings given are not used.
         timings_refused: bool,
         seconds: f64,
     }
@@ -160,8 +159,15 @@ pub(super) mod ffi {
         unsafe fn registry_unload(entry: usize, library: usize) -> Result<()>;
         unsafe fn registry_find(entry: usize, name: &String, version: &String, space: &String) -> Result<Vec<Creator>>;
 
-        unsafe fn build(builder: usize, parser: usize, request: &BuildRequest, monitor: &Monitor) -> Result<Built>;
-        unsafe fn combine_timings(builder: usize, ours: &[u8], others: &[u8]) -> Result<Vec<u8>>;
+        type Builder;
+        unsafe fn new_builder(create: usize) -> Result<UniquePtr<Builder>>;
+        unsafe fn build(
+            self: Pin<&mut Builder>,
+            parser: usize,
+            request: &BuildRequest,
+            monitor: &Monitor,
+        ) -> Result<Built>;
+        fn timings(self: Pin<&mut Builder>, others: &[u8]) -> Result<Vec<u8>>;
 
         type Engine;
         type Context;
@@ -174,6 +180,7 @@ pub(super) mod ffi {
         fn shape(self: &Context, name: &String) -> Result<Vec<i64>>;
         unsafe fn set_address(self: Pin<&mut Context>, name: &String, address: usize) -> Result<()>;
         unsafe fn enqueue(self: Pin<&mut Context>, stream: usize) -> Result<()>;
+        fn twin(self: &Context) -> Result<UniquePtr<Context>>;
         unsafe fn profile(self: Pin<&mut Context>, stream: usize) -> Result<Vec<LayerTime>>;
     }
 }

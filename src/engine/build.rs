@@ -105,33 +105,82 @@ impl Plan {
     }
 }
 
-/// Builds the engine of an ONNX file on the first GPU. `progress` is told what is being done.
-///
-/// # Errors
-/// [`Error::NoGpu`] before anything else; [`Error::Parse`] with the node that the parser does not take;
-/// [`Error::Refused`] with TensorRT's words.
+/// TensorRT's builder on the first GPU. Starting it takes seconds, and what it has learnt of the times of layers serves
+/// all engines that it builds.
+pub struct Builder<'a> {
+    library: &'a Library,
+    inner: cxx::UniquePtr<ffi::Builder>,
+}
+
+impl<'a> Builder<'a> {
+    /// # Errors
+    /// [`Error::NoGpu`] before anything else; a [`Library`] that only runs engines.
+    pub fn new(library: &'a Library) -> Result<Self> {
+        Gpu::first()?.bind()?;
+        let create = library.builder()?;
+        // SAFETY: TensorRT's function of this name, of the headers' major version.
+        let inner = refused(|| "starting TensorRT's builder".into(), || unsafe { ffi::new_builder(create.0) })?;
+        Ok(Self { library, inner })
+    }
+
+    /// Builds the engine of an ONNX file. `progress` is told what is being done.
+    ///
+    /// # Errors
+    /// [`Error::Parse`] with the node that the parser does not take; [`Error::Refused`] with TensorRT's words.
+    pub fn build(&mut self, model: &Path, options: &BuildOptions, progress: Option<Progress>) -> Result<Plan> {
+        let request = request(model, options)?;
+        Gpu::first()?.bind()?;
+        let parser = self.library.parser()?;
+        let monitor = Monitor::new(progress);
+        let action = || format!("building the engine of {}", model.display());
+        // SAFETY: TensorRT's function of this name, of the headers' major version.
+        let built = refused(action, || unsafe { self.inner.pin_mut().build(parser.0, &request, &monitor) })?;
+        drop(monitor);
+        if !built.errors.is_empty() {
+            return Err(parse_error(model, &built.errors));
+        }
+        if let Some(path) = &options.timing_cache {
+            if built.timings_refused {
+                tracing::warn!("TensorRT does not take the timings in {}: they are made anew", path.display());
+            }
+            self.save_timings(path, (!built.timings_refused).then_some(&request.timings))?;
+        }
+        let layers = Engine::deserialize(self.library, &built.plan, &options.plugins)?.layers();
+        Ok(Plan { bytes: built.plan, seconds: built.seconds, layers, fp16: options.fp16 })
+    }
+
+    /// Writes the timings after a build that began with `begun_with`, none if those were refused. Builds that run at
+    /// the same time share a file: what another has written since is kept.
+    fn save_timings(&mut self, path: &Path, begun_with: Option<&Vec<u8>>) -> Result<()> {
+        let lock = PathBuf::from([path.as_os_str(), OsStr::new(".lock")].into_iter().collect::<OsString>());
+        let failed = |action| {
+            let path = lock.clone();
+            move |source| Error::File { action, path, source }
+        };
+        let guard = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&lock);
+        let guard = guard.map_err(failed("open"))?;
+        guard.lock().map_err(failed("lock"))?;
+        let now = read_timings(path)?;
+        let others = if begun_with == Some(&now) { &[][..] } else { &now };
+        let action = || format!("adding the timings in {}", path.display());
+        let whole = match refused(action, || self.inner.pin_mut().timings(others)) {
+            Ok(whole) => whole,
+            // As when a build begins with them.
+            Err(why) => {
+                tracing::warn!("{why}; they are replaced");
+                refused(action, || self.inner.pin_mut().timings(&[]))?
+            }
+        };
+        if !whole.is_empty() {
+            files::write(path, &whole).map_err(Box::new)?;
+        }
+        Ok(())
+    }
+}
+
+/// Builds a single engine: [`Builder::build`].
 pub fn build(library: &Library, model: &Path, options: &BuildOptions, progress: Option<Progress>) -> Result<Plan> {
-    let request = request(model, options)?;
-    Gpu::first()?.bind()?;
-    let builder = library.builder()?;
-    let parser = library.parser()?;
-    let monitor = Monitor::new(progress);
-    let action = || format!("building the engine of {}", model.display());
-    // SAFETY: both are TensorRT's functions of these names, of the headers' major version.
-    let built = refused(action, || unsafe { ffi::build(builder.0, parser.0, &request, &monitor) })?;
-    drop(monitor);
-    if !built.errors.is_empty() {
-        return Err(parse_error(model, &built.errors));
-    }
-    if built.timings_refused {
-        tracing::warn!("the timing cache is of another GPU or TensorRT, and is made anew");
-    }
-    if let Some(path) = &options.timing_cache {
-        let begun_with = (!built.timings_refused).then_some(request.timings.as_slice());
-        save_timings(library, path, built.timings, begun_with)?;
-    }
-    let layers = Engine::deserialize(library, &built.plan, &options.plugins)?.layers();
-    Ok(Plan { bytes: built.plan, seconds: built.seconds, layers, fp16: options.fp16 })
+    Builder::new(library)?.build(model, options, progress)
 }
 
 fn request(model: &Path, options: &BuildOptions) -> Result<ffi::BuildRequest> {
@@ -178,38 +227,6 @@ fn read_timings(path: &Path) -> Result<Vec<u8>> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(vec![]),
         read => read.map_err(|source| Error::File { action: "read", path: path.to_owned(), source }),
     }
-}
-
-/// Writes the timings of a build that began with `begun_with`, none if those were refused. Builds that run at the
-/// same time share a file: what another has written since is kept.
-fn save_timings(library: &Library, path: &Path, ours: Vec<u8>, begun_with: Option<&[u8]>) -> Result<()> {
-    let lock = PathBuf::from([path.as_os_str(), OsStr::new(".lock")].into_iter().collect::<OsString>());
-    let failed = |action| {
-        let path = lock.clone();
-        move |source| Error::File { action, path, source }
-    };
-    let guard = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&lock);
-    let guard = guard.map_err(failed("open"))?;
-    guard.lock().map_err(failed("lock"))?;
-    let now = read_timings(path)?;
-    let foreign = begun_with.is_none_or(|before| now != before) && !now.is_empty();
-    let whole = if foreign {
-        // SAFETY: TensorRT's function of this name, of the headers' major version.
-        let combine = |b: usize| unsafe { ffi::combine_timings(b, &ours, &now) };
-        let builder = library.builder()?;
-        match refused(|| format!("combining with the timings in {}", path.display()), || combine(builder.0)) {
-            Ok(whole) => whole,
-            // Those of another GPU, which the build did not take either.
-            Err(why) => {
-                tracing::warn!("{why}; they are replaced");
-                ours
-            }
-        }
-    } else {
-        ours
-    };
-    files::write(path, &whole).map_err(Box::new)?;
-    Ok(())
 }
 
 /// The parser's errors with the nodes that they are about. TensorRT 8 gives a node's number only.

@@ -127,8 +127,9 @@ impl From<Entry> for Layer {
     }
 }
 
-/// TensorRT writes parameters of layers as C does, and `inf` and `nan` are no JSON: they become null.
-fn without_infinities(json: &str) -> String {
+/// TensorRT writes parameters of layers as C does, and `inf` and `nan` are no JSON: they become null. Nor does it escape
+/// the line breaks and other control characters in the names of tactics: they become spaces.
+fn mended(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
     let (mut inside, mut escaped) = (false, false);
     let mut rest = json;
@@ -140,7 +141,7 @@ fn without_infinities(json: &str) -> String {
         }
         inside ^= c == '"' && !escaped;
         escaped = c == '\\' && !escaped;
-        out.push(c);
+        out.push(if inside && c.is_control() { ' ' } else { c });
         rest = &rest[c.len_utf8()..];
     }
     out
@@ -155,7 +156,7 @@ impl Layers {
         };
         let json = String::from_utf8(json).map_err(|e| unread(format!("text that is not UTF-8: {e}")))?;
         let information: Information = serde_json::from_str(&json)
-            .or_else(|_| serde_json::from_str(&without_infinities(&json)))
+            .or_else(|_| serde_json::from_str(&mended(&json)))
             .map_err(|e| unread(format!("JSON that is not understood: {e}")))?;
         Ok(Self { layers: information.layers.into_iter().map(Layer::from).collect(), json })
     }
@@ -185,6 +186,14 @@ mod tests {
 
     fn layers(json: &str) -> Layers {
         Layers::parse(json.as_bytes().to_vec()).unwrap()
+    }
+
+    #[test]
+    fn what_is_no_json_is_mended() {
+        let found = layers(
+            "{\"Layers\": [\n{\"Name\": \"a\", \"LayerType\": \"kgen\", \"Alpha\": -inf, \"TacticName\": \"a\\\"\nb inf\u{1}\"}]}",
+        );
+        assert_eq!(found.layers[0].tactic.as_deref(), Some("a\" b inf "));
     }
 
     #[test]

@@ -50,7 +50,7 @@ mod plugins;
 mod progress;
 mod run;
 
-pub use build::{BuildOptions, Plan, Shape, TacticSources, build};
+pub use build::{BuildOptions, Builder, Plan, Shape, TacticSources, build};
 pub use error::{Error, Result};
 pub use gpu::{Description, Gpu};
 pub use layers::{Layer, Layers, Precision};

@@ -9,9 +9,26 @@ def add_arguments(parser):
     parser.add_argument("--plugins", required=True, help="the plugin library of that TensorRT")
 
 
-def build_command(args, model, engine, inputs, plugins, fp16, layers=None, timing_cache=None):
-    """The command that builds an engine at the shapes of the inputs (arrays by name)."""
-    command = [args.trt_opt, "build", model, "-o", engine, "--tensorrt", args.tensorrt]
+class Builder:
+    """Builds engines one after another in one process."""
+
+    def __init__(self, args):
+        self.process = subprocess.Popen([args.trt_opt, "builder", "--tensorrt", args.tensorrt], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def build(self, arguments):
+        """Exit code and error of `trt-opt build` with these arguments."""
+        self.process.stdin.write(json.dumps(arguments) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            return self.process.wait() or -1, "the builder ended"
+        answer = json.loads(answer)
+        return answer["code"], answer["error"]
+
+
+def build_arguments(args, model, engine, inputs, plugins, fp16, layers=None, timing_cache=None):
+    """What builds an engine at the shapes of the inputs (arrays by name)."""
+    command = [model, "-o", engine]
     for name, array in inputs.items():
         command += ["--shapes", f"{name}:{'x'.join(map(str, array.shape))}"]
     if plugins:

@@ -95,7 +95,7 @@ def main():
             for kind, model in (("native", native), ("fused", fused)):
                 cache = f"{args.cache}/{name}-b{batch}-{kind}.cache" if args.cache else None
                 layers = f"{args.layers}/{name}-b{batch}-{kind}.json" if args.layers else None
-                command = engines.build_command(args, model, f"{folder}/{kind}.engine", inputs, plugins=kind == "fused", fp16=True, layers=layers, timing_cache=cache)
+                command = [args.trt_opt, "build", "--tensorrt", args.tensorrt, *engines.build_arguments(args, model, f"{folder}/{kind}.engine", inputs, plugins=kind == "fused", fp16=True, layers=layers, timing_cache=cache)]
                 log = open(f"{folder}/{kind}.log", "w")
                 jobs.append((entry, kind, folder, inputs, outputs, subprocess.Popen(command, stdout=log, stderr=log)))
         except Exception as e:  # keep the other models going

@@ -11,7 +11,7 @@ import concurrent.futures
 import json
 import math
 import os
-import subprocess
+import queue
 import sys
 import tempfile
 
@@ -104,7 +104,8 @@ class Case:
 
     def save(self, path):
         def shape(a):
-            return ["batch", *a.shape[1:]] if self.dynamic else list(a.shape)
+            # A symbol for each size: TensorRT takes axes of one name for equal.
+            return [f"batch{a.shape[0]}", *a.shape[1:]] if self.dynamic else list(a.shape)
 
         graph = helper.make_graph(
             self.nodes, self.name,
@@ -200,7 +201,7 @@ def cases():
                    {"y": s + active @ constants["w2"] + constants["b2"]}, dynamic=extra)
 
 
-def check(args, case, folder):
+def check(args, builders, case, folder):
     """Results of a case in both precisions."""
     os.makedirs(folder, exist_ok=True)
     case.save(f"{folder}/model.onnx")
@@ -209,13 +210,14 @@ def check(args, case, folder):
         files[name] = f"{folder}/{name}.in.npy"
         np.save(files[name], a.astype(np.float32))
     results = {}
+    builder = builders.get()
     for precision in ("fp32", "fp16"):
         results[precision] = {"case": case.name, "precision": precision, "pass": False, "errors": {}}
-        command = engines.build_command(args, f"{folder}/model.onnx", f"{folder}/{precision}.engine", case.inputs, plugins=True, fp16=precision == "fp16",
-                                        layers=f"{folder}/{precision}.layers.json")
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode not in engines.BUILT:
-            results[precision]["log"] = f"build: exit {done.returncode}: " + done.stderr[-600:]
+        code, error = builder.build(engines.build_arguments(
+            args, f"{folder}/model.onnx", f"{folder}/{precision}.engine", case.inputs, plugins=True, fp16=precision == "fp16", layers=f"{folder}/{precision}.layers.json"))
+        if code not in engines.BUILT:
+            results[precision]["log"] = f"build: exit {code}: {error}"
+    builders.put(builder)
     built = [precision for precision, result in results.items() if "log" not in result]
     try:
         measured = engines.bench(args, [f"{folder}/{precision}.engine" for precision in built], files, folder, rounds=5) if built else {}
@@ -238,13 +240,16 @@ def main():
     engines.add_arguments(parser)
     parser.add_argument("--json")
     parser.add_argument("--work")
-    parser.add_argument("--jobs", type=int, default=8, help="graphs at a time")
+    parser.add_argument("--jobs", type=int, default=4, help="builders at a time")
     args = parser.parse_args()
     work = args.work or tempfile.mkdtemp()
     os.makedirs(work, exist_ok=True)
-    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+    builders = queue.Queue()
+    for _ in range(args.jobs):
+        builders.put(engines.Builder(args))
+    with concurrent.futures.ThreadPoolExecutor(2 * args.jobs) as pool:
         results = []
-        for outcome in pool.map(lambda case: check(args, case, os.path.join(work, case.name)), list(cases())):
+        for outcome in pool.map(lambda case: check(args, builders, case, os.path.join(work, case.name)), list(cases())):
             for result in outcome:
                 print(result["case"], result["precision"], "ok" if result["pass"] else "FAIL", result["errors"], result.get("kernels", ""), result.get("log", ""), flush=True)
             results += outcome
