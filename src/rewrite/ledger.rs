@@ -25,14 +25,28 @@ pub enum Kind {
     PatchMerge,
     /// A norm, two products with a GELU between them, and the residual add, as one op.
     MlpBlock,
+    /// A norm, a window attention with both of its projections, and the residual add, as one op.
+    SwinAttnBlock,
 }
 
 impl Kind {
-    pub const ALL: [Self; 6] =
-        [Self::LayerNorm, Self::Attention, Self::Gelu, Self::Window, Self::PatchMerge, Self::MlpBlock];
+    pub const ALL: [Self; 7] = [
+        Self::LayerNorm,
+        Self::Attention,
+        Self::Gelu,
+        Self::Window,
+        Self::PatchMerge,
+        Self::MlpBlock,
+        Self::SwinAttnBlock,
+    ];
     /// The kinds that are fused unless something else is asked for: blocks are not, since whether one is faster than
     /// its parts depends on the sizes and the GPU.
     pub const DEFAULT: [Self; 5] = [Self::LayerNorm, Self::Attention, Self::Gelu, Self::Window, Self::PatchMerge];
+
+    /// Whether sites of this kind are made of fused sites of other kinds.
+    pub fn is_block(self) -> bool {
+        !Self::DEFAULT.contains(&self)
+    }
 
     pub fn name(self) -> &'static str {
         match self {
@@ -42,6 +56,7 @@ impl Kind {
             Self::Window => "window",
             Self::PatchMerge => "patch-merge",
             Self::MlpBlock => "mlp-block",
+            Self::SwinAttnBlock => "swin-attn-block",
         }
     }
 }

@@ -1,10 +1,24 @@
 //! `TrtOptAttention`.
 
 use super::body::Body;
-use super::{AttributeKind, OpDef, Shapes, WindowMap, attribute, count, optional, plugin_node, port};
+use super::{
+    AttributeDef, AttributeKind, OpDef, PortDef, Shapes, WindowMap, attribute, count, is, optional, plugin_node, port,
+};
 use crate::ir::{Dim, Graph, Node, ValueId};
 use crate::onnx::DType;
 use crate::onnx::proto::{AttributeProto, TensorProto};
+
+pub(super) const BIAS: PortDef = optional("bias", "bias = 1: [P, h or 1, N, M]; bias = 2: [(2*wh-1)*(2*ww-1), h]");
+pub(super) const MASK: PortDef = optional("mask", "mask = 1: [P, N, M]");
+
+/// What [`Attention::score_attributes`] gives.
+pub(super) const SCORE_ATTRIBUTES: [AttributeDef; 5] = [
+    attribute("num_heads", AttributeKind::Int, "h"),
+    attribute("scale", AttributeKind::Float, "multiplies the scores"),
+    attribute("bias", AttributeKind::Int, "0 none, 1 dense, 2 relative-position table"),
+    attribute("mask", AttributeKind::Int, "0 none, 1 dense, 2 shift mask from indices"),
+    attribute("mask_value", AttributeKind::Float, "what mask = 2 adds between regions"),
+];
 
 pub static DEF: OpDef = OpDef {
     name: "TrtOptAttention",
@@ -14,17 +28,17 @@ pub static DEF: OpDef = OpDef {
         port("q", "as layout says; holds k and v too if packed"),
         optional("k", "as layout says"),
         optional("v", "as layout says"),
-        optional("bias", "bias = 1: [P, h or 1, N, M]; bias = 2: [(2*wh-1)*(2*ww-1), h]"),
-        optional("mask", "mask = 1: [P, N, M]"),
+        BIAS,
+        MASK,
     ],
     outputs: &[port("out", "[B, N, h*dv]")],
     attributes: &[
-        attribute("num_heads", AttributeKind::Int, "h"),
-        attribute("scale", AttributeKind::Float, "multiplies the scores"),
+        SCORE_ATTRIBUTES[0],
+        SCORE_ATTRIBUTES[1],
         attribute("layout", AttributeKind::String, "qkv, q_kv, qk_v, q_k_v or bhnd"),
-        attribute("bias", AttributeKind::Int, "0 none, 1 dense, 2 relative-position table"),
-        attribute("mask", AttributeKind::Int, "0 none, 1 dense, 2 shift mask from indices"),
-        attribute("mask_value", AttributeKind::Float, "what mask = 2 adds between regions"),
+        SCORE_ATTRIBUTES[2],
+        SCORE_ATTRIBUTES[3],
+        SCORE_ATTRIBUTES[4],
         attribute("grid", AttributeKind::Ints(2), "height and width of the token map, for mask = 2"),
         attribute("window", AttributeKind::Ints(2), "height and width of a window, for bias = 2 and mask = 2"),
         attribute("shift", AttributeKind::Ints(2), "cyclic shift, for mask = 2"),
@@ -119,59 +133,82 @@ pub struct Attention {
 impl Attention {
     /// The node, without outputs; `qkv` as the layout says.
     pub fn node(&self, qkv: &[ValueId]) -> Node {
-        let (bias, bias_input) = match self.bias {
-            None => (0, None),
-            Some(Bias::Dense(v)) => (1, Some(v)),
-            Some(Bias::Table(v)) => (2, Some(v)),
-        };
-        let (mask, mask_input, mask_value) = match self.mask {
-            None => (0, None, 0.0),
-            Some(Mask::Dense(v)) => (1, Some(v), 0.0),
-            Some(Mask::Shift(value)) => (2, None, value),
-        };
-        let attributes = vec![
-            AttributeProto::int("num_heads", self.num_heads),
-            AttributeProto::float("scale", self.scale),
-            AttributeProto::string("layout", self.layout.name()),
-            AttributeProto::int("bias", bias),
-            AttributeProto::int("mask", mask),
-            AttributeProto::float("mask_value", mask_value),
+        let mut attributes = self.score_attributes();
+        attributes.insert(2, AttributeProto::string("layout", self.layout.name()));
+        attributes.extend([
             AttributeProto::ints("grid", &self.map.grid),
             AttributeProto::ints("window", &self.map.window),
             AttributeProto::ints("shift", &self.map.shift),
-        ];
-        let inputs = qkv.iter().copied().chain(bias_input).chain(mask_input).map(Some).collect();
+        ]);
+        let inputs = qkv.iter().copied().chain(self.inputs()).map(Some).collect();
         Node { inputs, ..plugin_node(&DEF, attributes) }
     }
-}
 
-fn parse(node: &Node) -> Option<Attention> {
-    let layout = Layout::parse(node.string("layout")?)?;
-    let mut next = layout.inputs();
-    let mut take = || {
-        next += 1;
-        node.input(next - 1)
-    };
-    let bias = match node.int("bias")? {
-        0 => None,
-        1 => Some(Bias::Dense(take()?)),
-        2 => Some(Bias::Table(take()?)),
-        _ => return None,
-    };
-    let mask = match node.int("mask")? {
-        0 => None,
-        1 => Some(Mask::Dense(take()?)),
-        2 => Some(Mask::Shift(node.float("mask_value")?)),
-        _ => return None,
-    };
-    Some(Attention {
-        num_heads: node.int("num_heads").filter(|&h| h > 0)?,
-        scale: node.float("scale")?,
-        layout,
-        bias,
-        mask,
-        map: WindowMap::of(node)?,
-    })
+    /// Bias and mask, where they are inputs.
+    pub(super) fn inputs(&self) -> impl Iterator<Item = ValueId> + use<> {
+        let bias = self.bias.map(|(Bias::Dense(v) | Bias::Table(v))| v);
+        let mask = match self.mask {
+            Some(Mask::Dense(v)) => Some(v),
+            _ => None,
+        };
+        bias.into_iter().chain(mask)
+    }
+
+    /// How scores are made of queries and keys.
+    pub(super) fn score_attributes(&self) -> Vec<AttributeProto> {
+        let bias = match self.bias {
+            None => 0,
+            Some(Bias::Dense(_)) => 1,
+            Some(Bias::Table(_)) => 2,
+        };
+        let (mask, mask_value) = match self.mask {
+            None => (0, 0.0),
+            Some(Mask::Dense(_)) => (1, 0.0),
+            Some(Mask::Shift(value)) => (2, value),
+        };
+        vec![
+            AttributeProto::int("num_heads", self.num_heads),
+            AttributeProto::float("scale", self.scale),
+            AttributeProto::int("bias", bias),
+            AttributeProto::int("mask", mask),
+            AttributeProto::float("mask_value", mask_value),
+        ]
+    }
+
+    /// The attributes of a node of this op; `None` of any other.
+    pub fn of(node: &Node) -> Option<Self> {
+        is(node, &DEF).then_some(())?;
+        let layout = Layout::parse(node.string("layout")?)?;
+        Self::parse(node, layout, layout.inputs())
+    }
+
+    /// The same of a node that has bias and mask from input `next` on.
+    pub(super) fn parse(node: &Node, layout: Layout, mut next: usize) -> Option<Self> {
+        let mut take = || {
+            next += 1;
+            node.input(next - 1)
+        };
+        let bias = match node.int("bias")? {
+            0 => None,
+            1 => Some(Bias::Dense(take()?)),
+            2 => Some(Bias::Table(take()?)),
+            _ => return None,
+        };
+        let mask = match node.int("mask")? {
+            0 => None,
+            1 => Some(Mask::Dense(take()?)),
+            2 => Some(Mask::Shift(node.float("mask_value")?)),
+            _ => return None,
+        };
+        Some(Self {
+            num_heads: node.int("num_heads").filter(|&h| h > 0)?,
+            scale: node.float("scale")?,
+            layout,
+            bias,
+            mask,
+            map: WindowMap::of(node)?,
+        })
+    }
 }
 
 /// Sizes of one attention.
@@ -223,7 +260,7 @@ fn sizes(graph: &Graph, node: &Node, op: &Attention) -> Option<Sizes> {
 }
 
 fn shapes(graph: &Graph, node: &Node) -> Option<Shapes> {
-    let op = parse(node)?;
+    let op = Attention::of(node)?;
     let s = sizes(graph, node, &op)?;
     Some(vec![Some((graph.dtype(node.input(0)?)?, vec![s.batch, s.n.into(), (op.num_heads * s.dv).into()]))])
 }
@@ -266,37 +303,65 @@ pub fn table_index(window: [i64; 2]) -> Vec<i64> {
     (0..n).flat_map(|q| (0..n).map(move |k| row(q, k))).collect()
 }
 
+/// Part `part` of `parts` of a value `[B, tokens, parts*h*size]`, as `[B, h, tokens, size]`.
+fn split(body: &mut Body, x: &str, h: i64, [tokens, size]: [i64; 2], part: i64, parts: i64) -> String {
+    let part_of = if parts == 1 { x.to_owned() } else { body.slice(x, 2, part * h * size, (part + 1) * h * size, 1) };
+    let heads = body.reshape(&part_of, &[-1, tokens, h, size]);
+    body.transpose(&heads, &[0, 2, 1, 3])
+}
+
 fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
-    let op = parse(node)?;
+    let op = Attention::of(node)?;
     let s = sizes(graph, node, &op)?;
     let (h, dtype) = (op.num_heads, graph.dtype(node.input(0)?)?);
-    // [B, tokens, parts*h*size] -> [B, h, tokens, size], part of parts
-    let split = |body: &mut Body, x: &str, tokens: i64, size: i64, part: i64, parts: i64| {
-        let part_of =
-            if parts == 1 { x.to_owned() } else { body.slice(x, 2, part * h * size, (part + 1) * h * size, 1) };
-        let heads = body.reshape(&part_of, &[-1, tokens, h, size]);
-        body.transpose(&heads, &[0, 2, 1, 3])
-    };
     let [q, k, v] = match op.layout {
         Layout::Qkv => {
             let x = body.input("q");
-            [0, 1, 2].map(|part| split(body, &x, s.n, s.d, part, 3))
+            [0, 1, 2].map(|part| split(body, &x, h, [s.n, s.d], part, 3))
         }
         Layout::QKv => {
             let (q, kv) = (body.input("q"), body.input("kv"));
-            [split(body, &q, s.n, s.d, 0, 1), split(body, &kv, s.m, s.d, 0, 2), split(body, &kv, s.m, s.dv, 1, 2)]
+            [
+                split(body, &q, h, [s.n, s.d], 0, 1),
+                split(body, &kv, h, [s.m, s.d], 0, 2),
+                split(body, &kv, h, [s.m, s.dv], 1, 2),
+            ]
         }
         Layout::QkV => {
             let (qk, v) = (body.input("qk"), body.input("v"));
-            [split(body, &qk, s.n, s.d, 0, 2), split(body, &qk, s.m, s.d, 1, 2), split(body, &v, s.m, s.dv, 0, 1)]
+            [
+                split(body, &qk, h, [s.n, s.d], 0, 2),
+                split(body, &qk, h, [s.m, s.d], 1, 2),
+                split(body, &v, h, [s.m, s.dv], 0, 1),
+            ]
         }
         Layout::QKV3 => {
             let (q, k, v) = (body.input("q"), body.input("k"), body.input("v"));
-            [split(body, &q, s.n, s.d, 0, 1), split(body, &k, s.m, s.d, 0, 1), split(body, &v, s.m, s.dv, 0, 1)]
+            [
+                split(body, &q, h, [s.n, s.d], 0, 1),
+                split(body, &k, h, [s.m, s.d], 0, 1),
+                split(body, &v, h, [s.m, s.dv], 0, 1),
+            ]
         }
         Layout::Bhnd => ["q", "k", "v"].map(|name| body.input(name)),
     };
-    let [q, k, v] = [&q, &k, &v].map(|x| body.cast(x, DType::F32));
+    let out = scored(body, graph, &op, &s, [q, k, v])?;
+    let out = body.cast(&out, dtype);
+    body.output(&out, "out");
+    Some(())
+}
+
+/// The attention of packed queries, keys and values `qkv` `[B, N, 3*h*d]`, in float32: `[B, N, h*d]`.
+///
+/// Declares the inputs `bias` and `mask` where there are any.
+pub(super) fn packed_body(body: &mut Body, graph: &Graph, op: &Attention, qkv: &str, n: i64, d: i64) -> Option<String> {
+    let parts = [0, 1, 2].map(|part| split(body, qkv, op.num_heads, [n, d], part, 3));
+    scored(body, graph, op, &Sizes { batch: Dim::Int(1), n, m: n, d, dv: d }, parts)
+}
+
+fn scored(body: &mut Body, graph: &Graph, op: &Attention, s: &Sizes, qkv: [String; 3]) -> Option<String> {
+    let h = op.num_heads;
+    let [q, k, v] = qkv.map(|x| body.cast(&x, DType::F32));
     let keys = body.transpose(&k, &[0, 1, 3, 2]);
     let scores = body.op("MatMul", &[&q, &keys], vec![]);
     let scale = body.float(op.scale);
@@ -350,8 +415,5 @@ fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
     let weights = body.op("Softmax", &[&scores], vec![AttributeProto::int("axis", -1)]);
     let context = body.op("MatMul", &[&weights, &v], vec![]);
     let merged = body.transpose(&context, &[0, 2, 1, 3]);
-    let out = body.reshape(&merged, &[-1, s.n, h * s.dv]);
-    let out = body.cast(&out, dtype);
-    body.output(&out, "out");
-    Some(())
+    Some(body.reshape(&merged, &[-1, s.n, h * s.dv]))
 }

@@ -7,6 +7,7 @@ mod example;
 mod layer_norm;
 mod mlp_block;
 mod patch_merge;
+mod swin_attn_block;
 mod window;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ pub use example::example;
 pub use layer_norm::LayerNorm;
 pub use mlp_block::{MAX_CHANNELS, MAX_HIDDEN, MULTIPLE, MlpBlock, MlpWeights};
 pub use patch_merge::PatchMerge;
+pub use swin_attn_block::{SwinAttnBlock, SwinAttnWeights};
 pub use window::{Window, WindowMap};
 
 use crate::analysis::cost::{Cost, byte_size};
@@ -94,7 +96,8 @@ pub struct OpDef {
 }
 
 /// All plugin ops.
-pub static OPS: &[&OpDef] = &[&layer_norm::DEF, &attention::DEF, &window::DEF, &patch_merge::DEF, &mlp_block::DEF];
+pub static OPS: &[&OpDef] =
+    &[&layer_norm::DEF, &attention::DEF, &window::DEF, &patch_merge::DEF, &mlp_block::DEF, &swin_attn_block::DEF];
 
 const fn port(name: &'static str, doc: &'static str) -> PortDef {
     PortDef { name, doc, optional: false }

@@ -4,6 +4,7 @@ use super::body::Body;
 use super::{
     AttributeDef, AttributeKind, OpDef, Shapes, attribute, count, is, optional, pair, plugin_node, port, reshapeable,
 };
+use crate::analysis::movement::Windows;
 use crate::ir::{Dim, Graph, Node, ValueId};
 use crate::onnx::DType;
 use crate::onnx::proto::AttributeProto;
@@ -146,6 +147,13 @@ impl WindowMap {
             y = body.roll(&y, 2, -self.shift[1], w);
         }
         y
+    }
+}
+
+impl std::fmt::Display for WindowMap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { grid, window, shift, pad_after_roll } = *self;
+        Windows { grid, window, shift, pad_after_roll }.fmt(f)
     }
 }
 

@@ -3,6 +3,7 @@
 //! Order matters, and [`run`] says why. Every rule notes each of its sites in the ledger, fused or not.
 
 mod attention;
+mod block;
 mod gelu;
 mod layer_norm;
 mod mlp_block;
@@ -10,6 +11,7 @@ mod patch_merge;
 mod projections;
 mod residual;
 mod straighten;
+mod swin_attn_block;
 mod window;
 
 use crate::error::Result;
@@ -24,9 +26,12 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     projections::run(engine)?;
     window::run(engine)?;
     patch_merge::run(engine)?;
-    // Blocks are made of fused norms and canonical GELUs, and take the residual adds around them.
+    // Blocks are made of fused norms, attentions, windows and canonical GELUs, and take the residual adds around them:
+    // each kind first the one after it, and attention blocks then the one before, which may be that of an MLP block.
+    swin_attn_block::run(engine)?;
     mlp_block::run(engine)?;
-    // What residual adds the windows have left goes into the norms.
+    swin_attn_block::residuals(engine)?;
+    // What residual adds the windows and blocks have left goes into the norms.
     residual::run(engine)?;
     // Last: the others leave Reshapes behind each other.
     straighten::run(engine)?;

@@ -1,0 +1,225 @@
+//! What the rules of blocks have in common: their sites, products with weights, and the residual stream around them.
+
+use std::collections::BTreeSet;
+
+use crate::error::Result;
+use crate::ir::{Graph, NodeId, ValueId, shape_text};
+use crate::onnx::DType;
+use crate::rewrite::engine::{Engine, Miss, Patch};
+use crate::rewrite::pattern::{float_tensor, only_user};
+use crate::rewrite::{Kind, Site, Status};
+
+const KEPT: &str = "its parts: this target has no plugin for it";
+
+pub type Outcome<T> = std::result::Result<T, Miss>;
+
+/// A block about to become one node.
+pub struct Fusion {
+    pub patch: Patch,
+    /// Of the node.
+    pub name: String,
+    /// The nodes that it stands for.
+    pub covers: Vec<NodeId>,
+}
+
+/// A kind of block, and how its sites are found and matched.
+pub struct Rule<'a> {
+    pub kind: Kind,
+    pub name: &'a str,
+    /// The fused part that a site is called after, as the ledger knows it.
+    pub part: Kind,
+    /// The nodes of that part.
+    pub part_of: &'a dyn Fn(&Graph, NodeId) -> Vec<NodeId>,
+    pub fusion: &'a dyn Fn(&Graph, NodeId, &str) -> Outcome<Fusion>,
+}
+
+impl Rule<'_> {
+    /// Fuses the blocks around these nodes, or says in the ledger why not.
+    pub fn run(&self, engine: &mut Engine, anchors: Vec<NodeId>) -> Result<()> {
+        for id in anchors {
+            let graph = engine.graph();
+            let part: BTreeSet<String> = (self.part_of)(graph, id).into_iter().map(|id| graph.node_label(id)).collect();
+            let label = engine.known_as(self.part, &part).map_or_else(|| graph.node_label(id), str::to_owned);
+            if !engine.enabled(self.kind, self.name) {
+                let miss = engine.disabled_miss(self.kind, self.name);
+                engine.record_miss(self.kind, &label, self.name, miss);
+                continue;
+            }
+            if let Some(reason) = engine.standard(self.kind, &label, KEPT) {
+                engine.record(Site::new(self.kind, Status::Kept, &label, self.name).because(reason));
+                continue;
+            }
+            let outcome = match (self.fusion)(graph, id, &label) {
+                Err(miss) => Err(miss),
+                Ok(Fusion { patch, name, covers }) => {
+                    let parts: BTreeSet<String> = covers.iter().map(|&id| graph.node_label(id)).collect();
+                    let applied = engine.apply(patch)?;
+                    if applied.is_ok() {
+                        engine.absorb_sites(&parts, &name);
+                    }
+                    applied.map(|()| name)
+                }
+            };
+            match outcome {
+                Ok(name) => {
+                    engine.record(Site::new(self.kind, Status::Fused, &label, self.name).into_node(&name));
+                }
+                Err(miss) => engine.record_miss(self.kind, &label, self.name, miss),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A product with a constant matrix and a constant offset, `y = x w + b`.
+pub struct Linear {
+    pub x: ValueId,
+    pub w: ValueId,
+    /// None: no offset.
+    pub b: Option<ValueId>,
+    /// Sizes of the matrix.
+    pub sizes: [i64; 2],
+    pub covers: Vec<NodeId>,
+}
+
+impl Linear {
+    /// The product that makes `y`.
+    pub fn before(graph: &Graph, y: ValueId, label: &str) -> Outcome<Self> {
+        let (id, node) = graph.producer(y).ok_or_else(|| {
+            Miss::new(label, "no product goes into it").expected("MatMul, Add", "a graph input or weight")
+        })?;
+        if !node.is("Add") {
+            return Self::product(graph, id);
+        }
+        let (offset, product) = offset_of(graph, id)?;
+        let (matmul, _) = graph.producer(product).ok_or_else(|| {
+            Miss::new(graph.node_label(id), "the offset is added to no product").expected("MatMul", "a graph input")
+        })?;
+        single_use(graph, product)?;
+        let mut linear = Self::product(graph, matmul)?;
+        linear.take_offset(graph, id, offset)?;
+        Ok(linear)
+    }
+
+    /// The product that alone reads `x`, and what it makes.
+    pub fn after(graph: &Graph, x: ValueId) -> Outcome<(Self, ValueId)> {
+        let matmul = sole_reader(graph, x, "MatMul")?;
+        let mut linear = Self::product(graph, matmul)?;
+        let product = output(graph, matmul)?;
+        let add = only_user(graph, product).filter(|&id| graph.node(id).is("Add"));
+        match add.map(|id| (id, offset_of(graph, id))) {
+            Some((id, Ok((offset, _)))) => {
+                linear.take_offset(graph, id, offset)?;
+                Ok((linear, output(graph, id)?))
+            }
+            // Without an offset the next add is that of the residual.
+            _ => Ok((linear, product)),
+        }
+    }
+
+    fn product(graph: &Graph, id: NodeId) -> Outcome<Self> {
+        let (node, label) = (graph.node(id), graph.node_label(id));
+        if !node.is("MatMul") {
+            return Err(Miss::new(label, "it is no product with a weight").expected("MatMul", node.qualified_op()));
+        }
+        let (Some(x), Some(w)) = (node.input(0), node.input(1)) else {
+            return Err(Miss::new(label, "it has no operands"));
+        };
+        if graph.constant(w).is_none() || graph.constant(x).is_some() {
+            let found = if graph.constant(x).is_some() { "a weight on the left" } else { "a computed operand" };
+            return Err(Miss::new(label, "the right operand is no weight").expected("a constant matrix", found));
+        }
+        let shape = graph.static_shape(w).unwrap_or_default();
+        let sizes = <[i64; 2]>::try_from(shape.clone()).map_err(|_| {
+            Miss::new(&label, "the weight is no matrix").expected("two axes", format!("{} axes", shape.len()))
+        })?;
+        Ok(Self { x, w, b: None, sizes, covers: vec![id] })
+    }
+
+    /// The offset, or zeros in its stead.
+    pub fn offset(&self, patch: &mut Patch, dtype: DType, name: &str) -> ValueId {
+        self.b.unwrap_or_else(|| {
+            let columns = self.sizes[1];
+            let zeros = float_tensor(dtype, &[columns], &vec![0.0; columns as usize]);
+            // The type was checked, so there is a tensor of it.
+            patch.constant(name, zeros.unwrap_or_default())
+        })
+    }
+
+    fn take_offset(&mut self, graph: &Graph, add: NodeId, offset: ValueId) -> Outcome<()> {
+        let shape = graph.static_shape(offset).unwrap_or_default();
+        if shape != [self.sizes[1]] {
+            let found = graph.shape(offset).map_or_else(|| "an unknown shape".into(), shape_text);
+            return Err(Miss::new(graph.node_label(add), "the offset is not one value a column")
+                .expected(format!("[{}]", self.sizes[1]), found));
+        }
+        self.b = Some(offset);
+        self.covers.push(add);
+        Ok(())
+    }
+}
+
+/// Of an Add with one constant operand: that one and the other.
+fn offset_of(graph: &Graph, add: NodeId) -> Outcome<(ValueId, ValueId)> {
+    let node = graph.node(add);
+    match (node.input(0), node.input(1)) {
+        (Some(a), Some(b)) if graph.constant(a).is_some() && graph.constant(b).is_none() => Ok((a, b)),
+        (Some(a), Some(b)) if graph.constant(b).is_some() && graph.constant(a).is_none() => Ok((b, a)),
+        _ => Err(Miss::new(graph.node_label(add), "it adds no weight").expected("a constant offset", "two tensors")),
+    }
+}
+
+pub fn output(graph: &Graph, id: NodeId) -> Outcome<ValueId> {
+    graph.node(id).output(0).ok_or_else(|| Miss::new(graph.node_label(id), "it has no output"))
+}
+
+/// A miss unless the value is read once and is no graph output.
+pub fn single_use(graph: &Graph, value: ValueId) -> Outcome<NodeId> {
+    only_user(graph, value).ok_or_else(|| {
+        let name = &graph.value(value).name;
+        let found =
+            if graph.is_output(value) { "a graph output".into() } else { format!("{} uses", graph.uses(value).len()) };
+        Miss::new(name, "an interior value is used otherwise too").expected("1 use", found)
+    })
+}
+
+/// The only reader of the value, which must be of the op.
+pub fn sole_reader(graph: &Graph, value: ValueId, op: &str) -> Outcome<NodeId> {
+    let user = single_use(graph, value)?;
+    let node = graph.node(user);
+    if node.is(op) {
+        Ok(user)
+    } else {
+        let reason = "another op follows than in a block";
+        Err(Miss::new(graph.node_label(user), reason).expected(op, node.qualified_op()))
+    }
+}
+
+/// A miss unless the plugins take the stream's type, and the weights of both products are of it.
+pub fn check_types(graph: &Graph, label: &str, stream: ValueId, products: [&Linear; 2]) -> Outcome<()> {
+    let dtype = graph.dtype(stream);
+    if !matches!(dtype, Some(DType::F32 | DType::F16)) {
+        let found = dtype.map_or("an unknown type", DType::name);
+        return Err(Miss::new(label, "the plugin takes no such type").expected("float or float16", found));
+    }
+    let mut weights = products.into_iter().flat_map(|linear| std::iter::once(linear.w).chain(linear.b));
+    if let Some(odd) = weights.find(|&w| graph.dtype(w) != dtype) {
+        let name = |t: Option<DType>| t.map_or("an unknown type", DType::name);
+        return Err(Miss::new(&graph.value(odd).name, "a weight is of another type than the tokens")
+            .expected(name(dtype), name(graph.dtype(odd))));
+    }
+    Ok(())
+}
+
+/// The operands of the Add that makes `stream`, if only `readers` read it and the plugin can do the add itself.
+pub fn sum_of(graph: &Graph, stream: ValueId, readers: &[NodeId]) -> Option<(ValueId, ValueId)> {
+    let (_, node) = graph.producer(stream).filter(|(_, n)| n.is("Add"))?;
+    let (a, b) = (node.input(0)?, node.input(1)?);
+    let same = |v: ValueId| {
+        graph.shape(v) == graph.shape(stream) && graph.dtype(v) == graph.dtype(stream) && graph.constant(v).is_none()
+    };
+    let alone = !graph.is_output(stream)
+        && !graph.is_named_elsewhere(stream)
+        && graph.uses(stream).iter().all(|user| readers.contains(user));
+    (alone && same(a) && same(b)).then_some((a, b))
+}

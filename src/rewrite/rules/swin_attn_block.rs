@@ -1,0 +1,385 @@
+//! Window attention blocks: a fused norm, window attention with both of its projections, and the residual add.
+//!
+//! ```text
+//! s -> TrtOptLayerNorm to windows -> MatMul Wqkv -> Add -> TrtOptAttention -> MatMul Wproj -> Add
+//!                                                            -> TrtOptWindow reverse (w, s) -> y
+//! becomes   TrtOptSwinAttnBlock(s) -> y, or TrtOptSwinAttnBlock(x, r) -> y where s = x + r is read by nothing else
+//! ```
+//!
+//! Where the windows are whole rows of the map nothing moves: the norm then gives tokens, and an Add takes the place of
+//! the reverse. Runs on what the rules of norms, attentions and windows have left, before residual adds go into norms. A
+//! block that does not match stays as it is, with its smaller fusions.
+
+use std::collections::HashSet;
+
+use crate::error::Result;
+use crate::ir::{Dim, Graph, Node, NodeId, ValueId, shape_text};
+use crate::onnx::DType;
+use crate::rewrite::Kind;
+use crate::rewrite::engine::{Engine, Miss, Patch};
+use crate::rewrite::ops::{
+    Attention, Bias, LayerNorm, Layout, MAX_CHANNELS, MULTIPLE, Mask, SwinAttnBlock, SwinAttnWeights, Window, WindowMap,
+};
+use crate::rewrite::pattern::fused_name;
+use crate::rewrite::rules::block::{Fusion, Linear, Outcome, Rule, check_types, output, single_use, sum_of};
+use crate::rewrite::rules::straighten;
+
+const RULE: &str = "swin-attn-block";
+const RESIDUAL: &str = "swin-attn-block-residual";
+
+pub fn run(engine: &mut Engine) -> Result<()> {
+    // Blocks are sites only where they are asked for: their parts are accounted for by the other rules.
+    if !engine.options().kinds.contains(&Kind::SwinAttnBlock) {
+        return Ok(());
+    }
+    // Partitions of a map that is one window go first: they hide what norm an attention follows.
+    straighten::run(engine)?;
+    let graph = engine.graph();
+    let anchors = graph.order().iter().copied().filter(|&id| is_site(graph, id)).collect();
+    let rule = Rule {
+        kind: Kind::SwinAttnBlock,
+        name: RULE,
+        part: Kind::Attention,
+        part_of: &|_, anchor| vec![anchor],
+        fusion: &|graph, anchor, label| Block::of(graph, anchor, label)?.fusion(graph, label),
+    };
+    rule.run(engine, anchors)
+}
+
+/// Moves the residual adds before blocks into them.
+pub fn residuals(engine: &mut Engine) -> Result<()> {
+    let graph = engine.graph();
+    let blocks: Vec<NodeId> = graph.nodes().filter(|(_, n)| SwinAttnBlock::of(n).is_some()).map(|(id, _)| id).collect();
+    for id in blocks {
+        if !engine.enabled(Kind::SwinAttnBlock, RESIDUAL) {
+            return Ok(());
+        }
+        if let Some(patch) = absorb(engine.graph(), id)
+            && let Err(miss) = engine.apply(patch)?
+        {
+            tracing::debug!(at = miss.at, reason = miss.reason, "residual add kept");
+        }
+    }
+    Ok(())
+}
+
+/// An attention, fused or not, that is in windows or knows of some.
+fn is_site(graph: &Graph, id: NodeId) -> bool {
+    let node = graph.node(id);
+    let of_windows = |op: Attention| matches!(op.bias, Some(Bias::Table(_))) || matches!(op.mask, Some(Mask::Shift(_)));
+    let attention = Attention::of(node);
+    attention.is_some_and(of_windows) || ((attention.is_some() || node.is("Softmax")) && in_windows(graph, id))
+}
+
+/// Whether a partition into windows leads to the node, without another attention or a reverse between them.
+fn in_windows(graph: &Graph, id: NodeId) -> bool {
+    let mut seen = HashSet::new();
+    let mut stack: Vec<ValueId> = graph.node(id).inputs.iter().flatten().copied().collect();
+    while let Some(value) = stack.pop() {
+        let Some((id, node)) = graph.producer(value).filter(|(id, _)| seen.insert(*id)) else { continue };
+        if partition(graph, id).is_some() {
+            return true;
+        }
+        if !(node.is("Softmax") || Attention::of(node).is_some() || Window::of(node).is_some()) {
+            stack.extend(node.inputs.iter().flatten());
+        }
+    }
+    false
+}
+
+/// The windows that the node's result comes in.
+fn partition(graph: &Graph, id: NodeId) -> Option<WindowMap> {
+    let node = graph.node(id);
+    let norm = LayerNorm::of(node).filter(|n| !n.reverse && !n.map.is_none()).map(|n| n.map);
+    norm.or_else(|| Window::of(node).filter(|w| !w.reverse).map(|w| w.map))
+}
+
+/// Whether the node leaves elements in their order.
+fn regroups(node: &Node) -> bool {
+    ["Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"].iter().any(|op| node.is(op))
+}
+
+/// The value before nodes that only regroup it.
+fn root(graph: &Graph, mut value: ValueId) -> ValueId {
+    while let Some((_, node)) = graph.producer(value).filter(|(_, node)| regroups(node)) {
+        match node.input(0) {
+            Some(input) => value = input,
+            None => break,
+        }
+    }
+    value
+}
+
+/// The value before nodes that only regroup it, none of which is read otherwise.
+fn back(graph: &Graph, mut value: ValueId, covers: &mut Vec<NodeId>) -> Outcome<ValueId> {
+    loop {
+        single_use(graph, value)?;
+        match graph.producer(value).and_then(|(id, node)| Some((id, node.input(0).filter(|_| regroups(node))?))) {
+            Some((id, input)) => {
+                covers.push(id);
+                value = input;
+            }
+            None => return Ok(value),
+        }
+    }
+}
+
+/// The value after nodes that only regroup it, and its only reader.
+fn ahead(graph: &Graph, mut value: ValueId, covers: &mut Vec<NodeId>) -> Outcome<(ValueId, NodeId)> {
+    loop {
+        let user = single_use(graph, value)?;
+        if !regroups(graph.node(user)) {
+            return Ok((value, user));
+        }
+        covers.push(user);
+        value = output(graph, user)?;
+    }
+}
+
+/// A whole block.
+struct Block {
+    op: SwinAttnBlock,
+    /// What is normalized; the residual stream.
+    stream: ValueId,
+    scale: ValueId,
+    bias: ValueId,
+    qkv: Linear,
+    proj: Linear,
+    out: ValueId,
+    covers: Vec<NodeId>,
+}
+
+impl Block {
+    fn of(graph: &Graph, anchor: NodeId, label: &str) -> Outcome<Self> {
+        let node = graph.node(anchor);
+        let attention = Attention::of(node).ok_or_else(|| {
+            Miss::new(label, "its attention is not fused").expected("TrtOptAttention", node.qualified_op())
+        })?;
+        if attention.layout != Layout::Qkv {
+            return Err(Miss::new(label, "queries, keys and values do not come of one product")
+                .expected(format!("layout {}", Layout::Qkv.name()), format!("layout {}", attention.layout.name())));
+        }
+        let packed = node.input(0).ok_or_else(|| Miss::new(label, "it has no input"))?;
+        let mut covers = vec![anchor];
+        let qkv = Linear::before(graph, back(graph, packed, &mut covers)?, label)?;
+        let (norm_id, norm) = norm_before(graph, back(graph, qkv.x, &mut covers)?)?;
+        covers.push(norm_id);
+        let &[Some(stream), Some(scale), Some(bias)] = &graph.node(norm_id).inputs[..] else {
+            return Err(Miss::new(graph.node_label(norm_id), "the norm has other inputs than x, scale and bias"));
+        };
+        let map = windows(graph, label, stream, &norm, packed, &attention)?;
+
+        let (context, _) = ahead(graph, output(graph, anchor)?, &mut covers)?;
+        let (proj, result) = Linear::after(graph, context)?;
+        let reversed = (!norm.map.is_none()).then_some(&map);
+        let out = arrival(graph, result, stream, reversed, &mut covers)?;
+        check_types(graph, label, stream, [&qkv, &proj])?;
+        check_sizes(graph, label, stream, &qkv, &proj)?;
+        covers.extend(qkv.covers.iter().chain(&proj.covers));
+        let op = SwinAttnBlock { epsilon: norm.epsilon, attention: Attention { map, ..attention } };
+        Ok(Self { op, stream, scale, bias, qkv, proj, out, covers })
+    }
+
+    fn fusion(self, graph: &Graph, label: &str) -> Outcome<Fusion> {
+        let name = fused_name(graph, label, "TrtOptSwinAttnBlock");
+        let mut patch = Patch::new(graph, RULE);
+        let dtype = graph.dtype(self.stream).unwrap_or(DType::F32);
+        let [b_qkv, b_proj] = [(&self.qkv, "b_qkv"), (&self.proj, "b_proj")]
+            .map(|(linear, suffix)| linear.offset(&mut patch, dtype, &format!("{name}/{suffix}")));
+        let weights = SwinAttnWeights {
+            norm_scale: self.scale,
+            norm_bias: self.bias,
+            w_qkv: self.qkv.w,
+            b_qkv,
+            w_proj: self.proj.w,
+            b_proj,
+        };
+        let y = patch.value_like(graph, &name, self.stream);
+        let mut fused = self.op.node(self.stream, None, &weights);
+        fused.name.clone_from(&name);
+        patch.node(fused, [y]);
+        let out = graph
+            .shape(self.out)
+            .and_then(|shape| patch.reshape(graph, y, shape, &format!("{name}/shape")))
+            .ok_or_else(|| Miss::new(label, "the shape of its result is not known"))?;
+        patch.replace(self.out, out);
+        patch.cover(self.covers.iter().copied());
+        Ok(Fusion { patch, name, covers: self.covers })
+    }
+}
+
+/// The fused norm over the last axis that makes the value.
+fn norm_before(graph: &Graph, value: ValueId) -> Outcome<(NodeId, LayerNorm)> {
+    let miss = |at: String, found: String| {
+        Err(Miss::new(at, "no fused norm of the last axis goes into the first product")
+            .expected("TrtOptLayerNorm", found))
+    };
+    let Some((id, node)) = graph.producer(value) else {
+        return miss(graph.value(value).name.clone(), "a graph input".into());
+    };
+    let label = graph.node_label(id);
+    match LayerNorm::of(node) {
+        Some(norm) if norm.axes == 1 && !norm.reverse && node.int("residual") == Some(0) => Ok((id, norm)),
+        Some(norm) if norm.axes != 1 => miss(label, format!("a norm over {} axes", norm.axes)),
+        Some(_) => miss(label, "a norm with a residual".into()),
+        None if partition(graph, id).is_some() => miss(label, "a partition of what is read otherwise, too".into()),
+        None => miss(label, node.qualified_op()),
+    }
+}
+
+/// The windows that the attention is in, which have to be those of its bias and mask too.
+fn windows(
+    graph: &Graph,
+    label: &str,
+    stream: ValueId,
+    norm: &LayerNorm,
+    packed: ValueId,
+    attention: &Attention,
+) -> Outcome<WindowMap> {
+    let unknown = || Miss::new(label, "the shapes of its tokens are not known");
+    let (shape, packed) = (graph.shape(stream).ok_or_else(unknown)?, graph.shape(packed).ok_or_else(unknown)?);
+    let tokens = packed.get(1).and_then(Dim::int).filter(|_| packed.len() == 3).ok_or_else(unknown)?;
+    let table = matches!(attention.bias, Some(Bias::Table(_))).then_some(attention.map.window);
+    let map = match norm.map.is_none() {
+        false => norm.map,
+        true => whole_rows(shape, tokens, table).ok_or_else(|| {
+            Miss::new(label, "nothing partitions the tokens, and they are no map of whole windows")
+                .expected(format!("[B, H*W, C] or [B, H, W, C] in windows of {tokens}"), shape_text(shape))
+        })?,
+    };
+    let cut = map.partitioned(shape).ok_or_else(unknown)?;
+    if cut[..2] != packed[..2] {
+        return Err(Miss::new(label, "the attention is not over the tokens of each window")
+            .expected(shape_text(&cut[..2]), shape_text(&packed[..2])));
+    }
+    if let Some(window) = table.filter(|w| *w != map.window) {
+        let text = |[h, w]: [i64; 2]| format!("{h}x{w}");
+        return Err(Miss::new(label, "the bias table is of other windows").expected(text(map.window), text(window)));
+    }
+    let mask = attention.map;
+    if matches!(attention.mask, Some(Mask::Shift(_)))
+        && (mask.window, mask.shift, mask.padded()) != (map.window, map.shift, map.padded())
+    {
+        return Err(Miss::new(label, "the mask is of other windows").expected(map, mask));
+    }
+    Ok(map)
+}
+
+/// The map whose windows of so many tokens are whole rows of it, so that nothing moves.
+fn whole_rows(shape: &[Dim], tokens: i64, table: Option<[i64; 2]>) -> Option<WindowMap> {
+    let (grid, window) = match shape {
+        [_, n, _] => {
+            let window = table.unwrap_or([1, tokens]);
+            ([n.int().filter(|n| n % window[1] == 0)? / window[1], window[1]], window)
+        }
+        [_, h, w, _] => {
+            let (h, w) = (h.int()?, w.int()?);
+            ([h, w], [(tokens % w == 0).then_some(tokens / w)?, w])
+        }
+        _ => return None,
+    };
+    let whole = window[0] * window[1] == tokens && window[0] > 0 && grid[0] % window[0] == 0;
+    whole.then_some(WindowMap { grid, window, shift: [0; 2], pad_after_roll: false })
+}
+
+/// What the block computes: the second product's result, back from its windows if there are any, and added to the stream.
+fn arrival(
+    graph: &Graph,
+    result: ValueId,
+    stream: ValueId,
+    map: Option<&WindowMap>,
+    covers: &mut Vec<NodeId>,
+) -> Outcome<ValueId> {
+    let other = |at: NodeId, residual: ValueId| {
+        Miss::new(graph.node_label(at), "what is added to the attention's result is not what the norm reads")
+            .expected(&graph.value(root(graph, stream)).name, &graph.value(root(graph, residual)).name)
+    };
+    let (mut value, mut user) = ahead(graph, result, covers)?;
+    if let Some(map) = map {
+        let node = graph.node(user);
+        let Some(window) = Window::of(node).filter(|w| w.reverse && node.input(0) == Some(value)) else {
+            return Err(Miss::new(graph.node_label(user), "no reverse of the windows follows the second product")
+                .expected("TrtOptWindow", node.qualified_op()));
+        };
+        if window.map != *map {
+            let reason = "the reverse is not that of the partition";
+            return Err(Miss::new(graph.node_label(user), reason).expected(map, window.map));
+        }
+        covers.push(user);
+        let tokens = output(graph, user)?;
+        if let Some(residual) = node.input(1) {
+            return if root(graph, residual) == root(graph, stream) { Ok(tokens) } else { Err(other(user, residual)) };
+        }
+        (value, user) = ahead(graph, tokens, covers)?;
+    }
+    let node = graph.node(user);
+    let (Some(a), Some(b)) = (node.input(0), node.input(1)) else {
+        return Err(Miss::new(graph.node_label(user), "it has no operands"));
+    };
+    if !node.is("Add") {
+        return Err(Miss::new(graph.node_label(user), "another op follows than in a block")
+            .expected("Add", node.qualified_op()));
+    }
+    let residual = if a == value { b } else { a };
+    if root(graph, residual) != root(graph, stream) || graph.shape(residual) != graph.shape(value) {
+        return Err(other(user, residual));
+    }
+    covers.push(user);
+    output(graph, user)
+}
+
+/// Sizes that the plugin takes.
+fn check_sizes(graph: &Graph, label: &str, stream: ValueId, qkv: &Linear, proj: &Linear) -> Outcome<()> {
+    let channels = graph.shape(stream).and_then(|s| s.last()?.int()).unwrap_or_default();
+    let [inner, back] = proj.sizes;
+    if qkv.sizes != [channels, 3 * inner] || back != channels {
+        let text = |[a, b]: [i64; 2]| format!("[{a}, {b}]");
+        return Err(Miss::new(label, "the products do not lead from the channels to the heads and back").expected(
+            format!("{} and {}", text([channels, 3 * inner]), text([inner, channels])),
+            format!("{} and {}", text(qkv.sizes), text(proj.sizes)),
+        ));
+    }
+    if channels % MULTIPLE != 0 || inner % MULTIPLE != 0 {
+        return Err(Miss::new(label, "the tensor cores take no such sizes")
+            .expected(format!("multiples of {MULTIPLE}"), format!("{channels} channels, {inner} of all heads")));
+    }
+    if channels > MAX_CHANNELS || inner > MAX_CHANNELS {
+        return Err(Miss::new(label, "the block is too large").expected(
+            format!("at most {MAX_CHANNELS} channels, and of all heads"),
+            format!("{channels} and {inner}"),
+        ));
+    }
+    Ok(())
+}
+
+/// The add before a block, moved into it.
+fn absorb(graph: &Graph, id: NodeId) -> Option<Patch> {
+    let node = graph.node(id);
+    let block = SwinAttnBlock::of(node).filter(|_| node.int("residual") == Some(0))?;
+    let (old, mut covers) = (node.output(0)?, vec![id]);
+    let sum = back(graph, node.input(0)?, &mut covers).ok()?;
+    let (add, _) = graph.producer(sum)?;
+    let (a, b) = sum_of(graph, sum, graph.uses(sum))?;
+    if !block.attention.map.fits(graph.shape(sum)?) {
+        return None;
+    }
+    covers.push(add);
+    let &[_, norm_scale, norm_bias, w_qkv, b_qkv, .., w_proj, b_proj] = &node.inputs[..] else { return None };
+    let weights = SwinAttnWeights {
+        norm_scale: norm_scale?,
+        norm_bias: norm_bias?,
+        w_qkv: w_qkv?,
+        b_qkv: b_qkv?,
+        w_proj: w_proj?,
+        b_proj: b_proj?,
+    };
+    let mut patch = Patch::new(graph, RESIDUAL);
+    let y = patch.value_like(graph, &format!("{}/y", node.name), sum);
+    let mut fused = block.node(a, Some(b), &weights);
+    fused.name.clone_from(&node.name);
+    patch.node(fused, [y]);
+    let out = patch.reshape(graph, y, graph.shape(old)?, &format!("{}/reshape", node.name))?;
+    patch.replace(old, out);
+    patch.cover(covers);
+    Some(patch)
+}
