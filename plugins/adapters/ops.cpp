@@ -259,15 +259,64 @@ private:
     int32_t rank_;
 };
 
+// How scores are made of queries and keys: attributes, and the inputs for bias and mask, which come in this order.
+struct Scores {
+    int32_t heads, bias, mask;
+    float scale, mask_value;
+
+    explicit Scores(const Attributes& a) {
+        heads = a.integer("num_heads");
+        if (heads <= 0) a.fail("attribute 'num_heads' must be positive");
+        scale = a.real("scale");
+        if (!std::isfinite(scale)) a.fail("attribute 'scale' must be finite");
+        bias = a.integer("bias"), mask = a.integer("mask");
+        if (bias < 0 || bias > 2) a.fail("attribute 'bias' must be 0, 1 or 2");
+        if (mask < 0 || mask > 2) a.fail("attribute 'mask' must be 0, 1 or 2");
+        mask_value = a.real("mask_value");
+        if (std::isnan(mask_value)) a.fail("attribute 'mask_value' must be a number");
+    }
+    int32_t inputs() const { return (bias ? 1 : 0) + (mask == 1 ? 1 : 0); }
+    // All of it but the pointers, for queries and keys of these numbers and the window of `p`.
+    void describe(const Attributes& a, const PluginTensorDesc* in, int64_t n, int64_t m, AttentionProblem& p) const {
+        const auto expect = [&](bool condition, const char* message) {
+            if (!condition) a.fail(message);
+        };
+        const WindowGrid& window = p.window;
+        p.heads = heads;
+        p.scale = scale;
+        if (bias == 1) {
+            const Dims& b = in->dims;
+            expect(b.nbDims == 4 && (b.d[1] == heads || b.d[1] == 1) && b.d[2] == n && b.d[3] == m && b.d[0] > 0, "input bias must be [P, h or 1, N, M]");
+            p.bias_kind = AttentionBias::kDense;
+            p.bias_period = b.d[0], p.bias_heads = static_cast<int32_t>(b.d[1]);
+        } else if (bias == 2) {
+            const Dims& b = in->dims;
+            expect(n == window.window_tokens() && m == n, "a bias table needs N = M = wh*ww");
+            expect(b.nbDims == 2 && b.d[0] == int64_t{2 * window.window_h - 1} * (2 * window.window_w - 1) && b.d[1] == heads, "input bias must be [(2wh-1)*(2ww-1), h]");
+            p.bias_kind = AttentionBias::kTable;
+        }
+        if (mask == 1) {
+            const Dims& d = in[bias ? 1 : 0].dims;
+            expect(d.nbDims == 3 && d.d[0] > 0 && d.d[1] == n && d.d[2] == m, "input mask must be [P, N, M]");
+            p.mask_kind = AttentionMask::kDense;
+            p.mask_period = d.d[0];
+        } else if (mask == 2) {
+            expect(n == window.window_tokens() && m == n, "the shift mask needs N = M = wh*ww");
+            p.mask_kind = AttentionMask::kShift;
+            p.mask_value = mask_value;
+        }
+    }
+    void point(const void* const* in, AttentionProblem& p) const {
+        if (bias) p.bias = *in++;
+        if (mask == 1) p.mask = *in;
+    }
+};
+
 class Attention final : public Op {
 public:
     enum class Layout { kQkv, kQKv, kQkV, kQKV, kBhnd };
 
-    explicit Attention(Attributes given) : Op(std::move(given)) {
-        heads_ = attributes_.integer("num_heads");
-        expect(heads_ > 0, "attribute 'num_heads' must be positive");
-        scale_ = attributes_.real("scale");
-        expect(std::isfinite(scale_), "attribute 'scale' must be finite");
+    explicit Attention(Attributes given) : Op(std::move(given)), scores_(attributes_) {
         const std::string& layout = attributes_.string("layout");
         const char* const names[] = {"qkv", "q_kv", "qk_v", "q_k_v", "bhnd"};
         int found = -1;
@@ -275,17 +324,12 @@ public:
             if (layout == names[i]) found = i;
         if (found < 0) attributes_.fail("attribute 'layout' must be qkv, q_kv, qk_v, q_k_v or bhnd, is '" + layout + "'");
         layout_ = static_cast<Layout>(found);
-        bias_ = attributes_.integer("bias"), mask_ = attributes_.integer("mask");
-        expect(bias_ >= 0 && bias_ <= 2, "attribute 'bias' must be 0, 1 or 2");
-        expect(mask_ >= 0 && mask_ <= 2, "attribute 'mask' must be 0, 1 or 2");
-        mask_value_ = attributes_.real("mask_value");
-        expect(!std::isnan(mask_value_), "attribute 'mask_value' must be a number");
-        window_ = window_grid(attributes_, mask_ == 2, false);
-        expect((bias_ != 2 && mask_ != 2) || window_.used(), "attribute 'window' is needed for a bias table and for the shift mask");
+        window_ = window_grid(attributes_, scores_.mask == 2, false);
+        expect((scores_.bias != 2 && scores_.mask != 2) || window_.used(), "attribute 'window' is needed for a bias table and for the shift mask");
     }
     std::unique_ptr<Op> clone() const override { return std::make_unique<Attention>(*this); }
     int32_t tensors() const { return layout_ == Layout::kQkv ? 1 : layout_ == Layout::kQKv || layout_ == Layout::kQkV ? 2 : 3; }
-    int32_t inputs() const override { return tensors() + (bias_ ? 1 : 0) + (mask_ == 1 ? 1 : 0); }
+    int32_t inputs() const override { return tensors() + scores_.inputs(); }
     int32_t outputs() const override { return 1; }
     void shapes(const DimsExprs* in, DimsExprs* out, IExprBuilder& build) const override {
         const int32_t rank = layout_ == Layout::kBhnd ? 4 : 3;
@@ -299,9 +343,9 @@ public:
             case Layout::kQkV: out[0].d[2] = in[1].d[2]; break;
             case Layout::kQKV: out[0].d[2] = in[2].d[2]; break;
             case Layout::kBhnd:
-                expect(may_be(in[0].d[1], heads_), "input q does not have num_heads heads");
+                expect(may_be(in[0].d[1], scores_.heads), "input q does not have num_heads heads");
                 out[0].d[1] = in[0].d[2];
-                out[0].d[2] = times(in[2].d[3], heads_, build);
+                out[0].d[2] = times(in[2].d[3], scores_.heads, build);
         }
     }
     cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, void*, int32_t tactic,
@@ -309,16 +353,14 @@ public:
         AttentionProblem p = problem(in_desc);
         const int64_t e = element(in_desc[0]);
         const auto at = [&](const void* base, int64_t elements) { return static_cast<const char*>(base) + elements * e; };
-        const int64_t hd = int64_t{heads_} * p.dim;
+        const int64_t hd = int64_t{scores_.heads} * p.dim;
         switch (layout_) {
             case Layout::kQkv: p.q.base = in[0], p.k.base = at(in[0], hd), p.v.base = at(in[0], 2 * hd); break;
             case Layout::kQKv: p.q.base = in[0], p.k.base = in[1], p.v.base = at(in[1], hd); break;
             case Layout::kQkV: p.q.base = in[0], p.k.base = at(in[0], hd), p.v.base = in[1]; break;
             default: p.q.base = in[0], p.k.base = in[1], p.v.base = in[2];
         }
-        int32_t next = tensors();
-        if (bias_) p.bias = in[next++];
-        if (mask_ == 1) p.mask = in[next];
+        scores_.point(in + tensors(), p);
         p.out = out[0];
         return attention(p, stream, tactic);
     }
@@ -335,8 +377,7 @@ private:
     AttentionProblem problem(const PluginTensorDesc* in) const {
         AttentionProblem p;
         p.dtype = dtype(in[0]);
-        p.heads = heads_;
-        p.scale = scale_;
+        const int32_t heads = scores_.heads;
         const int32_t rank = layout_ == Layout::kBhnd ? 4 : 3;
         for (int32_t i = 0; i < tensors(); ++i) {
             expect(in[i].dims.nbDims == rank, rank == 4 ? "inputs q, k, v must be [B, h, N, d]" : "inputs q, k, v must have three axes");
@@ -344,8 +385,8 @@ private:
         }
         const auto dim = [&](int32_t input, int32_t axis) { return int64_t{in[input].dims.d[axis]}; };
         const auto per_head = [&](int64_t row, int64_t parts) {
-            expect(row % (parts * heads_) == 0, "the width of q, k or v is not a multiple of num_heads");
-            return static_cast<int32_t>(row / parts / heads_);
+            expect(row % (parts * heads) == 0, "the width of q, k or v is not a multiple of num_heads");
+            return static_cast<int32_t>(row / parts / heads);
         };
         // Rows of `row` elements, heads of `size` side by side.
         const auto packed = [](int64_t tokens, int64_t row, int32_t size) {
@@ -381,10 +422,10 @@ private:
                 n = dim(0, 2), m = dim(1, 2);
                 p.dim = static_cast<int32_t>(dim(0, 3)), p.value_dim = static_cast<int32_t>(dim(2, 3));
                 expect(dim(2, 2) == m && dim(1, 3) == p.dim, "inputs k and v must have the same tokens, q and k the same head size");
-                for (int32_t i = 0; i < 3; ++i) expect(dim(i, 1) == heads_, "inputs q, k, v must have num_heads heads");
+                for (int32_t i = 0; i < 3; ++i) expect(dim(i, 1) == heads, "inputs q, k, v must have num_heads heads");
                 const auto heads_first = [&](int64_t tokens, int32_t size) {
                     HeadView v;
-                    v.batch = heads_ * tokens * size, v.token = size, v.head = static_cast<int32_t>(tokens * size);
+                    v.batch = heads * tokens * size, v.token = size, v.head = static_cast<int32_t>(tokens * size);
                     return v;
                 };
                 p.q = heads_first(n, p.dim), p.k = heads_first(m, p.dim), p.v = heads_first(m, p.value_dim);
@@ -393,33 +434,11 @@ private:
         p.queries = static_cast<int32_t>(n), p.keys = static_cast<int32_t>(m);
         expect(p.dim >= 1 && p.dim <= 128 && p.value_dim >= 1 && p.value_dim <= 128, "the head size must be 1 to 128");
         p.window = window_;
-        int32_t next = tensors();
-        if (bias_ == 1) {
-            const Dims& b = in[next++].dims;
-            expect(b.nbDims == 4 && (b.d[1] == heads_ || b.d[1] == 1) && b.d[2] == n && b.d[3] == m && b.d[0] > 0, "input bias must be [P, h or 1, N, M]");
-            p.bias_kind = AttentionBias::kDense;
-            p.bias_period = b.d[0], p.bias_heads = static_cast<int32_t>(b.d[1]);
-        } else if (bias_ == 2) {
-            const Dims& b = in[next++].dims;
-            expect(n == window_.window_tokens() && m == n, "a bias table needs N = M = wh*ww");
-            expect(b.nbDims == 2 && b.d[0] == int64_t{2 * window_.window_h - 1} * (2 * window_.window_w - 1) && b.d[1] == heads_, "input bias must be [(2wh-1)*(2ww-1), h]");
-            p.bias_kind = AttentionBias::kTable;
-        }
-        if (mask_ == 1) {
-            const Dims& d = in[next].dims;
-            expect(d.nbDims == 3 && d.d[0] > 0 && d.d[1] == n && d.d[2] == m, "input mask must be [P, N, M]");
-            p.mask_kind = AttentionMask::kDense;
-            p.mask_period = d.d[0];
-        } else if (mask_ == 2) {
-            expect(n == window_.window_tokens() && m == n, "the shift mask needs N = M = wh*ww");
-            p.mask_kind = AttentionMask::kShift;
-            p.mask_value = mask_value_;
-        }
+        scores_.describe(attributes_, in + tensors(), n, m, p);
         return p;
     }
 
-    int32_t heads_, bias_, mask_;
-    float scale_, mask_value_;
+    Scores scores_;
     Layout layout_;
     WindowGrid window_;
 };
@@ -488,6 +507,79 @@ private:
     bool residual_, tanh_;
 };
 
+class SwinAttnBlock final : public Op {
+public:
+    explicit SwinAttnBlock(Attributes given) : Op(std::move(given)), scores_(attributes_) {
+        epsilon_ = epsilon(attributes_);
+        residual_ = flag(attributes_, "residual");
+        window_ = window_grid(attributes_, true, true);
+        expect(window_.used(), "attribute 'window' must be two positive sizes");
+    }
+    std::unique_ptr<Op> clone() const override { return std::make_unique<SwinAttnBlock>(*this); }
+    int32_t inputs() const override { return after_scores() + 2; }
+    int32_t outputs() const override { return 1; }
+    void shapes(const DimsExprs* in, DimsExprs* out, IExprBuilder&) const override {
+        check_tokens(attributes_, in[0], window_);
+        expect(in[weights() + 2].nbDims == 2 && in[after_scores()].nbDims == 2, "inputs w_qkv and w_proj must be matrices");
+        out[0] = in[0];
+    }
+    cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, void* workspace, int32_t,
+                    cudaStream_t stream) const override {
+        SwinAttnBlockProblem p = problem(in_desc);
+        p.images = images_of(attributes_, in_desc[0].dims, window_);
+        p.x = in[0];
+        if (residual_) p.residual = in[1];
+        const void* const* w = in + weights();
+        p.norm_scale = w[0], p.norm_bias = w[1], p.w_qkv = w[2], p.b_qkv = w[3];
+        scores_.point(w + 4, p.attention);
+        p.w_proj = in[after_scores()], p.b_proj = in[after_scores() + 1];
+        p.y = out[0];
+        p.workspace = workspace;
+        return swin_attn_block(p, stream);
+    }
+    size_t workspace(const PluginTensorDesc* in_desc) const override {
+        SwinAttnBlockProblem p = problem(in_desc);
+        p.images = in_desc[0].dims.d[0];
+        expect(p.images >= 0, "the workspace has a part for each image, and how many there are is not known");
+        return static_cast<size_t>(swin_attn_block_workspace(p));
+    }
+
+private:
+    int32_t weights() const { return residual_ ? 2 : 1; }
+    int32_t after_scores() const { return weights() + 4 + scores_.inputs(); }
+    // Everything but the images and the pointers.
+    SwinAttnBlockProblem problem(const PluginTensorDesc* in) const {
+        const Dims& x = in[0].dims;
+        expect(x.nbDims == 3 || x.nbDims == 4, "input x must be [B, H*W, C] or [B, H, W, C]");
+        const PluginTensorDesc *w = in + weights(), *proj = in + after_scores();
+        const Dims &w_qkv = w[2].dims, &w_proj = proj[0].dims;
+        const int64_t channels = x.d[x.nbDims - 1];
+        expect(w_qkv.nbDims == 2 && w_proj.nbDims == 2 && w_qkv.d[0] == channels && w_proj.d[1] == channels && w_qkv.d[1] == 3 * int64_t{w_proj.d[0]},
+               "inputs w_qkv and w_proj must be [C, 3*h*d] and [h*d, C], where C is the last axis of x");
+        const int64_t inner = w_proj.d[0];
+        const auto elements = [](const PluginTensorDesc& t) { return volume(t.dims, 0, t.dims.nbDims); };
+        expect(elements(w[0]) == channels && elements(w[1]) == channels && elements(proj[1]) == channels, "inputs norm_scale, norm_bias and b_proj must have C elements");
+        expect(elements(w[3]) == 3 * inner, "input b_qkv must have 3*h*d elements");
+        expect(channels <= kSwinAttnMaxChannels && inner <= kSwinAttnMaxChannels, "at most 2048 channels, and as many of all heads, are possible");
+        expect(inner % scores_.heads == 0, "the rows of w_proj are not a multiple of num_heads");
+        const int64_t d = inner / scores_.heads;
+        expect(d >= 1 && d <= 128, "the head size must be 1 to 128");
+        SwinAttnBlockProblem p;
+        p.dtype = dtype(in[0]);
+        p.channels = static_cast<int32_t>(channels);
+        p.epsilon = epsilon_;
+        p.attention.window = window_;
+        p.attention.dim = static_cast<int32_t>(d);
+        scores_.describe(attributes_, w + 4, window_.window_tokens(), window_.window_tokens(), p.attention);
+        return p;
+    }
+
+    Scores scores_;
+    float epsilon_;
+    bool residual_;
+    WindowGrid window_;
+};
+
 template <class T> std::unique_ptr<Op> make(Attributes attributes) { return std::make_unique<T>(std::move(attributes)); }
 
 }  // namespace
@@ -512,6 +604,9 @@ const std::vector<OpDef>& op_definitions() {
          make<Window>},
         {"TrtOptPatchMerge", {{"epsilon", kFloat, 1}, {"grid", kInts, 2}, {"order", kInts, 4}, {"rank", kInt, 1}}, make<PatchMerge>},
         {"TrtOptMlpBlock", {{"epsilon", kFloat, 1}, {"residual", kInt, 1}, {"approximate", kText, 1}}, make<MlpBlock>},
+        {"TrtOptSwinAttnBlock",
+         {{"epsilon", kFloat, 1}, {"residual", kInt, 1}, {"num_heads", kInt, 1}, {"scale", kFloat, 1}, {"bias", kInt, 1}, {"mask", kInt, 1}, {"mask_value", kFloat, 1}, {"grid", kInts, 2}, {"window", kInts, 2}, {"shift", kInts, 2}, {"pad_after_roll", kInt, 1}},
+         make<SwinAttnBlock>},
     };
     return ops;
 }

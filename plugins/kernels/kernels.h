@@ -162,4 +162,31 @@ std::vector<int32_t> mlp_block_tactics(const MlpBlockProblem& problem);
 // True if the current device can run the problem's sizes under `tactic` (above 0).
 bool mlp_block_tactic_valid(const MlpBlockProblem& problem, int32_t tactic);
 
+// y = s + reverse(attention(partition(normalize(s)) * Wqkv + bqkv) * Wproj + bproj) over the tokens of `images` maps, where
+// s = x + residual. Padded tokens of windows are zeros behind the norm.
+struct SwinAttnBlockProblem {
+    DType dtype = DType::kHalf;
+    int64_t images = 0;
+    int32_t channels = 0;              // up to kSwinAttnMaxChannels, and so is heads * dim
+    float epsilon = 1e-5f;
+    // heads, dim, scale, bias and mask; `window` is the map, and has to be used. All else is the function's to fill in.
+    AttentionProblem attention;
+    const void* x = nullptr;           // [images, grid_h * grid_w, channels]
+    const void* residual = nullptr;    // shape of x, or null: no residual
+    const void* norm_scale = nullptr;  // [channels]
+    const void* norm_bias = nullptr;   // [channels]
+    const void* w_qkv = nullptr;       // [channels, 3 * heads * dim]
+    const void* b_qkv = nullptr;       // [3 * heads * dim]
+    const void* w_proj = nullptr;      // [heads * dim, channels]
+    const void* b_proj = nullptr;      // [channels]
+    void* y = nullptr;                 // shape of x; none of the inputs
+    void* workspace = nullptr;         // swin_attn_block_workspace bytes, aligned to 16; nothing in it is kept between calls
+};
+constexpr int32_t kSwinAttnMaxChannels = 2048;
+
+cudaError_t swin_attn_block(const SwinAttnBlockProblem& problem, cudaStream_t stream);
+
+// Enough for this problem and for all with fewer images; 0 if it is not valid. Pointers are not looked at.
+int64_t swin_attn_block_workspace(const SwinAttnBlockProblem& problem);
+
 }  // namespace trt_opt

@@ -5,6 +5,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "kernels.h"
 
@@ -16,10 +17,14 @@ using trt_opt::AttentionProblem;
 using trt_opt::LayerNormProblem;
 using trt_opt::MlpBlockProblem;
 using trt_opt::PatchMergeProblem;
+using trt_opt::SwinAttnBlockProblem;
 using trt_opt::WindowGrid;
 using trt_opt::WindowProblem;
 
-template <class T> __device__ double get(const void* p, int64_t i) { return static_cast<double>(static_cast<float>(static_cast<const T*>(p)[i])); }
+template <class T> __device__ double get(const void* p, int64_t i) {
+    if constexpr (std::is_same_v<T, double>) return static_cast<const double*>(p)[i];
+    else return static_cast<double>(static_cast<float>(static_cast<const T*>(p)[i]));
+}
 template <class T> __device__ double rounded(double v) { return static_cast<double>(static_cast<float>(static_cast<T>(static_cast<float>(v)))); }
 
 // Source token of element (iy, ix) of window (wy, wx): row in the image, or -1.
@@ -112,7 +117,8 @@ __device__ inline int region(int i, int length, int window, int shift) {
     return shift == 0 ? 0 : i < length - window ? 0 : i < length - shift ? 1 : 2;
 }
 
-template <class T> __global__ void attention(AttentionProblem p, double* out) {
+// Queries, keys and values may be of another type than the bias and the mask.
+template <class T, class Q = T> __global__ void attention(AttentionProblem p, double* out) {
     const int64_t r = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
     if (r >= p.batch * p.heads * p.queries) return;
     const int n = r % p.queries, h = r / p.queries % p.heads;
@@ -122,7 +128,7 @@ template <class T> __global__ void attention(AttentionProblem p, double* out) {
     auto score = [&](int m) {
         const int64_t k0 = b * p.k.batch + int64_t{m} * p.k.token + int64_t{h} * p.k.head;
         double s = 0;
-        for (int i = 0; i < p.dim; ++i) s += get<T>(p.q.base, q0 + i) * get<T>(p.k.base, k0 + i);
+        for (int i = 0; i < p.dim; ++i) s += get<Q>(p.q.base, q0 + i) * get<Q>(p.k.base, k0 + i);
         s *= static_cast<double>(p.scale);
         if (p.bias_kind == AttentionBias::kDense) {
             const int head = p.bias_heads == 1 ? 0 : h;
@@ -154,7 +160,7 @@ template <class T> __global__ void attention(AttentionProblem p, double* out) {
             sum += w;
             const int64_t v0 = b * p.v.batch + int64_t{m} * p.v.token + int64_t{h} * p.v.head;
             if (w > 0)
-                for (int i = 0; i < p.value_dim; ++i) o[i] += w * get<T>(p.v.base, v0 + i);
+                for (int i = 0; i < p.value_dim; ++i) o[i] += w * get<Q>(p.v.base, v0 + i);
         }
     }
     for (int i = 0; i < p.value_dim; ++i) out[((b * p.queries + n) * p.heads + h) * p.value_dim + i] = sum > 0 ? o[i] / sum : 0;
@@ -191,6 +197,25 @@ template <class T> __global__ void mlp_out(MlpBlockProblem p, const double* hidd
     double v = get<T>(p.b2, c);
     for (int64_t j = 0; j < p.hidden; ++j) v += hidden[r * p.hidden + j] * get<T>(p.w2, j * p.channels + c);
     y[i] = stream[i] + v;
+}
+
+// The window attention block is `layer_norm`, `product`, `attention`, `product` and this, all in double.
+template <class T> __global__ void product(const double* a, const void* w, const void* bias, int64_t rows, int k, int n, double* y) {
+    const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+    if (i >= rows * n) return;
+    const int64_t r = i / n, column = i % n;
+    double v = get<T>(bias, column);
+    for (int64_t j = 0; j < k; ++j) v += a[r * k + j] * get<T>(w, j * n + column);
+    y[i] = v;
+}
+// rows: of all windows. `sum`: that of x and residual, if there is one.
+template <class T> __global__ void swin_out(SwinAttnBlockProblem p, const double* projected, const double* sum, int64_t rows, double* y) {
+    const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+    if (i >= rows * p.channels) return;
+    const int64_t token = partition_source(p.attention.window, i / p.channels);
+    if (token < 0) return;
+    const int64_t at = token * p.channels + i % p.channels;
+    y[at] = (p.residual ? sum[at] : get<T>(p.x, at)) + projected[i];
 }
 
 }  // namespace reference

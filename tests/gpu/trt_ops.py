@@ -199,6 +199,27 @@ def cases():
         yield Case(name, {"x": x, "r": r} if extra else {"x": x}, constants,
                    [node("TrtOptMlpBlock", ["x", *(["r"] if extra else []), *constants], ["y"], epsilon=1e-5, residual=int(extra), approximate="none")],
                    {"y": s + active @ constants["w2"] + constants["b2"]}, dynamic=extra)
+    for name, images, (gh, gw), window, shift, after, extra, dense in (("swin_attn_block", 2, (28, 28), (7, 7), (3, 3), 0, True, False), ("swin_attn_block_one_window", 1, (7, 7), (7, 7), (0, 0), 0, False, False),
+                                                                       ("swin_attn_block_padded", 2, (13, 17), (4, 5), (2, 3), 1, False, False), ("swin_attn_block_dense", 2, (14, 14), (7, 7), (3, 3), 0, True, True)):
+        c, count, size = 64, 4, 16
+        inner = count * size
+        # One of them as a map of rank 4.
+        shape = (images, gh, gw, c) if dense else (images, gh * gw, c)
+        x, r = rand(*shape), rand(*shape)
+        table, mask = rand((2 * window[0] - 1) * (2 * window[1] - 1), count), shift_mask(gh, gw, window, shift, -100.0)
+        bias = table_bias(table, *window)
+        norm = {"g": 1 + rand(c, scale=0.2), "b": rand(c, scale=0.2), "w_qkv": rand(c, 3 * inner, scale=c**-0.5), "b_qkv": rand(3 * inner, scale=0.2)}
+        proj = {"w_proj": rand(inner, c, scale=2 * inner**-0.5), "b_proj": rand(c, scale=0.2)}
+        constants = {**norm, **({"t": bias, "m": mask[:, 0]} if dense else {"t": table}), **proj}
+        s = x + r if extra else x
+        cut = partition(layer_norm(s, norm["g"], norm["b"], 1e-5, (-1,)), gh, gw, window, shift, after) @ norm["w_qkv"] + norm["b_qkv"]
+        q, k, v = (heads(cut[..., i * inner:(i + 1) * inner], count) for i in range(3))
+        out = attention(q, k, v, size**-0.5, bias + np.tile(mask, (images, 1, 1, 1))) @ proj["w_proj"] + proj["b_proj"]
+        kinds = {"bias": 1, "mask": 1, "mask_value": 0.0} if dense else {"bias": 2, "mask": 2 if any(shift) else 0, "mask_value": -100.0}
+        yield Case(name, {"x": x, "r": r} if extra else {"x": x}, constants,
+                   [node("TrtOptSwinAttnBlock", ["x", *(["r"] if extra else []), *constants], ["y"], epsilon=1e-5, residual=int(extra), num_heads=count, scale=size**-0.5, **kinds,
+                         grid=[gh, gw], window=list(window), shift=list(shift), pad_after_roll=after)],
+                   {"y": s + reverse(out, gh, gw, window, shift, after).reshape(shape)}, dynamic=extra)
 
 
 def check(args, builders, case, folder):

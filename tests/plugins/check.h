@@ -85,6 +85,8 @@ inline std::vector<Op> ops() {
     const Fields merge = {{"epsilon", real(1e-5f)}, {"grid", ints({14, 14})}, {"order", ints({0, 2, 1, 3})}, {"rank", ints({3})}};
     const Fields mlp = {{"epsilon", real(1e-5f)}, {"residual", ints({1})}, {"approximate", text("none")}};
     const Fields mlp_tanh = {{"epsilon", real(1e-6f)}, {"residual", ints({0})}, {"approximate", text("tanh")}};
+    const Fields swin = {{"epsilon", real(1e-5f)}, {"residual", ints({1})}, {"num_heads", ints({3})}, {"scale", real(0.1767767f)}, {"bias", ints({2})}, {"mask", ints({2})}, {"mask_value", real(-100.f)}, {"grid", ints({56, 56})}, {"window", ints({7, 7})}, {"shift", ints({3, 3})}, {"pad_after_roll", ints({0})}};
+    const Fields swin_dense = {{"epsilon", real(1e-6f)}, {"residual", ints({0})}, {"num_heads", ints({6})}, {"scale", real(0.125f)}, {"bias", ints({1})}, {"mask", ints({1})}, {"mask_value", real(0.f)}, {"grid", ints({10, 10})}, {"window", ints({4, 4})}, {"shift", ints({0, 0})}, {"pad_after_roll", ints({1})}};
     return {
         {"TrtOptLayerNorm",
          {norm, plain},
@@ -106,6 +108,11 @@ inline std::vector<Op> ops() {
          {mlp, mlp_tanh},
          {{"epsilon", real(-1.f), "'epsilon'"}, {"residual", ints({2}), "'residual' must be 0 or 1"}, {"approximate", text("erf"), "'approximate' must be none or tanh"}, {"approximate", ints({0}), "'approximate' must be char"},
           {"approximate", gone(), "'approximate' is missing"}}},
+        {"TrtOptSwinAttnBlock",
+         {swin, swin_dense},
+         {{"epsilon", real(__builtin_nanf("")), "'epsilon'"}, {"residual", ints({-1}), "'residual' must be 0 or 1"}, {"num_heads", ints({0}), "'num_heads'"}, {"scale", real(__builtin_inff()), "'scale'"}, {"bias", ints({3}), "'bias'"}, {"mask", ints({3}), "'mask'"},
+          {"mask_value", real(__builtin_nanf("")), "'mask_value'"}, {"window", ints({0, 0}), "'window'"}, {"grid", ints({0, 0}), "'grid'"}, {"shift", ints({0}), "'shift' must have 2 values"}, {"shift", ints({3, -3}), "'shift'"}, {"pad_after_roll", ints({2}), "'pad_after_roll'"},
+          {"pad_after_roll", gone(), "'pad_after_roll' is missing"}}},
     };
 }
 

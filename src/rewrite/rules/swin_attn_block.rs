@@ -23,6 +23,7 @@ use crate::rewrite::ops::{
 use crate::rewrite::pattern::fused_name;
 use crate::rewrite::rules::block::{Fusion, Linear, Outcome, Rule, check_types, output, single_use, sum_of};
 use crate::rewrite::rules::straighten;
+use crate::rewrite::rules::window::reorders_tokens;
 
 const RULE: &str = "swin-attn-block";
 const RESIDUAL: &str = "swin-attn-block-residual";
@@ -77,7 +78,7 @@ fn in_windows(graph: &Graph, id: NodeId) -> bool {
     let mut stack: Vec<ValueId> = graph.node(id).inputs.iter().flatten().copied().collect();
     while let Some(value) = stack.pop() {
         let Some((id, node)) = graph.producer(value).filter(|(id, _)| seen.insert(*id)) else { continue };
-        if partition(graph, id).is_some() {
+        if partition(graph, id).is_some() || looks_like_partition(graph, id) {
             return true;
         }
         if !(node.is("Softmax") || Attention::of(node).is_some() || Window::of(node).is_some()) {
@@ -85,6 +86,14 @@ fn in_windows(graph: &Graph, id: NodeId) -> bool {
         }
     }
     false
+}
+
+/// A transposition as in a partition that was not fused: what it gives becomes windows, more than there are images.
+fn looks_like_partition(graph: &Graph, id: NodeId) -> bool {
+    let images = |node: &Node| node.output(0).and_then(|v| graph.shape(v)?.first());
+    let node = graph.node(id);
+    let user = node.output(0).and_then(|v| graph.uses(v).first()).map(|&user| graph.node(user));
+    reorders_tokens(graph, id) && user.is_some_and(|user| regroups(user) && images(user) != images(node))
 }
 
 /// The windows that the node's result comes in.

@@ -163,7 +163,7 @@ fn half(graph: &Graph, out: ValueId) -> Option<Half> {
 
 /// A transposition as between the rows of a map and the rows of its windows: `[0, 1, 3, 2, 4, 5]` or some other
 /// permutation of the four inner axes.
-fn reorders_tokens(graph: &Graph, id: NodeId) -> bool {
+pub fn reorders_tokens(graph: &Graph, id: NodeId) -> bool {
     let node = graph.node(id);
     let perm = node.ints("perm").unwrap_or_default();
     node.is("Transpose") && perm.len() == 6 && perm[0] == 0 && perm[5] == 5 && perm[1..5] != [1, 2, 3, 4]

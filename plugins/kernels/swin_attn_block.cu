@@ -1,0 +1,29 @@
+#include "swin_attn_block.cuh"
+
+namespace trt_opt {
+namespace {
+
+bool valid(const SwinAttnBlockProblem& q) {
+    const AttentionProblem& a = q.attention;
+    const WindowGrid& g = a.window;
+    auto positive = [](int32_t v) { return v > 0; };
+    return q.images >= 0 && positive(q.channels) && q.channels <= kSwinAttnMaxChannels && positive(a.heads) && positive(a.dim) && a.dim <= 128 &&
+           int64_t{a.heads} * a.dim <= kSwinAttnMaxChannels && g.used() && positive(g.window_w) && positive(g.grid_h) && positive(g.grid_w) && g.shift_h >= 0 && g.shift_w >= 0 &&
+           int64_t{g.grid_h} * g.grid_w <= (int64_t{1} << 30) && g.window_tokens() <= (int64_t{1} << 16) && g.windows() * g.window_tokens() <= (int64_t{1} << 30);
+}
+
+}  // namespace
+
+cudaError_t swin_attn_block(const SwinAttnBlockProblem& q, cudaStream_t stream) {
+    if (!valid(q)) return cudaErrorInvalidValue;
+    if (q.images == 0) return cudaSuccess;
+    if (!q.workspace || !aligned_to(16, q.workspace)) return cudaErrorInvalidValue;
+    return q.dtype == DType::kHalf ? swin_attn_block_typed<__half>(q, stream) : swin_attn_block_typed<float>(q, stream);
+}
+
+int64_t swin_attn_block_workspace(const SwinAttnBlockProblem& q) {
+    if (!valid(q)) return 0;
+    return SwinAttnPlan(q).total * (q.dtype == DType::kHalf ? 2 : 4);
+}
+
+}  // namespace trt_opt
