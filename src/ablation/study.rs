@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use super::store::Job;
-use super::tune::{self, By};
+use super::tune::By;
 use super::tuning::Tuning;
 use super::variants::{self, Variant};
 use super::workshop::Workshop;
@@ -244,14 +244,6 @@ fn tuned(
                 bootstrap: options.bootstrap,
             };
             let found = tuning.run(&|job, outcome| event(Event::Built(job, outcome)), &mut |_| {})?;
-            let left: Vec<String> =
-                found.outcome.decisions.iter().filter(|d| d.left).map(|d| d.group.to_string()).collect();
-            let note = match found.outcome.choice {
-                tune::Candidate::Native => "as exported: no choice of fusions was faster".to_owned(),
-                tune::Candidate::Canonical => "without plugins: no choice of fusions was faster".to_owned(),
-                tune::Candidate::Without(_) if left.is_empty() => "everything fused".to_owned(),
-                tune::Candidate::Without(_) => format!("left to TensorRT: {}", left.join(", ")),
-            };
             planned.push(Planned {
                 model: file.name.clone(),
                 variant: TUNED.to_owned(),
@@ -259,7 +251,7 @@ fn tuned(
                 batch: batch.size,
                 job: workshop.store.job(&found.saved.path, tuning.fp16, tuning.batch)?,
                 estimate: BeforeAfter { before, after: estimate(&found.saved.model, batch.size)? },
-                note: Some(note),
+                note: Some(found.outcome.describe()),
                 reference,
             });
         }

@@ -1,9 +1,11 @@
 //! The search for the fastest form of a model, by measured latency.
 //!
 //! Sites that are alike (of one kind and, unless told otherwise, of one shape, which is one stage of a network) make a
-//! [`Group`]. Starting with everything fused, [`search`] leaves out one group at a time, builds and times the engine with
-//! and without it in the same interleaved rounds, and leaves the group to TensorRT if that is faster beyond noise. The
-//! outcome is last timed against the model without plugins, which wins if it is faster.
+//! [`Group`]. Starting with everything fused but blocks, [`search`] first takes one group of blocks at a time, builds and
+//! times the engine with and without it in the same interleaved rounds, and keeps the blocks if that is faster beyond
+//! noise. Then it leaves out one group of other sites at a time, and leaves it to TensorRT if that is faster; what is part
+//! of a block is not asked for again. The outcome is last timed against the model without plugins, which wins if it is
+//! faster.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::ir::{Dim, Graph, shape_text};
 use crate::measure::Samples;
 use crate::measure::stats::{Bootstrap, Comparison, Summary, compare};
-use crate::rewrite::{Kind, Ledger, Standard, Status};
+use crate::rewrite::{Kind, Ledger, Site, Standard, Status};
 use serde::Serialize;
 
 /// A gain below this part of the model's time is not worth a choice: two builds of one model differ by more.
@@ -34,6 +36,9 @@ pub struct Group {
     pub shape: Option<String>,
     /// As the ledger names them.
     pub nodes: Vec<String>,
+    /// Of blocks: the sites of other kinds that they are made of.
+    #[serde(skip)]
+    pub parts: BTreeSet<(Kind, String)>,
 }
 
 impl Group {
@@ -70,11 +75,44 @@ pub fn groups(ledger: &Ledger, graph: &Graph, by: By) -> Vec<Group> {
         let shape = site.into.as_deref().and_then(|node| shapes.get(node)).filter(|_| by == By::Stage).cloned();
         match groups.iter_mut().find(|g| g.kind == site.kind && g.shape == shape) {
             Some(group) => group.nodes.push(site.node.clone()),
-            None => groups.push(Group { kind: site.kind, shape, nodes: vec![site.node.clone()] }),
+            None => {
+                groups.push(Group { kind: site.kind, shape, nodes: vec![site.node.clone()], parts: BTreeSet::new() });
+            }
         }
     }
     groups.sort_by_key(|g| std::cmp::Reverse(g.nodes.len()));
     groups
+}
+
+/// The groups of blocks alone, and what they are made of; of a model that was rewritten with blocks.
+pub fn blocks(ledger: &Ledger, graph: &Graph, by: By) -> Vec<Group> {
+    let mut blocks = groups(ledger, graph, by);
+    blocks.retain(|group| group.kind.is_block());
+    for group in &mut blocks {
+        let into = |site: &&Site| site.kind == group.kind && group.nodes.contains(&site.node);
+        let nodes: BTreeSet<&str> = ledger.sites.iter().filter(into).filter_map(|s| s.into.as_deref()).collect();
+        let inside = |site: &&Site| !site.kind.is_block() && site.into.as_deref().is_some_and(|n| nodes.contains(n));
+        group.parts = ledger.sites.iter().filter(inside).map(|s| (s.kind, s.node.clone())).collect();
+    }
+    blocks
+}
+
+/// The group without the sites that are parts of blocks that are not `left`.
+fn free(groups: &[Group], left: &BTreeSet<usize>, number: usize) -> Group {
+    let mut group = groups[number].clone();
+    let blocks = groups.iter().enumerate().filter(|(i, g)| g.kind.is_block() && !left.contains(i));
+    let taken: BTreeSet<_> = blocks.flat_map(|(_, block)| &block.parts).collect();
+    group.nodes.retain(|node| !taken.contains(&(group.kind, node.clone())));
+    group
+}
+
+/// What leaves the groups of these numbers to TensorRT, or blocks as their parts.
+pub fn standard(groups: &[Group], left: &BTreeSet<usize>) -> Vec<Standard> {
+    let of = |&number: &usize| {
+        let group = free(groups, left, number);
+        group.standard(format!("{group} is left out")).collect::<Vec<_>>()
+    };
+    left.iter().flat_map(of).collect()
 }
 
 /// A form of the model that is timed.
@@ -102,7 +140,7 @@ pub struct Decision {
     pub left_us: f64,
     /// Of the time without the group's fusion to that with it.
     pub ratio: Comparison,
-    /// Whether it is left to TensorRT.
+    /// Whether it is left to TensorRT; blocks: as their parts.
     pub left: bool,
 }
 
@@ -110,9 +148,21 @@ impl Decision {
     /// Both figures, for the ledger.
     pub fn reason(&self) -> String {
         format!(
-            "left to TensorRT: the model takes {:.1} us so and {:.1} us with {} fused",
-            self.left_us, self.fused_us, self.group
+            "{}: the model takes {:.1} us so and {:.1} us with {} fused",
+            self.verdict(),
+            self.left_us,
+            self.fused_us,
+            self.group
         )
+    }
+
+    /// What becomes of the group, in words.
+    pub fn verdict(&self) -> &'static str {
+        match (self.left, self.group.kind.is_block()) {
+            (false, _) => "fused",
+            (true, false) => "left to TensorRT",
+            (true, true) => "left as its parts",
+        }
     }
 }
 
@@ -134,6 +184,24 @@ impl Outcome {
         left.flat_map(|decision| decision.group.standard(decision.reason())).collect()
     }
 
+    /// What the choice is, in words.
+    pub fn describe(&self) -> String {
+        let list = |left: bool, block: bool| {
+            let these = self.decisions.iter().filter(|d| d.left == left && d.group.kind.is_block() == block);
+            these.map(|d| d.group.to_string()).collect::<Vec<_>>().join(", ")
+        };
+        let (left, blocks) = (list(true, false), list(false, true));
+        match self.choice {
+            Candidate::Native => "as exported: no choice of fusions was faster".to_owned(),
+            Candidate::Canonical => "without plugins: no choice of fusions was faster".to_owned(),
+            Candidate::Without(_) => {
+                let left =
+                    if left.is_empty() { "everything fused".to_owned() } else { format!("left to TensorRT: {left}") };
+                if blocks.is_empty() { left } else { format!("{left}; blocks: {blocks}") }
+            }
+        }
+    }
+
     /// Of the choice.
     pub fn tuned(&self) -> &Summary {
         match self.choice {
@@ -144,32 +212,39 @@ impl Outcome {
     }
 }
 
-/// Looks for the fastest choice of groups. `progress` is told each decision.
+/// Looks for the fastest choice of groups, of which those of blocks come first. `progress` is told each decision.
 pub fn search(
     groups: &[Group],
     lab: &mut dyn Lab,
     bootstrap: &Bootstrap,
     progress: &mut dyn FnMut(&Decision),
 ) -> Result<Outcome> {
-    let mut left = BTreeSet::new();
+    let blocks = groups.iter().take_while(|g| g.kind.is_block()).count();
+    let mut left: BTreeSet<usize> = (0..blocks).collect();
     let mut decisions = vec![];
-    for (number, group) in groups.iter().enumerate() {
-        let mut more = left.clone();
-        more.insert(number);
-        let (fused, without) =
-            two(lab.measure(&[Candidate::Without(left.clone()), Candidate::Without(more.clone())])?)?;
+    for number in 0..groups.len() {
+        let group = free(groups, &left, number);
+        if group.nodes.is_empty() {
+            continue;
+        }
+        let (mut with, mut out) = (left.clone(), left.clone());
+        with.remove(&number);
+        out.insert(number);
+        let (fused, without) = two(lab.measure(&[Candidate::Without(with.clone()), Candidate::Without(out.clone())])?)?;
         let ratio = compare(&without, &fused, bootstrap)?;
         let decision = Decision {
-            group: group.clone(),
             fused_us: Summary::of(&fused, bootstrap)?.p50_us,
             left_us: Summary::of(&without, bootstrap)?.p50_us,
-            left: ratio.is_faster() && ratio.ratio <= 1.0 - MARGIN,
+            // Whatever is not the default has to be worth it.
+            left: match group.kind.is_block() {
+                true => !(ratio.is_slower() && ratio.ratio >= 1.0 + MARGIN),
+                false => ratio.is_faster() && ratio.ratio <= 1.0 - MARGIN,
+            },
+            group,
             ratio,
         };
         progress(&decision);
-        if decision.left {
-            left = more;
-        }
+        left = if decision.left { out } else { with };
         decisions.push(decision);
     }
     let best = Candidate::Without(left.clone());
@@ -254,7 +329,8 @@ mod tests {
     }
 
     fn group(kind: Kind, number: usize) -> Group {
-        Group { kind, shape: Some(format!("[1, {number}]")), nodes: vec![format!("node_{number}")] }
+        let nodes = vec![format!("node_{number}")];
+        Group { kind, shape: Some(format!("[1, {number}]")), nodes, parts: BTreeSet::new() }
     }
 
     fn run(lab: &mut Simulated) -> Outcome {
@@ -302,12 +378,93 @@ mod tests {
         assert_eq!(run(&mut simulated(145.0, 140.0, &groups)).choice, Candidate::Canonical);
     }
 
+    /// A block of the attentions `parts`.
+    fn block(number: usize, parts: &[usize]) -> Group {
+        let parts = parts.iter().map(|i| (Kind::Attention, format!("node_{i}"))).collect();
+        Group { parts, ..group(Kind::SwinAttnBlock, number) }
+    }
+
+    #[test]
+    fn blocks_are_taken_where_they_pay_and_their_parts_left_alone() {
+        // Of two blocks the first pays. Its part is not asked for any more; the other attentions are.
+        let mut groups = vec![block(0, &[2]), block(1, &[3])];
+        groups.extend((2..5).map(|i| group(Kind::Attention, i)));
+        let times = [(20.0, 30.0), (20.0, 20.0), (50.0, 10.0), (20.0, 25.0), (25.0, 20.0)];
+        let mut lab = simulated(400.0, 400.0, &times);
+        let outcome = search(&groups, &mut lab, &Bootstrap::default(), &mut |_| {}).unwrap();
+        assert_eq!(lab.asked[..2], [Candidate::Without([1].into()), Candidate::Without([0, 1].into())]);
+        assert_eq!(outcome.choice, Candidate::Without([1, 4].into()));
+        let names: Vec<String> = outcome.decisions.iter().map(|d| format!("{} {}", d.group, d.verdict())).collect();
+        assert_eq!(
+            names,
+            [
+                "swin-attn-block [1, 0] fused",
+                "swin-attn-block [1, 1] left as its parts",
+                "attention [1, 3] fused",
+                "attention [1, 4] left to TensorRT",
+            ]
+        );
+        assert_eq!(outcome.describe(), "left to TensorRT: attention [1, 4]; blocks: swin-attn-block [1, 0]");
+        let left: Vec<_> = outcome.standard().into_iter().map(|s| (s.kind, s.node.unwrap())).collect();
+        assert_eq!(left, [(Kind::SwinAttnBlock, "node_1".into()), (Kind::Attention, "node_4".into())]);
+        assert!(outcome.standard()[0].reason.starts_with("left as its parts: the model takes "));
+    }
+
+    #[test]
+    fn groups_keep_the_sites_that_no_block_has_taken() {
+        let mut all = group(Kind::Attention, 2);
+        all.nodes.push("node_3".into());
+        let groups = [block(0, &[2]), all];
+        let left = |numbers: &[usize]| {
+            let standard = standard(&groups, &numbers.iter().copied().collect());
+            standard.into_iter().map(|s| s.node.unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(left(&[1]), ["node_3"]);
+        assert_eq!(left(&[0, 1]), ["node_0", "node_2", "node_3"]);
+        assert!(left(&[]).is_empty());
+    }
+
+    #[test]
+    fn blocks_are_groups_with_their_parts() {
+        let with_blocks = Options { kinds: Kind::ALL.into(), ..Options::default() };
+        let (ledger, graph) = fused("swin_ts17", &with_blocks);
+        let by_kind = blocks(&ledger, &graph, By::Kind);
+        assert_eq!(by_kind.iter().map(|g| g.kind).collect::<Vec<_>>(), [Kind::SwinAttnBlock, Kind::MlpBlock]);
+        let count = |kind: Kind, of: &Group| of.parts.iter().filter(|(k, _)| *k == kind).count();
+        let parts = |of: &Group| [Kind::LayerNorm, Kind::Attention, Kind::Gelu, Kind::Window].map(|k| count(k, of));
+        assert_eq!(by_kind.iter().map(parts).collect::<Vec<_>>(), [[3, 3, 0, 2], [3, 0, 3, 0]]);
+        assert!(blocks(&ledger, &graph, By::Stage).len() > 2);
+        let (ledger, graph) = fused("swin_ts17", &Options::default());
+        assert!(blocks(&ledger, &graph, By::Kind).is_empty());
+    }
+
+    /// Leaving all blocks out is the model without them, node for node.
+    #[test]
+    fn without_blocks_the_model_is_the_default_one() {
+        for name in ["swin_ts17", "swin_pad_dy18", "swin_original_ts13", "vit_ts17"] {
+            let default = fused(name, &Options::default());
+            let all = Options { kinds: Kind::ALL.into(), ..Options::default() };
+            let (ledger, graph) = fused(name, &all);
+            let blocks = blocks(&ledger, &graph, By::Stage);
+            assert!(!blocks.is_empty());
+            let left = (0..blocks.len()).collect();
+            let without = fused(name, &Options { standard: standard(&blocks, &left), ..all });
+            let text = |graph: &Graph| crate::ir::print(graph);
+            assert_eq!(text(&default.1), text(&without.1), "{name}");
+            assert!(without.0.sites.iter().all(|s| !s.kind.is_block() || s.status == Status::Kept));
+        }
+    }
+
+    fn fused(name: &str, options: &Options) -> (Ledger, Graph) {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/{name}.onnx"));
+        let mut model = crate::onnx::load(&path).unwrap();
+        let ledger = rewrite::fuse(&mut model.proto, name, options, &mut |_, _| {}).unwrap();
+        (ledger, Graph::take(&mut model.proto).unwrap())
+    }
+
     #[test]
     fn stages_are_groups() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/swin_ts17.onnx");
-        let mut model = crate::onnx::load(&path).unwrap();
-        let ledger = rewrite::fuse(&mut model.proto, "swin", &Options::default(), &mut |_, _| {}).unwrap();
-        let graph = Graph::take(&mut model.proto).unwrap();
+        let (ledger, graph) = fused("swin_ts17", &Options::default());
         let by_kind = groups(&ledger, &graph, By::Kind);
         assert_eq!(by_kind.len(), 4);
         assert!(by_kind.iter().all(|g| g.shape.is_none()));

@@ -13,7 +13,7 @@ use crate::measure::stats::Bootstrap;
 use crate::measure::{Plan, Samples};
 use crate::onnx::Model;
 use crate::report::Mode;
-use crate::rewrite::{self, Standard, Target};
+use crate::rewrite::{self, Kind, Ledger, Standard, Target};
 
 /// Told of every engine that was built.
 pub type Built<'a> = &'a (dyn Fn(&Job, &Result<()>) + Sync);
@@ -43,10 +43,12 @@ pub struct Tuned {
 impl Tuning<'_> {
     /// Builds and times the candidates. `decided` is told of every group.
     pub fn run(&self, built: Built, decided: &mut dyn FnMut(&Decision)) -> Result<Tuned> {
-        let all = self.fused("all", vec![]);
-        let (mut fused, ledger) = all.apply(self.model, self.name)?;
-        let ledger = ledger.ok_or_else(|| Error::CheckFailed("a rewrite gave no ledger".into()))?;
-        let groups = tune::groups(&ledger, &Graph::take(&mut fused)?, self.by);
+        let default = rewrite::Options { target: self.target, ..Default::default() };
+        let blocks = rewrite::Options { kinds: Kind::ALL.into(), ..default.clone() };
+        let (ledger, graph) = self.rewritten(blocks)?;
+        let mut groups = tune::blocks(&ledger, &graph, self.by);
+        let (ledger, graph) = self.rewritten(default)?;
+        groups.extend(tune::groups(&ledger, &graph, self.by));
         if groups.is_empty() {
             return Err(Error::CheckFailed(format!(
                 "{}: nothing of it is fused for {}, so there is nothing to choose; trt-opt inspect says why",
@@ -60,8 +62,16 @@ impl Tuning<'_> {
         Ok(Tuned { outcome, saved })
     }
 
+    fn rewritten(&self, options: rewrite::Options) -> Result<(Ledger, Graph)> {
+        let variant = Variant { name: "groups".into(), rewrite: Some(options) };
+        let (mut proto, ledger) = variant.apply(self.model, self.name)?;
+        let ledger = ledger.ok_or_else(|| Error::CheckFailed("a rewrite gave no ledger".into()))?;
+        Ok((ledger, Graph::take(&mut proto)?))
+    }
+
+    /// With plugins, blocks included, but for these sites.
     fn fused(&self, name: impl Into<String>, standard: Vec<Standard>) -> Variant {
-        let options = rewrite::Options { target: self.target, standard, ..Default::default() };
+        let options = rewrite::Options { target: self.target, kinds: Kind::ALL.into(), standard, ..Default::default() };
         Variant { name: name.into(), rewrite: Some(options) }
     }
 
@@ -88,13 +98,9 @@ struct EngineLab<'a> {
 impl EngineLab<'_> {
     fn variant(&self, candidate: &Candidate) -> Variant {
         self.tuning.form(candidate, |left| {
-            let of = |number: &usize| {
-                let group = &self.groups[*number];
-                group.standard(format!("{group} is left to TensorRT"))
-            };
-            let standard = left.iter().flat_map(of).collect();
+            let standard = tune::standard(self.groups, left);
             let numbers: Vec<String> = left.iter().map(ToString::to_string).collect();
-            let name = if numbers.is_empty() { "all".into() } else { format!("left-{}", numbers.join("-")) };
+            let name = if numbers.is_empty() { "left-none".into() } else { format!("left-{}", numbers.join("-")) };
             self.tuning.fused(name, standard)
         })
     }

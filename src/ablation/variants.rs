@@ -8,7 +8,7 @@ use crate::rewrite::{self, Kind, Ledger, Standard, Target};
 /// A form of a model.
 #[derive(Clone, Debug)]
 pub struct Variant {
-    /// `native`, `canonical`, a kind of site, `without-KIND` or `all`; `docs/report.md` describes them.
+    /// `native`, `canonical`, a kind of site, `without-KIND`, `all` or `blocks`; `docs/report.md` describes them.
     pub name: String,
     /// `None`: as it was exported.
     pub rewrite: Option<rewrite::Options>,
@@ -30,22 +30,27 @@ impl Variant {
     }
 }
 
+/// The variant with all kinds of site fused, blocks too.
+pub const BLOCKS: &str = "blocks";
+
 /// As exported, and in the form that TensorRT's own fusions recognise: no plugin in either.
 pub fn without_plugins() -> [Variant; 2] {
     let canonical = rewrite::Options { target: Target::Native, ..Default::default() };
     [Variant { name: "native".into(), rewrite: None }, Variant::rewritten("canonical", canonical)]
 }
 
-/// All variants: without plugins, with each fusion alone, with all but each, and with all.
+/// All variants: without plugins, with each fusion alone, with all but each, with all, and with blocks made of them, if the
+/// model has any.
 ///
 /// What a variant does not fuse it has in its canonical form, so that no fusion is credited with the clean-up.
 pub fn ladder(model: &Model, file: &str, target: Target) -> Result<Vec<Variant>> {
     let all = Variant::rewritten("all", rewrite::Options { target, ..Default::default() });
+    let blocks = Variant::rewritten(BLOCKS, rewrite::Options { target, kinds: Kind::ALL.into(), ..Default::default() });
     let (_, ledger) = all.apply(model, file)?;
     let fused = |kind: &Kind| ledger.as_ref().is_some_and(|l| l.count(*kind).fused > 0);
-    let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(fused).collect();
+    let kinds: Vec<Kind> = Kind::DEFAULT.into_iter().filter(fused).collect();
     let leaving = |left: &dyn Fn(Kind) -> bool, name: String| {
-        let standard = Kind::ALL.into_iter().filter(|&k| left(k)).map(|kind| Standard {
+        let standard = Kind::DEFAULT.into_iter().filter(|&k| left(k)).map(|kind| Standard {
             kind,
             node: None,
             reason: format!("the variant {name} leaves {kind} to TensorRT"),
@@ -62,5 +67,45 @@ pub fn ladder(model: &Model, file: &str, target: Target) -> Result<Vec<Variant>>
     if !kinds.is_empty() {
         variants.push(all);
     }
+    let (_, ledger) = blocks.apply(model, file)?;
+    if ledger.is_some_and(|l| Kind::ALL.into_iter().any(|k| k.is_block() && l.count(k).fused > 0)) {
+        variants.push(blocks);
+    }
     Ok(variants)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn names(fixture: &str) -> Vec<String> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/{fixture}.onnx"));
+        let model = crate::onnx::load(&path).unwrap();
+        ladder(&model, fixture, Target::Trt8).unwrap().into_iter().map(|v| v.name).collect()
+    }
+
+    #[test]
+    fn a_model_with_blocks_has_a_variant_of_them() {
+        let vit = names("vit_ts17");
+        assert_eq!(vit[..2], ["native", "canonical"]);
+        assert_eq!(vit[vit.len() - 2..], ["all", BLOCKS]);
+        let swin = names("swin_ts17");
+        let alone = ["layernorm", "attention", "window", "patch-merge"];
+        assert!(alone.iter().all(|kind| swin.iter().filter(|n| n.ends_with(kind)).count() == 2), "{swin:?}");
+        assert!(!swin.iter().any(|n| n.contains("block") && n != BLOCKS), "{swin:?}");
+        assert_eq!(names("spelling_attention_gather").last().map(String::as_str), Some("all"));
+    }
+
+    #[test]
+    fn blocks_are_in_their_variant_and_in_no_other() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/swin_ts17.onnx");
+        let model = crate::onnx::load(&path).unwrap();
+        for variant in ladder(&model, "swin", Target::Trt8).unwrap() {
+            let (_, ledger) = variant.apply(&model, "swin").unwrap();
+            let count = |kind| ledger.as_ref().map_or(0, |l| l.count(kind).fused);
+            let expected = if variant.name == BLOCKS { [3, 3] } else { [0, 0] };
+            assert_eq!([Kind::MlpBlock, Kind::SwinAttnBlock].map(count), expected, "{}", variant.name);
+        }
+    }
 }

@@ -19,7 +19,7 @@ pub struct StudyArgs {
     /// Models to measure, by the names that the report has for them; a name may come again with a file of another batch
     #[arg(long, value_name = "NAME=FILE", num_args = 1.., value_parser = parse_model, help_heading = "Measuring")]
     models: Vec<ModelFile>,
-    /// Variants to measure: native, canonical, a kind of site, without-KIND, all, tuned [default: all but tuned]
+    /// Variants to measure: native, canonical, a kind of site, without-KIND, all, blocks, tuned [default: all but tuned]
     #[arg(long, visible_alias = "fusions", value_name = "NAME,...", value_delimiter = ',', help_heading = "Measuring")]
     variants: Vec<String>,
     /// Precisions to build for

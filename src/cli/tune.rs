@@ -128,8 +128,8 @@ pub fn run(args: Args, global: &Global) -> Result<u8> {
 }
 
 fn line(decision: &Decision) -> String {
-    let verdict = if decision.left { "left to TensorRT" } else { "fused" };
-    format!("{}: {:.1} us fused, {:.1} us left: {verdict}", decision.group, decision.fused_us, decision.left_us)
+    let (fused, left) = (decision.fused_us, decision.left_us);
+    format!("{}: {fused:.1} us fused, {left:.1} us left: {}", decision.group, decision.verdict())
 }
 
 fn describe(tuned: &Tuned, model: &Path, output: &Path) -> String {
@@ -141,7 +141,7 @@ fn describe(tuned: &Tuned, model: &Path, output: &Path) -> String {
             format!("{:.1}", decision.fused_us),
             format!("{:.1}", decision.left_us),
             format!("{:.3}", decision.ratio.ratio),
-            if decision.left { "left to TensorRT" } else { "fused" }.to_owned(),
+            decision.verdict().to_owned(),
         ]);
     }
     tables::align(&mut table, 1..5);

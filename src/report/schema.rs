@@ -230,7 +230,7 @@ pub enum Class {
     Alone,
     /// `without-NAME`: all fusions but one.
     Without,
-    /// `all`, or `all-...`.
+    /// `all`, or `all-...`; `blocks`: also those of whole blocks.
     All,
     /// `tuned`, or `tuned-...`: what was measured to be fastest.
     Tuned,
@@ -259,7 +259,7 @@ impl Variant {
         match (first, self.0.as_str()) {
             ("native", _) => Class::Native,
             (_, "canonical") => Class::Canonical,
-            ("all", _) => Class::All,
+            ("all" | "blocks", _) => Class::All,
             ("tuned", _) => Class::Tuned,
             ("torch", _) => Class::Torch,
             _ if self.left_out().is_some() => Class::Without,
@@ -364,6 +364,7 @@ mod tests {
             ("without-patch-merge", Class::Without),
             ("all", Class::All),
             ("all-first-family", Class::All),
+            ("blocks", Class::All),
             ("tuned", Class::Tuned),
             ("torch-compile", Class::Torch),
             ("nativelike", Class::Alone),
