@@ -19,7 +19,7 @@ use crate::report::{BeforeAfter, Estimate, Layer, Mode, Precision, REFERENCE_MOD
 use crate::rewrite::Target;
 use crate::verify;
 
-/// The variant that [`tune::search`] finds.
+/// The variant that [`super::tune::search`] finds.
 pub const TUNED: &str = "tuned";
 
 /// A model to compare variants of. Files of one name are the same model at other batch sizes.
