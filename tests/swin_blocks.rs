@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use trt_opt::ir::Graph;
 use trt_opt::onnx::proto::{AttributeProto, ModelProto, NodeProto, TensorProto};
 use trt_opt::onnx::{self, Model};
-use trt_opt::rewrite::ops::{WindowMap, region};
+use trt_opt::rewrite::ops::{WindowMap, region, table_index};
 use trt_opt::rewrite::{Kind, Ledger, Options, Site, Standard, Status, Target};
 use trt_opt::{testing, verify};
 
@@ -439,6 +439,30 @@ fn other_forms_are_the_same_block() {
     net.nodes.retain(|n| n.output[0] != "scores");
     net.input("p", 0, "raw");
     assert_eq!(int(&net.fused(), "bias"), 0);
+}
+
+/// Windows as wide as the map: no element moves, and the bias table alone tells of them.
+#[test]
+fn windows_of_whole_rows_are_windows() {
+    let mut net = Net::new(Form { shift: 0, back: 0, mask: None, ..Form::default() });
+    let (count, tokens, channels) = (IMAGES * SIDE / WINDOW, WINDOW * SIDE, net.form.channels);
+    let table = weight("table", &[(2 * WINDOW - 1) * (2 * SIDE - 1), HEADS]).to_f64_vec().unwrap();
+    let rows = table_index([WINDOW, SIDE]);
+    let bias = (0..HEADS as usize).flat_map(|h| rows.iter().map(move |&row| (h, row as usize)));
+    let bias: Vec<f32> = bias.map(|(h, row)| table[row * HEADS as usize + h] as f32).collect();
+    net.set(TensorProto::from_f32("position", &[1, HEADS, tokens, tokens], &bias));
+    net.input("windows", 0, "n");
+    net.input("map", 0, "projected");
+    for (name, shape) in [
+        ("windows_shape", vec![count, tokens, channels]),
+        ("split_shape", vec![count, tokens, 3, HEADS, net.form.head]),
+        ("context_shape", vec![count, tokens, HEADS * net.form.head]),
+    ] {
+        net.set(TensorProto::from_i64(name, &[shape.len() as i64], &shape));
+    }
+    let node = net.fused();
+    assert_eq!((int(&node, "bias"), attribute(&node, "grid").ints.clone()), (2, vec![SIDE; 2]));
+    assert_eq!(attribute(&node, "window").ints, [WINDOW, SIDE]);
 }
 
 #[test]
