@@ -20,7 +20,7 @@ use super::{Global, build, out};
     after_help = r#"Each line is a JSON array, the arguments that 'trt-opt build' takes but for --tensorrt. Each is answered by a
 line on standard output, {"code": 0, "error": null}, with what 'trt-opt build' would exit with and say.
 
-Example:
+Examples:
   echo '["swin.onnx", "-o", "swin.engine", "--fp16"]' | trt-opt builder"#
 )]
 pub struct Args {

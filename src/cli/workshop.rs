@@ -114,9 +114,36 @@ pub fn environment(workshop: &Workshop, plan: Plan) -> trt_opt::report::Environm
         headers: engine::compiled_for().to_string(),
         commit: option_env!("TRT_OPT_COMMIT").unwrap_or("unknown").into(),
         date: jiff::Timestamp::now(),
-        command: std::iter::once("trt-opt".to_owned()).chain(std::env::args().skip(1)).collect::<Vec<_>>().join(" "),
+        command: command(std::env::args().skip(1)),
         clocks: None,
         plan: Some(plan),
         note: None,
+    }
+}
+
+/// The command that a report shows. Folders of this machine are nobody's business: absolute paths lose them.
+fn command(arguments: impl Iterator<Item = String>) -> String {
+    let shown = |argument: String| {
+        let (name, value) = argument.split_once('=').map_or(("", argument.as_str()), |(name, value)| (name, value));
+        let path = Path::new(value);
+        match path.file_name() {
+            Some(file) if path.is_absolute() => {
+                let equals = if name.is_empty() { "" } else { "=" };
+                format!("{name}{equals}{}", file.to_string_lossy())
+            }
+            _ => argument,
+        }
+    };
+    std::iter::once("trt-opt".to_owned()).chain(arguments.map(shown)).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_command_is_shown_without_folders_of_the_machine() {
+        let given =
+            ["report", "--models", "swin_t=/home/me/swin.onnx", "r=r.onnx", "--work", "/tmp/w", "-o", "report/a"];
+        let shown = super::command(given.iter().map(|s| (*s).to_owned()));
+        assert_eq!(shown, "trt-opt report --models swin_t=swin.onnx r=r.onnx --work w -o report/a");
     }
 }

@@ -10,9 +10,10 @@ use super::bridge::ffi;
 use super::error::{Error, Result, refused};
 use super::gpu::Gpu;
 use super::layers::Layers;
-use super::library::{Library, utf8};
+use super::library::{Library, plugin_paths, utf8};
 use super::progress::{Monitor, Progress};
 use super::run::Engine;
+use super::timings;
 use crate::{files, onnx};
 
 /// How to build an engine.
@@ -160,7 +161,7 @@ impl<'a> Builder<'a> {
         let guard = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&lock);
         let guard = guard.map_err(failed("open"))?;
         guard.lock().map_err(failed("lock"))?;
-        let now = read_timings(path)?;
+        let now = timings::read(path)?;
         let others = if begun_with == Some(&now) { &[][..] } else { &now };
         let action = || format!("adding the timings in {}", path.display());
         let whole = match refused(action, || self.inner.pin_mut().timings(others)) {
@@ -197,7 +198,7 @@ fn request(model: &Path, options: &BuildOptions) -> Result<ffi::BuildRequest> {
     }
     // The parser's own error names neither the reason nor what to do.
     std::fs::File::open(model).map_err(|source| Error::File { action: "open", path: model.to_owned(), source })?;
-    let timings = options.timing_cache.as_deref().map_or(Ok(vec![]), read_timings)?;
+    let timings = options.timing_cache.as_deref().map_or(Ok(vec![]), timings::read)?;
     let shape = |(name, s): (&String, &Shape)| ffi::InputShape {
         name: name.clone(),
         min: s.min.clone(),
@@ -206,7 +207,7 @@ fn request(model: &Path, options: &BuildOptions) -> Result<ffi::BuildRequest> {
     };
     Ok(ffi::BuildRequest {
         model: utf8(model)?,
-        plugins: options.plugins.iter().map(|p| utf8(p)).collect::<Result<_>>()?,
+        plugins: plugin_paths(&options.plugins)?,
         shapes: options.shapes.iter().map(shape).collect(),
         batch: options.batch.unwrap_or(0),
         fp16: options.fp16,
@@ -219,14 +220,6 @@ fn request(model: &Path, options: &BuildOptions) -> Result<ffi::BuildRequest> {
         timing_cache: options.timing_cache.is_some(),
         timings,
     })
-}
-
-/// Nothing if there is no such file yet.
-fn read_timings(path: &Path) -> Result<Vec<u8>> {
-    match std::fs::read(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(vec![]),
-        read => read.map_err(|source| Error::File { action: "read", path: path.to_owned(), source }),
-    }
 }
 
 /// The parser's errors with the nodes that they are about. TensorRT 8 gives a node's number only.

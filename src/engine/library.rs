@@ -96,6 +96,15 @@ pub(super) fn utf8(path: &Path) -> Result<String> {
     })
 }
 
+/// Plugin libraries as TensorRT takes them: it would search for a name without a folder elsewhere.
+pub(super) fn plugin_paths(paths: &[PathBuf]) -> Result<Vec<String>> {
+    let file = |path: &PathBuf| {
+        let whole = path.canonicalize();
+        utf8(&whole.map_err(|source| Error::File { action: "open", path: path.clone(), source })?)
+    };
+    paths.iter().map(file).collect()
+}
+
 /// What the loader says, not that it was `dlopen`.
 fn words(error: &libloading::Error) -> String {
     std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)

@@ -49,6 +49,7 @@ mod log;
 mod plugins;
 mod progress;
 mod run;
+mod timings;
 
 pub use build::{BuildOptions, Builder, Plan, Shape, TacticSources, build};
 pub use error::{Error, Result};

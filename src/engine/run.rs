@@ -12,7 +12,7 @@ use super::bridge::ffi;
 use super::error::{Error, Result, refused};
 use super::gpu::{Gpu, failed};
 use super::layers::Layers;
-use super::library::{Library, utf8};
+use super::library::{Library, plugin_paths};
 use crate::onnx::DType;
 use crate::verify::{Array, Data};
 
@@ -48,7 +48,7 @@ impl Engine {
     pub fn deserialize(library: &Library, plan: &[u8], plugins: &[PathBuf]) -> Result<Self> {
         Gpu::first()?.bind()?;
         let runtime = library.runtime()?;
-        let plugins: Vec<String> = plugins.iter().map(|p| utf8(p)).collect::<Result<_>>()?;
+        let plugins = plugin_paths(plugins)?;
         let action = || "deserializing the engine".to_owned();
         // SAFETY: TensorRT's function of this name, of the headers' major version.
         let inner = refused(action, || unsafe { ffi::deserialize(runtime.0, plan, &plugins) })?;
