@@ -129,7 +129,16 @@ impl<'a> Builder<'a> {
     /// # Errors
     /// [`Error::Parse`] with the node that the parser does not take; [`Error::Refused`] with TensorRT's words.
     pub fn build(&mut self, model: &Path, options: &BuildOptions, progress: Option<Progress>) -> Result<Plan> {
-        let request = request(model, options)?;
+        self.build_request(model, options, request(model, options)?, progress)
+    }
+
+    fn build_request(
+        &mut self,
+        model: &Path,
+        options: &BuildOptions,
+        request: ffi::BuildRequest,
+        progress: Option<Progress>,
+    ) -> Result<Plan> {
         Gpu::first()?.bind()?;
         let parser = self.library.parser()?;
         let monitor = Monitor::new(progress);
@@ -179,9 +188,10 @@ impl<'a> Builder<'a> {
     }
 }
 
-/// Builds a single engine: [`Builder::build`].
+/// Builds a single engine: [`Builder::build`]. What is wrong with the request is said before TensorRT is started.
 pub fn build(library: &Library, model: &Path, options: &BuildOptions, progress: Option<Progress>) -> Result<Plan> {
-    Builder::new(library)?.build(model, options, progress)
+    let request = request(model, options)?;
+    Builder::new(library)?.build_request(model, options, request, progress)
 }
 
 fn request(model: &Path, options: &BuildOptions) -> Result<ffi::BuildRequest> {
