@@ -91,11 +91,13 @@ pub fn summary(view: &View) -> String {
         None => "No run.".to_owned(),
         Some((_, latest)) => {
             let runs = view.runs().count();
+            let engine = |r: &Row| (r.run.clone(), r.model.clone(), r.variant.clone(), r.precision, r.batch);
+            let engines: std::collections::HashSet<_> = view.report.rows.iter().map(engine).collect();
             format!(
                 "{}, TensorRT {}, {} engines measured in {} {}, the latest of {}.",
                 latest.gpu,
                 latest.tensorrt,
-                view.report.rows.len(),
+                engines.len(),
                 runs,
                 if runs == 1 { "run" } else { "runs" },
                 latest.date.strftime("%-d %B %Y")
