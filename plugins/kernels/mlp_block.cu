@@ -3,7 +3,9 @@
 #include <cmath>
 
 #include "kernels.h"
+#include "launch.cuh"
 #include "mlp_block_launch.cuh"
+#include "mlp_chain.h"
 
 namespace trt_opt {
 
@@ -57,24 +59,6 @@ cudaError_t launch_reduce(const MlpArgs& p, bool ahead, cudaStream_t stream) {
     config.stream = stream, config.attrs = &attribute, config.numAttrs = ahead ? 1 : 0;
     const cudaError_t status = cudaLaunchKernelEx(&config, mlp_reduce_kernel, p, count, FastDiv(static_cast<uint32_t>(p.channels / 4)));
     return status != cudaSuccess ? (cudaGetLastError(), status) : cudaGetLastError();
-}
-
-struct Device {
-    int id = -1, multiprocessors = 1, major = 0, shared = 48 * 1024;
-};
-// The current device, as this thread found it the last time that it changed.
-const Device& device() {
-    thread_local Device known;
-    int id = 0;
-    if (cudaGetDevice(&id) != cudaSuccess) id = -1;
-    if (id != known.id || id < 0) {
-        known = Device{};
-        known.id = id, known.multiprocessors = multiprocessors();
-        cudaDeviceGetAttribute(&known.major, cudaDevAttrComputeCapabilityMajor, id);
-        cudaDeviceGetAttribute(&known.shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, id);
-        cudaGetLastError();
-    }
-    return known;
 }
 
 struct Tile {
@@ -218,6 +202,7 @@ cudaError_t mlp_block(const MlpBlockProblem& q, void* workspace, cudaStream_t st
     if (q.dtype == DType::kFloat) return mlp_plain_f32(q, stream);
     if (!tiled(q) || !aligned_to(16, q.x, q.residual, q.scale, q.bias, q.w1, q.b1, q.w2, q.b2, q.y)) return mlp_plain_f16(q, stream);
 
+    if (MlpChainPlan::is_id(tactic) && mlp_chain_valid(MlpChainPlan::of(tactic), q)) return workspace ? mlp_chain(q, MlpChainPlan::of(tactic), workspace, stream) : cudaErrorInvalidValue;
     const Plan plan = mlp_block_tactic_valid(q, tactic) ? Plan::of(tactic) : best_plan(q);
     if (plan.tile < 0) return mlp_plain_f16(q, stream);
     if (plan.groups > 1 && (!workspace || !aligned_to(16, workspace))) return cudaErrorInvalidValue;
@@ -233,21 +218,26 @@ cudaError_t mlp_block(const MlpBlockProblem& q, void* workspace, cudaStream_t st
 
 size_t mlp_block_workspace(const MlpBlockProblem& q) {
     if (!valid(q) || !tiled(q)) return 0;
-    return static_cast<size_t>(std::min(kMaxWorkspace, kMaxGroups * q.rows * q.channels * 4));
+    return std::max(static_cast<size_t>(std::min(kMaxWorkspace, kMaxGroups * q.rows * q.channels * 4)), mlp_chain_workspace(q));
 }
 
 std::vector<int32_t> mlp_block_tactics(const MlpBlockProblem& q) {
     constexpr size_t kWorthTiming = 8;
     std::vector<int32_t> tactics;
     if (!valid(q) || !tiled(q) || q.rows == 0) return tactics;
-    for (const Plan& plan : plans(q)) {
+    for (const MlpChainPlan& plan : mlp_chain_plans(q)) {
         if (tactics.size() == kWorthTiming) break;
+        tactics.push_back(plan.id());
+    }
+    for (const Plan& plan : plans(q)) {
+        if (tactics.size() == 2 * kWorthTiming) break;
         if (runs(plan, q)) tactics.push_back(plan.id());
     }
     return tactics;
 }
 
 bool mlp_block_tactic_valid(const MlpBlockProblem& q, int32_t tactic) {
+    if (MlpChainPlan::is_id(tactic)) return valid(q) && tiled(q) && q.rows > 0 && mlp_chain_valid(MlpChainPlan::of(tactic), q);
     return tactic > 0 && valid(q) && tiled(q) && sizes_fit(Plan::of(tactic), q, device()) && runs(Plan::of(tactic), q);
 }
 

@@ -231,7 +231,16 @@ def bench_move(lib, batch, side, channels, reverse, residual, rounds):
             "tb_s": size * (3 if residual else 2) / times["ours"] * 1e-6, "bandwidth_of_copy": times["copy"] / times["ours"] * (1.5 if residual else 1)}
 
 
+def chain_tactic(first, second, apart=False):
+    """first, second: (tile, log2 of the cluster, log2 of the column tiles in sequence), see plugins/kernels/mlp_chain.h."""
+    pack = lambda tile, cluster, sequence: tile | cluster << 4 | sequence << 7
+    return 1 << 30 | apart << 20 | pack(*second) << 10 | pack(*first)
+
+
 def tactic_name(tactic):
+    if tactic >> 30 & 1:
+        product = lambda i: f"({i & 15}, {i >> 4 & 7}, {i >> 7 & 7})"
+        return f"chain {'norm, ' if tactic >> 20 & 1 else ''}{product(tactic & 1023)}, {product(tactic >> 10 & 1023)}"
     return f"tile {tactic & 15} cluster {1 << (tactic >> 4 & 15)} groups {tactic >> 8}"
 
 
@@ -245,7 +254,7 @@ def bench_mlp(lib, rows, channels, hidden, rounds, tactics):
     for p in ps:
         p["w1t"], p["w2t"] = p["w1"].t().contiguous(), p["w2"].t().contiguous()
     normal = torch.empty_like(xs[0])
-    workspace = torch.empty(8 << 20, device="cuda", dtype=torch.uint8)
+    workspace = torch.empty(64 << 20, device="cuda", dtype=torch.uint8)
 
     def mlp(i, y):
         p = ps[i]
@@ -276,11 +285,43 @@ def bench_mlp(lib, rows, channels, hidden, rounds, tactics):
     variants["ours, weights in the cache"] = [lambda: ours(0) for _ in order]
     variants["torch, weights in the cache"] = [lambda: torch_block(0) for _ in order]
     best = lib.mlp_block_tactics(rows, channels, hidden)
-    tactics = [t for t in tactics if lib.lib.trt_opt_mlp_block_tactic_valid(HALF, ctypes.c_int64(rows), channels, hidden, t)]
-    for tactic in dict.fromkeys(best[:1] + (best + tactics if tactics else [])):
-        variants[tactic_name(tactic)] = [lambda i=i, t=tactic: ours(i, t) for i in order]
+    valid = lambda tactics: [t for t in dict.fromkeys(tactics) if lib.lib.trt_opt_mlp_block_tactic_valid(HALF, ctypes.c_int64(rows), channels, hidden, t)]
+
+    # As in a network: a block's input is what the block before it wrote.
+    stream = [torch.empty_like(xs[0]) for _ in range(2)]
+    stream[0].copy_(xs[0])
+
+    def chained(i, tactic=0):
+        lib.mlp_block(stream[i % 2], None, ps[i], stream[1 - i % 2], workspace, tactic)
+
+    def chained_pieces(i):
+        x = stream[i % 2]
+        lib.layer_norm(x, None, ps[i]["scale"], ps[i]["bias"], normal, None, channels)
+        return x + F.linear(F.gelu(F.linear(normal, ps[i]["w1t"], ps[i]["b1"])), ps[i]["w2t"], ps[i]["b2"])
+
+    def time_tactics(tactics):
+        times, failed = time_variants({t: [lambda i=i, t=t: chained(i, t) for i in order] for t in valid(tactics)}, 4)
+        assert not failed, failed
+        return times
+
+    variants["chained"] = [lambda i=i: chained(i) for i in order]
+    variants["our norm, torch's rest, chained"] = [lambda i=i: chained_pieces(i) for i in order]
+    scanned = {}
+    if tactics:
+        scanned.update(time_tactics([t for t in best if not t >> 30 & 1][:3]))
+        # First products with one second, then second products with the best first.
+        tiles, lengths = range(1, 12), (0, 1, 2, 7)
+        seconds = [(tile, cluster, 0) for tile in tiles for cluster in range(4)] + [(tile, 0, length) for tile in tiles for length in lengths[1:]]
+        usual = next(t for t in best if t >> 30 & 1)
+        usual_second = (usual >> 10 & 15, usual >> 14 & 7, usual >> 17 & 7)
+        firsts = time_tactics([chain_tactic((tile, 0, length), usual_second, apart) for apart in (False, True) for tile in tiles for length in lengths])
+        first = min(firsts, key=firsts.get)
+        more = time_tactics([chain_tactic((first & 15, 0, first >> 7 & 7), second, first >> 20 & 1) for second in seconds])
+        scanned.update(firsts), scanned.update(more)
+    for tactic in dict.fromkeys(best[:1] + sorted(scanned, key=scanned.get)[:3]):
+        variants["chained, " + tactic_name(tactic)] = [lambda i=i, t=tactic: chained(i, t) for i in order]
     times, failed = time_variants(variants, rounds)
-    return {"op": "mlp_block", "shape": [rows, channels, hidden], "tactic": tactic_name(best[0]), "error": error, "us": times, "failed": failed,
+    return {"op": "mlp_block", "shape": [rows, channels, hidden], "tactic": tactic_name(best[0]), "error": error, "us": times, "failed": failed, "scanned": {tactic_name(t): v for t, v in scanned.items()},
             "bytes": 2 * (2 * rows * channels + 2 * channels * hidden), "flop": 4 * rows * channels * hidden, "speedup_over_torch": times["torch"] / times["ours"],
             "tflop_s": 4e-6 * rows * channels * hidden / times["ours"]}
 
@@ -312,14 +353,12 @@ def main():
 
     def add(r):
         results.append(r)
-        head = {k: v for k, v in r.items() if k not in ("us", "failed", "bytes")}
+        head = {k: v for k, v in r.items() if k not in ("us", "failed", "bytes", "scanned")}
         print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in head.items()}))
         print("   ", ", ".join(f"{k} {v:.2f}" for k, v in r["us"].items()), r["failed"] or "", flush=True)
 
     tactics = [1, 2, 3, 4] if args.tactics else []
     wanted = lambda op: args.only in (None, op)
-    # Splits that the estimate may not think of, for all tiles of kTiles in plugins/kernels/mlp_block.cu.
-    splits = [tile | cluster << 4 | groups << 8 for tile in range(1, 9) for cluster, groups in ((0, 1), (1, 1), (2, 1), (3, 1), (4, 1), (3, 2), (3, 4), (3, 8), (3, 12), (4, 4), (4, 6))]
     with torch.inference_mode():
         if wanted("layer_norm"):
             for rows, row in [(32 * 3136, 96), (32 * 49, 768), (32 * 784, 192), (32 * 196, 384), (3136, 96), (49, 768), (32 * 196 * 16, 24), (32 * 197, 384)]:
@@ -343,7 +382,7 @@ def main():
         if wanted("mlp_block"):
             for batch in args.batch or (1, 32):
                 for rows, channels in [(3136, 96), (784, 192), (196, 384), (49, 768), (197, 384), (3136, 24)]:
-                    add(bench_mlp(lib, batch * rows, channels, 4 * channels, args.rounds, splits if args.tactics else []))
+                    add(bench_mlp(lib, batch * rows, channels, 4 * channels, args.rounds, args.tactics))
     if args.json:
         with open(args.json, "w") as f:
             json.dump({"device": torch.cuda.get_device_name(), "torch": torch.__version__, "results": results}, f, indent=1)

@@ -1,0 +1,56 @@
+// The product of a transformer's block: the problem, and the ways of cutting it up.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "gelu.cuh"
+#include "kernels.h"
+
+namespace trt_opt {
+
+// out = act(A B + bias) + added + added2, fp16, sums in fp32; all pointers aligned to 16 bytes, k and n multiples of 8. B and
+// bias must be constants: they are read before the kernels before this one are done.
+struct BlockGemmProblem {
+    int64_t rows = 0;  // of A
+    int32_t k = 0, n = 0;
+    const void* a = nullptr;        // [rows, k]
+    const void* b = nullptr;        // [k, n]
+    const void* bias = nullptr;     // [n]
+    const void* added = nullptr;    // like out, or null
+    const void* added2 = nullptr;   // added to `added` first, with the rounding of fp16; or null
+    void* out = nullptr;            // [rows, n]
+    Activation activation = Activation::kNone;
+
+    // A is normalize(a + a2) * scale + shift: k up to kBlockGemmMaxNorm, and `added` is null.
+    bool norm = false;
+    const void* a2 = nullptr;       // [rows, k], or null
+    const void *scale = nullptr, *shift = nullptr;  // [k]; constants too
+    float epsilon = 1e-5f;
+
+    // With windows one side's rows are tokens: those of a where it is normalized (partition, padding becomes zeros), else those
+    // of out and what is added (reverse). `rows` counts the windows' rows, at most 2^31.
+    WindowGrid window;
+
+    const void* next = nullptr;     // constants that the kernel after this one reads
+    int64_t next_bytes = 0;
+};
+constexpr int32_t kBlockGemmMaxNorm = 1024;
+
+struct GemmPlan {
+    int tile = -1, cluster_log2 = 0, sequence_log2 = 0;  // 7: all column tiles in sequence
+    float cost = 0;                                      // an estimate, in nanoseconds
+
+    static constexpr int kBits = 10;
+    static GemmPlan of(int32_t id) { return {(id & 15) - 1, id >> 4 & 7, id >> 7 & 7, 0}; }
+    int32_t id() const { return tile + 1 | cluster_log2 << 4 | sequence_log2 << 7; }
+};
+
+bool block_gemm_valid(const GemmPlan& plan, const BlockGemmProblem& problem);
+// The plans that fit, best guess first.
+std::vector<GemmPlan> block_gemm_plans(const BlockGemmProblem& problem);
+cudaError_t block_gemm(const BlockGemmProblem& problem, const GemmPlan& plan, cudaStream_t stream);
+
+}  // namespace trt_opt

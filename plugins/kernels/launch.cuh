@@ -1,0 +1,49 @@
+// Launching a kernel ahead of the end of the one before it.
+#pragma once
+
+#include <atomic>
+
+#include "common.cuh"
+
+namespace trt_opt {
+
+// What launches depend on, of the current device, as this thread found it the last time that the device changed.
+struct Device {
+    int id = -1, multiprocessors = 1, major = 0, shared = 48 * 1024;  // shared: bytes a block may have
+};
+inline const Device& device() {
+    thread_local Device known;
+    int id = 0;
+    if (cudaGetDevice(&id) != cudaSuccess) id = -1;
+    if (id != known.id || id < 0) {
+        known = Device{};
+        known.id = id, known.multiprocessors = multiprocessors();
+        cudaDeviceGetAttribute(&known.major, cudaDevAttrComputeCapabilityMajor, id);
+        cudaDeviceGetAttribute(&known.shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, id);
+        cudaGetLastError();
+    }
+    return known;
+}
+
+// Launches `kernel`, on sm_90 and later as soon as the kernel before it lets it (programmatic dependent launch). Such a kernel
+// must call ptx::wait_for_previous before it reads what another kernel may have written, and before it writes at all.
+// `cluster`: blocks a cluster.
+template <class... Parameters, class... Arguments>
+cudaError_t launch_ahead(void (*kernel)(Parameters...), uint32_t blocks, int threads, size_t shared, cudaStream_t stream, int cluster, Arguments&&... arguments) {
+    cudaLaunchAttribute attributes[2]{};
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(blocks), config.blockDim = dim3(threads), config.dynamicSmemBytes = shared;
+    config.stream = stream, config.attrs = attributes;
+    if (cluster > 1) {
+        attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+        attributes[config.numAttrs++].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+    }
+    if (device().major >= 9) {
+        attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+    }
+    const cudaError_t status = cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+    return status != cudaSuccess ? (cudaGetLastError(), status) : cudaGetLastError();
+}
+
+}  // namespace trt_opt
