@@ -24,14 +24,14 @@ struct BlockGemmProblem {
     void* out = nullptr;            // [rows, n]
     Activation activation = Activation::kNone;
 
-    // A is normalize(a + a2) * scale + shift: k up to kBlockGemmMaxNorm, and `added` is null.
+    // A is normalize(a + a2) * scale + shift: k up to kBlockGemmMaxNorm, and nothing is added.
     bool norm = false;
     const void* a2 = nullptr;       // [rows, k], or null
     const void *scale = nullptr, *shift = nullptr;  // [k]; constants too
     float epsilon = 1e-5f;
 
     // With windows one side's rows are tokens: those of a where it is normalized (partition, padding becomes zeros), else those
-    // of out and what is added (reverse). `rows` counts the windows' rows, at most 2^31.
+    // of out and what is added (reverse). `rows` counts the windows' rows, less than 2^31.
     WindowGrid window;
 
     const void* next = nullptr;     // constants that the kernel after this one reads
@@ -40,12 +40,12 @@ struct BlockGemmProblem {
 constexpr int32_t kBlockGemmMaxNorm = 1024;
 
 struct GemmPlan {
-    int tile = -1, cluster_log2 = 0, sequence_log2 = 0;  // 7: all column tiles in sequence
-    float cost = 0;                                      // an estimate, in nanoseconds
+    int tile = -1, cluster_log2 = 0;
+    float cost = 0;  // an estimate, in nanoseconds
 
-    static constexpr int kBits = 10;
-    static GemmPlan of(int32_t id) { return {(id & 15) - 1, id >> 4 & 7, id >> 7 & 7, 0}; }
-    int32_t id() const { return tile + 1 | cluster_log2 << 4 | sequence_log2 << 7; }
+    static constexpr int kBits = 8;
+    static GemmPlan of(int32_t id) { return {(id & 15) - 1, id >> 4 & 15, 0}; }
+    int32_t id() const { return tile + 1 | cluster_log2 << 4; }
 };
 
 bool block_gemm_valid(const GemmPlan& plan, const BlockGemmProblem& problem);

@@ -232,15 +232,15 @@ def bench_move(lib, batch, side, channels, reverse, residual, rounds):
 
 
 def chain_tactic(first, second, apart=False):
-    """first, second: (tile, log2 of the cluster, log2 of the column tiles in sequence), see plugins/kernels/mlp_chain.h."""
-    pack = lambda tile, cluster, sequence: tile | cluster << 4 | sequence << 7
-    return 1 << 30 | apart << 20 | pack(*second) << 10 | pack(*first)
+    """first, second: (tile, log2 of the cluster), see plugins/kernels/mlp_chain.h."""
+    pack = lambda tile, cluster: tile | cluster << 4
+    return 1 << 30 | apart << 16 | pack(*second) << 8 | pack(*first)
 
 
 def tactic_name(tactic):
     if tactic >> 30 & 1:
-        product = lambda i: f"({i & 15}, {i >> 4 & 7}, {i >> 7 & 7})"
-        return f"chain {'norm, ' if tactic >> 20 & 1 else ''}{product(tactic & 1023)}, {product(tactic >> 10 & 1023)}"
+        product = lambda i: f"({i & 15}, {1 << (i >> 4 & 15)})"
+        return f"chain {'norm, ' if tactic >> 16 & 1 else ''}{product(tactic)}, {product(tactic >> 8)}"
     return f"tile {tactic & 15} cluster {1 << (tactic >> 4 & 15)} groups {tactic >> 8}"
 
 
@@ -310,13 +310,12 @@ def bench_mlp(lib, rows, channels, hidden, rounds, tactics):
     if tactics:
         scanned.update(time_tactics([t for t in best if not t >> 30 & 1][:3]))
         # First products with one second, then second products with the best first.
-        tiles, lengths = range(1, 12), (0, 1, 2, 7)
-        seconds = [(tile, cluster, 0) for tile in tiles for cluster in range(4)] + [(tile, 0, length) for tile in tiles for length in lengths[1:]]
+        products = [(tile, cluster) for tile in range(1, 13) for cluster in range(4)]
         usual = next(t for t in best if t >> 30 & 1)
-        usual_second = (usual >> 10 & 15, usual >> 14 & 7, usual >> 17 & 7)
-        firsts = time_tactics([chain_tactic((tile, 0, length), usual_second, apart) for apart in (False, True) for tile in tiles for length in lengths])
+        usual_second = (usual >> 8 & 15, usual >> 12 & 15)
+        firsts = time_tactics([chain_tactic(product, usual_second, apart) for apart in (False, True) for product in products])
         first = min(firsts, key=firsts.get)
-        more = time_tactics([chain_tactic((first & 15, 0, first >> 7 & 7), second, first >> 20 & 1) for second in seconds])
+        more = time_tactics([chain_tactic((first & 15, first >> 4 & 15), product, first >> 16 & 1) for product in products])
         scanned.update(firsts), scanned.update(more)
     for tactic in dict.fromkeys(best[:1] + sorted(scanned, key=scanned.get)[:3]):
         variants["chained, " + tactic_name(tactic)] = [lambda i=i, t=tactic: chained(i, t) for i in order]

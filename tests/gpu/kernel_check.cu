@@ -11,7 +11,7 @@
 #include <memory>
 #include <random>
 #include <string>
-#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "kernels.h"
@@ -387,20 +387,13 @@ void check(Checker& c, AttentionCase a) {
     }
 }
 
-// Two products: tile and column tiles in sequence of the first, tile, cluster and sequence of the second (plugins/kernels/mlp_chain.h).
-int32_t chain_tactic(int apart, int tile, int sequence, int tile2, int cluster2, int sequence2) {
-    return 1 << 30 | apart << 20 | (tile2 | cluster2 << 4 | sequence2 << 7) << 10 | tile | sequence << 7;
-}
+// Two products: tile and cluster of each (plugins/kernels/mlp_chain.h).
+int32_t chain_tactic(int apart, int tile, int cluster, int tile2, int cluster2) { return 1 << 30 | apart << 16 | (tile2 | cluster2 << 4) << 8 | tile | cluster << 4; }
 std::string tactic_label(int32_t tactic) {
     char label[96];
-    auto product = [](int32_t id) { return std::tuple{id & 15, 1 << (id >> 4 & 7), id >> 7 & 7}; };
-    if (tactic >> 30 & 1) {
-        const auto [tile, cluster, sequence] = product(tactic & 1023);
-        const auto [tile2, cluster2, sequence2] = product(tactic >> 10 & 1023);
-        std::snprintf(label, sizeof(label), " %stile%d sequence%d, tile%d cluster%d sequence%d", tactic >> 20 & 1 ? "norm, " : "", tile, sequence, tile2, cluster2, sequence2);
-    } else {
-        std::snprintf(label, sizeof(label), " tile%d cluster%d groups%d", tactic & 15, 1 << (tactic >> 4 & 15), tactic >> 8);
-    }
+    auto cluster = [](int32_t id) { return 1 << (id >> 4 & 15); };
+    if (tactic >> 30 & 1) std::snprintf(label, sizeof(label), " %stile%d cluster%d, tile%d cluster%d", tactic >> 16 & 1 ? "norm, " : "", tactic & 15, cluster(tactic), tactic >> 8 & 15, cluster(tactic >> 8));
+    else std::snprintf(label, sizeof(label), " tile%d cluster%d groups%d", tactic & 15, cluster(tactic), tactic >> 8);
     return label;
 }
 
@@ -453,10 +446,10 @@ void check(Checker& c, const MlpCase& a) {
                 if (const int32_t tactic = tile | cluster << 4 | groups << 8; mlp_block_tactic_valid(p, tactic)) tactics.push_back(tactic);
     if (a.every_tactic && a.type == DType::kHalf)
         for (int apart : {0, 1})
-            for (int tile = 1; tile <= 11; ++tile)
-                for (auto [sequence, cluster, sequence2] : {std::tuple{0, 0, 0}, {0, 1, 0}, {1, 2, 0}, {2, 3, 0}, {7, 0, 7}})
-                    for (int other : {tile, (tile + 3) % 11 + 1})
-                        if (const int32_t tactic = chain_tactic(apart, tile, sequence, other, cluster, sequence2); mlp_block_tactic_valid(p, tactic)) tactics.push_back(tactic);
+            for (int tile = 1; tile <= 12; ++tile)
+                for (auto [cluster, cluster2] : {std::pair{0, 0}, {0, 1}, {1, 2}, {0, 3}, {2, 0}})
+                    for (int other : {tile, (tile + 3) % 12 + 1})
+                        if (const int32_t tactic = chain_tactic(apart, tile, cluster, other, cluster2); mlp_block_tactic_valid(p, tactic)) tactics.push_back(tactic);
     for (int32_t tactic : tactics) {
         y->poison(), workspace->poison();
         const std::string label = tactic_label(tactic);
