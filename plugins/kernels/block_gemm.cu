@@ -2,7 +2,6 @@
 #include "block_gemm.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "block_gemm_tiles.h"
 #include "launch.cuh"
@@ -11,15 +10,16 @@ namespace trt_opt {
 namespace {
 
 struct Shape {
-    int rows, columns, warps, warps_k;
+    int rows, columns, warps, warps_k, warp_rows;
     int (*shared)(bool norm, int k, int slice, int cluster);
     GemmLauncher* launch;
 };
-template <class Tile> constexpr Shape shape(GemmLauncher* launch) { return {Tile::kRows, Tile::kColumns, Tile::kWarps, Tile::kWarpsK, Tile::shared_bytes, launch}; }
+template <class Tile> constexpr Shape shape(GemmLauncher* launch) { return {Tile::kRows, Tile::kColumns, Tile::kWarps, Tile::kWarpsK, 16 * Tile::kM, Tile::shared_bytes, launch}; }
 const Shape kShapes[] = {shape<GemmTile16x64>(launch_gemm_16x64),   shape<GemmTile32x32>(launch_gemm_32x32), shape<GemmTile32x64>(launch_gemm_32x64),       shape<GemmTile32x96>(launch_gemm_32x96),
                          shape<GemmTile32x128>(launch_gemm_32x128), shape<GemmTile64x32>(launch_gemm_64x32), shape<GemmTile64x64>(launch_gemm_64x64),       shape<GemmTile64x64w16>(launch_gemm_64x64w16),
                          shape<GemmTile64x96>(launch_gemm_64x96),   shape<GemmTile64x128>(launch_gemm_64x128), shape<GemmTile128x64>(launch_gemm_128x64), shape<GemmTile128x128>(launch_gemm_128x128)};
 constexpr int kShapeCount = sizeof(kShapes) / sizeof(kShapes[0]);
+constexpr int kMostBlocks = 4;      // a multiprocessor: with more, arithmetic counts, and the library is better at it
 constexpr int kMaxClusterLog2 = 3;  // clusters of more are not for every device
 static_assert(kBlockGemmMaxNorm == kGemmMaxNorm);
 
@@ -28,13 +28,15 @@ int64_t parts(int64_t v, int64_t of) { return (v + of - 1) / of; }
 // A plan in numbers.
 struct Cut {
     const Shape& shape;
-    int cluster, slice, shared;
+    int cluster, slice, shared, lanes_log2 = 0;
     int64_t columns, blocks;  // tiles
 
     Cut(const GemmPlan& plan, const BlockGemmProblem& q) : shape(kShapes[plan.tile]), cluster(1 << plan.cluster_log2) {
         slice = cluster == 1 ? q.k : static_cast<int>(parts(parts(q.k, cluster), 16) * 16);
         shared = shape.shared(q.norm, q.k, slice, cluster);
         columns = parts(q.n, shape.columns), blocks = parts(q.rows, shape.rows) * columns * cluster;
+        // The fewest lanes whose packs cover a row, but every warp has rows.
+        while (lanes_log2 < 5 && (kGemmNormPacks * 8 << lanes_log2 < q.k || (32 >> lanes_log2) * shape.warps > shape.rows)) ++lanes_log2;
     }
 };
 
@@ -43,18 +45,25 @@ bool valid_problem(const BlockGemmProblem& q) {
            device().major >= 9;
 }
 
+// The estimate's constants, in nanoseconds, fitted to pairs of products of six MLP blocks on an H100 (plugins/NOTES.md): a
+// kernel; two rows of each lane normalized; 1000 elements of A; a step of 16 contracted elements for 16 rows of a warp; an
+// element that a thread gives to GELU; a cluster, and each doubling of it; sums over a block's warps; a kilobyte of shared
+// memory, where blocks are next to each other; and, as a factor, each further block of a multiprocessor.
+constexpr float kKernel = 1470, kNormPass = 1930, kRowElements = 39, kStep = 52, kGelu = 73, kCluster = 770, kClusterDoubled = 1480, kWarpSums = 745, kShared = 8, kCrowd = 0.12f;
+
 // Nanoseconds, roughly: the order of plans is what matters.
-float cost(const Cut& cut, const BlockGemmProblem& q) {
+float cost(const Cut& cut, const GemmPlan& plan, const BlockGemmProblem& q) {
     const Shape& s = cut.shape;
-    const float sm = static_cast<float>(device().multiprocessors);
-    const float steps = static_cast<float>(cut.slice) / 16.f / static_cast<float>(s.warps_k) * (15.f + static_cast<float>(s.rows * s.columns) / static_cast<float>(512 * s.warps / s.warps_k) * 5.f);
-    const float norm = q.norm ? static_cast<float>(s.rows * q.k) / static_cast<float>(s.warps) * 0.15f : static_cast<float>(s.rows * cut.slice) * 0.01f;
-    const float end = static_cast<float>(s.rows * s.columns / cut.cluster / s.warps) * (q.activation == Activation::kNone ? 0.1f : 0.6f) + (cut.cluster > 1 ? 800.f : s.warps_k > 1 ? 200.f : 0.f);
-    const int together = std::max(1, std::min(device().shared / (cut.shared + 1024), s.warps <= 8 ? 2 : 1));
-    const auto blocks = static_cast<float>(cut.blocks);
-    const float waves = std::ceil(blocks / (sm * static_cast<float>(together)));
-    const float shared_by = std::min(static_cast<float>(together), std::ceil(blocks / sm));
-    return 1200.f + waves * (500.f + norm + steps + end) * (1 + 0.4f * (shared_by - 1));
+    const int64_t sm = device().multiprocessors;
+    const int threads = 32 * s.warps;
+    const int64_t together = std::clamp<int64_t>(std::min(device().shared / (cut.shared + 1024), q.norm ? (threads <= 256 ? 2 : 1) : 65536 / (72 * threads)), 1, 4);
+    float block = kStep * static_cast<float>(cut.slice) / 16 / static_cast<float>(s.warps_k) * static_cast<float>(s.warp_rows / 16) +
+                  (plan.cluster_log2 > 0 ? kCluster + kClusterDoubled * static_cast<float>(plan.cluster_log2) : s.warps_k > 1 ? kWarpSums : 0);
+    if (q.norm) block += kNormPass * static_cast<float>(parts(s.rows, int64_t{2} * s.warps * (32 >> cut.lanes_log2)));
+    else block += kRowElements * static_cast<float>(s.rows) * static_cast<float>(cut.slice) / 1000;
+    if (q.activation != Activation::kNone) block += kGelu * static_cast<float>(s.rows * s.columns / cut.cluster) / static_cast<float>(threads);
+    const float crowd = 1 + kCrowd * static_cast<float>(std::min(together, parts(cut.blocks, sm)) - 1);
+    return kKernel + static_cast<float>(parts(cut.blocks, sm * together)) * crowd * block + (2 * cut.blocks > sm ? kShared * static_cast<float>(cut.shared) / 1000 : 0);
 }
 
 }  // namespace
@@ -71,7 +80,9 @@ std::vector<GemmPlan> block_gemm_plans(const BlockGemmProblem& q) {
         for (int cluster = 0; cluster <= kMaxClusterLog2; ++cluster) {
             GemmPlan plan{tile, cluster, 0};
             if (!block_gemm_valid(plan, q)) continue;
-            plan.cost = cost(Cut(plan, q), q);
+            const Cut cut(plan, q);
+            if (cut.blocks > int64_t{kMostBlocks} * device().multiprocessors) continue;
+            plan.cost = cost(cut, plan, q);
             all.push_back(plan);
         }
     std::sort(all.begin(), all.end(), [](const GemmPlan& a, const GemmPlan& b) { return a.cost < b.cost; });
@@ -91,9 +102,7 @@ cudaError_t block_gemm(const BlockGemmProblem& q, const GemmPlan& plan, cudaStre
     p.mapped = q.window.used();
     if (p.mapped) p.map = WindowMap(q.window);
     p.next = static_cast<const unsigned char*>(q.next), p.next_lines = static_cast<uint32_t>(q.next_bytes / 128);
-    // The fewest lanes whose packs cover a row, but every warp has rows.
-    while (kGemmNormPacks * 8 << p.lanes_log2 < q.k) ++p.lanes_log2;
-    while (p.lanes_log2 < 5 && (32 >> p.lanes_log2) * cut.shape.warps > cut.shape.rows) ++p.lanes_log2;
+    p.lanes_log2 = cut.lanes_log2;
     GemmLaunch how;
     how.norm = q.norm, how.blocks = static_cast<uint32_t>(cut.blocks), how.shared = cut.shared;
     return cut.shape.launch(p, how, stream);

@@ -37,9 +37,6 @@ struct BlockGemmArgs {
     const unsigned char* next;     // what the kernel after this one reads, into the second-level cache
     uint32_t next_lines;           // of 128 bytes
     WindowMap map;
-#ifdef GEMM_TRACE
-    int lane_of_trace;
-#endif
 };
 
 template <int BM, int BN, int WARPS_M, int WARPS_N, int WARPS_K> struct GemmTile {
@@ -59,14 +56,6 @@ template <int BM, int BN, int WARPS_M, int WARPS_N, int WARPS_K> struct GemmTile
         return 2 * (BM * a_row(slice) + padded(slice) * kBRow + (norm ? 2 * k : 0)) + 4 * BM + (WARPS_K > 1 || cluster > 1 ? WARPS_K * BM * kSumRow * 4 : 0);
     }
 };
-
-#ifdef GEMM_TRACE
-__device__ unsigned long long* gemm_trace;
-__device__ __forceinline__ unsigned long long now() { unsigned long long t; asm volatile("mov.u64 %0, %globaltimer;" : "=l"(t)); return t; }
-#define GEMM_MARK(i) do { __syncwarp(); if (threadIdx.x == 0) gemm_trace[(blockIdx.x + p.lane_of_trace * 1024ull) * 8 + i] = now(); } while (0)
-#else
-#define GEMM_MARK(i)
-#endif
 
 // r[i]: this lane's two columns of tile i; becomes pair i of the tile that has the lane's number among its four. Its own inverse.
 __device__ __forceinline__ void exchange_tiles(uint32_t (&r)[4], int t) {
@@ -104,7 +93,6 @@ template <class Tile, bool NORM> __global__ void __launch_bounds__(Tile::kThread
     __half *const scale = b + Tile::padded(p.slice) * kBRow, *const shift = scale + (NORM ? p.k : 0);
     int* const mapped_rows = reinterpret_cast<int*>(shift + (NORM ? p.k : 0));
     float* const sums = reinterpret_cast<float*>(mapped_rows + BM);
-    GEMM_MARK(0);
 
     // Before the kernel before this one is done: weights, and where the rows are. Rows of B beyond the last are copies of it,
     // which A's zeros meet.
@@ -165,9 +153,7 @@ template <class Tile, bool NORM> __global__ void __launch_bounds__(Tile::kThread
         int first = warp * together;
         locate(first);
         const float inverse = 1.f / static_cast<float>(p.k);
-        GEMM_MARK(1);
         wait_for_previous();
-        GEMM_MARK(2);
 #pragma unroll 1
         while (first < BM) {
             Pack<__half, 8> x[kAtOnce][kGemmNormPacks];
@@ -260,9 +246,7 @@ template <class Tile, bool NORM> __global__ void __launch_bounds__(Tile::kThread
         // A warp copies whole rows; those past the end are copies of the last.
         constexpr int kPart = 8 * 32;  // elements that a warp copies at once
         const __half* from = p.a + row0 * p.k + k0 + 8 * lane;
-        GEMM_MARK(1);
         wait_for_previous();
-        GEMM_MARK(2);
         // Parts are as many pieces of rows as lanes; from the fourth on they are one.
 #pragma unroll 1
         for (int part = 0; part < kParts; ++part) {
@@ -298,7 +282,6 @@ template <class Tile, bool NORM> __global__ void __launch_bounds__(Tile::kThread
                 }
         }
     }
-    GEMM_MARK(3);
 
     {
         const __half* a_at = a + (warp_row + lane % 16) * a_row + lane / 16 * 8 + warp_k * 16;
@@ -345,7 +328,6 @@ template <class Tile, bool NORM> __global__ void __launch_bounds__(Tile::kThread
             }
         }
     }
-    GEMM_MARK(4);
 
     if (kWarpsK == 1 && cluster == 1) {
 #pragma unroll
@@ -396,7 +378,6 @@ template <class Tile, bool NORM> __global__ void __launch_bounds__(Tile::kThread
             *reinterpret_cast<uint2*>(p.out + to * p.n + column + c) = make_uint2(pack_halves(v[0], v[1]), pack_halves(v[2], v[3]));
         }
     }
-    GEMM_MARK(5);
 #endif
 }
 

@@ -49,7 +49,7 @@ struct GemmPlan {
 };
 
 bool block_gemm_valid(const GemmPlan& plan, const BlockGemmProblem& problem);
-// The plans that fit, best guess first.
+// The plans that fit and are worth trying, best guess first.
 std::vector<GemmPlan> block_gemm_plans(const BlockGemmProblem& problem);
 cudaError_t block_gemm(const BlockGemmProblem& problem, const GemmPlan& plan, cudaStream_t stream);
 

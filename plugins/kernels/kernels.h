@@ -131,6 +131,7 @@ cudaError_t attention(const AttentionProblem& problem, cudaStream_t stream, int3
 bool attention_tactic_valid(const AttentionProblem& problem, int32_t tactic);
 
 // y = s + gelu(normalize(s) * W1 + b1) * W2 + b2 over rows of `channels` elements, s = x + residual.
+// All but x and residual must be constants: they may be read while the kernels before are still running.
 struct MlpBlockProblem {
     DType dtype = DType::kHalf;
     int64_t rows = 0;

@@ -1,4 +1,4 @@
-// Chooses how an MLP block is cut up, and sums what the groups of blocks give.
+// Chooses between one kernel and two for an MLP block and how the one is cut up, and sums what its groups of blocks give.
 #include <algorithm>
 #include <cmath>
 
@@ -26,8 +26,8 @@ constexpr float kReducedBytes = 1700, kCacheBytes = 3000;
 
 // y = s + b2 + the groups' sums, four columns a thread.
 __global__ void __launch_bounds__(kReduceThreads) mlp_reduce_kernel(const MlpArgs p, uint32_t count, FastDiv by_row) {
-    mlp::wait_for_previous();
-    mlp::let_next_start();
+    ptx::wait_for_previous();
+    ptx::let_next_start();
     const uint32_t i = blockIdx.x * kReduceThreads + threadIdx.x;
     if (i >= count) return;
     uint32_t column;
@@ -49,16 +49,9 @@ __global__ void __launch_bounds__(kReduceThreads) mlp_reduce_kernel(const MlpArg
     *(reinterpret_cast<uint2*>(p.y) + i) = Pack<__half, 4>::of(sum).raw;
 }
 
-cudaError_t launch_reduce(const MlpArgs& p, bool ahead, cudaStream_t stream) {
+cudaError_t launch_reduce(const MlpArgs& p, cudaStream_t stream) {
     const auto count = static_cast<uint32_t>(p.rows * p.channels / 4);
-    cudaLaunchAttribute attribute{};
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3((count + kReduceThreads - 1) / kReduceThreads), config.blockDim = dim3(kReduceThreads);
-    config.stream = stream, config.attrs = &attribute, config.numAttrs = ahead ? 1 : 0;
-    const cudaError_t status = cudaLaunchKernelEx(&config, mlp_reduce_kernel, p, count, FastDiv(static_cast<uint32_t>(p.channels / 4)));
-    return status != cudaSuccess ? (cudaGetLastError(), status) : cudaGetLastError();
+    return launch_ahead(mlp_reduce_kernel, (count + kReduceThreads - 1) / kReduceThreads, kReduceThreads, 0, stream, 1, p, count, FastDiv(static_cast<uint32_t>(p.channels / 4)));
 }
 
 struct Tile {
@@ -70,8 +63,7 @@ template <int BM, int BN, int STAGES> constexpr Tile tile(MlpLauncher* launch) {
     using T = MlpTile<BM, BN, STAGES>;
     return {BM, BN, T::kThreads, T::kConsumers, T::shared_bytes, launch};
 }
-const Tile kTiles[] = {tile<16, 96, 8>(launch_mlp_16_96_8), tile<32, 96, 3>(launch_mlp_32_96_3),   tile<32, 96, 8>(launch_mlp_32_96_8),   tile<64, 96, 3>(launch_mlp_64_96_3),
-                       tile<64, 96, 8>(launch_mlp_64_96_8), tile<64, 128, 6>(launch_mlp_64_128_6), tile<128, 96, 3>(launch_mlp_128_96_3), tile<128, 128, 3>(launch_mlp_128_128_3)};
+const Tile kTiles[] = {tile<32, 96, 3>(launch_mlp_32_96_3), tile<64, 96, 3>(launch_mlp_64_96_3), tile<128, 96, 3>(launch_mlp_128_96_3), tile<128, 128, 3>(launch_mlp_128_128_3)};
 constexpr int kTileCount = sizeof(kTiles) / sizeof(kTiles[0]);
 
 struct Plan {
@@ -167,31 +159,39 @@ std::vector<Plan> plans(const MlpBlockProblem& q) {
     return all;
 }
 
-// The best plan by the estimate, remembered for the sizes that this thread met last. tile < 0: none fits.
-Plan best_plan(const MlpBlockProblem& q) {
-    struct Entry {
-        int device = -1, channels = 0, hidden = 0;
-        int64_t rows = 0;
-        Plan plan;
-    };
-    thread_local Entry entries[16];
-    const int id = device().id;
-    Entry& e = entries[static_cast<uint64_t>(q.rows * 31 + q.channels * 7 + q.hidden) % 16];
-    if (e.device == id && e.channels == q.channels && e.hidden == q.hidden && e.rows == q.rows) return e.plan;
-    Plan best;
-    for (const Plan& plan : plans(q))
-        if (runs(plan, q)) {
-            best = plan;
-            break;
-        }
-    e.device = id, e.channels = q.channels, e.hidden = q.hidden, e.rows = q.rows, e.plan = best;
-    return best;
-}
-
 bool tiled(const MlpBlockProblem& q) { return q.dtype == DType::kHalf && q.channels % 8 == 0 && q.hidden % 8 == 0; }
 
 bool valid(const MlpBlockProblem& q) {
     return q.rows >= 0 && q.channels > 0 && q.channels <= kMlpMaxChannels && q.hidden > 0 && q.hidden <= kMlpMaxHidden;
+}
+
+// The tactics that are worth timing, of one kernel and of two, cheapest first by the estimates.
+std::vector<int32_t> candidates(const MlpBlockProblem& q, size_t most) {
+    const std::vector<Plan> one = plans(q);
+    const std::vector<MlpChainPlan> two = mlp_chain_plans(q);
+    std::vector<int32_t> tactics;
+    size_t i = 0, j = 0;
+    while (tactics.size() < most && (i < one.size() || j < two.size())) {
+        if (i == one.size() || (j < two.size() && two[j].cost <= one[i].cost)) tactics.push_back(two[j++].id());
+        else if (const Plan& plan = one[i++]; runs(plan, q)) tactics.push_back(plan.id());
+    }
+    return tactics;
+}
+
+// The best tactic by the estimates, remembered for the sizes that this thread met last. 0: none fits.
+int32_t best_tactic(const MlpBlockProblem& q) {
+    struct Entry {
+        int device = -1, channels = 0, hidden = 0;
+        int64_t rows = 0;
+        int32_t tactic = 0;
+    };
+    thread_local Entry entries[16];
+    const int id = device().id;
+    Entry& e = entries[static_cast<uint64_t>(q.rows * 31 + q.channels * 7 + q.hidden) % 16];
+    if (e.device == id && e.channels == q.channels && e.hidden == q.hidden && e.rows == q.rows) return e.tactic;
+    const std::vector<int32_t> best = candidates(q, 1);
+    e.device = id, e.channels = q.channels, e.hidden = q.hidden, e.rows = q.rows, e.tactic = best.empty() ? 0 : best.front();
+    return e.tactic;
 }
 
 }  // namespace
@@ -202,18 +202,18 @@ cudaError_t mlp_block(const MlpBlockProblem& q, void* workspace, cudaStream_t st
     if (q.dtype == DType::kFloat) return mlp_plain_f32(q, stream);
     if (!tiled(q) || !aligned_to(16, q.x, q.residual, q.scale, q.bias, q.w1, q.b1, q.w2, q.b2, q.y)) return mlp_plain_f16(q, stream);
 
-    if (MlpChainPlan::is_id(tactic) && mlp_chain_valid(MlpChainPlan::of(tactic), q)) return workspace ? mlp_chain(q, MlpChainPlan::of(tactic), workspace, stream) : cudaErrorInvalidValue;
-    const Plan plan = mlp_block_tactic_valid(q, tactic) ? Plan::of(tactic) : best_plan(q);
-    if (plan.tile < 0) return mlp_plain_f16(q, stream);
+    if (!mlp_block_tactic_valid(q, tactic)) tactic = best_tactic(q);
+    if (tactic == 0) return mlp_plain_f16(q, stream);
+    if (MlpChainPlan::is_id(tactic)) return workspace && aligned_to(16, workspace) ? mlp_chain(q, MlpChainPlan::of(tactic), workspace, stream) : cudaErrorInvalidValue;
+    const Plan plan = Plan::of(tactic);
     if (plan.groups > 1 && (!workspace || !aligned_to(16, workspace))) return cudaErrorInvalidValue;
 
     const MlpArgs p = arguments(plan, q, workspace);
     MlpLaunch how;
     how.blocks = static_cast<uint32_t>(blocks_of(plan, q.rows));
     how.tanh_gelu = q.tanh_gelu;
-    how.ahead = device().major >= 9;
     const cudaError_t status = kTiles[plan.tile].launch(p, how, stream);
-    return status == cudaSuccess && plan.groups > 1 ? launch_reduce(p, how.ahead, stream) : status;
+    return status == cudaSuccess && plan.groups > 1 ? launch_reduce(p, stream) : status;
 }
 
 size_t mlp_block_workspace(const MlpBlockProblem& q) {
@@ -222,18 +222,8 @@ size_t mlp_block_workspace(const MlpBlockProblem& q) {
 }
 
 std::vector<int32_t> mlp_block_tactics(const MlpBlockProblem& q) {
-    constexpr size_t kWorthTiming = 8;
-    std::vector<int32_t> tactics;
-    if (!valid(q) || !tiled(q) || q.rows == 0) return tactics;
-    for (const MlpChainPlan& plan : mlp_chain_plans(q)) {
-        if (tactics.size() == kWorthTiming) break;
-        tactics.push_back(plan.id());
-    }
-    for (const Plan& plan : plans(q)) {
-        if (tactics.size() == 2 * kWorthTiming) break;
-        if (runs(plan, q)) tactics.push_back(plan.id());
-    }
-    return tactics;
+    constexpr size_t kWorthTiming = 10;
+    return valid(q) && tiled(q) && q.rows > 0 ? candidates(q, kWorthTiming) : std::vector<int32_t>();
 }
 
 bool mlp_block_tactic_valid(const MlpBlockProblem& q, int32_t tactic) {

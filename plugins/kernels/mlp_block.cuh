@@ -10,7 +10,9 @@
 #include <cuda_fp16.h>
 
 #include "common.cuh"
+#include "gelu.cuh"
 #include "mma.cuh"
+#include "ptx.cuh"
 
 namespace trt_opt {
 
@@ -65,44 +67,14 @@ template <int BM, int BN, int STAGES> struct MlpTile {
 
 namespace mlp {
 
-__device__ __forceinline__ uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+using namespace ptx;
 
-// 16 bytes to shared memory; zeros where `exists` is false.
-__device__ __forceinline__ void copy16(void* to, const void* from, bool exists) {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(exists ? 16 : 0) : "memory");
-#else
-    *static_cast<uint4*>(to) = exists ? *static_cast<const uint4*>(from) : uint4{};
-#endif
-}
-__device__ __forceinline__ void commit() {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.commit_group;" ::: "memory");
-#endif
-}
-// Until no more than N of this thread's committed groups are under way.
-template <int N> __device__ __forceinline__ void wait() {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
-#endif
-}
-__device__ __forceinline__ void load_matrices4(uint32_t (&r)[4], const __half* p) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(p)) : "memory");
-}
-__device__ __forceinline__ void load_transposed4(uint32_t& a, uint32_t& b, uint32_t& c, uint32_t& d, const __half* p) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(a), "=r"(b), "=r"(c), "=r"(d) : "r"(shared_address(p)) : "memory");
-}
 __device__ __forceinline__ void load_transposed2(uint32_t& a, uint32_t& b, const __half* p) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];" : "=r"(a), "=r"(b) : "r"(shared_address(p)) : "memory");
 }
 
 // A barrier of all of the cluster's threads.
-__device__ __forceinline__ void cluster_barrier() {
-#if __CUDA_ARCH__ >= 900
-    __syncwarp();
-    asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-#endif
-}
+__device__ __forceinline__ void cluster_barrier() { cluster_arrive(), cluster_wait(); }
 // A barrier of `threads` of the block.
 template <int THREADS> __device__ __forceinline__ void barrier_of() { asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory"); }
 
@@ -140,55 +112,6 @@ template <bool CLUSTER = false> __device__ __forceinline__ void wait_for(uint32_
     asm volatile("{.reg .pred p;\n\tWAIT: mbarrier.test_wait.parity.shared.b64 p, [%0], %1;\n\t@!p bra WAIT;}" ::"r"(at), "r"(phase & 1) : "memory");
 #endif
 }
-// Where block `rank` of the cluster has what this block has at `address` of its shared memory.
-__device__ __forceinline__ uint32_t remote(uint32_t address, uint32_t rank) {
-#if __CUDA_ARCH__ >= 900
-    asm("mapa.shared::cluster.u32 %0, %0, %1;" : "+r"(address) : "r"(rank));
-#endif
-    return address;
-}
-__device__ __forceinline__ void store_remote(uint32_t address, float x, float y) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(x), "f"(y) : "memory");
-#else
-    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(x), "f"(y) : "memory");
-#endif
-}
-// Until the kernels before this one are done and what they wrote is seen, where this one was launched ahead of that.
-__device__ __forceinline__ void wait_for_previous() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-__device__ __forceinline__ void let_next_start() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-__device__ __forceinline__ void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
-
-__device__ __forceinline__ float reciprocal(float v) {
-    float r;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
-    return r;
-}
-// Formula 7.1.26 of Abramowitz and Stegun, |error of erf| <= 1.5e-7 before rounding.
-__device__ __forceinline__ float gelu_erf(float v) {
-    const float z = fabsf(v) * 0.70710678f;
-    const float t = reciprocal(fmaf(0.3275911f, z, 1.f));
-    float p = fmaf(t, 1.061405429f, -1.453152027f);
-    p = fmaf(t, p, 1.421413741f);
-    p = fmaf(t, p, -0.284496736f);
-    p = fmaf(t, p, 0.254829592f);
-    const float tail = 0.5f * p * t * exp2_fast(z * z * -1.44269504f);  // erfc(z) / 2
-    return v * (v < 0.f ? tail : 1.f - tail);
-}
-// x / 2 (1 + tanh u) = x / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3)
-__device__ __forceinline__ float gelu_tanh(float v) {
-    const float u = v * fmaf(v * v, 0.044715f * 0.79788456f, 0.79788456f);
-    return v * reciprocal(1.f + exp2_fast(u * (-2.f * 1.44269504f)));
-}
-
 // Normalizes rows in shared memory in place; the columns from `channels` to the next multiple of 16 become zero. A row's
 // lanes are aligned groups of 2^lanes_log2; AT_ONCE rows of each are under way at a time. Loops over a row are not
 // unrolled: machine code that runs once costs more to fetch than to run.
@@ -365,7 +288,7 @@ __global__ void __launch_bounds__(MlpTile<BM, BN, STAGES>::kThreads) mlp_block_k
             arrive_with_copies(full + 8 * c.slot);
             c.advance(STAGES);
         }
-        wait<0>();
+        wait_copies<0>();
         return;
     }
 
@@ -393,8 +316,8 @@ __global__ void __launch_bounds__(MlpTile<BM, BN, STAGES>::kThreads) mlp_block_k
     }
 #pragma unroll 1
     for (int c = 8 * tid; c < p.slice; c += 8 * kConsumers) copy16(b1 + c, p.b1 + (c < width ? first + c : 0), c < width);
-    commit();
-    wait<0>();
+    commit_copies();
+    wait_copies<0>();
     barrier_of<kConsumers>();
     normalize_rows<BM, kWarps, 4>(normal, normal_row, scale, bias, channels, p.lanes_log2, lane, warp, p.epsilon);
     barrier_of<kConsumers>();

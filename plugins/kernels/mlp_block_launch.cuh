@@ -1,6 +1,7 @@
 // How the MLP block's kernels are launched: one instance of the tile a source file, so that they compile side by side.
 #pragma once
 
+#include "launch.cuh"
 #include "mlp_block.cuh"
 
 namespace trt_opt {
@@ -9,7 +10,6 @@ namespace trt_opt {
 struct MlpLaunch {
     uint32_t blocks = 0;
     bool tanh_gelu = false;
-    bool ahead = false;  // launched before the kernel before it is done (sm_90 and later)
     bool probe = false;  // only says whether it could be launched
 };
 
@@ -38,20 +38,7 @@ template <int BM, int BN, int STAGES, bool TANH> cudaError_t launch_mlp_instance
         status = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
         if (status != cudaSuccess) return cudaGetLastError(), status;
     }
-    cudaLaunchAttribute attributes[2]{};
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(how.blocks), config.blockDim = dim3(Tile::kThreads), config.dynamicSmemBytes = shared;
-    config.stream = stream, config.attrs = attributes;
-    if (cluster > 1) {
-        attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
-        attributes[config.numAttrs++].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
-    }
-    if (how.ahead) {
-        attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-        attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
-    }
-    status = cudaLaunchKernelEx(&config, kernel, p);
-    return status != cudaSuccess ? (cudaGetLastError(), status) : cudaGetLastError();
+    return launch_ahead(kernel, how.blocks, Tile::kThreads, shared, stream, cluster, p);
 }
 
 template <int BM, int BN, int STAGES> cudaError_t launch_mlp(const MlpArgs& p, const MlpLaunch& how, cudaStream_t stream) {
@@ -59,6 +46,6 @@ template <int BM, int BN, int STAGES> cudaError_t launch_mlp(const MlpArgs& p, c
 }
 
 using MlpLauncher = cudaError_t(const MlpArgs&, const MlpLaunch&, cudaStream_t);
-MlpLauncher launch_mlp_16_96_8, launch_mlp_32_96_3, launch_mlp_32_96_8, launch_mlp_64_96_3, launch_mlp_64_96_8, launch_mlp_64_128_6, launch_mlp_128_96_3, launch_mlp_128_128_3;
+MlpLauncher launch_mlp_32_96_3, launch_mlp_64_96_3, launch_mlp_128_96_3, launch_mlp_128_128_3;
 
 }  // namespace trt_opt

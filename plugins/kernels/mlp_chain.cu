@@ -9,7 +9,7 @@ namespace {
 constexpr int64_t kMaxWorkspace = int64_t{32} << 20;
 constexpr int64_t kRowUnit = 128;
 
-int64_t row_bytes(const MlpBlockProblem& q) { return 2 * (int64_t{q.hidden} + q.channels); }
+int64_t row_bytes(const MlpBlockProblem& q) { return int64_t{2} * q.hidden; }
 int64_t piece_rows(const MlpBlockProblem& q) {
     const int64_t most = std::max(kRowUnit, kMaxWorkspace / row_bytes(q) / kRowUnit * kRowUnit);
     if (q.rows <= most) return q.rows;
@@ -17,12 +17,12 @@ int64_t piece_rows(const MlpBlockProblem& q) {
     return std::min(most, (even + kRowUnit - 1) / kRowUnit * kRowUnit);
 }
 
-BlockGemmProblem first_product(const MlpBlockProblem& q, int64_t rows, bool apart) {
+BlockGemmProblem first_product(const MlpBlockProblem& q, int64_t rows) {
     BlockGemmProblem g;
     g.rows = rows, g.k = q.channels, g.n = q.hidden;
     g.a = q.x, g.b = q.w1, g.bias = q.b1;
     g.activation = q.tanh_gelu ? Activation::kGeluTanh : Activation::kGelu;
-    g.norm = !apart, g.a2 = q.residual, g.scale = q.scale, g.shift = q.bias, g.epsilon = q.epsilon;
+    g.norm = true, g.a2 = q.residual, g.scale = q.scale, g.shift = q.bias, g.epsilon = q.epsilon;
     g.next = q.w2, g.next_bytes = int64_t{2} * q.channels * q.hidden;
     return g;
 }
@@ -37,21 +37,17 @@ BlockGemmProblem second_product(const MlpBlockProblem& q, int64_t rows) {
 
 bool mlp_chain_valid(const MlpChainPlan& plan, const MlpBlockProblem& q) {
     const int64_t rows = piece_rows(q);
-    return block_gemm_valid(plan.first, first_product(q, rows, plan.apart)) && block_gemm_valid(plan.second, second_product(q, rows));
+    return block_gemm_valid(plan.first, first_product(q, rows)) && block_gemm_valid(plan.second, second_product(q, rows));
 }
 
 std::vector<MlpChainPlan> mlp_chain_plans(const MlpBlockProblem& q) {
     constexpr size_t kBest = 4;  // of each kernel
-    constexpr float kNormCost = 1500, kNormRate = 2.5f;  // nanoseconds, bytes a nanosecond
     const int64_t rows = piece_rows(q);
-    const std::vector<GemmPlan> second = block_gemm_plans(second_product(q, rows));
+    const std::vector<GemmPlan> first = block_gemm_plans(first_product(q, rows)), second = block_gemm_plans(second_product(q, rows));
+    const auto pieces = static_cast<float>((q.rows + rows - 1) / std::max<int64_t>(1, rows));
     std::vector<MlpChainPlan> all;
-    for (bool apart : {false, true}) {
-        const std::vector<GemmPlan> first = block_gemm_plans(first_product(q, rows, apart));
-        for (size_t i = 0; i < std::min(kBest, first.size()); ++i)
-            for (size_t j = 0; j < std::min(kBest, second.size()); ++j)
-                all.push_back({apart, first[i], second[j], first[i].cost + second[j].cost + (apart ? kNormCost + static_cast<float>(4 * rows * q.channels) / kNormRate / 1000.f : 0)});
-    }
+    for (size_t i = 0; i < std::min(kBest, first.size()); ++i)
+        for (size_t j = 0; j < std::min(kBest, second.size()); ++j) all.push_back({first[i], second[j], pieces * (first[i].cost + second[j].cost)});
     std::sort(all.begin(), all.end(), [](const MlpChainPlan& a, const MlpChainPlan& b) { return a.cost < b.cost; });
     return all;
 }
@@ -60,26 +56,15 @@ size_t mlp_chain_workspace(const MlpBlockProblem& q) { return static_cast<size_t
 
 cudaError_t mlp_chain(const MlpBlockProblem& whole, const MlpChainPlan& plan, void* workspace, cudaStream_t stream) {
     const int64_t step = piece_rows(whole);
-    auto* hidden = static_cast<unsigned char*>(workspace);
-    auto* normal = hidden + 2 * step * whole.hidden;
     MlpBlockProblem q = whole;
     for (int64_t begin = 0; begin < whole.rows; begin += step) {
         const int64_t rows = std::min(step, whole.rows - begin), offset = 2 * begin * whole.channels;
         q.x = static_cast<const unsigned char*>(whole.x) + offset, q.y = static_cast<unsigned char*>(whole.y) + offset;
         if (whole.residual) q.residual = static_cast<const unsigned char*>(whole.residual) + offset;
 
-        BlockGemmProblem first = first_product(q, rows, plan.apart), second = second_product(q, rows);
-        first.out = hidden, second.a = hidden;
+        BlockGemmProblem first = first_product(q, rows), second = second_product(q, rows);
+        first.out = workspace, second.a = workspace;
         if (begin > 0) first.next = nullptr, first.next_bytes = 0;
-        if (plan.apart) {
-            LayerNormProblem n;
-            n.rows = rows, n.row = q.channels, n.epsilon = q.epsilon;
-            n.x = q.x, n.residual = q.residual, n.scale = q.scale, n.bias = q.bias, n.y = normal;
-            // The sum waits where the output will be.
-            if (q.residual) n.sum = q.y, second.added = q.y, second.added2 = nullptr;
-            first.a = normal, first.a2 = nullptr;
-            if (const cudaError_t status = layer_norm(n, stream); status != cudaSuccess) return status;
-        }
         if (const cudaError_t status = block_gemm(first, plan.first, stream); status != cudaSuccess) return status;
         if (const cudaError_t status = block_gemm(second, plan.second, stream); status != cudaSuccess) return status;
     }

@@ -231,16 +231,16 @@ def bench_move(lib, batch, side, channels, reverse, residual, rounds):
             "tb_s": size * (3 if residual else 2) / times["ours"] * 1e-6, "bandwidth_of_copy": times["copy"] / times["ours"] * (1.5 if residual else 1)}
 
 
-def chain_tactic(first, second, apart=False):
+def chain_tactic(first, second):
     """first, second: (tile, log2 of the cluster), see plugins/kernels/mlp_chain.h."""
     pack = lambda tile, cluster: tile | cluster << 4
-    return 1 << 30 | apart << 16 | pack(*second) << 8 | pack(*first)
+    return 1 << 30 | pack(*second) << 8 | pack(*first)
 
 
 def tactic_name(tactic):
     if tactic >> 30 & 1:
         product = lambda i: f"({i & 15}, {1 << (i >> 4 & 15)})"
-        return f"chain {'norm, ' if tactic >> 16 & 1 else ''}{product(tactic)}, {product(tactic >> 8)}"
+        return f"chain {product(tactic)}, {product(tactic >> 8)}"
     return f"tile {tactic & 15} cluster {1 << (tactic >> 4 & 15)} groups {tactic >> 8}"
 
 
@@ -307,15 +307,16 @@ def bench_mlp(lib, rows, channels, hidden, rounds, tactics):
     variants["chained"] = [lambda i=i: chained(i) for i in order]
     variants["our norm, torch's rest, chained"] = [lambda i=i: chained_pieces(i) for i in order]
     scanned = {}
+    usual = next((t for t in best if t >> 30 & 1), None)
     if tactics:
-        scanned.update(time_tactics([t for t in best if not t >> 30 & 1][:3]))
+        scanned.update(time_tactics(best))
+    if tactics and usual:
         # First products with one second, then second products with the best first.
         products = [(tile, cluster) for tile in range(1, 13) for cluster in range(4)]
-        usual = next(t for t in best if t >> 30 & 1)
         usual_second = (usual >> 8 & 15, usual >> 12 & 15)
-        firsts = time_tactics([chain_tactic(product, usual_second, apart) for apart in (False, True) for product in products])
+        firsts = time_tactics([chain_tactic(product, usual_second) for product in products])
         first = min(firsts, key=firsts.get)
-        more = time_tactics([chain_tactic((first & 15, first >> 4 & 15), product, first >> 16 & 1) for product in products])
+        more = time_tactics([chain_tactic((first & 15, first >> 4 & 15), product) for product in products])
         scanned.update(firsts), scanned.update(more)
     for tactic in dict.fromkeys(best[:1] + sorted(scanned, key=scanned.get)[:3]):
         variants["chained, " + tactic_name(tactic)] = [lambda i=i, t=tactic: chained(i, t) for i in order]

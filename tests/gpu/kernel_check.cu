@@ -388,11 +388,11 @@ void check(Checker& c, AttentionCase a) {
 }
 
 // Two products: tile and cluster of each (plugins/kernels/mlp_chain.h).
-int32_t chain_tactic(int apart, int tile, int cluster, int tile2, int cluster2) { return 1 << 30 | apart << 16 | (tile2 | cluster2 << 4) << 8 | tile | cluster << 4; }
+int32_t chain_tactic(int tile, int cluster, int tile2, int cluster2) { return 1 << 30 | (tile2 | cluster2 << 4) << 8 | tile | cluster << 4; }
 std::string tactic_label(int32_t tactic) {
     char label[96];
     auto cluster = [](int32_t id) { return 1 << (id >> 4 & 15); };
-    if (tactic >> 30 & 1) std::snprintf(label, sizeof(label), " %stile%d cluster%d, tile%d cluster%d", tactic >> 16 & 1 ? "norm, " : "", tactic & 15, cluster(tactic), tactic >> 8 & 15, cluster(tactic >> 8));
+    if (tactic >> 30 & 1) std::snprintf(label, sizeof(label), " tile%d cluster%d, tile%d cluster%d", tactic & 15, cluster(tactic), tactic >> 8 & 15, cluster(tactic >> 8));
     else std::snprintf(label, sizeof(label), " tile%d cluster%d groups%d", tactic & 15, cluster(tactic), tactic >> 8);
     return label;
 }
@@ -441,15 +441,14 @@ void check(Checker& c, const MlpCase& a) {
     std::vector<int32_t> tactics = mlp_block_tactics(p);
     tactics.insert(tactics.begin(), 0);
     if (a.every_tactic && a.type == DType::kHalf)
-        for (int tile = 1; tile <= 8; ++tile)
+        for (int tile = 1; tile <= 4; ++tile)
             for (auto [cluster, groups] : {std::pair{0, 1}, {1, 1}, {2, 1}, {3, 1}, {4, 1}, {0, 3}, {2, 2}, {3, 4}, {1, 16}})
                 if (const int32_t tactic = tile | cluster << 4 | groups << 8; mlp_block_tactic_valid(p, tactic)) tactics.push_back(tactic);
     if (a.every_tactic && a.type == DType::kHalf)
-        for (int apart : {0, 1})
-            for (int tile = 1; tile <= 12; ++tile)
-                for (auto [cluster, cluster2] : {std::pair{0, 0}, {0, 1}, {1, 2}, {0, 3}, {2, 0}})
-                    for (int other : {tile, (tile + 3) % 12 + 1})
-                        if (const int32_t tactic = chain_tactic(apart, tile, cluster, other, cluster2); mlp_block_tactic_valid(p, tactic)) tactics.push_back(tactic);
+        for (int tile = 1; tile <= 12; ++tile)
+            for (auto [cluster, cluster2] : {std::pair{0, 0}, {0, 1}, {1, 2}, {0, 3}, {2, 0}})
+                for (int other : {tile, (tile + 3) % 12 + 1})
+                    if (const int32_t tactic = chain_tactic(tile, cluster, other, cluster2); mlp_block_tactic_valid(p, tactic)) tactics.push_back(tactic);
     for (int32_t tactic : tactics) {
         y->poison(), workspace->poison();
         const std::string label = tactic_label(tactic);
