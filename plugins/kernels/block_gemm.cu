@@ -42,7 +42,7 @@ struct Cut {
 
 bool valid_problem(const BlockGemmProblem& q) {
     return q.rows > 0 && q.rows < INT32_MAX && q.k > 0 && q.n > 0 && q.k % 8 == 0 && q.n % 8 == 0 && int64_t{q.k} * q.n <= INT32_MAX && (!q.norm || (q.k <= kBlockGemmMaxNorm && !q.added)) &&
-           device().major >= 9;
+           (q.activation == Activation::kNone || !q.added) && device().major >= 9;
 }
 
 // The estimate's constants, in nanoseconds, fitted to pairs of products of six MLP blocks on an H100 (plugins/NOTES.md): a

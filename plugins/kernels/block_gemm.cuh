@@ -1,5 +1,5 @@
-// One product of a transformer's block, with what is before and after it: out = act(A B + bias) + added, where A may be the
-// layer norm of its rows. Made for few rows, where the time is latency.
+// One product of a transformer's block, with what is before and after it: out = act(A B + bias) or A B + bias + added, where A
+// may be the layer norm of its rows. Made for few rows, where the time is latency.
 //
 // A block of threads has BM rows, BN columns and all of the contracted index, or a slice of it that the blocks of a cluster
 // share. Launched ahead of the end of the kernel before it, it fetches its weights, whole, and finds its rows before it

@@ -11,15 +11,15 @@
 
 namespace trt_opt {
 
-// out = act(A B + bias) + added + added2, fp16, sums in fp32; all pointers aligned to 16 bytes, k and n multiples of 8. B and
-// bias must be constants: they are read before the kernels before this one are done.
+// out = act(A B + bias), or A B + bias + added + added2, fp16, sums in fp32; all pointers aligned to 16 bytes, k and n multiples
+// of 8. B and bias must be constants: they are read before the kernels before this one are done.
 struct BlockGemmProblem {
     int64_t rows = 0;  // of A
     int32_t k = 0, n = 0;
     const void* a = nullptr;        // [rows, k]
     const void* b = nullptr;        // [k, n]
     const void* bias = nullptr;     // [n]
-    const void* added = nullptr;    // like out, or null
+    const void* added = nullptr;    // like out, or null; null where there is an activation
     const void* added2 = nullptr;   // added to `added` first, with the rounding of fp16; or null
     void* out = nullptr;            // [rows, n]
     Activation activation = Activation::kNone;

@@ -184,7 +184,7 @@ fn self_contained(library: &Path) -> Result<(), String> {
     }
 }
 
-/// The attention and MLP kernels of each architecture use the tensor cores.
+/// The attention and block kernels of each architecture use the tensor cores.
 fn machine_code(environment: &Environment, library: &Path, archs: &[String]) -> Result<(), String> {
     let bin = installed(environment, "cuda-disassembler", DISASSEMBLERS)?.join("nvidia/cu13/bin");
     let path = std::env::join_paths(
@@ -202,18 +202,20 @@ fn machine_code(environment: &Environment, library: &Path, archs: &[String]) -> 
         for kernel in sass.split("Function : ").skip(1) {
             let name = kernel.lines().next().unwrap_or_default();
             let attention = name.contains("attention_resident_kernel") || name.contains("attention_stream_kernel");
-            // The block's kernel is empty for sm_75, where the plain one runs.
-            if attention || (name.contains("mlp_block_kernel") && arch != "75") {
+            // Empty for sm_75, where the plain kernel runs, and for all before sm_90.
+            let mlp = name.contains("mlp_block_kernel") && arch != "75";
+            let product = name.contains("block_gemm_kernel") && ["90", "100", "120"].iter().any(|a| arch.starts_with(a));
+            if attention || mlp || product {
                 kernels += 1;
                 with += usize::from(kernel.contains("HMMA"));
             }
         }
         if kernels == 0 || with != kernels {
             return Err(format!(
-                "sm_{arch}: {with} of {kernels} attention and MLP kernels use tensor-core instructions"
+                "sm_{arch}: {with} of {kernels} attention and block kernels use tensor-core instructions"
             ));
         }
-        println!("sm_{arch}: all {kernels} fp16 attention and MLP kernels use tensor-core instructions");
+        println!("sm_{arch}: all {kernels} fp16 attention and block kernels use tensor-core instructions");
     }
     Ok(())
 }
