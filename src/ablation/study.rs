@@ -309,7 +309,13 @@ fn measure(
         })?;
         let baseline = baseline.map(|i| &samples[at[i]]);
         for (planned, &at) in group.iter().zip(&at) {
-            rows.push(row(planned, mode, &subjects[at], &samples[at], baseline, errors[at], options)?);
+            let mut row = row(planned, mode, &subjects[at], &samples[at], baseline, errors[at], options)?;
+            // As where a fusion takes part in another only, and alone finds nothing to do.
+            let first = engines[at];
+            if row.note.is_none() && first.variant != planned.variant {
+                row.note = Some(format!("the same engine as {}", first.variant));
+            }
+            rows.push(row);
         }
     }
     if options.profile > 0 {

@@ -12,7 +12,7 @@ use trt_opt::report::Mode;
 use trt_opt::verify::{Array, read_numpy};
 use trt_opt::{Error, Result, files};
 
-use super::build::BuildArgs;
+use super::build::{BuildArgs, PlanArgs};
 use super::out::{self, BOLD, DIM, RESET};
 use super::spinner::Spinner;
 use super::{Global, tables};
@@ -45,15 +45,8 @@ pub struct Args {
     /// Time every layer
     #[arg(long)]
     profile: bool,
-    /// Rounds of measurement
-    #[arg(long, value_name = "N", default_value_t = 30)]
-    rounds: usize,
-    /// Samples that every subject contributes to a round
-    #[arg(long, value_name = "N", default_value_t = 20)]
-    per_round: usize,
-    /// Seed of random inputs and of the order in rounds
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
+    #[command(flatten)]
+    plan: PlanArgs,
     /// Array for an input; may be repeated [default: random]
     #[arg(long, value_name = "NAME=FILE.npy", value_parser = parse_input)]
     input: Vec<(String, PathBuf)>,
@@ -106,7 +99,7 @@ struct Profile {
 const PROFILED: usize = 50;
 
 pub fn run(args: Args, global: &Global) -> Result<u8> {
-    let plan = Plan { rounds: args.rounds, per_round: args.per_round, seed: args.seed, ..Plan::default() };
+    let plan = args.plan.plan();
     let given = args.input.iter().map(|(name, path)| Ok((name.clone(), read_array(path)?)));
     let given: BTreeMap<String, Array> = given.collect::<Result<_>>()?;
     let mut files = args.files.clone();
@@ -124,14 +117,14 @@ pub fn run(args: Args, global: &Global) -> Result<u8> {
     for file in &files {
         bench::is_engine(file)?;
     }
-    let library = args.build.library()?;
+    let library = args.build.engine.library()?;
     let gpu = Gpu::first()?;
     let spinner = Spinner::new(global);
 
     let (mut rows, mut profiles) = (vec![], vec![]);
     for batch in batches {
         let options = args.build.options(batch)?;
-        let loader = Loader { library: &library, gpu: &gpu, options: &options, inputs: &given, seed: args.seed };
+        let loader = Loader { library: &library, gpu: &gpu, options: &options, inputs: &given, seed: args.plan.seed };
         let mut subjects = vec![];
         for (name, file) in names.iter().zip(&files) {
             let at = batch.map(|b| format!(" at batch {b}")).unwrap_or_default();

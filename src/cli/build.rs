@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use trt_opt::engine::{self, BuildOptions, Builder, Engine, Gpu, Layers, Library, Precision, Shape, TacticSources};
+use trt_opt::measure::Plan;
 use trt_opt::{Error, Result, files};
 
 use super::out::{self, BOLD, DIM, RESET};
@@ -42,7 +43,7 @@ pub struct Args {
     json: bool,
 }
 
-/// How engines are built and which TensorRT does it; `bench` takes them too.
+/// How an engine is built; `bench` takes it too.
 #[derive(clap::Args)]
 pub struct BuildArgs {
     /// Let TensorRT choose float16 layers; where it is strongly typed, check that the model's are
@@ -51,27 +52,60 @@ pub struct BuildArgs {
     /// Take all types from the model (TensorRT 10; 11 always does)
     #[arg(long)]
     strongly_typed: bool,
-    /// Plugin library that the model needs; may be repeated
-    #[arg(long, value_name = "LIB")]
-    pub plugins: Vec<PathBuf>,
     /// Sizes of an input with open axes, or the smallest, best and largest; may be repeated
     #[arg(long, value_name = "NAME:AxBxC[/AxBxC/AxBxC]", value_parser = parse_shape)]
     shapes: Vec<(String, Shape)>,
     /// Timings of layers to read, if the file is there, and to write
     #[arg(long, value_name = "FILE")]
     timing_cache: Option<PathBuf>,
-    /// How long to look for fast layers: 0 to 5 [default: TensorRT's, 3]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=5))]
-    opt_level: Option<u8>,
     /// Memory that a layer may use while it runs, as in 512M or 2G [default: TensorRT's]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     workspace: Option<usize>,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+/// What all that builds engines takes.
+#[derive(clap::Args)]
+pub struct EngineArgs {
+    /// Plugin library that models need; may be repeated
+    #[arg(long, value_name = "LIB")]
+    pub plugins: Vec<PathBuf>,
+    /// How long to look for fast layers: 0 to 5 [default: TensorRT's, 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=5))]
+    pub opt_level: Option<u8>,
     /// Libraries that layers may also come from (TensorRT 8 and 10) [default: none]
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
-    tactics: Vec<Tactics>,
+    pub tactics: Vec<Tactics>,
     /// TensorRT's library, or a folder with it [default: TENSORRT_LIB_DIR, else searched for]
     #[arg(long, value_name = "PATH")]
     pub tensorrt: Option<PathBuf>,
+}
+
+impl EngineArgs {
+    pub fn library(&self) -> Result<Library> {
+        Ok(Library::load(self.tensorrt.as_deref())?)
+    }
+}
+
+/// How much is measured; `bench` and `report` take it.
+#[derive(clap::Args)]
+pub struct PlanArgs {
+    /// Rounds of measurement
+    #[arg(long, value_name = "N", default_value_t = 30)]
+    rounds: usize,
+    /// Samples that every engine contributes to a round
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    per_round: usize,
+    /// Seed of random inputs and of the order in rounds
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+}
+
+impl PlanArgs {
+    pub fn plan(&self) -> Plan {
+        Plan { rounds: self.rounds, per_round: self.per_round, seed: self.seed, ..Plan::default() }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
@@ -93,10 +127,6 @@ impl Tactics {
 }
 
 impl BuildArgs {
-    pub fn library(&self) -> Result<Library> {
-        Ok(Library::load(self.tensorrt.as_deref())?)
-    }
-
     pub fn options(&self, batch: Option<i64>) -> Result<BuildOptions> {
         let mut shapes = BTreeMap::new();
         for (name, shape) in &self.shapes {
@@ -107,16 +137,16 @@ impl BuildArgs {
         Ok(BuildOptions {
             fp16: self.fp16,
             strongly_typed: self.strongly_typed,
-            plugins: self.plugins.clone(),
+            plugins: self.engine.plugins.clone(),
             shapes,
             batch,
             timing_cache: self.timing_cache.clone(),
-            optimization_level: self.opt_level,
+            optimization_level: self.engine.opt_level,
             workspace: self.workspace,
             tactic_sources: TacticSources {
-                cublas: self.tactics.contains(&Tactics::Cublas),
-                cublas_lt: self.tactics.contains(&Tactics::CublasLt),
-                cudnn: self.tactics.contains(&Tactics::Cudnn),
+                cublas: self.engine.tactics.contains(&Tactics::Cublas),
+                cublas_lt: self.engine.tactics.contains(&Tactics::CublasLt),
+                cudnn: self.engine.tactics.contains(&Tactics::Cudnn),
             },
         })
     }
@@ -180,7 +210,7 @@ struct Json<'a> {
 
 pub fn run(args: Args, global: &Global) -> Result<u8> {
     let job = Job::new(&args)?;
-    let library = args.build.library()?;
+    let library = args.build.engine.library()?;
     job.run(&library, &mut Builder::new(&library)?, global)
 }
 

@@ -68,7 +68,7 @@ fn one<'a>(line: &str, library: &'a Library, builder: &mut Option<Builder<'a>>, 
         .map_err(|e| Error::Usage(format!("expected a JSON array of strings, the arguments of build: {e}")))?;
     let line = std::iter::once("build".to_owned()).chain(arguments);
     let Line { build: args } = Line::try_parse_from(line).map_err(|e| Error::Usage(e.to_string().trim().to_owned()))?;
-    if args.build.tensorrt.is_some() {
+    if args.build.engine.tensorrt.is_some() {
         return Err(Error::Usage("--tensorrt is for the builder, which has one TensorRT for all lines".into()));
     }
     let job = build::Job::new(&args)?;

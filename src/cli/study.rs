@@ -40,9 +40,6 @@ pub struct StudyArgs {
     /// What the report calls this run [default: the time of its start]
     #[arg(long, value_name = "ID", help_heading = "Measuring")]
     run: Option<String>,
-    /// Seed of inputs and of the order in rounds
-    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Measuring")]
-    seed: u64,
     /// ONNX Runtime's library, or a folder with it [default: ORT_DYLIB_PATH, else searched for]
     #[arg(long, value_name = "PATH", help_heading = "Measuring")]
     onnxruntime: Option<PathBuf>,
@@ -71,8 +68,8 @@ impl StudyArgs {
         for file in &self.models {
             std::fs::File::open(&file.path).map_err(Error::io("open", &file.path))?;
         }
-        self.workshop.with(self.seed, |workshop| {
-            let environment = environment(workshop, self.workshop.plan(self.seed));
+        self.workshop.with(|workshop| {
+            let environment = environment(workshop, self.workshop.plan.plan());
             let version = workshop.library.version;
             let target = match self.target.or_else(|| Target::of_major(version.major)) {
                 Some(target) => target,
@@ -88,12 +85,12 @@ impl StudyArgs {
                 precisions: self.precision.clone(),
                 batches: self.batch.clone(),
                 by: self.by,
-                plan: self.workshop.plan(self.seed),
+                plan: self.workshop.plan.plan(),
                 bootstrap: Bootstrap::default(),
                 profile: if self.profile { PROFILED } else { 0 },
                 verify: verify::Options {
                     onnxruntime: self.onnxruntime.clone(),
-                    seed: self.seed,
+                    seed: self.workshop.plan.seed,
                     ..verify::Options::default()
                 },
                 run: id.clone(),

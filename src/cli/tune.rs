@@ -46,9 +46,6 @@ pub struct Args {
     /// Write the ledger of the tuned model, with the figures of what was left out
     #[arg(long, value_name = "FILE")]
     ledger: Option<PathBuf>,
-    /// Seed of random inputs and of the order in rounds
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
     /// Print the outcome as JSON
     #[arg(long)]
     json: bool,
@@ -77,7 +74,7 @@ pub fn run(args: Args, global: &Global) -> Result<u8> {
     }
     let model = load(&args.model)?;
     let name = args.model.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let tuned = args.workshop.with(args.seed, |workshop| {
+    let tuned = args.workshop.with(|workshop| {
         let target = match args.target {
             Some(Target::Native) => return Err(Error::Usage("--target native has no plugins to choose among".into())),
             Some(target) => target,
@@ -95,7 +92,7 @@ pub fn run(args: Args, global: &Global) -> Result<u8> {
             by: args.by,
             fp16: args.fp16,
             batch: args.batch,
-            plan: args.workshop.plan(args.seed),
+            plan: args.workshop.plan.plan(),
             bootstrap: Bootstrap::default(),
         };
         tuning.run(&|job, _| spinner.show(&format!("built {}", file_name(&job.model))), &mut |decision| {

@@ -5,19 +5,20 @@ use std::time::Instant;
 
 use trt_opt::ablation::store::{Job, Store};
 use trt_opt::ablation::workshop::Workshop;
-use trt_opt::engine::{self, Gpu, Library};
+use trt_opt::engine::{self, Gpu};
 use trt_opt::measure::Plan;
 use trt_opt::{Error, Result};
 
-use super::build::Tactics;
+use super::build::{EngineArgs, PlanArgs};
 use super::builder::Pool;
 
 #[derive(clap::Args)]
 #[command(next_help_heading = "Building and timing")]
 pub struct WorkshopArgs {
-    /// Plugin library that fused models need; may be repeated
-    #[arg(long, value_name = "LIB")]
-    pub plugins: Vec<PathBuf>,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    #[command(flatten)]
+    pub plan: PlanArgs,
     /// Folder for models, engines and timings of layers: what is there is not built again
     #[arg(long, value_name = "DIR", default_value = "target/trt-opt")]
     work: PathBuf,
@@ -27,39 +28,20 @@ pub struct WorkshopArgs {
     /// Begin no more builds after this many seconds; engines that are not there by then are left out
     #[arg(long, value_name = "SECONDS")]
     build_time: Option<u64>,
-    /// How long to look for fast layers: 0 to 5 [default: TensorRT's, 3]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=5))]
-    opt_level: Option<u8>,
-    /// Libraries that layers may also come from (TensorRT 8 and 10) [default: none]
-    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
-    tactics: Vec<Tactics>,
-    /// TensorRT's library, or a folder with it [default: TENSORRT_LIB_DIR, else searched for]
-    #[arg(long, value_name = "PATH")]
-    tensorrt: Option<PathBuf>,
-    /// Rounds of measurement
-    #[arg(long, value_name = "N", default_value_t = 30)]
-    rounds: usize,
-    /// Samples that every engine contributes to a round
-    #[arg(long, value_name = "N", default_value_t = 20)]
-    per_round: usize,
 }
 
 impl WorkshopArgs {
-    pub fn plan(&self, seed: u64) -> Plan {
-        Plan { rounds: self.rounds, per_round: self.per_round, seed, ..Plan::default() }
-    }
-
     /// Opens the GPU, TensorRT and the folder, and does something with them.
-    pub fn with<T>(&self, seed: u64, act: impl FnOnce(&Workshop) -> Result<T>) -> Result<T> {
-        let library = Library::load(self.tensorrt.as_deref())?;
+    pub fn with<T>(&self, act: impl FnOnce(&Workshop) -> Result<T>) -> Result<T> {
+        let library = self.engine.library()?;
         let gpu = Gpu::first()?;
-        let tactics: Vec<&str> = self.tactics.iter().map(|t| t.name()).collect();
+        let tactics: Vec<&str> = self.engine.tactics.iter().map(|t| t.name()).collect();
         let context = format!(
             "TensorRT {} on {} {}, level {:?}, tactics {tactics:?}",
-            library.version, gpu.description.name, gpu.description.compute_capability, self.opt_level
+            library.version, gpu.description.name, gpu.description.compute_capability, self.engine.opt_level
         );
-        let store = Store::open(&self.work, &context, &self.plugins)?;
-        let pool = Pool::new(self.tensorrt.as_deref())?;
+        let store = Store::open(&self.work, &context, &self.engine.plugins)?;
+        let pool = Pool::new(self.engine.tensorrt.as_deref())?;
         let begin = Instant::now();
         let builder = |job: &Job| match self.build_time {
             Some(limit) if begin.elapsed().as_secs() >= limit => {
@@ -73,8 +55,8 @@ impl WorkshopArgs {
             store: &store,
             builder: &builder,
             parallel: self.jobs.into(),
-            plugins: self.plugins.clone(),
-            seed,
+            plugins: self.engine.plugins.clone(),
+            seed: self.plan.seed,
         })
     }
 
@@ -84,9 +66,9 @@ impl WorkshopArgs {
         let mut arguments = vec![path(&job.model), "-o".into(), path(&job.engine)];
         let mut option = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
         option("--timing-cache", path(&job.timing_cache));
-        self.plugins.iter().for_each(|p| option("--plugins", path(p)));
-        self.tactics.iter().for_each(|t| option("--tactics", t.name().into()));
-        if let Some(level) = self.opt_level {
+        self.engine.plugins.iter().for_each(|p| option("--plugins", path(p)));
+        self.engine.tactics.iter().for_each(|t| option("--tactics", t.name().into()));
+        if let Some(level) = self.engine.opt_level {
             option("--opt-level", level.to_string());
         }
         if let Some(batch) = job.batch {
