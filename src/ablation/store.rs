@@ -21,6 +21,8 @@ pub struct Job {
     pub batch: Option<i64>,
     /// Timings of layers, shared by all engines of the store.
     pub timing_cache: PathBuf,
+    /// Arguments of `trt-opt build` that only this engine has.
+    pub extra: &'static [&'static str],
 }
 
 /// Models, engines and timings under one folder.
@@ -55,13 +57,13 @@ impl Store {
     }
 
     /// The engine of a model, which may be there already. Equal models share it, whatever their names.
-    pub fn job(&self, model: &Path, fp16: bool, batch: Option<i64>) -> Result<Job> {
+    pub fn job(&self, model: &Path, fp16: bool, batch: Option<i64>, extra: &'static [&'static str]) -> Result<Job> {
         let mut hasher = DefaultHasher::new();
-        (self.context, fp16, batch).hash(&mut hasher);
+        (self.context, fp16, batch, extra).hash(&mut hasher);
         fingerprint(model, &mut hasher)?;
         let engine = self.folder.join("engines").join(format!("{:016x}.engine", hasher.finish()));
         let timing_cache = self.folder.join("timing.cache");
-        Ok(Job { model: model.to_owned(), engine, fp16, batch, timing_cache })
+        Ok(Job { model: model.to_owned(), engine, fp16, batch, timing_cache, extra })
     }
 
     /// Builds what is not there yet, `parallel` at a time. For each job, why it has no engine.
@@ -128,24 +130,25 @@ mod tests {
     fn an_engine_is_known_by_all_that_makes_it() {
         let dir = tempfile::tempdir().unwrap();
         let store = store(dir.path());
-        let job = store.job(&fixture(), true, None).unwrap();
-        assert_eq!(job, store.job(&fixture(), true, None).unwrap());
+        let job = store.job(&fixture(), true, None, &[]).unwrap();
+        assert_eq!(job, store.job(&fixture(), true, None, &[]).unwrap());
         let copy = dir.path().join("copy.onnx");
         std::fs::copy(fixture(), &copy).unwrap();
-        assert_eq!(job.engine, store.job(&copy, true, None).unwrap().engine, "the name does not matter");
+        assert_eq!(job.engine, store.job(&copy, true, None, &[]).unwrap().engine, "the name does not matter");
         let plugin = dir.path().join("plugin.so");
         std::fs::write(&plugin, "one").unwrap();
         let with_plugin = || Store::open(dir.path(), "TensorRT 8.6.0", std::slice::from_ref(&plugin)).unwrap();
-        let one = with_plugin().job(&fixture(), true, None).unwrap();
+        let one = with_plugin().job(&fixture(), true, None, &[]).unwrap();
         std::fs::write(&plugin, "two").unwrap();
         let mut engines = vec![
             job.engine,
             one.engine,
-            with_plugin().job(&fixture(), true, None).unwrap().engine,
-            store.job(&fixture(), false, None).unwrap().engine,
-            store.job(&fixture(), true, Some(32)).unwrap().engine,
-            store.job(&fixture().with_file_name("vit_ts13.onnx"), true, None).unwrap().engine,
-            Store::open(dir.path(), "TensorRT 8.6.1", &[]).unwrap().job(&fixture(), true, None).unwrap().engine,
+            with_plugin().job(&fixture(), true, None, &[]).unwrap().engine,
+            store.job(&fixture(), false, None, &[]).unwrap().engine,
+            store.job(&fixture(), true, None, &["--opt-level", "5"]).unwrap().engine,
+            store.job(&fixture(), true, Some(32), &[]).unwrap().engine,
+            store.job(&fixture().with_file_name("vit_ts13.onnx"), true, None, &[]).unwrap().engine,
+            Store::open(dir.path(), "TensorRT 8.6.1", &[]).unwrap().job(&fixture(), true, None, &[]).unwrap().engine,
         ];
         let count = engines.len();
         engines.sort();
@@ -157,9 +160,9 @@ mod tests {
     fn engines_are_built_once_and_failures_belong_to_their_jobs() {
         let dir = tempfile::tempdir().unwrap();
         let store = store(dir.path());
-        let good = store.job(&fixture(), true, None).unwrap();
-        let bad = store.job(&fixture(), false, None).unwrap();
-        let lazy = store.job(&fixture(), true, Some(2)).unwrap();
+        let good = store.job(&fixture(), true, None, &[]).unwrap();
+        let bad = store.job(&fixture(), false, None, &[]).unwrap();
+        let lazy = store.job(&fixture(), true, Some(2), &[]).unwrap();
         let calls = AtomicUsize::new(0);
         let builder = |job: &Job| {
             calls.fetch_add(1, Ordering::Relaxed);

@@ -111,7 +111,7 @@ impl EngineLab<'_> {
         }
         let Tuning { workshop, model, name, fp16, batch, .. } = *self.tuning;
         let saved = workshop.save(name, model, &self.variant(candidate))?;
-        let job = workshop.store.job(&saved.path, fp16, batch)?;
+        let job = workshop.store.job(&saved.path, fp16, batch, &[])?;
         self.jobs.push((candidate.clone(), job.clone()));
         Ok(job)
     }

@@ -33,6 +33,10 @@ impl Variant {
 /// The variant with all kinds of site fused, blocks too.
 pub const BLOCKS: &str = "blocks";
 
+/// Other ways to build a model as exported, which may give faster baselines, and what tells them to `trt-opt build`.
+pub const AUDITS: [(&str, &[&str]); 2] =
+    [("native-o5", &["--opt-level", "5"]), ("native-cublas", &["--tactics", "cublas,cublas-lt"])];
+
 /// As exported, and in the form that TensorRT's own fusions recognise: no plugin in either.
 pub fn without_plugins() -> [Variant; 2] {
     let canonical = rewrite::Options { target: Target::Native, ..Default::default() };

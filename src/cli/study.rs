@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use trt_opt::ablation::study::{self, Event, ModelFile};
 use trt_opt::ablation::tune::By;
 use trt_opt::measure::stats::Bootstrap;
-use trt_opt::report::{Precision, Report};
+use trt_opt::report::{Class, Precision, Report, Variant};
 use trt_opt::rewrite::Target;
 use trt_opt::{Error, Result, verify};
 
@@ -16,7 +16,8 @@ use super::{Global, file_name, out};
 
 #[derive(clap::Args)]
 pub struct StudyArgs {
-    /// Models to measure, by the names that the report has for them; a name may come again with a file of another batch
+    /// Models to measure, by the names that the report has for them; a name may come again with a file of another batch,
+    /// or as NAME:native-WHAT=FILE with another export, which is measured as it is
     #[arg(long, value_name = "NAME=FILE", num_args = 1.., value_parser = parse_model, help_heading = "Measuring")]
     models: Vec<ModelFile>,
     /// Variants to measure: native, canonical, a kind of site, without-KIND, all, blocks, tuned [default: all but tuned]
@@ -48,12 +49,17 @@ pub struct StudyArgs {
 }
 
 fn parse_model(text: &str) -> Result<ModelFile, String> {
-    match text.split_once('=') {
-        Some((name, path)) if !name.is_empty() && !path.is_empty() => {
-            Ok(ModelFile { name: name.into(), path: path.into() })
-        }
-        _ => Err("expected NAME=FILE, as in swin_t=swin.onnx".into()),
+    const WANTED: &str = "expected NAME=FILE, as in swin_t=swin.onnx, or NAME:native-WHAT=FILE";
+    let (name, path) = text.split_once('=').filter(|(_, path)| !path.is_empty()).ok_or(WANTED)?;
+    let (name, variant) = match name.split_once(':') {
+        Some((name, variant)) => (name, Some(variant)),
+        None => (name, None),
+    };
+    let native = |v: &str| Variant::new(v.to_owned()).is_ok_and(|v| v.class() == Class::Native) && v != "native";
+    if name.is_empty() || !variant.is_none_or(native) {
+        return Err(WANTED.into());
     }
+    Ok(ModelFile { name: name.into(), variant: variant.map(str::to_owned), path: path.into() })
 }
 
 /// Inferences that layers are profiled over.
@@ -117,5 +123,26 @@ impl StudyArgs {
             let environment = BTreeMap::from([(id, environment)]);
             Ok(Some((Report { environment, rows, ..Report::default() }, warnings)))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn models_are_parsed() {
+        let file = |name: &str, variant: Option<&str>| ModelFile {
+            name: name.into(),
+            variant: variant.map(str::to_owned),
+            path: "a.onnx".into(),
+        };
+        assert_eq!(parse_model("swin_t=a.onnx"), Ok(file("swin_t", None)));
+        assert_eq!(parse_model("swin_t:native-opset13=a.onnx"), Ok(file("swin_t", Some("native-opset13"))));
+        for bad in
+            ["", "swin_t", "swin_t=", "=a.onnx", ":native-x=a.onnx", "s:all=a.onnx", "s:native=a.onnx", "s:=a.onnx"]
+        {
+            assert!(parse_model(bad).unwrap_err().contains("swin_t=swin.onnx"), "{bad}");
+        }
     }
 }

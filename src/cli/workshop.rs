@@ -77,6 +77,13 @@ impl WorkshopArgs {
         if job.fp16 {
             arguments.push("--fp16".into());
         }
+        // What only this engine has goes before what all have.
+        for extra in job.extra.chunks(2) {
+            if let Some(at) = arguments.iter().position(|a| a == extra[0]) {
+                arguments.drain(at..at + 2);
+            }
+            arguments.extend(extra.iter().map(|e| (*e).to_owned()));
+        }
         arguments
     }
 }

@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Measures what reports/ is made of, one step after another: each leaves a report.json of its own, so that what is there
+# when time runs out is kept, and `trt-opt report --merge OUT/*/report.json` puts them together.
+#
+#   study.sh STEP ...      steps: fixtures batch1 others1 batch32 others32 fp32 audit cublas
+#
+# Environment: TRT_OPT (the program, compiled for the TensorRT at hand), TENSORRT (its folder), PLUGINS (the library), WORK
+# (engines, models and timings of layers: what is there is not made again), OUT (reports), JOBS (engines built at a time;
+# default 4), BUILD_TIME (seconds in which builds may begin, a step), REPORT (more options of `trt-opt report`).
+# Models are exported by models/export.py, with random weights.
+set -uo pipefail
+root=$(cd "$(dirname "$0")/../.." && pwd)
+: "${TRT_OPT:?}" "${TENSORRT:?}" "${PLUGINS:?}" "${WORK:?}" "${OUT:?}"
+export LD_LIBRARY_PATH=$TENSORRT${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+mkdir -p "$WORK" "$OUT"
+onnxruntime=$(python3 -c 'import glob, onnxruntime, os; print(glob.glob(os.path.dirname(onnxruntime.__file__) + "/capi/libonnxruntime.so*")[0])')
+
+# models BATCH EXPORTER NAME...: exports what is missing, side by side; sets `files` to NAME=FILE ...
+models() {
+  local batch=$1 exporter=$2
+  shift 2
+  files=()
+  for name in "$@"; do
+    local file=$WORK/${name}_${exporter}_b${batch}_fp32.onnx
+    files+=("$name=$file")
+    [[ -e $file ]] || OMP_NUM_THREADS=4 python3 "$root/models/export.py" "$name" --exporter "$exporter" --batch "$batch" --precision fp32 -o "$WORK" >"$WORK/export_${name}_$batch.log" 2>&1 &
+  done
+  wait
+}
+
+# report STEP OPTION...: the models in `files`
+report() {
+  local step=$1 begin=$SECONDS
+  shift
+  "$TRT_OPT" report --models "${files[@]}" --run "$step" --jobs "${JOBS:-4}" ${BUILD_TIME:+--build-time "$BUILD_TIME"} --plugins "$PLUGINS" --tensorrt "$TENSORRT" --onnxruntime "$onnxruntime" \
+    --work "$WORK/engines" -o "$OUT/$step" ${REPORT:-} "$@" >"$OUT/$step.log" 2>&1
+  echo "$step: exit $? after $((SECONDS - begin)) s"
+}
+
+for step in "$@"; do
+  case $step in
+    fixtures) # that fused models run in TensorRT and compute the same, not how fast
+      files=()
+      for name in swin_ts17 swin_dy18 swin_ts17_dyn swin_pad_ts17 swin_original_ts17 swin_torchvision_dy18 swin_ts17_fp16 tnt_ts17 tnt_dy18 ptnt_ts17 uniformer_ts17 vit_ts17; do
+        files+=("$name=$root/tests/fixtures/$name.onnx")
+      done
+      report fixtures --variants native,all,blocks --opt-level 0 --rounds 2 --per-round 3 ;;
+    batch1) models 1 ts17 resnet50 swin_t tnt_s && report batch1 --profile ;;
+    others1) models 1 ts17 resnet50 ptnt_s uniformer_s resnet101 && report others1 --variants native,canonical,all,blocks --profile ;;
+    batch32) models 32 ts17 resnet50 swin_t tnt_s && report batch32 --variants native,canonical,all,blocks --profile ;;
+    others32) models 32 ts17 resnet50 ptnt_s uniformer_s && report others32 --variants native,canonical,all,blocks --profile ;;
+    fp32) models 1 ts17 resnet50 swin_t tnt_s && report fp32 --variants native --precision fp16,fp32 ;;
+    audit) # baselines that might be faster than the usual native engines
+      models 1 ts13 swin_t && other=${files[0]#*=} && models 1 ts17 resnet50 swin_t tnt_s && files+=("swin_t:native-opset13=$other")
+      report audit --variants native,native-o5 ;;
+    cublas) # with real libraries of cuBLAS in LD_LIBRARY_PATH
+      models 1 ts17 resnet50 swin_t tnt_s && report cublas --variants native,native-cublas ;;
+    *) echo "unknown step $step" >&2; exit 2 ;;
+  esac
+done
