@@ -74,19 +74,37 @@ bool block_gemm_valid(const GemmPlan& plan, const BlockGemmProblem& q) {
     return int64_t{cut.cluster - 1} * cut.slice < q.k && cut.shared <= device().shared && cut.blocks <= INT32_MAX;
 }
 
-std::vector<GemmPlan> block_gemm_plans(const BlockGemmProblem& q) {
+std::vector<GemmPlan> block_gemm_plans(const BlockGemmProblem& q, bool few_rows) {
     std::vector<GemmPlan> all;
     for (int tile = 0; tile < kShapeCount; ++tile)
         for (int cluster = 0; cluster <= kMaxClusterLog2; ++cluster) {
             GemmPlan plan{tile, cluster, 0};
             if (!block_gemm_valid(plan, q)) continue;
             const Cut cut(plan, q);
-            if (cut.blocks > int64_t{kMostBlocks} * device().multiprocessors) continue;
+            if (few_rows && cut.blocks > int64_t{kMostBlocks} * device().multiprocessors) continue;
             plan.cost = cost(cut, plan, q);
             all.push_back(plan);
         }
     std::sort(all.begin(), all.end(), [](const GemmPlan& a, const GemmPlan& b) { return a.cost < b.cost; });
     return all;
+}
+
+GemmPlan block_gemm_best(const BlockGemmProblem& q) {
+    struct Entry {
+        int device = -1, k = 0, n = 0;
+        int64_t rows = 0;
+        bool norm = false, activated = false;
+        GemmPlan plan;
+    };
+    thread_local Entry entries[16];
+    const int id = device().id;
+    const bool activated = q.activation != Activation::kNone;
+    Entry& e = entries[static_cast<uint64_t>(q.rows * 31 + q.k * 7 + q.n) % 16];
+    if (id < 0 || e.device != id || e.k != q.k || e.n != q.n || e.rows != q.rows || e.norm != q.norm || e.activated != activated) {
+        const std::vector<GemmPlan> plans = block_gemm_plans(q, false);
+        e = {id, q.k, q.n, q.rows, q.norm, activated, plans.empty() ? GemmPlan{} : plans.front()};
+    }
+    return e.plan;
 }
 
 cudaError_t block_gemm(const BlockGemmProblem& q, const GemmPlan& plan, cudaStream_t stream) {

@@ -49,8 +49,10 @@ struct GemmPlan {
 };
 
 bool block_gemm_valid(const GemmPlan& plan, const BlockGemmProblem& problem);
-// The plans that fit and are worth trying, best guess first.
-std::vector<GemmPlan> block_gemm_plans(const BlockGemmProblem& problem);
+// The plans that fit, best guess first; `few_rows`: only those where the time is latency, which the kernel is made for.
+std::vector<GemmPlan> block_gemm_plans(const BlockGemmProblem& problem, bool few_rows = true);
+// The best guess for any number of rows, remembered for the sizes that this thread met last. tile < 0: none fits.
+GemmPlan block_gemm_best(const BlockGemmProblem& problem);
 cudaError_t block_gemm(const BlockGemmProblem& problem, const GemmPlan& plan, cudaStream_t stream);
 
 }  // namespace trt_opt

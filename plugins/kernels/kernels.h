@@ -164,7 +164,8 @@ std::vector<int32_t> mlp_block_tactics(const MlpBlockProblem& problem);
 bool mlp_block_tactic_valid(const MlpBlockProblem& problem, int32_t tactic);
 
 // y = s + reverse(attention(partition(normalize(s)) * Wqkv + bqkv) * Wproj + bproj) over the tokens of `images` maps, where
-// s = x + residual. Padded tokens of windows are zeros behind the norm.
+// s = x + residual. Padded tokens of windows are zeros behind the norm. The norm's and the products' weights must be constants, as
+// those of MlpBlockProblem.
 struct SwinAttnBlockProblem {
     DType dtype = DType::kHalf;
     int64_t images = 0;

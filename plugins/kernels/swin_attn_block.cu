@@ -1,4 +1,5 @@
 #include "swin_attn_block.cuh"
+#include "swin_attn_chain.h"
 
 namespace trt_opt {
 namespace {
@@ -18,6 +19,7 @@ cudaError_t swin_attn_block(const SwinAttnBlockProblem& q, cudaStream_t stream) 
     if (!valid(q)) return cudaErrorInvalidValue;
     if (q.images == 0) return cudaSuccess;
     if (!q.workspace || !aligned_to(16, q.workspace)) return cudaErrorInvalidValue;
+    if (swin_attn_chain_fits(q)) return swin_attn_chain(q, SwinAttnPlan(q).qkv, stream);
     return q.dtype == DType::kHalf ? swin_attn_block_typed<__half>(q, stream) : swin_attn_block_typed<float>(q, stream);
 }
 
