@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use net::{Net, batch};
-use trt_opt::ir::{Dim, ValueId};
-use trt_opt::onnx::proto::ModelProto;
+use trt_opt::ir::{Dim, Node, ValueId};
+use trt_opt::onnx::proto::{AttributeProto, ModelProto, TensorProto};
 use trt_opt::onnx::{self, Model};
 use trt_opt::rewrite::{self, Kind, Ledger, Options, Site, Status, Target};
 use trt_opt::verify;
@@ -79,6 +79,10 @@ fn every_swin_export_has_all_its_windows_and_merges() {
         assert_eq!(reverses.len(), blocks(&name), "{name}");
         for reverse in reverses {
             assert_eq!(int(reverse, "residual"), 1, "{name}");
+        }
+        // The merge adds what the last MLP of its stage gives.
+        for merge in nodes(&model.proto, "TrtOptPatchMerge") {
+            assert_eq!((int(merge, "residual"), merge.input.len()), (1, 4), "{name}");
         }
         same(&original, &model, &name);
         // Where norms take in nothing, every residual add is in the reverse.
@@ -370,6 +374,55 @@ fn a_merge_without_its_norm_is_missed() {
     assert_eq!(site.len(), 1);
     assert_eq!(site[0].reason.as_deref(), Some("no norm over the merged channels follows"));
     assert_eq!(site[0].found.as_deref(), Some("Tanh"));
+}
+
+fn floats(net: &mut Net, values: &[f32]) -> ValueId {
+    net.graph.add_initializer("floats", TensorProto::from_f32("floats", &[values.len() as i64], values))
+}
+
+/// A merge of `a + b`, or of what `change` makes of them; the model and what it reads beside `a` and `b`.
+fn merge_of_a_sum(change: impl FnOnce(&mut Net, [ValueId; 3]) -> (ValueId, Vec<ValueId>)) -> ModelProto {
+    let mut net = Net::new(17);
+    let shape = [batch(), 4.into(), 4.into(), 3.into()];
+    let (a, b) = (net.input("a", &shape), net.input("b", &shape));
+    let sum = net.add(a, b);
+    let (x, mut outputs) = change(&mut net, [a, b, sum]);
+    let y = net.reshape(x, &[batch(), 2.into(), 2.into(), 2.into(), 2.into(), 3.into()]);
+    let y = net.transpose(y, &[0, 1, 3, 4, 2, 5]);
+    let y = net.reshape(y, &[batch(), 4.into(), 12.into()]);
+    let [scale, bias] = [1.5, -0.25].map(|v| floats(&mut net, &[v; 12]));
+    let norm = Node::new("LayerNormalization", [y, scale, bias]).with(AttributeProto::float("epsilon", 1e-5));
+    outputs.push(net.push(norm, &[batch(), 4.into(), 12.into()]));
+    net.model(&outputs)
+}
+
+#[test]
+fn a_merge_takes_the_add_before_it_if_nothing_else_reads_the_sum() {
+    let residual = |mut model: ModelProto, options: &Options| {
+        let original = Model::new(model.clone(), "m.onnx");
+        let ledger = fuse(&mut model, options);
+        assert_eq!(ledger.count(Kind::PatchMerge).fused, 1);
+        same(&original, &Model::new(model.clone(), "m.onnx"), "a merge of a sum");
+        let merge = nodes(&model, "TrtOptPatchMerge")[0].clone();
+        let adds = nodes(&model, "Add").len();
+        assert_eq!(merge.input.len() as i64, 3 + int(&merge, "residual"));
+        (int(&merge, "residual"), adds)
+    };
+    let all = Options::default();
+    assert_eq!(residual(merge_of_a_sum(|_, [_, _, sum]| (sum, vec![])), &all), (1, 0));
+    let flat = |net: &mut Net, [_, _, sum]: [ValueId; 3]| (net.reshape(sum, &[batch(), 16.into(), 3.into()]), vec![]);
+    assert_eq!(residual(merge_of_a_sum(flat), &all), (1, 0));
+    // Read otherwise, an output, or an add of a constant: the sum stays.
+    let read = |net: &mut Net, [_, _, sum]: [ValueId; 3]| (sum, vec![net.unary("Tanh", sum)]);
+    assert_eq!(residual(merge_of_a_sum(read), &all), (0, 1));
+    assert_eq!(residual(merge_of_a_sum(|_, [_, _, sum]| (sum, vec![sum])), &all), (0, 1));
+    let offset = |net: &mut Net, [_, _, sum]: [ValueId; 3]| {
+        let offset = floats(net, &[0.5, -1.0, 2.0]);
+        (net.add(sum, offset), vec![])
+    };
+    assert_eq!(residual(merge_of_a_sum(offset), &all).0, 0);
+    let skip = Options { skip: BTreeSet::from(["patch-merge-residual".into()]), ..Options::default() };
+    assert_eq!(residual(merge_of_a_sum(|_, [_, _, sum]| (sum, vec![])), &skip), (0, 1));
 }
 
 #[test]

@@ -211,6 +211,7 @@ class PatchMerge final : public Op {
 public:
     explicit PatchMerge(Attributes given) : Op(std::move(given)) {
         epsilon_ = epsilon(attributes_);
+        residual_ = flag(attributes_, "residual");
         grid_.grid_h = attributes_.integers("grid")[0], grid_.grid_w = attributes_.integers("grid")[1];
         expect(grid_.grid_h > 0 && grid_.grid_w > 0 && int64_t{grid_.grid_h} * grid_.grid_w <= (int64_t{1} << 30), "attribute 'grid' must be two positive sizes");
         const auto& order = attributes_.integers("order");
@@ -225,7 +226,7 @@ public:
         expect(rank_ == 3 || rank_ == 4, "attribute 'rank' must be 3 or 4");
     }
     std::unique_ptr<Op> clone() const override { return std::make_unique<PatchMerge>(*this); }
-    int32_t inputs() const override { return 3; }
+    int32_t inputs() const override { return residual_ ? 4 : 3; }
     int32_t outputs() const override { return 1; }
     void shapes(const DimsExprs* in, DimsExprs* out, IExprBuilder& build) const override {
         check_tokens(attributes_, in[0], grid_);
@@ -243,17 +244,23 @@ public:
         p.dtype = dtype(in_desc[0]);
         p.images = images_of(attributes_, x, grid_);
         p.channels = x.d[x.nbDims - 1];
-        for (int i = 1; i < 3; ++i)
+        const int first = inputs() - 2;
+        for (int i = first; i < first + 2; ++i)
             expect(volume(in_desc[i].dims, 0, in_desc[i].dims.nbDims) == 4 * p.channels, "inputs scale and bias must have 4C elements");
+        if (residual_) {
+            expect(volume(in_desc[1].dims, 0, in_desc[1].dims.nbDims) == volume(x, 0, x.nbDims), "input residual must have the shape of x");
+            p.residual = in[1];
+        }
         p.grid_h = grid_.grid_h, p.grid_w = grid_.grid_w;
         for (int i = 0; i < 4; ++i) p.order[i] = order_[i];
         p.epsilon = epsilon_;
-        p.x = in[0], p.scale = in[1], p.bias = in[2], p.y = out[0];
+        p.x = in[0], p.scale = in[first], p.bias = in[first + 1], p.y = out[0];
         return patch_merge(p, stream);
     }
 
 private:
     float epsilon_;
+    bool residual_;
     WindowGrid grid_;
     int32_t order_[4];
     int32_t rank_;
@@ -602,7 +609,7 @@ const std::vector<OpDef>& op_definitions() {
         {"TrtOptWindow",
          {{"reverse", kInt, 1}, {"rank", kInt, 1}, {"residual", kInt, 1}, {"grid", kInts, 2}, {"window", kInts, 2}, {"shift", kInts, 2}, {"pad_after_roll", kInt, 1}},
          make<Window>},
-        {"TrtOptPatchMerge", {{"epsilon", kFloat, 1}, {"grid", kInts, 2}, {"order", kInts, 4}, {"rank", kInt, 1}}, make<PatchMerge>},
+        {"TrtOptPatchMerge", {{"epsilon", kFloat, 1}, {"residual", kInt, 1}, {"grid", kInts, 2}, {"order", kInts, 4}, {"rank", kInt, 1}}, make<PatchMerge>},
         {"TrtOptMlpBlock", {{"epsilon", kFloat, 1}, {"residual", kInt, 1}, {"approximate", kText, 1}}, make<MlpBlock>},
         {"TrtOptSwinAttnBlock",
          {{"epsilon", kFloat, 1}, {"residual", kInt, 1}, {"num_heads", kInt, 1}, {"scale", kFloat, 1}, {"bias", kInt, 1}, {"mask", kInt, 1}, {"mask_value", kFloat, 1}, {"grid", kInts, 2}, {"window", kInts, 2}, {"shift", kInts, 2}, {"pad_after_roll", kInt, 1}},

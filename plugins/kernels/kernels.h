@@ -64,7 +64,7 @@ struct WindowProblem {
 };
 cudaError_t window(const WindowProblem& problem, cudaStream_t stream);
 
-// 2 x 2 neighbourhoods on the channel axis, then layer norm over the 4 * channels:
+// 2 x 2 neighbourhoods of s = x + residual on the channel axis, then layer norm over the 4 * channels:
 // x [images, grid_h * grid_w, channels] -> y [images, ceil(grid_h/2) * ceil(grid_w/2), 4 * channels].
 struct PatchMergeProblem {
     DType dtype = DType::kHalf;
@@ -74,6 +74,7 @@ struct PatchMergeProblem {
     int32_t order[4] = {0, 2, 1, 3};  // quadrant (2*dy + dx) of each channel block
     float epsilon = 1e-5f;
     const void* x = nullptr;
+    const void* residual = nullptr;  // as x, or null: no residual
     const void* scale = nullptr;  // [4 * channels]
     const void* bias = nullptr;   // [4 * channels]
     void* y = nullptr;

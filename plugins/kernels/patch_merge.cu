@@ -1,4 +1,4 @@
-// TrtOptPatchMerge: the row of an output token is gathered from four input tokens, then normalized.
+// TrtOptPatchMerge: the row of an output token is gathered from four input tokens, or sums of two, then normalized.
 #include <algorithm>
 
 #include "kernels.h"
@@ -7,8 +7,9 @@
 namespace trt_opt {
 namespace {
 
-template <class T> struct QuadSource {
+template <class T, bool RESIDUAL> struct QuadSource {
     const T* x;
+    const T* residual;
     int channels, grid_h, grid_w;
     int order[4];
     FastDiv by_out_w, by_out_h;
@@ -35,26 +36,35 @@ template <class T> struct QuadSource {
 #pragma unroll
         for (int i = 1; i < 4; ++i)
             if (j >= i * packs) block = at.block[i], begin = i * packs;
+        using Raw = typename Pack<T, VEC>::Raw;
         Pack<T, VEC> v;
-        if (block >= 0) v.raw = *(reinterpret_cast<const typename Pack<T, VEC>::Raw*>(x + block) + (j - begin));
+        if (block >= 0) {
+            v.raw = *(reinterpret_cast<const Raw*>(x + block) + (j - begin));
+            if constexpr (RESIDUAL) {
+                Pack<T, VEC> r;
+                r.raw = *(reinterpret_cast<const Raw*>(residual + block) + (j - begin));
+                add_packs<T, VEC>(v, r);
+            }
+        }
         return v;
     }
     template <int VEC> __device__ __forceinline__ void keep(const Row&, int, const Pack<T, VEC>&) const {}
 };
 
-template <class T> cudaError_t patch_merge_typed(const PatchMergeProblem& q, cudaStream_t stream) {
+template <class T, bool RESIDUAL> cudaError_t patch_merge_typed(const PatchMergeProblem& q, cudaStream_t stream) {
     const int64_t in = int64_t{q.grid_h} * q.grid_w * q.channels;
     const int out_h = (q.grid_h + 1) / 2, out_w = (q.grid_w + 1) / 2;
     const int64_t rows = int64_t{out_h} * out_w, step = (int64_t{1} << 30) / rows;
     if (step == 0) return cudaErrorInvalidValue;
-    QuadSource<T> source{nullptr, static_cast<int>(q.channels), q.grid_h, q.grid_w,
-                         {q.order[0], q.order[1], q.order[2], q.order[3]}, FastDiv(out_w), FastDiv(out_h)};
+    QuadSource<T, RESIDUAL> source{nullptr, nullptr, static_cast<int>(q.channels), q.grid_h, q.grid_w,
+                                   {q.order[0], q.order[1], q.order[2], q.order[3]}, FastDiv(out_w), FastDiv(out_h)};
     for (int64_t first = 0; first < q.images; first += step) {
         source.x = static_cast<const T*>(q.x) + first * in;
+        if constexpr (RESIDUAL) source.residual = static_cast<const T*>(q.residual) + first * in;
         const int row = 4 * source.channels;
         RowNorm<T> p{static_cast<T*>(q.y) + first * rows * row, static_cast<const T*>(q.scale), static_cast<const T*>(q.bias),
                      static_cast<uint32_t>(std::min(step, q.images - first) * rows), row, q.epsilon, 1.f / static_cast<float>(row)};
-        auto fits = [&](int vec) { return q.channels % vec == 0 && aligned_to(vec * sizeof(T), source.x, p.y, p.scale, p.bias); };
+        auto fits = [&](int vec) { return q.channels % vec == 0 && aligned_to(vec * sizeof(T), source.x, source.residual, p.y, p.scale, p.bias); };
         constexpr int kFull = 16 / sizeof(T);
         cudaError_t status = fits(kFull) ? launch_row_norm<T, kFull, true>(p, source, stream)
                            : fits(2)     ? launch_row_norm<T, 2, false>(p, source, stream)
@@ -71,7 +81,8 @@ cudaError_t patch_merge(const PatchMergeProblem& q, cudaStream_t stream) {
     for (int quadrant : q.order)
         if (quadrant < 0 || quadrant > 3) return cudaErrorInvalidValue;
     if (q.images == 0 || q.channels == 0) return cudaSuccess;
-    return q.dtype == DType::kHalf ? patch_merge_typed<__half>(q, stream) : patch_merge_typed<float>(q, stream);
+    if (q.dtype == DType::kHalf) return q.residual ? patch_merge_typed<__half, true>(q, stream) : patch_merge_typed<__half, false>(q, stream);
+    return q.residual ? patch_merge_typed<float, true>(q, stream) : patch_merge_typed<float, false>(q, stream);
 }
 
 }  // namespace trt_opt

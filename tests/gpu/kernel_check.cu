@@ -247,17 +247,24 @@ struct MergeCase {
     int h, w;
     int order[4];
     int shift = 0;
+    bool residual = false;
 };
-void check(Checker& c, const std::string& name, const MergeCase& a) {
+void check(Checker& c, const std::string& what, const MergeCase& a) {
+    const std::string name = what + (a.residual ? " residual" : "");
     if (!c.wanted(name)) return;
     PatchMergeProblem p;
     p.dtype = a.type, p.images = a.images, p.channels = a.channels, p.grid_h = a.h, p.grid_w = a.w;
     std::memcpy(p.order, a.order, sizeof(p.order));
     const int64_t rows = a.images * ((a.h + 1) / 2) * ((a.w + 1) / 2), row = 4 * a.channels;
-    Tensor x = tensor(a.type, a.images * a.h * a.w * a.channels, a.shift), scale = tensor(a.type, row, a.shift), bias = tensor(a.type, row, a.shift),
+    const int64_t count = a.images * a.h * a.w * a.channels;
+    Tensor x = tensor(a.type, count, a.shift), residual = tensor(a.type, a.residual ? count : 0, a.shift), scale = tensor(a.type, row, a.shift), bias = tensor(a.type, row, a.shift),
            y = tensor(a.type, rows * row, a.shift);
     x->fill(c.next_seed(), 1.5f), scale->fill(c.next_seed(), 0.5f, 1.f), bias->fill(c.next_seed(), 0.5f);
     p.x = x->data(), p.scale = scale->data(), p.bias = bias->data(), p.y = y->data();
+    if (a.residual) {
+        residual->fill(c.next_seed(), 1.f);
+        p.residual = residual->data();
+    }
     const cudaError_t status = c.run([&](cudaStream_t s) { return patch_merge(p, s); });
     if (status != cudaSuccess) return c.report(name, a.type, 1e30, 0, 0, cudaGetErrorString(status));
     Doubles ref(y->count);
@@ -554,9 +561,10 @@ void edge_cases(Checker& c) {
         }
         for (int64_t channels : {96, 192, 64, 10, 3})
             for (auto [h, w] : {std::pair{56, 56}, {7, 7}, {1, 1}, {5, 8}, {2, 9}})
-                check(c, "patch_merge c" + std::to_string(channels) + " " + std::to_string(h) + "x" + std::to_string(w) + s, MergeCase{t, 2, channels, h, w, {0, 2, 1, 3}, h == 5 ? 1 : 0});
+                check(c, "patch_merge c" + std::to_string(channels) + " " + std::to_string(h) + "x" + std::to_string(w) + s, MergeCase{t, 2, channels, h, w, {0, 2, 1, 3}, h == 5 ? 1 : 0, w == 7 || w == 8});
         check(c, "patch_merge order" + s, MergeCase{t, 3, 32, 6, 6, {0, 1, 2, 3}});
         check(c, "patch_merge wide" + s, MergeCase{t, 1, 2048, 4, 4, {0, 2, 1, 3}});
+        for (int64_t channels : {96, 30, 5}) check(c, "patch_merge c" + std::to_string(channels) + " 14x13" + s, MergeCase{t, 3, channels, 14, 13, {0, 2, 1, 3}, channels == 30 ? 1 : 0, true});
 
         const WindowGrid swin = grid(56, 56, 7, 7, 3, 3), last = grid(7, 7, 7, 7, 0, 0);
         using B = AttentionBias;
@@ -671,7 +679,7 @@ void random_cases(Checker& c, int count, uint64_t seed) {
         check(c, "layer_norm reverse random" + s, LayerNormCase{t, pick(1, 5), pick(0, 1) ? pick(1, 200) : 8 * pick(1, 40), true, g, shift, 0, true});
         const bool reverse = pick(0, 1);
         check(c, "window random" + s, WindowCase{t, pick(1, 6), pick(0, 1) ? pick(1, 200) : 8 * pick(1, 40), reverse, reverse && pick(0, 1), g, shift});
-        MergeCase m{t, pick(1, 4), pick(0, 1) ? pick(1, 300) : 8 * pick(1, 60), pick(1, 20), pick(1, 20), {pick(0, 3), pick(0, 3), pick(0, 3), pick(0, 3)}, shift};
+        MergeCase m{t, pick(1, 4), pick(0, 1) ? pick(1, 300) : 8 * pick(1, 60), pick(1, 20), pick(1, 20), {pick(0, 3), pick(0, 3), pick(0, 3), pick(0, 3)}, shift, pick(0, 1) == 1};
         check(c, "patch_merge random" + s, m);
 
         const int channels = pick(0, 3) ? 8 * pick(1, 100) : pick(1, 300), times = pick(1, 4);
@@ -711,7 +719,7 @@ void large_cases(Checker& c) {
     check(c, "layer_norm reverse large", LayerNormCase{DType::kHalf, 7200, 96, true, grid(56, 56, 7, 7, 3, 3), 0, 0, true});
     check(c, "window large", WindowCase{DType::kHalf, 7200, 96, true, true, grid(56, 56, 7, 7, 3, 3)});
     check(c, "window partition large", WindowCase{DType::kHalf, 7200, 96, false, false, grid(56, 56, 7, 7, 3, 3)});
-    check(c, "patch_merge large", MergeCase{DType::kHalf, 7200, 96, 56, 56, {0, 2, 1, 3}});
+    check(c, "patch_merge large", MergeCase{DType::kHalf, 7200, 96, 56, 56, {0, 2, 1, 3}, 0, true});
     check(c, AttentionCase{DType::kHalf, 64 * 2400, 3, 49, 49, 32, 32, Layout::kQkv, AttentionBias::kTable, 1, true, AttentionMask::kShift, 1, grid(56, 56, 7, 7, 3, 3)});
     check(c, AttentionCase{DType::kHalf, 6000000, 4, 16, 16, 6, 6, Layout::kQkV});
 }

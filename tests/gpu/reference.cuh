@@ -102,7 +102,9 @@ template <class T> __global__ void patch_merge(PatchMergeProblem p, int64_t rows
     auto value = [&](int64_t i) {
         const int quadrant = p.order[i / p.channels];
         const int iy = 2 * yy + quadrant / 2, ix = 2 * x + quadrant % 2;
-        return iy < p.grid_h && ix < p.grid_w ? get<T>(p.x, ((image * p.grid_h + iy) * p.grid_w + ix) * p.channels + i % p.channels) : 0.0;
+        if (iy >= p.grid_h || ix >= p.grid_w) return 0.0;
+        const int64_t at = ((image * p.grid_h + iy) * p.grid_w + ix) * p.channels + i % p.channels;
+        return get<T>(p.x, at) + (p.residual ? get<T>(p.residual, at) : 0.0);
     };
     double mean = 0, variance = 0;
     for (int64_t i = 0; i < c4; ++i) mean += value(i);

@@ -158,8 +158,13 @@ def cases():
     m, mg, mb = rand(2, 14, 14, 64), 1 + rand(256, scale=0.2), rand(256, scale=0.2)
     quads = np.concatenate([m[:, dy::2, dx::2] for dy, dx in ((0, 0), (1, 0), (0, 1), (1, 1))], -1)
     yield Case("patch_merge", {"x": m}, {"g": mg, "b": mb},
-               [node("TrtOptPatchMerge", ["x", "g", "b"], ["y"], epsilon=1e-5, grid=[14, 14], order=[0, 2, 1, 3], rank=4)],
+               [node("TrtOptPatchMerge", ["x", "g", "b"], ["y"], epsilon=1e-5, residual=0, grid=[14, 14], order=[0, 2, 1, 3], rank=4)],
                {"y": layer_norm(quads, mg, mb, 1e-5, (-1,))}, dynamic=True)
+    mr = rand(2, 14, 14, 64)
+    quads = np.concatenate([(m + mr)[:, dy::2, dx::2] for dy, dx in ((0, 0), (1, 0), (0, 1), (1, 1))], -1)
+    yield Case("patch_merge_residual", {"x": m, "r": mr}, {"g": mg, "b": mb},
+               [node("TrtOptPatchMerge", ["x", "r", "g", "b"], ["y"], epsilon=1e-5, residual=1, grid=[14, 14], order=[0, 2, 1, 3], rank=3)],
+               {"y": layer_norm(quads, mg, mb, 1e-5, (-1,)).reshape(2, 49, 256)}, dynamic=True)
 
     heads3 = {"num_heads": 3, "scale": 32**-0.5}
     qkv, table = rand(128, 49, 3 * 96), rand(169, 3)

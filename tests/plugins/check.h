@@ -82,7 +82,7 @@ inline std::vector<Op> ops() {
     const Fields attention = {{"num_heads", ints({3})}, {"scale", real(0.1767767f)}, {"layout", text("qkv")}, {"bias", ints({2})}, {"mask", ints({2})}, {"mask_value", real(-100.f)}, {"grid", ints({56, 56})}, {"window", ints({7, 7})}, {"shift", ints({3, 3})}};
     const Fields global = {{"num_heads", ints({6})}, {"scale", real(0.125f)}, {"layout", text("q_k_v")}, {"bias", ints({0})}, {"mask", ints({1})}, {"mask_value", real(0.f)}, {"grid", ints({0, 0})}, {"window", ints({0, 0})}, {"shift", ints({0, 0})}};
     const Fields window = {{"reverse", ints({1})}, {"rank", ints({4})}, {"residual", ints({1})}, {"grid", ints({14, 14})}, {"window", ints({7, 7})}, {"shift", ints({3, 3})}, {"pad_after_roll", ints({1})}};
-    const Fields merge = {{"epsilon", real(1e-5f)}, {"grid", ints({14, 14})}, {"order", ints({0, 2, 1, 3})}, {"rank", ints({3})}};
+    const Fields merge = {{"epsilon", real(1e-5f)}, {"residual", ints({1})}, {"grid", ints({14, 14})}, {"order", ints({0, 2, 1, 3})}, {"rank", ints({3})}};
     const Fields mlp = {{"epsilon", real(1e-5f)}, {"residual", ints({1})}, {"approximate", text("none")}};
     const Fields mlp_tanh = {{"epsilon", real(1e-6f)}, {"residual", ints({0})}, {"approximate", text("tanh")}};
     const Fields swin = {{"epsilon", real(1e-5f)}, {"residual", ints({1})}, {"num_heads", ints({3})}, {"scale", real(0.1767767f)}, {"bias", ints({2})}, {"mask", ints({2})}, {"mask_value", real(-100.f)}, {"grid", ints({56, 56})}, {"window", ints({7, 7})}, {"shift", ints({3, 3})}, {"pad_after_roll", ints({0})}};
@@ -102,7 +102,7 @@ inline std::vector<Op> ops() {
          {{"rank", ints({2}), "'rank'"}, {"reverse", ints({0}), "'residual' needs reverse"}, {"window", ints({0, 0}), "'window'"}, {"reverse", ints({1, 1}), "'reverse' must have 1 value"}}},
         {"TrtOptPatchMerge",
          {merge},
-         {{"order", ints({0, 1, 2, 4}), "'order'"}, {"order", ints({0, 1, 1, 3}), "'order' must name each quadrant once"}, {"order", ints({0, 1, 2}), "'order' must have 4 values"}, {"rank", ints({5}), "'rank'"}, {"grid", ints({0, 0}), "'grid'"},
+         {{"order", ints({0, 1, 2, 4}), "'order'"}, {"order", ints({0, 1, 1, 3}), "'order' must name each quadrant once"}, {"order", ints({0, 1, 2}), "'order' must have 4 values"}, {"residual", ints({2}), "'residual' must be 0 or 1"}, {"rank", ints({5}), "'rank'"}, {"grid", ints({0, 0}), "'grid'"},
           {"epsilon", real(__builtin_nanf("")), "'epsilon'"}}},
         {"TrtOptMlpBlock",
          {mlp, mlp_tanh},

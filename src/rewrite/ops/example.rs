@@ -12,7 +12,9 @@ pub fn example(def: &OpDef) -> Vec<AttributeProto> {
         "TrtOptLayerNorm" => LayerNorm { epsilon: 1e-5, axes: 1, map, reverse: false }.attributes(true),
         "TrtOptAttention" => attention.node(&[]).attributes,
         "TrtOptWindow" => Window { map, reverse: true, rank: 3 }.attributes(true),
-        "TrtOptPatchMerge" => PatchMerge { epsilon: 1e-5, grid: [56; 2], order: [0, 2, 1, 3], rank: 3 }.attributes(),
+        "TrtOptPatchMerge" => {
+            PatchMerge { epsilon: 1e-5, grid: [56; 2], order: [0, 2, 1, 3], rank: 3 }.attributes(true)
+        }
         "TrtOptMlpBlock" => MlpBlock { epsilon: 1e-5, tanh: false }.attributes(true),
         "TrtOptSwinAttnBlock" => SwinAttnBlock { epsilon: 1e-5, attention }.attributes(true),
         other => panic!("op {other} has no example here"),

@@ -1,26 +1,34 @@
 //! `TrtOptPatchMerge`.
 
 use super::body::Body;
-use super::{AttributeKind, OpDef, Shapes, attribute, count, pair, plugin_node, port, reshapeable};
+use super::{AttributeKind, OpDef, Shapes, attribute, count, is, optional, pair, plugin_node, port, reshapeable};
 use crate::ir::{Dim, Graph, Node, ValueId};
 use crate::onnx::DType;
 use crate::onnx::proto::AttributeProto;
 
 pub static DEF: OpDef = OpDef {
     name: "TrtOptPatchMerge",
-    summary: "2x2 neighbourhoods gathered onto the channels, then layer norm",
-    replaces: "Slice x4 and Concat, or Reshape/Transpose/Reshape, then a norm",
-    inputs: &[port("x", "[B, H*W, C] or [B, H, W, C]"), port("scale", "[4C]"), port("bias", "[4C]")],
+    summary: "2x2 neighbourhoods of x or x + residual gathered onto the channels, then layer norm",
+    replaces: "Add, Slice x4 and Concat, or Reshape/Transpose/Reshape, then a norm",
+    inputs: &[
+        port("x", "[B, H*W, C] or [B, H, W, C]"),
+        optional("residual", "shape of x; there if residual = 1"),
+        port("scale", "[4C]"),
+        port("bias", "[4C]"),
+    ],
     outputs: &[port("y", "[B, ceil(H/2)*ceil(W/2), 4C] or [B, ceil(H/2), ceil(W/2), 4C]")],
     attributes: &[
         attribute("epsilon", AttributeKind::Float, "added to the variance"),
+        attribute("residual", AttributeKind::Int, "1: residual is there"),
         attribute("grid", AttributeKind::Ints(2), "height and width of the token map"),
         attribute("order", AttributeKind::Ints(4), "quadrant 2*dy + dx of each channel block"),
         attribute("rank", AttributeKind::Int, "rank of y: 3 or 4"),
     ],
     shapes,
     body,
-    work: |_, _, outputs| Some((count(outputs.first()?)?.checked_mul(8)?, 0)),
+    work: |node, _, outputs| {
+        Some((count(outputs.first()?)?.checked_mul(8 + u64::from(node.int("residual")? != 0))?, 0))
+    },
 };
 
 /// The attributes of a `TrtOptPatchMerge`.
@@ -36,17 +44,29 @@ pub struct PatchMerge {
 
 impl PatchMerge {
     /// The node, without outputs.
-    pub fn node(&self, x: ValueId, scale: ValueId, bias: ValueId) -> Node {
-        Node { inputs: [x, scale, bias].map(Some).into(), ..plugin_node(&DEF, self.attributes()) }
+    pub fn node(&self, x: ValueId, residual: Option<ValueId>, scale: ValueId, bias: ValueId) -> Node {
+        let inputs = std::iter::once(x).chain(residual).chain([scale, bias]);
+        Node { inputs: inputs.map(Some).collect(), ..plugin_node(&DEF, self.attributes(residual.is_some())) }
     }
 
-    pub(super) fn attributes(&self) -> Vec<AttributeProto> {
+    pub(super) fn attributes(&self, residual: bool) -> Vec<AttributeProto> {
         vec![
             AttributeProto::float("epsilon", self.epsilon),
+            AttributeProto::int("residual", residual.into()),
             AttributeProto::ints("grid", &self.grid),
             AttributeProto::ints("order", &self.order),
             AttributeProto::int("rank", self.rank as i64),
         ]
+    }
+
+    pub fn of(node: &Node) -> Option<Self> {
+        is(node, &DEF).then_some(())?;
+        Some(Self {
+            epsilon: node.float("epsilon")?,
+            grid: pair(node, "grid")?,
+            order: node.ints("order")?.try_into().ok()?,
+            rank: usize::try_from(node.int("rank")?).ok()?,
+        })
     }
 
     /// Shape of the output for an input shape; `None` where it does not fit.
@@ -70,26 +90,21 @@ impl PatchMerge {
     }
 }
 
-fn parse(node: &Node) -> Option<PatchMerge> {
-    Some(PatchMerge {
-        epsilon: node.float("epsilon")?,
-        grid: pair(node, "grid")?,
-        order: node.ints("order")?.try_into().ok()?,
-        rank: usize::try_from(node.int("rank")?).ok()?,
-    })
-}
-
 fn shapes(graph: &Graph, node: &Node) -> Option<Shapes> {
     let x = node.input(0)?;
-    Some(vec![Some((graph.dtype(x)?, parse(node)?.shape(graph.shape(x)?)?))])
+    Some(vec![Some((graph.dtype(x)?, PatchMerge::of(node)?.shape(graph.shape(x)?)?))])
 }
 
 fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
-    let (merge, x) = (parse(node)?, node.input(0)?);
+    let (merge, x) = (PatchMerge::of(node)?, node.input(0)?);
     let (dtype, channels) = (graph.dtype(x)?, *reshapeable(graph, x)?.last()?);
     let out = merge.shape(graph.shape(x)?)?;
     let [h, w] = merge.grid;
-    let input = body.input("x");
+    let mut input = body.input("x");
+    if node.int("residual")? != 0 {
+        let r = body.input("residual");
+        input = body.op("Add", &[&input, &r], vec![]);
+    }
     let (scale, bias) = (body.input("scale"), body.input("bias"));
     let map = body.reshape(&input, &[-1, h, w, channels]);
     let map = body.pad_end(&map, &[0, h % 2, w % 2, 0], dtype);

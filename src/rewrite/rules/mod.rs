@@ -31,7 +31,8 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     swin_attn_block::run(engine)?;
     mlp_block::run(engine)?;
     swin_attn_block::residuals(engine)?;
-    // What residual adds the windows and blocks have left goes into the norms.
+    // What residual adds the windows and blocks have left goes into the patch merges and norms.
+    patch_merge::residuals(engine)?;
     residual::run(engine)?;
     // Last: the others leave Reshapes behind each other.
     straighten::run(engine)?;

@@ -15,9 +15,11 @@ use crate::onnx::DType;
 use crate::rewrite::engine::{Engine, Miss, Patch};
 use crate::rewrite::ops::{LayerNorm, PatchMerge};
 use crate::rewrite::pattern::{fused_name, only_user};
+use crate::rewrite::rules::block::sum_of;
 use crate::rewrite::{Kind, Site, Status};
 
 const RULE: &str = "patch-merge";
+const RESIDUAL: &str = "patch-merge-residual";
 const KEPT: &str = "standard ops: this target has no plugin for it";
 
 pub fn run(engine: &mut Engine) -> Result<()> {
@@ -53,6 +55,53 @@ pub fn run(engine: &mut Engine) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Moves the residual adds before patch merges into them.
+///
+/// ```text
+/// a, b -> Add -> [Reshape] -> TrtOptPatchMerge      becomes   TrtOptPatchMerge(a, b)
+/// ```
+pub fn residuals(engine: &mut Engine) -> Result<()> {
+    let graph = engine.graph();
+    let merges: Vec<NodeId> = graph.nodes().filter(|(_, n)| PatchMerge::of(n).is_some()).map(|(id, _)| id).collect();
+    for id in merges {
+        if !engine.enabled(Kind::PatchMerge, RESIDUAL) {
+            return Ok(());
+        }
+        if let Some(patch) = absorb(engine.graph(), id)
+            && let Err(miss) = engine.apply(patch)?
+        {
+            tracing::debug!(at = miss.at, reason = miss.reason, "residual add kept");
+        }
+    }
+    Ok(())
+}
+
+fn absorb(graph: &Graph, id: NodeId) -> Option<Patch> {
+    let node = graph.node(id);
+    let merge = PatchMerge::of(node)?;
+    let [Some(x), Some(scale), Some(bias)] = node.inputs[..] else { return None };
+    let (mut sum, mut covers) = (x, vec![id]);
+    only_user(graph, x)?;
+    if let Some((reshape, producer)) = graph.producer(x).filter(|(_, n)| n.is("Reshape")) {
+        sum = producer.input(0)?;
+        covers.push(reshape);
+    }
+    let (a, b) = sum_of(graph, sum, &[only_user(graph, sum)?])?;
+    covers.push(graph.producer(sum)?.0);
+    let mut patch = Patch::new(graph, RESIDUAL);
+    let shape = graph.shape(x)?;
+    let [a, b] =
+        [(a, "x"), (b, "residual")].map(|(v, name)| patch.reshape(graph, v, shape, &format!("{}/{name}", node.name)));
+    let old = node.output(0)?;
+    let y = patch.value_like(graph, &format!("{}/y", node.name), old);
+    let mut fused = merge.node(a?, Some(b?), scale, bias);
+    fused.name.clone_from(&node.name);
+    patch.node(fused, [y]);
+    patch.replace(old, y);
+    patch.cover(covers);
+    Some(patch)
 }
 
 /// Grid and order of a merge.
@@ -144,7 +193,7 @@ impl Merge {
             shape = merge.shape(&x_shape).ok_or_else(unfit)?;
         }
         let y = patch.value(&name, dtype, Some(shape));
-        let mut fused = merge.node(x, scale, bias);
+        let mut fused = merge.node(x, None, scale, bias);
         fused.name.clone_from(&name);
         patch.node(fused, [y]);
         let y = patch.reshape(graph, y, &to, &format!("{name}/shape")).ok_or_else(unfit)?;
