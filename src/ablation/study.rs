@@ -297,29 +297,33 @@ fn measure(
     event(Event::Phase(format!("timing {} engines at batch {batch}", group.len())));
     // Equal variants share an engine: it is loaded and timed once, as that of the first of them.
     let mut engines: Vec<&Planned> = vec![];
-    let mut at = vec![];
     for &planned in group {
-        let known = engines.iter().position(|first| first.job.engine == planned.job.engine);
-        at.push(known.unwrap_or(engines.len()));
-        if known.is_none() {
+        if !engines.iter().any(|first| first.job.engine == planned.job.engine) {
             engines.push(planned);
         }
     }
     let mut subjects = vec![];
     let mut errors = vec![];
-    for first in &engines {
-        let run = &references[first.reference];
-        let given: BTreeMap<_, _> = run.inputs.iter().cloned().collect();
+    engines.retain(|first| {
         let name = format!("{} {} {}", first.model, first.variant, first.precision);
-        let mut subject = workshop.subject(&name, &first.job, &given)?;
-        let mode = if subject.graph.is_ok() { Mode::Graph } else { Mode::Enqueue };
-        let error = verify::relative_error(&run.outputs, &subject.outputs(mode)?)?;
-        if !error.is_finite() {
-            warnings.push(format!("{name} batch {batch}: its outputs are not finite"));
+        match tried(&name, first, &references[first.reference], workshop) {
+            Ok((subject, error)) => {
+                if !error.is_finite() {
+                    warnings.push(format!("{name} batch {batch}: its outputs are not finite"));
+                }
+                subjects.push(subject);
+                errors.push(error);
+                true
+            }
+            // The others are still worth their time.
+            Err(why) => {
+                warnings.push(format!("{name} batch {batch}: its engine does not run: {why}"));
+                false
+            }
         }
-        errors.push(error);
-        subjects.push(subject);
-    }
+    });
+    let place = |planned: &Planned| engines.iter().position(|first| first.job.engine == planned.job.engine);
+    let (group, at): (Vec<&Planned>, Vec<usize>) = group.iter().filter_map(|&p| Some((p, place(p)?))).unzip();
     let mut rows = vec![];
     for mode in [Mode::Graph, Mode::Enqueue] {
         if mode == Mode::Graph
@@ -353,10 +357,13 @@ fn measure(
     if options.profile > 0 {
         let mut profiles: Vec<Vec<Layer>> = vec![];
         for subject in &mut subjects {
-            let layers = bench::profile(subject, options.profile)?.into_iter();
+            let layers = bench::profile(subject, options.profile).unwrap_or_else(|why| {
+                warnings.push(format!("{} batch {batch}: no profile: {why}", subject.name));
+                vec![]
+            });
             let layer =
                 |l: bench::ProfiledLayer| Layer { name: l.name, r#type: l.kind.unwrap_or_default(), us: l.mean_us };
-            profiles.push(layers.map(layer).collect());
+            profiles.push(layers.into_iter().map(layer).collect());
         }
         // Rows of a mode are in the order of the group.
         for (row, &at) in rows.iter_mut().filter(|r| r.mode == Mode::Graph).zip(&at) {
@@ -364,6 +371,15 @@ fn measure(
         }
     }
     Ok(rows)
+}
+
+/// An engine that has run once, and the error of what it computed.
+fn tried(name: &str, planned: &Planned, run: &verify::Run, workshop: &Workshop) -> Result<(bench::Subject, f64)> {
+    let given: BTreeMap<_, _> = run.inputs.iter().cloned().collect();
+    let mut subject = workshop.subject(name, &planned.job, &given)?;
+    let mode = if subject.graph.is_ok() { Mode::Graph } else { Mode::Enqueue };
+    let error = verify::relative_error(&run.outputs, &subject.outputs(mode)?)?;
+    Ok((subject, error))
 }
 
 fn row(
