@@ -82,16 +82,21 @@ impl Body {
         self.op("Concat", values, vec![AttributeProto::int("axis", axis)])
     }
 
-    /// Zeros after the elements of each axis.
-    pub fn pad_end(&mut self, value: &str, ends: &[i64], dtype: DType) -> String {
-        if ends.iter().all(|&e| e == 0) {
+    /// Zeros before and after the elements of each axis.
+    pub fn pad(&mut self, value: &str, starts: &[i64], ends: &[i64], dtype: DType) -> String {
+        let pads = [starts, ends].concat();
+        if pads.iter().all(|&n| n == 0) {
             return value.into();
         }
-        let pads: Vec<i64> = std::iter::repeat_n(0, ends.len()).chain(ends.iter().copied()).collect();
         let pads = self.ints(&pads);
         let zero = self.float(0.0);
         let zero = self.cast(&zero, dtype);
         self.op("Pad", &[value, &pads, &zero], vec![])
+    }
+
+    /// Zeros after the elements of each axis.
+    pub fn pad_end(&mut self, value: &str, ends: &[i64], dtype: DType) -> String {
+        self.pad(value, &vec![0; ends.len()], ends, dtype)
     }
 
     /// `y[i] = x[(i + by) mod size]` along one axis.

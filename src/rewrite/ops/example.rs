@@ -9,7 +9,7 @@ pub fn example(def: &OpDef) -> Vec<AttributeProto> {
     let mask = Some(Mask::Shift(-100.0));
     let attention = Attention { num_heads: 3, scale: 0.176_776_7, layout: Layout::Qkv, bias: None, mask, map };
     match def.name {
-        "TrtOptLayerNorm" => LayerNorm { epsilon: 1e-5, axes: 1, map, reverse: false }.attributes(true),
+        "TrtOptLayerNorm" => LayerNorm { epsilon: 1e-5, axes: 1, map, reverse: false }.attributes(true, None),
         "TrtOptAttention" => attention.node(&[]).attributes,
         "TrtOptWindow" => Window { map, reverse: true, rank: 3 }.attributes(true),
         "TrtOptPatchMerge" => {

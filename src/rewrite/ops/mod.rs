@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 
 pub use attention::{Attention, Bias, Layout, Mask, region, table_index};
 pub use example::example;
-pub use layer_norm::LayerNorm;
+pub use layer_norm::{Addends, LayerNorm, Part};
 pub use mlp_block::{MAX_CHANNELS, MAX_HIDDEN, MULTIPLE, MlpBlock, MlpWeights};
 pub use patch_merge::PatchMerge;
 pub use swin_attn_block::{SwinAttnBlock, SwinAttnWeights};

@@ -13,7 +13,7 @@ use crate::ir::{Dim, Graph, Node, NodeId, ValueId, shape_text};
 use crate::onnx::DType;
 use crate::onnx::proto::AttributeProto;
 use crate::rewrite::engine::{Engine, Miss, Patch};
-use crate::rewrite::ops::{LayerNorm, WindowMap};
+use crate::rewrite::ops::{Addends, LayerNorm, WindowMap};
 use crate::rewrite::pattern::{
     Product, float_tensor, follow_casts, fused_name, is_scalar, normalize_axis, only_user, product, reduce_axes,
     scalar, strip_casts, strip_unit_axes,
@@ -423,7 +423,8 @@ impl Norm {
         let y = patch.value_like(graph, &format!("{name}/y"), self.x);
         let epsilon = self.epsilon as f32;
         let mut node = if plugins {
-            LayerNorm { epsilon, axes: self.axes, map: WindowMap::NONE, reverse: false }.node(self.x, None, scale, bias)
+            let norm = LayerNorm { epsilon, axes: self.axes, map: WindowMap::NONE, reverse: false };
+            norm.node(self.x, &Addends::default(), scale, bias)
         } else {
             Node::new(op, [self.x, scale, bias])
                 .with(AttributeProto::int("axis", -(self.axes as i64)))

@@ -135,7 +135,7 @@ fn norm_before(graph: &Graph, value: ValueId) -> Outcome<(NodeId, LayerNorm)> {
     let label = graph.node_label(id);
     let norm = LayerNorm::of(node);
     match norm {
-        Some(norm) if norm.axes == 1 && norm.map.is_none() && node.int("residual") == Some(0) => Ok((id, norm)),
+        Some(norm) if norm.axes == 1 && norm.map.is_none() && LayerNorm::adds_nothing(node) => Ok((id, norm)),
         Some(norm) if norm.axes != 1 => miss(label, format!("a norm over {} axes", norm.axes)),
         Some(_) => miss(label, "a norm with windows or a residual".into()),
         None => miss(label, node.qualified_op()),

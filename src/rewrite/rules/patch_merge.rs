@@ -215,7 +215,7 @@ impl Merge {
         let node = graph.node(id);
         let norm = LayerNorm::of(node);
         match norm {
-            Some(norm) if norm.axes == 1 && norm.map.is_none() && node.int("residual") == Some(0) => Ok((id, norm)),
+            Some(norm) if norm.axes == 1 && norm.map.is_none() && LayerNorm::adds_nothing(node) => Ok((id, norm)),
             Some(norm) if norm.axes != 1 => miss(format!("a norm over {} axes", norm.axes)),
             Some(_) => miss("a norm with a residual or windows".into()),
             None => miss(node.qualified_op()),

@@ -4,11 +4,17 @@
 //! a, b -> Add = s -> [Reshape] -> TrtOptLayerNorm       becomes   TrtOptLayerNorm(a, b) -> y, s
 //! ```
 //!
-//! An add to some of the tokens only, the others kept (TNT adds to all but the class token), is an add of zeros to those:
+//! So does an add to some of the tokens only, the others kept (TNT adds to all but the class token):
 //!
 //! ```text
-//! a -> Slice ---------------> Concat = s -> TrtOptLayerNorm     becomes   b -> Pad -> TrtOptLayerNorm(a, .) -> y, s
+//! a -> Slice ---------------> Concat = s -> TrtOptLayerNorm     becomes   TrtOptLayerNorm(a, part b) -> y, s
 //! a -> Slice -> Add (with b) ---^
+//! ```
+//!
+//! and then the add that makes `a`, if nothing else reads that:
+//!
+//! ```text
+//! c, d -> Add = a -> TrtOptLayerNorm(a, part b)         becomes   TrtOptLayerNorm(c, d, part b) -> y, s
 //! ```
 //!
 //! Runs after the windows. A window reverse has taken its residual add by then; together they move into the norm:
@@ -20,18 +26,15 @@
 use crate::analysis::movement::{self, Walk};
 use crate::error::Result;
 use crate::ir::{Dim, Graph, Node, NodeId, ValueId};
-use crate::onnx::proto::TensorProto;
 use crate::rewrite::Kind;
 use crate::rewrite::engine::{Engine, Patch};
-use crate::rewrite::ops::{LayerNorm, Window};
+use crate::rewrite::ops::{Addends, LayerNorm, Part, Window};
 use crate::rewrite::pattern::{normalize_axis, only_user};
 
 const RULE: &str = "layernorm-residual";
 
 pub fn run(engine: &mut Engine) -> Result<()> {
-    let graph = engine.graph();
-    let norms: Vec<NodeId> = graph.nodes().filter(|(_, n)| LayerNorm::of(n).is_some()).map(|(id, _)| id).collect();
-    for id in norms {
+    for id in norms(engine.graph(), |added| added.is_empty()) {
         if !engine.enabled(Kind::LayerNorm, RULE) {
             return Ok(());
         }
@@ -49,10 +52,25 @@ pub fn run(engine: &mut Engine) -> Result<()> {
             tracing::debug!(at = miss.at, reason = miss.reason, "residual add kept");
         }
     }
+    for id in norms(engine.graph(), |added| added.part.is_some() && added.residual.is_none()) {
+        if !engine.enabled(Kind::LayerNorm, RULE) {
+            return Ok(());
+        }
+        if let Some(patch) = absorb_beside_part(engine.graph(), id)
+            && let Err(miss) = engine.apply(patch)?
+        {
+            tracing::debug!(at = miss.at, reason = miss.reason, "residual add kept beside that to a part");
+        }
+    }
     Ok(())
 }
 
-/// A fused norm without a residual, and the value before the Reshape that may lead to it.
+/// The fused norms with such operands.
+fn norms(graph: &Graph, with: impl Fn(&Addends) -> bool) -> Vec<NodeId> {
+    graph.nodes().filter(|(_, n)| Addends::of(n).is_some_and(|added| with(&added))).map(|(id, _)| id).collect()
+}
+
+/// A fused norm that adds nothing, and the value before the Reshape that may lead to it.
 struct Found<'a> {
     node: &'a Node,
     norm: LayerNorm,
@@ -81,20 +99,21 @@ impl<'a> Found<'a> {
         (tail(x) == tail(sum)).then_some(Self { node, norm, x, sum, scale, bias, out: node.output(0)?, covers })
     }
 
-    /// Puts `norm` of `a + b` into the patch, which gives the sum too; `y` is the shape of its first output.
+    /// Puts `norm` of `x` and what is added to it into the patch, which gives the sum too; `y` is the shape of its first
+    /// output.
     fn fuse(
         &self,
-        mut patch: Patch,
         graph: &Graph,
         norm: &LayerNorm,
-        [a, b]: [ValueId; 2],
+        (x, added): (ValueId, Addends),
         y: Vec<Dim>,
         covers: impl IntoIterator<Item = NodeId>,
     ) -> Option<Patch> {
         let name = &self.node.name;
+        let mut patch = Patch::new(graph, RULE);
         let sum = patch.value_like(graph, &format!("{name}/sum"), self.sum);
         let y = patch.value(&format!("{name}/y"), graph.dtype(self.out), Some(y));
-        let mut fused = norm.node(a, Some(b), self.scale, self.bias);
+        let mut fused = norm.node(x, &added, self.scale, self.bias);
         fused.name.clone_from(name);
         patch.node(fused, [y, sum]);
         let out = patch.reshape(graph, y, graph.shape(self.out)?, &format!("{name}/reshape"))?;
@@ -106,44 +125,58 @@ impl<'a> Found<'a> {
 }
 
 fn absorb(graph: &Graph, found: &Found) -> Option<Patch> {
-    let Found { node, norm, sum, .. } = *found;
-    let (add, add_node) = graph.producer(sum)?;
-    let mut covers = vec![add];
-    let mut patch = Patch::new(graph, RULE);
-    let (a, b) = if add_node.is("Add") {
-        let (a, b) = (add_node.input(0)?, add_node.input(1)?);
-        if graph.constant(a).is_some() || graph.constant(b).is_some() {
-            return None;
-        }
-        (a, b)
-    } else if add_node.is("Concat") {
-        let part = add_to_part(graph, add_node)?;
-        covers.push(part.add);
-        let mut pads = vec![0; 2 * part.rank];
-        (pads[part.axis], pads[part.rank + part.axis]) = (part.before, part.after);
-        let pads = TensorProto::from_i64("", &[pads.len() as i64], &pads);
-        let pads = patch.constant(&format!("{}/pads", node.name), pads);
-        let padded = patch.value_like(graph, &format!("{}/padded", node.name), sum);
-        let pad = Node { name: format!("{}/Pad", node.name), ..Node::new("Pad", [part.update, pads]) };
-        patch.node(pad, [padded]);
-        (part.base, padded)
-    } else {
-        return None;
-    };
-    let same = |v: ValueId| {
-        let (v, sum) = (patch.describe(graph, v), graph.value(sum));
-        v.shape == sum.shape && v.dtype == sum.dtype
-    };
-    if !same(a) || !same(b) || graph.dtype(sum) != graph.dtype(found.x) {
+    let Found { norm, sum, .. } = *found;
+    if graph.dtype(sum) != graph.dtype(found.x) {
         return None;
     }
+    let (add, node) = graph.producer(sum)?;
     let shape = graph.shape(sum)?;
+    if node.is("Concat") {
+        let PartAdd { base, part, covered, add: inner } = part_add(graph, node)?;
+        norm.takes_part(shape, covered, part.begin).then_some(())?;
+        let added = Addends { part: Some(part), residual: None };
+        return found.fuse(graph, &norm, (base, added), shape.to_vec(), [add, inner]);
+    }
+    let [a, b] = full_add(graph, sum)?;
     // Windows need the map's shape.
     if !norm.map.is_none() && !norm.map.fits(shape) {
         return None;
     }
     let whole = if norm.map.is_none() { shape } else { graph.shape(found.out)? }.to_vec();
-    found.fuse(patch, graph, &norm, [a, b], whole, covers)
+    found.fuse(graph, &norm, (a, Addends { residual: Some(b), part: None }), whole, [add])
+}
+
+/// The operands of the Add that makes the value, if they are computed and neither is broadcast.
+fn full_add(graph: &Graph, sum: ValueId) -> Option<[ValueId; 2]> {
+    let (_, add) = graph.producer(sum).filter(|(_, n)| n.is("Add"))?;
+    let operands = [add.input(0)?, add.input(1)?];
+    let full = |&v: &ValueId| graph.constant(v).is_none() && same_kind(graph, v, sum);
+    operands.iter().all(full).then_some(operands)
+}
+
+fn same_kind(graph: &Graph, a: ValueId, b: ValueId) -> bool {
+    graph.shape(a) == graph.shape(b) && graph.dtype(a) == graph.dtype(b)
+}
+
+/// The add before a norm that adds to a part already.
+fn absorb_beside_part(graph: &Graph, id: NodeId) -> Option<Patch> {
+    let node = graph.node(id);
+    let (norm, added) = (LayerNorm::of(node)?, Addends::of(node)?);
+    let ([Some(x), .., Some(scale), Some(bias)], &[Some(y), Some(sum)]) = (&node.inputs[..], &node.outputs[..]) else {
+        return None;
+    };
+    let (x, scale, bias) = (*x, *scale, *bias);
+    let [a, b] = full_add(graph, x)?;
+    let mut patch = Patch::new(graph, RULE);
+    let outputs = [y, sum].map(|old| {
+        let new = patch.value_like(graph, &graph.value(old).name, old);
+        patch.replace(old, new);
+        new
+    });
+    let added = Addends { residual: Some(b), ..added };
+    patch.node(Node { name: node.name.clone(), ..norm.node(a, &added, scale, bias) }, outputs);
+    patch.cover([id, graph.value(x).producer?]);
+    Some(patch)
 }
 
 /// The window reverse with a residual that the norm follows, moved into it; and that node's name.
@@ -156,26 +189,25 @@ fn absorb_reverse(graph: &Graph, found: &Found) -> Option<(Patch, String)> {
     let [Some(windows), Some(residual)] = window.inputs[..] else { return None };
     let norm = LayerNorm { map, reverse: true, ..found.norm };
     let shape = graph.shape(found.sum)?.to_vec();
-    let patch = found.fuse(Patch::new(graph, RULE), graph, &norm, [windows, residual], shape, [reverse])?;
+    let added = Addends { residual: Some(residual), part: None };
+    let patch = found.fuse(graph, &norm, (windows, added), shape, [reverse])?;
     Some((patch, window.name.clone()))
 }
 
-/// `base` with `update` added from index `before` of an axis on, and nothing in the last `after`.
-struct Part {
+/// `base` with a part added.
+struct PartAdd<'a> {
     base: ValueId,
-    update: ValueId,
-    rank: usize,
-    axis: usize,
-    before: i64,
-    after: i64,
+    part: Part,
+    /// Shape of the part.
+    covered: &'a [Dim],
     add: NodeId,
 }
 
-/// The Concat of all of a tensor's parts in order, one of them with something added.
-fn add_to_part(graph: &Graph, concat: &Node) -> Option<Part> {
+/// The Concat of all of the tokens of `[B, N, C]` in order, some of them with something added.
+fn part_add<'a>(graph: &'a Graph, concat: &Node) -> Option<PartAdd<'a>> {
     let sum = concat.output(0)?;
     let shape = graph.shape(sum)?;
-    let axis = normalize_axis(concat.int("axis")?, shape.len())?;
+    let axis = normalize_axis(concat.int("axis")?, shape.len()).filter(|&axis| axis == 1)?;
     let mut found = None;
     let mut base = None;
     let mut at = 0;
@@ -190,10 +222,10 @@ fn add_to_part(graph: &Graph, concat: &Node) -> Option<Part> {
             let (x, y) = (node.input(0)?, node.input(1)?);
             let of = |v| piece_at(graph, v, shape, axis, at);
             let (source, update) = of(x).map(|s| (s, y)).or_else(|| of(y).map(|s| (s, x)))?;
-            if found.is_some() || graph.shape(update) != graph.shape(part) || graph.dtype(update) != graph.dtype(sum) {
+            if found.is_some() || !same_kind(graph, update, part) {
                 return None;
             }
-            found = Some((update, at, size, add));
+            found = Some((Part { value: update, begin: at }, add));
             piece = Some(source);
         }
         if *base.get_or_insert(piece?) != piece? {
@@ -201,8 +233,9 @@ fn add_to_part(graph: &Graph, concat: &Node) -> Option<Part> {
         }
         at += size;
     }
-    let (update, before, size, add) = found?;
-    Some(Part { base: base?, update, rank: shape.len(), axis, before, after: at - before - size, add })
+    let (part, add) = found?;
+    let base = base.filter(|&base| same_kind(graph, base, sum))?;
+    Some(PartAdd { base, part, covered: graph.shape(part.value)?, add })
 }
 
 /// The tensor of this shape that `value` is a part of, from index `at` of the axis on.

@@ -228,7 +228,7 @@ fn norm_before(graph: &Graph, value: ValueId) -> Outcome<(NodeId, LayerNorm)> {
     };
     let label = graph.node_label(id);
     match LayerNorm::of(node) {
-        Some(norm) if norm.axes == 1 && !norm.reverse && node.int("residual") == Some(0) => Ok((id, norm)),
+        Some(norm) if norm.axes == 1 && !norm.reverse && LayerNorm::adds_nothing(node) => Ok((id, norm)),
         Some(norm) if norm.axes != 1 => miss(label, format!("a norm over {} axes", norm.axes)),
         Some(_) => miss(label, "a norm with a residual".into()),
         None if partition(graph, id).is_some() => miss(label, "a partition of what is read otherwise, too".into()),

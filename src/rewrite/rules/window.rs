@@ -20,7 +20,7 @@ use crate::error::Result;
 use crate::ir::{Dim, Graph, NodeId, ValueId, shape_text};
 use crate::onnx::DType;
 use crate::rewrite::engine::{Engine, Miss, Patch};
-use crate::rewrite::ops::{LayerNorm, Window, WindowMap};
+use crate::rewrite::ops::{Addends, LayerNorm, Window, WindowMap};
 use crate::rewrite::pattern::fused_name;
 use crate::rewrite::{Kind, Site, Status};
 
@@ -307,17 +307,11 @@ impl Half {
         let (name, y) = match norm_before(graph, source, &region, &map) {
             Some((id, norm)) => {
                 let node = graph.node(id);
-                let [x, rest @ ..] = &node.inputs.iter().copied().flatten().collect::<Vec<_>>()[..] else {
-                    return Err(unfit());
-                };
-                let (residual, scale, bias) = match *rest {
-                    [scale, bias] => (None, scale, bias),
-                    [residual, scale, bias] => (Some(residual), scale, bias),
-                    _ => return Err(unfit()),
-                };
-                let mut fused = norm.node(*x, residual, scale, bias);
+                let added = Addends::of(node).ok_or_else(unfit)?;
+                let &[Some(x), .., Some(scale), Some(bias)] = &node.inputs[..] else { return Err(unfit()) };
+                let mut fused = norm.node(x, &added, scale, bias);
                 fused.name.clone_from(&node.name);
-                let out = map.partitioned(graph.shape(*x).ok_or_else(unfit)?).ok_or_else(unfit)?;
+                let out = map.partitioned(graph.shape(x).ok_or_else(unfit)?).ok_or_else(unfit)?;
                 let y = patch.value(&format!("{}/windows", node.name), graph.dtype(self.out), Some(out));
                 let mut outputs = vec![y];
                 if let Some(sum) = node.output(1) {
@@ -395,6 +389,8 @@ fn norm_before(graph: &Graph, source: ValueId, region: &Region, map: &WindowMap)
     let alone = !graph.is_output(source) && !graph.is_named_elsewhere(source) && graph.uses(source).iter().all(inside);
     let suits =
         norm.map.is_none() && norm.axes == 1 && node.output(0) == Some(source) && map.fits(graph.shape(source)?);
+    // A part has no place beside windows.
+    let suits = suits && Addends::of(node)?.part.is_none();
     (alone && suits).then_some((id, LayerNorm { map: *map, ..norm }))
 }
 
