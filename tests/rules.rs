@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use trt_opt::ir::Graph;
+use trt_opt::ir::{Graph, Node, ValueId};
 use trt_opt::onnx::proto::{NodeProto, TypeProto, ValueInfoProto, type_proto};
 use trt_opt::onnx::{self, Model};
 use trt_opt::rewrite::{Kind, Ledger, Options, Standard, Status, Target};
@@ -301,12 +301,15 @@ fn windows_of_many_images_are_found() {
     }
 }
 
+fn rewritten(path: &Path) -> Graph {
+    let mut model = onnx::load(path).unwrap();
+    rewrite::fuse(&mut model.proto, &name(path), &Options::default(), &mut |_, _| {}).unwrap();
+    Graph::take(&mut model.proto).unwrap()
+}
+
 /// The attributes `name` of all nodes of an op in a rewritten fixture.
 fn attributes(fixture: &str, op: &str, name: &str) -> Vec<String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/{fixture}.onnx"));
-    let mut model = onnx::load(&path).unwrap();
-    rewrite::fuse(&mut model.proto, fixture, &Options::default(), &mut |_, _| {}).unwrap();
-    let graph = Graph::take(&mut model.proto).unwrap();
+    let graph = rewritten(&Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/{fixture}.onnx")));
     let text = |node: &trt_opt::ir::Node| match node.string(name) {
         Some(text) => text.to_owned(),
         None => node.int(name).unwrap().to_string(),
@@ -334,14 +337,39 @@ fn projections_of_one_value_become_one() {
 
 #[test]
 fn an_add_to_part_of_the_tokens_moves_into_the_norm() {
-    for (fixture, residual) in [
-        ("spelling_layernorm_add_to_part", "1"),
-        ("spelling_layernorm_add_to_part_middle", "1"),
-        ("spelling_layernorm_add_to_part_swapped", "0"),
-        ("spelling_layernorm_add_to_part_of_other", "0"),
-        ("spelling_layernorm_add_to_part_used", "0"),
+    for (fixture, residual, begin) in [
+        ("spelling_layernorm_add_to_part", "0", "1"),
+        ("spelling_layernorm_add_to_part_middle", "0", "1"),
+        // What the part is added to is a sum itself, which may be read elsewhere; then its add stays.
+        ("spelling_layernorm_add_to_part_of_sum", "1", "1"),
+        ("spelling_layernorm_add_to_part_of_sum_read", "0", "1"),
+        // The parts are swapped, of another tensor, or read elsewhere; parts of channels; a norm of more than a token.
+        ("spelling_layernorm_add_to_part_swapped", "0", "-1"),
+        ("spelling_layernorm_add_to_part_of_other", "0", "-1"),
+        ("spelling_layernorm_add_to_part_used", "0", "-1"),
+        ("spelling_layernorm_add_to_part_of_channels", "0", "-1"),
+        ("spelling_layernorm_add_to_part_two_axes", "0", "-1"),
     ] {
-        assert_eq!(attributes(fixture, "TrtOptLayerNorm", "residual"), [residual], "{fixture}");
+        let found = ["residual", "part_begin"].map(|name| attributes(fixture, "TrtOptLayerNorm", name).concat());
+        assert_eq!(found, [residual, begin], "{fixture}");
+    }
+}
+
+#[test]
+fn the_adds_between_blocks_of_tnt_move_into_the_norms() {
+    for path in common::fixtures().iter().filter(|path| name(path).starts_with("tnt_")) {
+        let graph = rewritten(path);
+        let norms = || graph.nodes().filter(|(_, n)| n.op == "TrtOptLayerNorm").map(|(_, n)| n);
+        // Before the first block's is the embedding's add of a weight.
+        let parts = norms().filter(|n| n.int("part_begin") == Some(1)).map(|n| n.int("residual").unwrap());
+        assert_eq!(parts.collect::<Vec<_>>(), [0, 1], "{}", name(path));
+        // Of the patches and the class token, whose sums are all normalized next; the last sum of words is not.
+        let tokens = |v: ValueId| graph.shape(v).is_some_and(|s| s.ends_with(&[7.into(), 12.into()]));
+        let computed = |n: &Node| n.inputs.iter().flatten().all(|&v| graph.constant(v).is_none() && tokens(v));
+        let adds = graph.nodes().filter(|(_, n)| n.is("Add") && computed(n));
+        let left: Vec<_> = adds.map(|(id, _)| graph.node_label(id)).collect();
+        assert!(left.is_empty(), "{}: {left:?}", name(path));
+        assert!(!graph.nodes().any(|(_, n)| n.is("Pad")), "{}", name(path));
     }
 }
 

@@ -372,6 +372,62 @@ def _(net):
     return net.op("Add", y, net.op("Pad", net.op("Tanh", changed), net.ints(0, 1, 0, 0, 0, 0)))
 
 
+def _part_of_sum_reference(x, w, read=False):
+    total = x + x @ w["full"]
+    update = (total[:, 1:3] if read else np.tanh(x[:, 1:3])) @ w["branch"]
+    total = total + np.pad(update, ((0, 0), (1, 2), (0, 0)))
+    return total + np.tanh(reference(total, w))
+
+
+def _part_of_sum(net, read=False):
+    """What a part is added to is a sum itself, as behind TNT's outer MLP; `read`: and is read by the branch, too."""
+    total = net.op("Add", "x", net.op("MatMul", "x", net.weight("full", 16, 16, scale=0.25)))
+    first, middle, last = net.op("Split", total, net.ints(1, 2, 2), axis=1, outputs=3)
+    update = middle if read else net.op("Tanh", net.slice("x", 1, 1, 3))
+    changed = net.op("Add", middle, _branch(net, update))
+    return _finish_part(net, net.op("Concat", first, changed, last, axis=1))
+
+
+@spelling("layernorm_add_to_part_of_sum", opset=17, shape=(2, 5, 16), ref=_part_of_sum_reference)
+def _(net):
+    return _part_of_sum(net)
+
+
+# Something else reads the inner sum, which the norm does not give.
+@spelling("layernorm_add_to_part_of_sum_read", opset=17, shape=(2, 5, 16), ref=partial(_part_of_sum_reference, read=True))
+def _(net):
+    return _part_of_sum(net, read=True)
+
+
+def _part_of_channels_reference(x, w):
+    total = x.copy()
+    total[..., 4:] += np.tanh(x[..., :12])
+    return total + np.tanh(reference(total, w))
+
+
+# A part of the channels is no part of the tokens.
+@spelling("layernorm_add_to_part_of_channels", opset=17, shape=(2, 5, 16), ref=_part_of_channels_reference)
+def _(net):
+    first, rest = net.slice("x", 2, 0, 4), net.slice("x", 2, 4, INT64_MAX)
+    changed = net.op("Add", rest, net.op("Tanh", net.slice("x", 2, 0, 12)))
+    return _finish_part(net, net.op("Concat", first, changed, axis=2))
+
+
+def _part_two_axes_reference(x, w):
+    total = x + np.pad(x[:, 1:] @ w["branch"], ((0, 0), (1, 0), (0, 0)))
+    return total + np.tanh(reference(total, w, (-2, -1)))
+
+
+# The norm's row is not a token.
+@spelling("layernorm_add_to_part_two_axes", opset=17, shape=(2, 5, 16), ref=_part_two_axes_reference)
+def _(net):
+    first, rest = net.slice("x", 1, 0, 1), net.slice("x", 1, 1, INT64_MAX)
+    total = net.op("Concat", first, net.op("Add", rest, _branch(net, rest)), axis=1)
+    scale = net.weight("scale", 5, 16, scale=0.2, shift=1.0)
+    y = net.op("LayerNormalization", total, scale, net.weight("bias", 5, 16, scale=0.2), axis=-2, epsilon=EPS)
+    return net.op("Add", total, net.op("Tanh", y))
+
+
 def _residual_map_reference(x, w):
     flat = (x + x @ w["branch"]).reshape(2, 12, 16)
     return flat + np.tanh(reference(flat, w))

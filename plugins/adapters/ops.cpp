@@ -92,16 +92,20 @@ public:
         axis_ = attributes_.integer("axis");
         expect(axis_ < 0 && axis_ >= -Dims::MAX_DIMS, "attribute 'axis' must be negative: the first normalized axis, counted from the end");
         residual_ = flag(attributes_, "residual");
+        part_begin_ = attributes_.integer("part_begin");
+        expect(part_begin_ >= -1, "attribute 'part_begin' must be a token, or -1 where there is no input part");
         reverse_ = flag(attributes_, "reverse");
         window_ = window_grid(attributes_, true, true);
+        expect(!part() || (axis_ == -1 && !window_.used()), "attribute 'part_begin' must be -1 where windows are used or more than the last axis is normalized");
         expect(!window_.used() || axis_ == -1, "attribute 'axis' must be -1 where windows are used");
         expect(!reverse_ || (window_.used() && residual_), "attribute 'reverse' needs windows and a residual");
     }
     std::unique_ptr<Op> clone() const override { return std::make_unique<LayerNorm>(*this); }
-    int32_t inputs() const override { return residual_ ? 4 : 3; }
-    int32_t outputs() const override { return residual_ ? 2 : 1; }
+    int32_t inputs() const override { return parameters() + 2; }
+    int32_t outputs() const override { return residual_ || part() ? 2 : 1; }
     void shapes(const DimsExprs* in, DimsExprs* out, IExprBuilder& build) const override {
         expect(in[0].nbDims >= -axis_, "input x has fewer axes than are normalized");
+        if (part()) check_part(in[0], in[parameters() - 1]);
         if (reverse_) {
             expect(in[0].nbDims == 3 && may_be(in[0].d[1], window_.window_tokens()), "input x must be [B*nW, wh*ww, C]");
             check_tokens(attributes_, in[1], window_);
@@ -109,7 +113,7 @@ public:
             return;
         }
         out[0] = in[0];
-        if (residual_) out[1] = in[0];
+        if (outputs() == 2) out[1] = in[0];
         if (window_.used()) {
             check_tokens(attributes_, in[0], window_);
             out[0].nbDims = 3;
@@ -127,9 +131,16 @@ public:
         p.dtype = dtype(in_desc[0]);
         p.row = volume(x, x.nbDims + axis_, x.nbDims);
         p.rows = volume(x, 0, x.nbDims + axis_);
-        const int parameters = residual_ ? 2 : 1;
-        for (int i = parameters; i < parameters + 2; ++i)
+        const int32_t scale = parameters(), bias = scale + 1;
+        for (int32_t i : {scale, bias})
             expect(volume(in_desc[i].dims, 0, in_desc[i].dims.nbDims) == p.row, "inputs scale and bias must have the normalized axes");
+        if (part()) {
+            const Dims& d = in_desc[scale - 1].dims;
+            expect(x.nbDims == 3 && d.nbDims == 3 && d.d[0] == x.d[0] && d.d[2] == x.d[2], "inputs x and part must be [B, N, C] and [B, M, C]");
+            expect(d.d[1] >= 1 && part_begin_ + int64_t{d.d[1]} <= x.d[1], "input part must be of tokens that x has");
+            p.part = in[scale - 1];
+            p.tokens = x.d[1], p.part_begin = part_begin_, p.part_tokens = d.d[1];
+        }
         if (window_.used()) images_of(attributes_, x, window_);
         if (reverse_) {
             expect(images_of_windows(attributes_, in_desc[0].dims, window_) == x.d[0], "inputs x and residual must be of as many images");
@@ -139,15 +150,26 @@ public:
         p.window = window_;
         p.reverse = reverse_;
         p.x = in[0];
-        if (residual_) p.residual = in[1], p.sum = out[1];
-        p.scale = in[parameters], p.bias = in[parameters + 1];
+        if (residual_) p.residual = in[1];
+        if (outputs() == 2) p.sum = out[1];
+        p.scale = in[scale], p.bias = in[bias];
         p.y = out[0];
         return layer_norm(p, stream);
     }
 
 private:
+    bool part() const { return part_begin_ >= 0; }
+    // Where scale and bias begin; the part is right before them.
+    int32_t parameters() const { return 1 + (residual_ ? 1 : 0) + (part() ? 1 : 0); }
+    void check_part(const DimsExprs& x, const DimsExprs& d) const {
+        expect(x.nbDims == 3 && d.nbDims == 3, "inputs x and part must be [B, N, C] and [B, M, C]");
+        if (x.d[2]->isConstant()) expect(may_be(d.d[2], x.d[2]->getConstantValue()), "inputs x and part must have as many channels");
+        if (x.d[1]->isConstant() && d.d[1]->isConstant())
+            expect(part_begin_ + int64_t{d.d[1]->getConstantValue()} <= x.d[1]->getConstantValue(), "input part must be of tokens that x has");
+    }
+
     float epsilon_;
-    int32_t axis_;
+    int32_t axis_, part_begin_;
     bool residual_, reverse_;
     WindowGrid window_;
 };
@@ -601,7 +623,7 @@ const std::vector<OpDef>& op_definitions() {
     constexpr auto kInt = FieldKind::kInt, kInts = FieldKind::kInts, kFloat = FieldKind::kFloat, kText = FieldKind::kText;
     static const std::vector<OpDef> ops = {
         {"TrtOptLayerNorm",
-         {{"epsilon", kFloat, 1}, {"axis", kInt, 1}, {"residual", kInt, 1}, {"reverse", kInt, 1}, {"grid", kInts, 2}, {"window", kInts, 2}, {"shift", kInts, 2}, {"pad_after_roll", kInt, 1}},
+         {{"epsilon", kFloat, 1}, {"axis", kInt, 1}, {"residual", kInt, 1}, {"part_begin", kInt, 1}, {"reverse", kInt, 1}, {"grid", kInts, 2}, {"window", kInts, 2}, {"shift", kInts, 2}, {"pad_after_roll", kInt, 1}},
          make<LayerNorm>},
         {"TrtOptAttention",
          {{"num_heads", kInt, 1}, {"scale", kFloat, 1}, {"layout", kText, 1}, {"bias", kInt, 1}, {"mask", kInt, 1}, {"mask_value", kFloat, 1}, {"grid", kInts, 2}, {"window", kInts, 2}, {"shift", kInts, 2}},

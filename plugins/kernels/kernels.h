@@ -31,9 +31,10 @@ struct WindowGrid {
     int64_t window_tokens() const { return int64_t{window_h} * window_w; }
 };
 
-// y = normalize(s) * scale + bias over rows of `row` elements; s = x + residual, written to `sum`.
+// y = normalize(s) * scale + bias over rows of `row` elements; s = x + residual, written to `sum`, each add rounded.
 // With a window grid the rows are tokens `[images, grid_h * grid_w, row]` and `y` is
 // `[images * windows, window_h * window_w, row]`; `rows` then counts tokens (images * grid_h * grid_w).
+// Without windows `part` may be added, too: to `part_tokens` of each image's `tokens` rows, from `part_begin` on.
 struct LayerNormProblem {
     DType dtype = DType::kHalf;
     int64_t rows = 0;
@@ -44,9 +45,11 @@ struct LayerNormProblem {
     const void* scale = nullptr;     // [row]
     const void* bias = nullptr;      // [row]
     void* y = nullptr;               // [rows, row], or partitioned
-    void* sum = nullptr;             // [rows, row]; written when residual is not null
+    void* sum = nullptr;             // [rows, row]; written when residual or part is not null
     WindowGrid window;
     bool reverse = false;            // x is partitioned, and y is not; rows are those of y
+    const void* part = nullptr;      // [rows / tokens, part_tokens, row], or null
+    int64_t tokens = 0, part_begin = 0, part_tokens = 0;
 };
 cudaError_t layer_norm(const LayerNormProblem& problem, cudaStream_t stream);
 

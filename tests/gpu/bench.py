@@ -36,10 +36,13 @@ class Library:
     def window(w):
         return (ctypes.c_int32 * 7)(*w) if w else None
 
-    def layer_norm(self, x, residual, scale, bias, y, total, row, window=None, reverse=False):
+    def layer_norm(self, x, residual, scale, bias, y, total, row, window=None, reverse=False, part=None, tokens=0):
+        """`part`: [images, M, row], added to the last M of each image's tokens."""
+        covered = part.shape[1] if part is not None else 0
         rows = x.numel() // row
         self.call("trt_opt_layer_norm", HALF, ctypes.c_int64(rows), ctypes.c_int64(row), ctypes.c_float(1e-5), pointer(x),
-                  pointer(residual), pointer(scale), pointer(bias), pointer(y), pointer(total), self.window(window), int(reverse))
+                  pointer(residual), pointer(scale), pointer(bias), pointer(y), pointer(total), self.window(window), int(reverse),
+                  pointer(part), ctypes.c_int64(tokens), ctypes.c_int64(tokens - covered), ctypes.c_int64(covered))
 
     def attention(self, qkv, out, heads, dim, bias_kind=0, bias=None, bias_period=1, mask_kind=0, mask_value=-100.0, window=None, tactic=0):
         batch, tokens = qkv.shape[0], qkv.shape[1]
@@ -141,6 +144,36 @@ def bench_layer_norm(lib, rows, row, residual, window, rounds, reverse=False):
     return {"op": "layer_norm", "shape": [rows, row], "residual": residual, "window": window, "reverse": reverse, "us": times, "failed": failed, "bytes": moved,
             "bandwidth_of_copy": times["copy"] / times["ours"], "speedup_over_torch": times["torch"] / times["ours"],
             "tb_s": moved / times["ours"] * 1e-6}
+
+
+def bench_layer_norm_part(lib, images, tokens, row, rounds):
+    """Before a block of TNT: a residual add, an add to all tokens but the first, and a norm."""
+    size = images * tokens * row * 2
+    sets, order = rotation(size * 5)
+    xs, rs = ([rand(images, tokens, row) for _ in range(sets)] for _ in range(2))
+    ps = [rand(images, tokens - 1, row) for _ in range(sets)]
+    ys, ss = ([torch.empty_like(xs[0]) for _ in range(sets)] for _ in range(2))
+    scale, bias = rand(row), rand(row)
+
+    def ours(i):
+        lib.layer_norm(xs[i], rs[i], scale, bias, ys[i], ss[i], row, part=ps[i], tokens=tokens)
+
+    def torch_norm(i):
+        torch.add(xs[i], rs[i], out=ss[i])
+        ss[i][:, 1:] += ps[i]
+        return F.layer_norm(ss[i], (row,), scale, bias, 1e-5)
+
+    ours(0)
+    total = xs[0] + rs[0]
+    total[:, 1:] += ps[0]
+    reference = F.layer_norm(total.float(), (row,), scale.float(), bias.float(), 1e-5)
+    error = ((ys[0].float() - reference).norm() / reference.norm()).item()
+    variants = {"ours": ours, "torch": torch_norm, "copy": lambda i: (ys[i].copy_(xs[i]), ss[i].copy_(rs[i])),
+                "without the part": lambda i: lib.layer_norm(xs[i], rs[i], scale, bias, ys[i], ss[i], row)}
+    times, failed = time_variants({k: [lambda i=i, f=f: f(i) for i in order] for k, f in variants.items()}, rounds)
+    moved = 4 * size + images * (tokens - 1) * row * 2
+    return {"op": "layer_norm", "shape": [images, tokens, row], "residual": True, "part": True, "error": error, "us": times, "failed": failed, "bytes": moved,
+            "bandwidth_of_copy": times["copy"] / times["ours"] * moved / (4 * size), "speedup_over_torch": times["torch"] / times["ours"], "tb_s": moved / times["ours"] * 1e-6}
 
 
 def bench_attention(lib, stage, batch, shifted, rounds, tactics):
@@ -366,6 +399,8 @@ def main():
             add(bench_layer_norm(lib, 32 * 3136, 96, True, None, args.rounds))
             add(bench_layer_norm(lib, 32 * 3136, 96, True, [56, 56, 7, 7, 3, 3, 0], args.rounds))
             add(bench_layer_norm(lib, 32 * 3136, 96, True, [56, 56, 7, 7, 3, 3, 0], args.rounds, reverse=True))
+            for images in (1, 32):
+                add(bench_layer_norm_part(lib, images, 197, 384, args.rounds))
         if wanted("attention"):
             for batch in (32, 1):
                 for stage in range(4):

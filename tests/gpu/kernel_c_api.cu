@@ -13,10 +13,11 @@ static WindowGrid grid(const int32_t* w) {
 }
 
 int trt_opt_layer_norm(int dtype, int64_t rows, int64_t row, float epsilon, const void* x, const void* residual, const void* scale, const void* bias, void* y, void* sum,
-                       const int32_t* window, int reverse, void* stream) {
+                       const int32_t* window, int reverse, const void* part, int64_t tokens, int64_t part_begin, int64_t part_tokens, void* stream) {
     LayerNormProblem p;
     p.dtype = static_cast<DType>(dtype), p.rows = rows, p.row = row, p.epsilon = epsilon;
     p.x = x, p.residual = residual, p.scale = scale, p.bias = bias, p.y = y, p.sum = sum, p.window = grid(window), p.reverse = reverse != 0;
+    p.part = part, p.tokens = tokens, p.part_begin = part_begin, p.part_tokens = part_tokens;
     return layer_norm(p, static_cast<cudaStream_t>(stream));
 }
 

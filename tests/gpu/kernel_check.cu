@@ -11,6 +11,7 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -186,6 +187,7 @@ struct LayerNormCase {
     int shift = 0;       // misalignment in elements
     float offset = 0;    // of the input
     bool reverse = false;
+    int64_t tokens = 1, part_begin = 0, part_tokens = 0;  // of `images` images; 0 part_tokens: no part
 };
 void check(Checker& c, const std::string& name, const LayerNormCase& a) {
     if (!c.wanted(name)) return;
@@ -194,14 +196,21 @@ void check(Checker& c, const std::string& name, const LayerNormCase& a) {
     p.window = a.window;
     p.reverse = a.reverse;
     p.row = a.row;
-    p.rows = a.window.used() ? a.images * a.window.grid_h * a.window.grid_w : a.images;
-    const int64_t cut = a.window.used() ? a.images * a.window.windows() * a.window.window_tokens() : a.images;
+    p.rows = a.images * (a.window.used() ? a.window.grid_h * a.window.grid_w : a.tokens);
+    const int64_t cut = a.window.used() ? a.images * a.window.windows() * a.window.window_tokens() : p.rows;
+    const bool part = a.part_tokens > 0, summed = a.residual || part;
     const int64_t in_rows = a.reverse ? cut : p.rows, out_rows = a.reverse ? p.rows : cut;
     Tensor x = tensor(a.type, in_rows * a.row, a.shift), r = tensor(a.type, a.residual ? p.rows * a.row : 0, a.shift), scale = tensor(a.type, a.row, a.shift),
-           bias = tensor(a.type, a.row, a.shift), y = tensor(a.type, out_rows * a.row, a.shift), sum = tensor(a.type, a.residual ? p.rows * a.row : 0, a.shift);
+           bias = tensor(a.type, a.row, a.shift), y = tensor(a.type, out_rows * a.row, a.shift), sum = tensor(a.type, summed ? p.rows * a.row : 0, a.shift),
+           extra = tensor(a.type, a.images * a.part_tokens * a.row, a.shift);
     x->fill(c.next_seed(), 1.5f, a.offset), r->fill(c.next_seed(), 1.f), scale->fill(c.next_seed(), 0.5f, 1.f), bias->fill(c.next_seed(), 0.5f);
     p.x = x->data(), p.scale = scale->data(), p.bias = bias->data(), p.y = y->data();
-    if (a.residual) p.residual = r->data(), p.sum = sum->data();
+    if (a.residual) p.residual = r->data();
+    if (summed) p.sum = sum->data();
+    if (part) {
+        extra->fill(c.next_seed(), 1.f);
+        p.part = extra->data(), p.tokens = a.tokens, p.part_begin = a.part_begin, p.part_tokens = a.part_tokens;
+    }
     const cudaError_t status = c.run([&](cudaStream_t s) { return layer_norm(p, s); });
     if (status != cudaSuccess) return c.report(name, a.type, 1e30, 0, 0, cudaGetErrorString(status));
     Doubles ref(y->count), ref_sum(sum->count);
@@ -211,7 +220,14 @@ void check(Checker& c, const std::string& name, const LayerNormCase& a) {
         CUDA_OK(cudaGetLastError());
     }
     c.compare(name, *y, ref);
-    if (a.residual) c.compare(name + " sum", *sum, ref_sum);
+    if (summed) c.compare(name + " sum", *sum, ref_sum);
+}
+// `images` images of `tokens` rows, and an operand for some of them.
+void check_part(Checker& c, DType type, int64_t images, int64_t tokens, int64_t begin, int64_t covered, int64_t row, bool residual, int shift = 0, float offset = 0) {
+    LayerNormCase a{type, images, row, residual, {}, shift, offset};
+    a.tokens = tokens, a.part_begin = begin, a.part_tokens = covered;
+    std::string name = "layer_norm part " + std::to_string(images) + "x" + std::to_string(tokens) + " tokens " + std::to_string(begin) + "+" + std::to_string(covered) + " row" + std::to_string(row);
+    check(c, name + (residual ? " residual" : "") + (shift ? " shift" + std::to_string(shift) : ""), a);
 }
 
 struct WindowCase {
@@ -543,6 +559,14 @@ void edge_cases(Checker& c) {
             for (int64_t rows : {1, 13, 300}) check(c, "layer_norm rows" + std::to_string(rows) + " row" + std::to_string(row) + s, LayerNormCase{t, rows, row, row % 3 == 0 || row == 512, {}});
         for (int shift : {1, 2, 4})
             for (int64_t row : {96, 100, 768, 9000}) check(c, "layer_norm misaligned " + std::to_string(shift) + " row" + std::to_string(row) + s, LayerNormCase{t, 77, row, true, {}, shift});
+        // All but the class token, all but the last, a middle, one token, all of them; every number of packs a row
+        for (bool residual : {false, true}) {
+            for (auto [tokens, begin, covered] : {std::tuple{197, 1, 196}, {5, 0, 4}, {9, 3, 4}, {7, 0, 1}, {7, 6, 1}, {6, 0, 6}, {1, 0, 1}}) check_part(c, t, 3, tokens, begin, covered, 384, residual);
+            for (int64_t row : {1, 2, 5, 6, 8, 16, 20, 24, 40, 64, 96, 100, 192, 192 + 4, 256, 500, 512, 768, 1000, 1280, 1536, 2000, 3000, 4096, 8192, 9000}) check_part(c, t, 2, 11, 1, 10, row, residual);
+            for (int shift : {1, 2, 4}) check_part(c, t, 4, 13, 2, 5, 96, residual, shift), check_part(c, t, 2, 5, 1, 4, 9000, residual, shift);
+            check_part(c, t, 1, 197, 1, 196, 384, residual), check_part(c, t, 0, 197, 1, 196, 384, residual);
+            check_part(c, t, 5, 50, 1, 49, 96, residual, 0, 20.f);
+        }
         check(c, "layer_norm no rows" + s, LayerNormCase{t, 0, 96, true, {}});
         check(c, "layer_norm offset" + s, LayerNormCase{t, 64, 96, false, {}, 0, 20.f});
         int k = 0;
@@ -675,6 +699,11 @@ void random_cases(Checker& c, int count, uint64_t seed) {
         LayerNormCase n{t, pick(1, 200), pick(0, 1) ? pick(1, 3000) : 8 * pick(1, 300), pick(0, 1) == 1, {}, shift};
         check(c, "layer_norm random" + s, n);
         WindowGrid g = random_grid(true);
+        {
+            const int images = pick(1, 8), tokens = pick(1, 60), begin = pick(0, tokens - 1), covered = pick(1, tokens - begin);
+            const int row = pick(0, 1) ? pick(1, 1500) : 8 * pick(1, 150);
+            check_part(c, t, images, tokens, begin, covered, row, pick(0, 1) == 1, shift);
+        }
         check(c, "layer_norm window random" + s, LayerNormCase{t, pick(1, 5), pick(0, 1) ? pick(1, 200) : 8 * pick(1, 40), pick(0, 1) == 1, g, shift});
         check(c, "layer_norm reverse random" + s, LayerNormCase{t, pick(1, 5), pick(0, 1) ? pick(1, 200) : 8 * pick(1, 40), true, g, shift, 0, true});
         const bool reverse = pick(0, 1);
@@ -715,6 +744,7 @@ void random_cases(Checker& c, int count, uint64_t seed) {
 // More than 2^31 elements.
 void large_cases(Checker& c) {
     check(c, "layer_norm large", LayerNormCase{DType::kHalf, 22500000, 96, false, {}});
+    check_part(c, DType::kHalf, 115000, 197, 1, 196, 96, true);
     check(c, "layer_norm window large", LayerNormCase{DType::kHalf, 7200, 96, true, grid(56, 56, 7, 7, 3, 3)});
     check(c, "layer_norm reverse large", LayerNormCase{DType::kHalf, 7200, 96, true, grid(56, 56, 7, 7, 3, 3), 0, 0, true});
     check(c, "window large", WindowCase{DType::kHalf, 7200, 96, true, true, grid(56, 56, 7, 7, 3, 3)});
@@ -763,6 +793,16 @@ void refusals(Checker& c) {
     expect("refuse rows of no whole image", layer_norm(n, nullptr));
     n.window = {}, n.reverse = true;
     expect("refuse reverse without windows", layer_norm(n, nullptr));
+    n.reverse = false, n.part = &n, n.tokens = 5, n.part_begin = 1, n.part_tokens = 5;
+    expect("refuse a part that ends behind the tokens", layer_norm(n, nullptr));
+    n.part_tokens = 4, n.part_begin = -1;
+    expect("refuse a part that begins before the tokens", layer_norm(n, nullptr));
+    n.part_begin = 1, n.part_tokens = 0;
+    expect("refuse a part of no tokens", layer_norm(n, nullptr));
+    n.part_tokens = 4, n.tokens = 4;
+    expect("refuse a part of no whole image", layer_norm(n, nullptr));
+    n.rows = 32, n.tokens = 16, n.window = grid(4, 4, 2, 2, 0, 0);
+    expect("refuse a part beside windows", layer_norm(n, nullptr));
 }
 
 }  // namespace

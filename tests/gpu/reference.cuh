@@ -67,6 +67,10 @@ template <class T> __global__ void layer_norm(LayerNormProblem p, int64_t rows, 
     auto value = [&](int64_t i) {
         double s = get<T>(p.x, at_x * p.row + i);
         if (p.residual) s = rounded<T>(s + get<T>(p.residual, from * p.row + i));
+        if (p.part) {
+            const int64_t token = r % p.tokens - p.part_begin;
+            if (token >= 0 && token < p.part_tokens) s = rounded<T>(s + get<T>(p.part, (r / p.tokens * p.part_tokens + token) * p.row + i));
+        }
         return s;
     };
     double mean = 0, variance = 0;
@@ -77,7 +81,7 @@ template <class T> __global__ void layer_norm(LayerNormProblem p, int64_t rows, 
     const double factor = 1 / sqrt(variance + static_cast<double>(p.epsilon));
     for (int64_t i = 0; i < p.row; ++i) {
         y[at_y * p.row + i] = (value(i) - mean) * factor * get<T>(p.scale, i) + get<T>(p.bias, i);
-        if (p.residual) sum[from * p.row + i] = value(i);
+        if (p.residual || p.part) sum[from * p.row + i] = value(i);
     }
 }
 

@@ -6,7 +6,7 @@ import sys
 
 def name(r):
     shape = "x".join(str(n) for n in r["shape"]) if "shape" in r else f"Swin stage {r['stage']}, batch {r['batch']}{', shifted' if r['shifted'] else ''}"
-    extra = [w for w, on in (("residual", r.get("residual")), ("window", r.get("window")), ("reverse", r.get("reverse"))) if on]
+    extra = [w for w, on in (("residual", r.get("residual")), ("part", r.get("part")), ("window", r.get("window")), ("reverse", r.get("reverse"))) if on]
     return " ".join([r["op"], shape, *extra])
 
 

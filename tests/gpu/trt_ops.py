@@ -132,15 +132,24 @@ def cases():
     x, r, g, b = rand(2, h * w, c), rand(2, h * w, c), 1 + rand(c, scale=0.2), rand(c, scale=0.2)
     swin = {"grid": [h, w], "window": [7, 7], "shift": [3, 3]}
     yield Case("layer_norm", {"x": x}, {"g": g, "b": b},
-               [node("TrtOptLayerNorm", ["x", "g", "b"], ["y"], epsilon=1e-5, axis=-1, residual=0, reverse=0, pad_after_roll=0, **none)],
+               [node("TrtOptLayerNorm", ["x", "g", "b"], ["y"], epsilon=1e-5, axis=-1, residual=0, part_begin=-1, reverse=0, pad_after_roll=0, **none)],
                {"y": layer_norm(x, g, b, 1e-5, (-1,))}, dynamic=True)
     yield Case("layer_norm_residual_window", {"x": x, "r": r}, {"g": g, "b": b},
-               [node("TrtOptLayerNorm", ["x", "r", "g", "b"], ["y", "s"], epsilon=1e-5, axis=-1, residual=1, reverse=0, pad_after_roll=0, **swin)],
+               [node("TrtOptLayerNorm", ["x", "r", "g", "b"], ["y", "s"], epsilon=1e-5, axis=-1, residual=1, part_begin=-1, reverse=0, pad_after_roll=0, **swin)],
                {"y": partition(layer_norm(x + r, g, b, 1e-5, (-1,)), h, w, (7, 7), (3, 3), 0), "s": x + r}, dynamic=True)
+    tokens, patches, r2 = rand(2, 197, c), rand(2, 196, c), rand(2, 197, c)
+    for residual in (0, 1):
+        for name, begin, part in (("", 1, patches), ("_middle", 90, patches[:, :7]), ("_begin", 0, patches[:, :1])):
+            total = tokens + r2 if residual else tokens.copy()
+            total[:, begin:begin + part.shape[1]] += part
+            yield Case(f"layer_norm_part{name}{'_residual' if residual else ''}", {"x": tokens, **({"r": r2} if residual else {}), "p": part}, {"g": g, "b": b},
+                       [node("TrtOptLayerNorm", ["x", *(["r"] if residual else []), "p", "g", "b"], ["y", "s"], epsilon=1e-5, axis=-1, residual=residual, part_begin=begin, reverse=0,
+                             pad_after_roll=0, **none)],
+                       {"y": layer_norm(total, g, b, 1e-5, (-1,)), "s": total}, dynamic=not name)
     words = rand(3, 5, 16, 24)
     g2, b2 = 1 + rand(16, 24, scale=0.2), rand(16, 24, scale=0.2)
     yield Case("layer_norm_two_axes", {"x": words}, {"g": g2, "b": b2},
-               [node("TrtOptLayerNorm", ["x", "g", "b"], ["y"], epsilon=1e-6, axis=-2, residual=0, reverse=0, pad_after_roll=0, **none)],
+               [node("TrtOptLayerNorm", ["x", "g", "b"], ["y"], epsilon=1e-6, axis=-2, residual=0, part_begin=-1, reverse=0, pad_after_roll=0, **none)],
                {"y": layer_norm(words, g2, b2, 1e-6, (-2, -1))})
     odd = rand(2, 13, 17, 40)
     grid = {"grid": [13, 17], "window": [4, 5], "shift": [2, 3]}
@@ -151,7 +160,7 @@ def cases():
         back = reverse(cut, 13, 17, (4, 5), (2, 3), after).reshape(odd.shape)
         g3, b3 = 1 + rand(40, scale=0.2), rand(40, scale=0.2)
         yield Case(f"layer_norm_reverse_{after}", {"x": cut, "r": odd}, {"g": g3, "b": b3},
-                   [node("TrtOptLayerNorm", ["x", "r", "g", "b"], ["y", "s"], epsilon=1e-5, axis=-1, residual=1, reverse=1, pad_after_roll=after, **grid)],
+                   [node("TrtOptLayerNorm", ["x", "r", "g", "b"], ["y", "s"], epsilon=1e-5, axis=-1, residual=1, part_begin=-1, reverse=1, pad_after_roll=after, **grid)],
                    {"y": layer_norm(back + odd, g3, b3, 1e-5, (-1,)), "s": back + odd}, dynamic=True)
         yield Case(f"window_reverse_{after}", {"x": cut, "r": odd}, {},
                    [node("TrtOptWindow", ["x", "r"], ["y"], reverse=1, rank=4, residual=1, pad_after_roll=after, **grid)], {"y": back + odd})
