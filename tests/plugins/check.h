@@ -77,8 +77,9 @@ inline Value gone() { return {PluginFieldType::kINT32, {}, 0, "", -1}; }
 inline Value typed(Value v, PluginFieldType type) { return v.type = type, v; }
 
 inline std::vector<Op> ops() {
-    const Fields norm = {{"epsilon", real(1e-5f)}, {"axis", ints({-1})}, {"residual", ints({1})}, {"reverse", ints({1})}, {"grid", ints({56, 56})}, {"window", ints({7, 7})}, {"shift", ints({3, 3})}, {"pad_after_roll", ints({0})}};
-    const Fields plain = {{"epsilon", real(1e-6f)}, {"axis", ints({-2})}, {"residual", ints({0})}, {"reverse", ints({0})}, {"grid", ints({0, 0})}, {"window", ints({0, 0})}, {"shift", ints({0, 0})}, {"pad_after_roll", ints({0})}};
+    const Fields norm = {{"epsilon", real(1e-5f)}, {"axis", ints({-1})}, {"residual", ints({1})}, {"part_begin", ints({-1})}, {"reverse", ints({1})}, {"grid", ints({56, 56})}, {"window", ints({7, 7})}, {"shift", ints({3, 3})}, {"pad_after_roll", ints({0})}};
+    const Fields plain = {{"epsilon", real(1e-6f)}, {"axis", ints({-2})}, {"residual", ints({0})}, {"part_begin", ints({-1})}, {"reverse", ints({0})}, {"grid", ints({0, 0})}, {"window", ints({0, 0})}, {"shift", ints({0, 0})}, {"pad_after_roll", ints({0})}};
+    const Fields part = {{"epsilon", real(1e-5f)}, {"axis", ints({-1})}, {"residual", ints({1})}, {"part_begin", ints({1})}, {"reverse", ints({0})}, {"grid", ints({0, 0})}, {"window", ints({0, 0})}, {"shift", ints({0, 0})}, {"pad_after_roll", ints({0})}};
     const Fields attention = {{"num_heads", ints({3})}, {"scale", real(0.1767767f)}, {"layout", text("qkv")}, {"bias", ints({2})}, {"mask", ints({2})}, {"mask_value", real(-100.f)}, {"grid", ints({56, 56})}, {"window", ints({7, 7})}, {"shift", ints({3, 3})}};
     const Fields global = {{"num_heads", ints({6})}, {"scale", real(0.125f)}, {"layout", text("q_k_v")}, {"bias", ints({0})}, {"mask", ints({1})}, {"mask_value", real(0.f)}, {"grid", ints({0, 0})}, {"window", ints({0, 0})}, {"shift", ints({0, 0})}};
     const Fields window = {{"reverse", ints({1})}, {"rank", ints({4})}, {"residual", ints({1})}, {"grid", ints({14, 14})}, {"window", ints({7, 7})}, {"shift", ints({3, 3})}, {"pad_after_roll", ints({1})}};
@@ -89,9 +90,11 @@ inline std::vector<Op> ops() {
     const Fields swin_dense = {{"epsilon", real(1e-6f)}, {"residual", ints({0})}, {"num_heads", ints({6})}, {"scale", real(0.125f)}, {"bias", ints({1})}, {"mask", ints({1})}, {"mask_value", real(0.f)}, {"grid", ints({10, 10})}, {"window", ints({4, 4})}, {"shift", ints({0, 0})}, {"pad_after_roll", ints({1})}};
     return {
         {"TrtOptLayerNorm",
-         {norm, plain},
+         {norm, plain, part},
          {{"epsilon", real(-1.f), "'epsilon'"}, {"epsilon", gone(), "'epsilon' is missing"}, {"epsilon", ints({1}), "'epsilon' must be float32"}, {"axis", ints({1}), "'axis'"}, {"axis", ints({-2}), "'axis' must be -1"},
-          {"residual", ints({2}), "'residual' must be 0 or 1"}, {"residual", ints({0}), "'reverse' needs windows and a residual"}, {"reverse", ints({2}), "'reverse' must be 0 or 1"}, {"window", ints({7, 0}), "'window'"}, {"window", ints({7}), "'window' must have 2 values, has 1"}, {"window", ints({-7, -7}), "'window'"},
+          {"residual", ints({2}), "'residual' must be 0 or 1"}, {"residual", ints({0}), "'reverse' needs windows and a residual"},
+          {"part_begin", ints({-2}), "'part_begin' must be a token"}, {"part_begin", ints({1}), "'part_begin' must be -1 where windows are used"}, {"part_begin", gone(), "'part_begin' is missing"},
+          {"reverse", ints({2}), "'reverse' must be 0 or 1"}, {"window", ints({7, 0}), "'window'"}, {"window", ints({7}), "'window' must have 2 values, has 1"}, {"window", ints({-7, -7}), "'window'"},
           {"grid", ints({0, 56}), "'grid'"}, {"shift", ints({-1, 0}), "'shift'"}, {"pad_after_roll", ints({3}), "'pad_after_roll'"}, {"grid", typed(ints({56, 56}), PluginFieldType::kINT16), "'grid' must be int32"}}},
         {"TrtOptAttention",
          {attention, global},

@@ -80,7 +80,7 @@ void formats(const std::map<std::string, IPluginCreatorV3One*>& creators) {
     std::unique_ptr<IPluginV3> plugin(creators.at(op.name)->createPlugin("p", &all, TensorRTPhase::kBUILD));
     auto* build = static_cast<IPluginV3OneBuild*>(plugin->getCapabilityInterface(PluginCapabilityType::kBUILD));
     expect(build->getNbOutputs() == 2, "a layer norm with residual has two outputs");
-    DynamicPluginTensorDesc tensors[6]{};
+    DynamicPluginTensorDesc tensors[7]{};
     const auto fits = [&](DataType first, DataType second, TensorFormat format) {
         for (auto& t : tensors) t.desc.type = first, t.desc.format = TensorFormat::kLINEAR;
         tensors[1].desc.type = second, tensors[1].desc.format = format;
@@ -92,6 +92,14 @@ void formats(const std::map<std::string, IPluginCreatorV3One*>& creators) {
     expect(!fits(DataType::kINT32, DataType::kINT32, TensorFormat::kLINEAR), "int32 is refused");
     expect(!fits(DataType::kHALF, DataType::kHALF, TensorFormat::kCHW32), "other formats are refused");
     expect(!build->supportsFormatCombination(0, tensors, 3, 2), "a wrong number of inputs is refused");
+
+    f = fields_of(op.valid[2]);  // with a residual and a part
+    const PluginFieldCollection part{static_cast<int32_t>(f.size()), f.data()};
+    plugin.reset(creators.at(op.name)->createPlugin("p", &part, TensorRTPhase::kBUILD));
+    build = static_cast<IPluginV3OneBuild*>(plugin->getCapabilityInterface(PluginCapabilityType::kBUILD));
+    for (auto& t : tensors) t.desc.type = DataType::kHALF, t.desc.format = TensorFormat::kLINEAR;
+    expect(build->getNbOutputs() == 2 && build->supportsFormatCombination(0, tensors, 5, 2), "a residual and a part make five inputs and two outputs");
+    expect(!build->supportsFormatCombination(0, tensors, 4, 2), "four inputs are refused where there is a part");
 }
 
 int through_registry(const char* library, const char* tensorrt) {
