@@ -275,6 +275,7 @@ mod checking {
                 field("order", FieldType::Int32, 4),
                 field("grid", FieldType::Int32, 2),
                 field("epsilon", FieldType::Float32, 1),
+                field("residual", FieldType::Int32, 1),
             ];
             assert_eq!(differences(def, &right), Vec::<String>::new());
             let mut wrong = right[1..].to_vec();
