@@ -195,4 +195,34 @@ cudaError_t swin_attn_block(const SwinAttnBlockProblem& problem, cudaStream_t st
 // Enough for this problem and for all with fewer images; 0 if it is not valid. Pointers are not looked at.
 int64_t swin_attn_block_workspace(const SwinAttnBlockProblem& problem);
 
+// y = s + gelu(norm2(s) * W1 + b1) * W2 + b2, s = x + attention(norm1(x) * Wqkv + bqkv) * Wproj + bproj, over the tokens of each
+// patch. All but x must be constants, as those of MlpBlockProblem.
+struct TntInnerBlockProblem {
+    DType dtype = DType::kHalf;
+    int64_t patches = 0;
+    int32_t tokens = 0, channels = 0, hidden = 0;  // of a patch; up to kMlpMaxChannels and kMlpMaxHidden
+    int32_t heads = 0;                             // which share the channels
+    float scale = 1.f;                             // of the scores
+    float epsilon1 = 1e-5f, epsilon2 = 1e-5f;
+    bool whole = false;                            // the norms are over all tokens of a patch together
+    bool tanh_gelu = false;
+    const void* x = nullptr;                       // [patches, tokens, channels]
+    const void *scale1 = nullptr, *bias1 = nullptr;  // [channels], or if whole [tokens, channels]
+    const void *w_qkv = nullptr, *b_qkv = nullptr;   // [channels, 3 * channels], [3 * channels]
+    const void *w_proj = nullptr, *b_proj = nullptr; // [channels, channels], [channels]
+    const void *scale2 = nullptr, *bias2 = nullptr;  // as scale1
+    const void *w1 = nullptr, *b1 = nullptr;         // [channels, hidden], [hidden]
+    const void *w2 = nullptr, *b2 = nullptr;         // [hidden, channels], [channels]
+    void* y = nullptr;                             // [patches, tokens, channels]; none of the inputs
+    void* workspace = nullptr;                     // tnt_inner_block_workspace bytes, aligned to 16; nothing in it is kept
+};
+// What the one kernel takes, where the device has tensor cores for it; other sizes are put together of several.
+constexpr int32_t kInnerMaxTokens = 16, kInnerMaxChannels = 64, kInnerMaxHidden = 256, kInnerMaxHead = 16;
+
+cudaError_t tnt_inner_block(const TntInnerBlockProblem& problem, cudaStream_t stream);
+
+// Enough for this problem and for all with fewer patches; 0 if it is not valid. Pointers are not
+// looked at.
+int64_t tnt_inner_block_workspace(const TntInnerBlockProblem& problem);
+
 }  // namespace trt_opt

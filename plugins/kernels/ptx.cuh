@@ -17,6 +17,14 @@ __device__ __forceinline__ void copy16(void* to, const void* from, bool exists) 
     *static_cast<uint4*>(to) = exists ? *static_cast<const uint4*>(from) : uint4{};
 #endif
 }
+// BYTES (4, 8 or 16) bytes to shared memory.
+template <int BYTES> __device__ __forceinline__ void copy(void* to, const void* from) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_address(to)), "l"(from), "n"(BYTES) : "memory");
+#else
+    memcpy(to, from, BYTES);
+#endif
+}
 // Closes a group of this thread's copies.
 __device__ __forceinline__ void commit_copies() {
 #if __CUDA_ARCH__ >= 800
@@ -36,6 +44,13 @@ __device__ __forceinline__ void load_matrices4(uint32_t (&r)[4], const __half* p
 }
 __device__ __forceinline__ void load_transposed4(uint32_t& a, uint32_t& b, uint32_t& c, uint32_t& d, const __half* p) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(a), "=r"(b), "=r"(c), "=r"(d) : "r"(shared_address(p)) : "memory");
+}
+
+// An 8 x 8 matrix of halves, a row's pair a lane, transposed.
+__device__ __forceinline__ uint32_t transposed(uint32_t pair) {
+    uint32_t r;
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(r) : "r"(pair));
+    return r;
 }
 
 // The two halves of a barrier of all threads of a cluster. What was written before the arrival is seen after the wait.
