@@ -44,7 +44,7 @@ pub struct Args {
     /// Where the rewritten model goes [default: MODEL.fused.onnx beside the input]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Kinds of site to fuse [default: all but mlp-block and swin-attn-block]
+    /// Kinds of site to fuse [default: all but mlp-block, swin-attn-block and tnt-inner-block]
     #[arg(long, value_name = "KIND,...", value_delimiter = ',')]
     fuse: Vec<Kind>,
     /// Kinds to fuse besides: blocks made of the others, which are not always faster

@@ -27,10 +27,12 @@ pub enum Kind {
     MlpBlock,
     /// A norm, a window attention with both of its projections, and the residual add, as one op.
     SwinAttnBlock,
+    /// A transformer block over few tokens, such as the words of TNT: attention and MLP with their norms and adds, as one op.
+    TntInnerBlock,
 }
 
 impl Kind {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::LayerNorm,
         Self::Attention,
         Self::Gelu,
@@ -38,6 +40,7 @@ impl Kind {
         Self::PatchMerge,
         Self::MlpBlock,
         Self::SwinAttnBlock,
+        Self::TntInnerBlock,
     ];
     /// The kinds that are fused unless something else is asked for: blocks are not, since whether one is faster than
     /// its parts depends on the sizes and the GPU.
@@ -57,6 +60,7 @@ impl Kind {
             Self::PatchMerge => "patch-merge",
             Self::MlpBlock => "mlp-block",
             Self::SwinAttnBlock => "swin-attn-block",
+            Self::TntInnerBlock => "tnt-inner-block",
         }
     }
 }

@@ -1,6 +1,8 @@
 //! A typical node of each op: what plugin libraries are tried with.
 
-use super::{Attention, LayerNorm, Layout, Mask, MlpBlock, OpDef, PatchMerge, SwinAttnBlock, Window, WindowMap};
+use super::{
+    Attention, LayerNorm, Layout, Mask, MlpBlock, OpDef, PatchMerge, SwinAttnBlock, TntInnerBlock, Window, WindowMap,
+};
 use crate::onnx::proto::AttributeProto;
 
 /// Attributes of a node as a rewrite of Swin makes it.
@@ -17,6 +19,10 @@ pub fn example(def: &OpDef) -> Vec<AttributeProto> {
         }
         "TrtOptMlpBlock" => MlpBlock { epsilon: 1e-5, tanh: false }.attributes(true),
         "TrtOptSwinAttnBlock" => SwinAttnBlock { epsilon: 1e-5, attention }.attributes(true),
+        "TrtOptTntInnerBlock" => {
+            let epsilon = [1e-5; 2];
+            TntInnerBlock { epsilon, whole: false, num_heads: 4, scale: 0.408_248_3, tanh: false }.attributes()
+        }
         other => panic!("op {other} has no example here"),
     }
 }

@@ -129,7 +129,7 @@ fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
 }
 
 /// GELU of a float value.
-fn gelu(body: &mut Body, x: &str, tanh: bool) -> String {
+pub(super) fn gelu(body: &mut Body, x: &str, tanh: bool) -> String {
     let argument = if tanh {
         let factors = [0.044_715, (2.0 / std::f64::consts::PI).sqrt()].map(|c| c as f32);
         let [cubic, root] = factors.map(|c| body.float(c));

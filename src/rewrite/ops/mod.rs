@@ -8,6 +8,7 @@ mod layer_norm;
 mod mlp_block;
 mod patch_merge;
 mod swin_attn_block;
+mod tnt_inner_block;
 mod window;
 
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ pub use layer_norm::{Addends, LayerNorm, Part};
 pub use mlp_block::{MAX_CHANNELS, MAX_HIDDEN, MULTIPLE, MlpBlock, MlpWeights};
 pub use patch_merge::PatchMerge;
 pub use swin_attn_block::{SwinAttnBlock, SwinAttnWeights};
+pub use tnt_inner_block::{TntInnerBlock, TntInnerWeights};
 pub use window::{Window, WindowMap};
 
 use crate::analysis::cost::{Cost, byte_size};
@@ -96,8 +98,15 @@ pub struct OpDef {
 }
 
 /// All plugin ops.
-pub static OPS: &[&OpDef] =
-    &[&layer_norm::DEF, &attention::DEF, &window::DEF, &patch_merge::DEF, &mlp_block::DEF, &swin_attn_block::DEF];
+pub static OPS: &[&OpDef] = &[
+    &layer_norm::DEF,
+    &attention::DEF,
+    &window::DEF,
+    &patch_merge::DEF,
+    &mlp_block::DEF,
+    &swin_attn_block::DEF,
+    &tnt_inner_block::DEF,
+];
 
 const fn port(name: &'static str, doc: &'static str) -> PortDef {
     PortDef { name, doc, optional: false }

@@ -12,6 +12,7 @@ mod projections;
 mod residual;
 mod straighten;
 mod swin_attn_block;
+mod tnt_inner_block;
 mod window;
 
 use crate::error::Result;
@@ -28,6 +29,8 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     patch_merge::run(engine)?;
     // Blocks are made of fused norms, attentions, windows and canonical GELUs, and take the residual adds around them:
     // each kind first the one after it, and attention blocks then the one before, which may be that of an MLP block.
+    // The whole before its halves.
+    tnt_inner_block::run(engine)?;
     swin_attn_block::run(engine)?;
     mlp_block::run(engine)?;
     swin_attn_block::residuals(engine)?;

@@ -104,12 +104,12 @@ fn partition(graph: &Graph, id: NodeId) -> Option<WindowMap> {
 }
 
 /// Whether the node leaves elements in their order.
-fn regroups(node: &Node) -> bool {
+pub fn regroups(node: &Node) -> bool {
     ["Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"].iter().any(|op| node.is(op))
 }
 
 /// The value before nodes that only regroup it.
-fn root(graph: &Graph, mut value: ValueId) -> ValueId {
+pub fn root(graph: &Graph, mut value: ValueId) -> ValueId {
     while let Some((_, node)) = graph.producer(value).filter(|(_, node)| regroups(node)) {
         match node.input(0) {
             Some(input) => value = input,
@@ -120,7 +120,7 @@ fn root(graph: &Graph, mut value: ValueId) -> ValueId {
 }
 
 /// The value before nodes that only regroup it, none of which is read otherwise.
-fn back(graph: &Graph, mut value: ValueId, covers: &mut Vec<NodeId>) -> Outcome<ValueId> {
+pub fn back(graph: &Graph, mut value: ValueId, covers: &mut Vec<NodeId>) -> Outcome<ValueId> {
     loop {
         single_use(graph, value)?;
         match graph.producer(value).and_then(|(id, node)| Some((id, node.input(0).filter(|_| regroups(node))?))) {
@@ -134,7 +134,7 @@ fn back(graph: &Graph, mut value: ValueId, covers: &mut Vec<NodeId>) -> Outcome<
 }
 
 /// The value after nodes that only regroup it, and its only reader.
-fn ahead(graph: &Graph, mut value: ValueId, covers: &mut Vec<NodeId>) -> Outcome<(ValueId, NodeId)> {
+pub fn ahead(graph: &Graph, mut value: ValueId, covers: &mut Vec<NodeId>) -> Outcome<(ValueId, NodeId)> {
     loop {
         let user = single_use(graph, value)?;
         if !regroups(graph.node(user)) {
