@@ -59,10 +59,16 @@ bool flag(const Attributes& a, const char* name) {
     if (v != 0 && v != 1) a.fail(std::string("attribute '") + name + "' must be 0 or 1, is " + std::to_string(v));
     return v != 0;
 }
-float epsilon(const Attributes& a) {
-    const float e = a.real("epsilon");
-    if (!(e >= 0.f) || !std::isfinite(e)) a.fail("attribute 'epsilon' must be a number of at least 0");
+float epsilon(const Attributes& a, const char* name = "epsilon") {
+    const float e = a.real(name);
+    if (!(e >= 0.f) || !std::isfinite(e)) a.fail(std::string("attribute '") + name + "' must be a number of at least 0");
     return e;
+}
+// Whether GELU is by its tanh form.
+bool tanh_gelu(const Attributes& a) {
+    const std::string& approximate = a.string("approximate");
+    if (approximate != "none" && approximate != "tanh") a.fail("attribute 'approximate' must be none or tanh, is '" + approximate + "'");
+    return approximate == "tanh";
 }
 
 // Images of a token tensor `[B, H*W, C]` or `[B, H, W, C]`; throws if it is not of this grid.
@@ -477,9 +483,7 @@ public:
     explicit MlpBlock(Attributes given) : Op(std::move(given)) {
         epsilon_ = epsilon(attributes_);
         residual_ = flag(attributes_, "residual");
-        const std::string& approximate = attributes_.string("approximate");
-        if (approximate != "none" && approximate != "tanh") attributes_.fail("attribute 'approximate' must be none or tanh, is '" + approximate + "'");
-        tanh_ = approximate == "tanh";
+        tanh_ = tanh_gelu(attributes_);
     }
     std::unique_ptr<Op> clone() const override { return std::make_unique<MlpBlock>(*this); }
     int32_t inputs() const override { return residual_ ? 8 : 7; }
@@ -609,6 +613,68 @@ private:
     WindowGrid window_;
 };
 
+class TntInnerBlock final : public Op {
+public:
+    explicit TntInnerBlock(Attributes given) : Op(std::move(given)) {
+        epsilon1_ = epsilon(attributes_, "epsilon1"), epsilon2_ = epsilon(attributes_, "epsilon2");
+        whole_ = flag(attributes_, "whole");
+        heads_ = attributes_.integer("num_heads");
+        if (heads_ <= 0) attributes_.fail("attribute 'num_heads' must be positive");
+        scale_ = attributes_.real("scale");
+        if (!std::isfinite(scale_)) attributes_.fail("attribute 'scale' must be finite");
+        tanh_ = tanh_gelu(attributes_);
+    }
+    std::unique_ptr<Op> clone() const override { return std::make_unique<TntInnerBlock>(*this); }
+    int32_t inputs() const override { return 13; }
+    int32_t outputs() const override { return 1; }
+    void shapes(const DimsExprs* in, DimsExprs* out, IExprBuilder&) const override {
+        expect(in[0].nbDims == 3, "input x must be [B, N, C]");
+        for (int i : {3, 5, 9, 11}) expect(in[i].nbDims == 2, "inputs w_qkv, w_proj, w1 and w2 must be matrices");
+        out[0] = in[0];
+    }
+    cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, void* workspace, int32_t,
+                    cudaStream_t stream) const override {
+        TntInnerBlockProblem p = problem(in_desc);
+        p.x = in[0], p.scale1 = in[1], p.bias1 = in[2], p.w_qkv = in[3], p.b_qkv = in[4], p.w_proj = in[5], p.b_proj = in[6];
+        p.scale2 = in[7], p.bias2 = in[8], p.w1 = in[9], p.b1 = in[10], p.w2 = in[11], p.b2 = in[12];
+        p.y = out[0];
+        p.workspace = workspace;
+        return tnt_inner_block(p, stream);
+    }
+    size_t workspace(const PluginTensorDesc* in_desc) const override {
+        const TntInnerBlockProblem p = problem(in_desc);
+        expect(p.patches >= 0, "the workspace has a part for each patch, and how many there are is not known");
+        return static_cast<size_t>(tnt_inner_block_workspace(p));
+    }
+
+private:
+    // Everything but the pointers.
+    TntInnerBlockProblem problem(const PluginTensorDesc* in) const {
+        const Dims& x = in[0].dims;
+        expect(x.nbDims == 3, "input x must be [B, N, C]");
+        const int64_t tokens = x.d[1], channels = x.d[2];
+        expect(tokens >= 1 && tokens <= (1 << 16), "1 to 65536 tokens are possible");
+        const auto matrix = [&](int i, int64_t rows, int64_t columns) { return in[i].dims.nbDims == 2 && in[i].dims.d[0] == rows && in[i].dims.d[1] == columns; };
+        const int64_t hidden = in[9].dims.nbDims == 2 ? int64_t{in[9].dims.d[1]} : 0;
+        expect(channels >= 1 && channels <= kMlpMaxChannels && hidden >= 1 && hidden <= kMlpMaxHidden, "at most 2048 channels and 16384 hidden columns are possible");
+        expect(matrix(3, channels, 3 * channels) && matrix(5, channels, channels), "inputs w_qkv and w_proj must be [C, 3*C] and [C, C], where C is the last axis of x");
+        expect(matrix(9, channels, hidden) && matrix(11, hidden, channels), "inputs w1 and w2 must be [C, H] and [H, C], where C is the last axis of x");
+        const auto elements = [&](int i) { return volume(in[i].dims, 0, in[i].dims.nbDims); };
+        for (int i : {1, 2, 7, 8}) expect(elements(i) == (whole_ ? tokens * channels : channels), "the norms' scales and biases must have C elements, with whole = 1 N*C");
+        expect(elements(4) == 3 * channels && elements(6) == channels && elements(10) == hidden && elements(12) == channels, "inputs b_qkv, b_proj, b1 and b2 must have 3*C, C, H and C elements");
+        expect(channels % heads_ == 0 && channels / heads_ <= 128, "the channels must be heads of 1 to 128 each");
+        TntInnerBlockProblem p;
+        p.dtype = dtype(in[0]);
+        p.patches = x.d[0], p.tokens = static_cast<int32_t>(tokens), p.channels = static_cast<int32_t>(channels), p.hidden = static_cast<int32_t>(hidden);
+        p.heads = heads_, p.scale = scale_, p.epsilon1 = epsilon1_, p.epsilon2 = epsilon2_, p.whole = whole_, p.tanh_gelu = tanh_;
+        return p;
+    }
+
+    int32_t heads_;
+    float epsilon1_, epsilon2_, scale_;
+    bool whole_, tanh_;
+};
+
 template <class T> std::unique_ptr<Op> make(Attributes attributes) { return std::make_unique<T>(std::move(attributes)); }
 
 }  // namespace
@@ -636,6 +702,7 @@ const std::vector<OpDef>& op_definitions() {
         {"TrtOptSwinAttnBlock",
          {{"epsilon", kFloat, 1}, {"residual", kInt, 1}, {"num_heads", kInt, 1}, {"scale", kFloat, 1}, {"bias", kInt, 1}, {"mask", kInt, 1}, {"mask_value", kFloat, 1}, {"grid", kInts, 2}, {"window", kInts, 2}, {"shift", kInts, 2}, {"pad_after_roll", kInt, 1}},
          make<SwinAttnBlock>},
+        {"TrtOptTntInnerBlock", {{"epsilon1", kFloat, 1}, {"epsilon2", kFloat, 1}, {"whole", kInt, 1}, {"num_heads", kInt, 1}, {"scale", kFloat, 1}, {"approximate", kText, 1}}, make<TntInnerBlock>},
     };
     return ops;
 }

@@ -550,6 +550,73 @@ void check(Checker& c, const SwinAttnCase& a) {
     c.enclosed(name, a.type, *workspace);
 }
 
+struct InnerCase {
+    DType type;
+    int64_t patches;
+    int tokens, heads, d, hidden;
+    bool whole = false, tanh_gelu = false;
+    int shift = 0;
+    float offset = 0;
+};
+void check(Checker& c, const InnerCase& a) {
+    char text[160];
+    std::snprintf(text, sizeof(text), "tnt_inner_block b%lld n%d h%d d%d hidden%d%s%s off%d+%g", static_cast<long long>(a.patches), a.tokens, a.heads, a.d, a.hidden, a.whole ? " whole" : "",
+                  a.tanh_gelu ? " tanh" : "", a.shift, static_cast<double>(a.offset));
+    const std::string name = text;
+    if (!c.wanted(name)) return;
+    const int channels = a.heads * a.d;
+    const int64_t rows = a.patches * a.tokens, size = rows * channels, normal_row = a.whole ? int64_t{a.tokens} * channels : channels;
+    std::vector<Tensor> in;
+    auto make = [&](int64_t count, float scale, float offset = 0) -> const void* {
+        in.push_back(tensor(a.type, count, a.shift));
+        in.back()->fill(c.next_seed(), scale, offset);
+        return in.back()->data();
+    };
+    auto root = [](int k) { return 1.f / std::sqrt(static_cast<float>(k)); };
+    TntInnerBlockProblem p;
+    p.dtype = a.type, p.patches = a.patches, p.tokens = a.tokens, p.channels = channels, p.hidden = a.hidden, p.heads = a.heads;
+    p.scale = root(a.d), p.epsilon2 = 1e-3f, p.whole = a.whole, p.tanh_gelu = a.tanh_gelu;
+    p.x = make(size, 1.5f, a.offset);
+    p.scale1 = make(normal_row, 0.5f, 1.f), p.bias1 = make(normal_row, 0.5f), p.scale2 = make(normal_row, 0.5f, 1.f), p.bias2 = make(normal_row, 0.5f);
+    p.w_qkv = make(3 * channels * channels, root(channels)), p.b_qkv = make(3 * channels, 0.5f);
+    // Large enough that both halves count beside x.
+    p.w_proj = make(channels * channels, 2 * root(channels)), p.b_proj = make(channels, 0.5f);
+    p.w1 = make(int64_t{channels} * a.hidden, root(channels)), p.b1 = make(a.hidden, 0.5f);
+    p.w2 = make(int64_t{channels} * a.hidden, 2 * root(a.hidden)), p.b2 = make(channels, 0.5f);
+    Tensor y = tensor(a.type, size, a.shift), workspace = tensor(DType::kFloat, (tnt_inner_block_workspace(p) + 3) / 4);
+    p.y = y->data(), p.workspace = workspace->data();
+
+    Doubles normal(size), wide(rows * std::max(3 * channels, a.hidden)), context(size), ref(size);
+    auto reference = [&](auto type) {
+        using T = decltype(type);
+        auto normalize = [&](const void* scale, const void* bias, float epsilon) {
+            reference::normalize<T><<<blocks_for(size / normal_row), 128>>>(ref.p, scale, bias, size / normal_row, normal_row, static_cast<double>(epsilon), normal.p);
+        };
+        auto product = [&](const Doubles& x, const void* w, const void* b, int k, int n, Doubles& to) { reference::product<T><<<blocks_for(rows * n), 128>>>(x.p, w, b, rows, k, n, to.p); };
+        reference::widen<T><<<blocks_for(size), 128>>>(p.x, size, ref.p);
+        normalize(p.scale1, p.bias1, p.epsilon1);
+        product(normal, p.w_qkv, p.b_qkv, channels, 3 * channels, wide);
+        AttentionProblem attend;
+        attend.batch = a.patches, attend.heads = a.heads, attend.queries = attend.keys = a.tokens, attend.dim = attend.value_dim = a.d, attend.scale = p.scale;
+        auto part = [&](int i) { return HeadView{wide.p + i * channels, int64_t{a.tokens} * 3 * channels, 3 * channels, a.d}; };
+        attend.q = part(0), attend.k = part(1), attend.v = part(2);
+        reference::attention<T, double><<<blocks_for(rows * a.heads), 128>>>(attend, context.p);
+        product(context, p.w_proj, p.b_proj, channels, channels, normal);
+        reference::add<<<blocks_for(size), 128>>>(ref.p, normal.p, size);
+        normalize(p.scale2, p.bias2, p.epsilon2);
+        product(normal, p.w1, p.b1, channels, a.hidden, wide);
+        reference::gelu<<<blocks_for(rows * a.hidden), 128>>>(wide.p, rows * a.hidden, a.tanh_gelu);
+        product(wide, p.w2, p.b2, a.hidden, channels, context);
+        reference::add<<<blocks_for(size), 128>>>(ref.p, context.p, size);
+        CUDA_OK(cudaGetLastError());
+    };
+    if (rows > 0) a.type == DType::kHalf ? reference(__half()) : reference(float());
+    const cudaError_t status = c.run([&](cudaStream_t s) { return tnt_inner_block(p, s); });
+    if (status != cudaSuccess) return c.report(name, a.type, 1e30, 0, 0, cudaGetErrorString(status));
+    c.compare(name, *y, ref);
+    c.enclosed(name, a.type, *workspace);
+}
+
 WindowGrid grid(int h, int w, int wh, int ww, int sh, int sw, int after = 0) { return {h, w, wh, ww, sh, sw, after}; }
 
 void edge_cases(Checker& c) {
@@ -655,6 +722,19 @@ void edge_cases(Checker& c) {
         check(c, MlpCase{t, 0, 96, 384});
         check(c, MlpCase{t, 100, 192, 768, true, false, 0, false, 20.f});
 
+        // The words of TNT-S and TNT-B, of PyramidTNT's stages, and what the one kernel takes at most
+        check(c, InnerCase{t, 196, 16, 4, 6, 96}), check(c, InnerCase{t, 196, 16, 4, 10, 160, false, true}), check(c, InnerCase{t, 196, 16, 4, 16, 256});
+        for (int heads : {2, 4, 8}) check(c, InnerCase{t, 1024, 16, heads, 4, 16 * heads, true});
+        check(c, InnerCase{t, 6272, 16, 4, 6, 96}), check(c, InnerCase{t, 5000, 16, 8, 8, 256, true});
+        for (int tokens = 1; tokens <= 16; ++tokens) check(c, InnerCase{t, tokens, tokens, 3, 8, 40, tokens % 2 == 0, tokens % 3 == 0}), check(c, InnerCase{t, 9, tokens, 2, 12, 50, tokens % 2 == 1});
+        for (auto [heads, d] : {std::pair{1, 2}, {2, 1}, {2, 2}, {10, 1}, {6, 3}, {2, 5}, {2, 7}, {4, 9}, {2, 11}, {4, 13}, {4, 14}, {4, 15}, {3, 16}}) check(c, InnerCase{t, 11, 16, heads, d, 4 * heads * d});
+        // Not for the one kernel: tokens, channels, heads, hidden columns, odd sizes; alignment
+        check(c, InnerCase{t, 11, 17, 4, 6, 96}), check(c, InnerCase{t, 5, 64, 4, 6, 96, true}), check(c, InnerCase{t, 11, 16, 5, 16, 320}), check(c, InnerCase{t, 11, 16, 2, 32, 256});
+        check(c, InnerCase{t, 11, 16, 4, 6, 300}), check(c, InnerCase{t, 11, 16, 3, 5, 60}), check(c, InnerCase{t, 11, 16, 2, 6, 17});
+        for (int shift : {1, 2, 4}) check(c, InnerCase{t, 11, 16, 4, 6, 96, shift == 2, false, shift}), check(c, InnerCase{t, 11, 16, 3, 8, 96, false, false, shift});
+        check(c, InnerCase{t, 0, 16, 4, 6, 96});
+        check(c, InnerCase{t, 50, 16, 4, 6, 96, false, false, 0, 20.f}), check(c, InnerCase{t, 50, 16, 4, 8, 128, true, false, 0, 20.f});
+
         // Swin's stages, with and without shift; the last stage's map is one window
         for (auto [side, channels] : {std::pair{56, 96}, {28, 192}, {14, 384}, {7, 768}}) {
             check(c, SwinAttnCase{t, 1, channels, channels / 32, 32, grid(side, side, 7, 7, 0, 0)});
@@ -720,6 +800,9 @@ void random_cases(Checker& c, int count, uint64_t seed) {
         if (w.mask == AttentionMask::kDense) w.mask_period = pick(0, 1) ? 1 : w.window.windows();
         w.residual = pick(0, 1) == 1, w.shift = shift;
         check(c, w);
+
+        const int size = pick(1, 18);
+        check(c, InnerCase{t, pick(1, 600), pick(1, pick(0, 3) ? 16 : 40), pick(1, std::max(1, 64 / size)), size, pick(0, 1) ? 8 * pick(1, 32) : pick(1, 280), pick(0, 1) == 1, pick(0, 1) == 1, shift});
 
         AttentionCase a{t, pick(1, 40), pick(1, 8), pick(1, 80), pick(1, 80), pick(1, 40), 0, static_cast<Layout>(pick(0, 4))};
         if (pick(0, 3) == 0) a.d = 8 * pick(1, 16);
@@ -788,6 +871,13 @@ void refusals(Checker& c) {
     expect("refuse a block of head size 129", swin_attn_block(s, nullptr));
     s.attention.dim = 8, s.channels = kSwinAttnMaxChannels + 8;
     expect("refuse a block of too many channels", swin_attn_block(s, nullptr));
+    TntInnerBlockProblem i;
+    i.patches = 1, i.tokens = 17, i.channels = 24, i.hidden = 96, i.heads = 4;
+    expect("refuse a block over words without workspace", tnt_inner_block(i, nullptr));
+    i.heads = 5;
+    expect("refuse heads that do not share the channels", tnt_inner_block(i, nullptr));
+    i.heads = 4, i.tokens = 0;
+    expect("refuse a block over no words", tnt_inner_block(i, nullptr));
     LayerNormProblem n;
     n.rows = 10, n.row = 8, n.window = grid(4, 4, 2, 2, 0, 0);
     expect("refuse rows of no whole image", layer_norm(n, nullptr));

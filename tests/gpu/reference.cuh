@@ -224,4 +224,31 @@ template <class T> __global__ void swin_out(SwinAttnBlockProblem p, const double
     y[at] = (p.residual ? sum[at] : get<T>(p.x, at)) + projected[i];
 }
 
+// What the block over words needs besides `product` and `attention`: a norm of doubles, one thread a row, and GELU and an add.
+template <class T> __global__ void normalize(const double* x, const void* scale, const void* bias, int64_t rows, int64_t row, double epsilon, double* y) {
+    const int64_t r = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+    if (r >= rows) return;
+    x += r * row, y += r * row;
+    double mean = 0, variance = 0;
+    for (int64_t i = 0; i < row; ++i) mean += x[i];
+    mean /= row;
+    for (int64_t i = 0; i < row; ++i) variance += (x[i] - mean) * (x[i] - mean);
+    const double factor = 1 / sqrt(variance / row + epsilon);
+    for (int64_t i = 0; i < row; ++i) y[i] = (x[i] - mean) * factor * get<T>(scale, i) + get<T>(bias, i);
+}
+template <class T> __global__ void widen(const void* x, int64_t count, double* y) {
+    const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+    if (i < count) y[i] = get<T>(x, i);
+}
+inline __global__ void gelu(double* x, int64_t count, bool tanh_form) {
+    const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+    if (i >= count) return;
+    const double v = x[i];
+    x[i] = tanh_form ? v / 2 * (1 + tanh(sqrt(2 / 3.14159265358979323846) * (v + 0.044715 * v * v * v))) : v / 2 * (1 + erf(v / sqrt(2.0)));
+}
+inline __global__ void add(double* x, const double* y, int64_t count) {
+    const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+    if (i < count) x[i] += y[i];
+}
+
 }  // namespace reference

@@ -213,6 +213,21 @@ def cases():
         yield Case(name, {"x": x, "r": r} if extra else {"x": x}, constants,
                    [node("TrtOptMlpBlock", ["x", *(["r"] if extra else []), *constants], ["y"], epsilon=1e-5, residual=int(extra), approximate="none")],
                    {"y": s + active @ constants["w2"] + constants["b2"]}, dynamic=extra)
+    for name, patches, n, count, size, hidden, whole in (("tnt_inner_block", 196, 16, 4, 6, 96, 0), ("tnt_inner_block_whole", 64, 16, 4, 4, 64, 1), ("tnt_inner_block_tokens", 12, 49, 4, 8, 128, 0)):
+        c = count * size
+        axes, row = ((-2, -1), (n, c)) if whole else ((-1,), (c,))
+        x = rand(patches, n, c)
+        constants = {"g1": 1 + rand(*row, scale=0.2), "bn1": rand(*row, scale=0.2), "w_qkv": rand(c, 3 * c, scale=c**-0.5), "b_qkv": rand(3 * c, scale=0.2),
+                     "w_proj": rand(c, c, scale=2 * c**-0.5), "b_proj": rand(c, scale=0.2), "g2": 1 + rand(*row, scale=0.2), "bn2": rand(*row, scale=0.2),
+                     "w1": rand(c, hidden, scale=c**-0.5), "b1": rand(hidden, scale=0.2), "w2": rand(hidden, c, scale=hidden**-0.5), "b2": rand(c, scale=0.2)}
+        qkv = layer_norm(x, constants["g1"], constants["bn1"], 1e-5, axes) @ constants["w_qkv"] + constants["b_qkv"]
+        q, k, v = (heads(qkv[..., i * c:(i + 1) * c], count) for i in range(3))
+        s = x + attention(q, k, v, size**-0.5) @ constants["w_proj"] + constants["b_proj"]
+        u = layer_norm(s, constants["g2"], constants["bn2"], 1e-6, axes) @ constants["w1"] + constants["b1"]
+        active = u / 2 * (1 + np.vectorize(math.erf)(u / 2**0.5))
+        yield Case(name, {"x": x}, constants,
+                   [node("TrtOptTntInnerBlock", ["x", *constants], ["y"], epsilon1=1e-5, epsilon2=1e-6, whole=whole, num_heads=count, scale=size**-0.5, approximate="none")],
+                   {"y": s + active @ constants["w2"] + constants["b2"]}, dynamic=not whole)
     for name, images, (gh, gw), window, shift, after, extra, dense in (("swin_attn_block", 2, (28, 28), (7, 7), (3, 3), 0, True, False), ("swin_attn_block_one_window", 1, (7, 7), (7, 7), (0, 0), 0, False, False),
                                                                        ("swin_attn_block_padded", 2, (13, 17), (4, 5), (2, 3), 1, False, False), ("swin_attn_block_dense", 2, (14, 14), (7, 7), (3, 3), 0, True, True)):
         c, count, size = 64, 4, 16
