@@ -240,13 +240,13 @@ template <class T> __global__ void widen(const void* x, int64_t count, double* y
     const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
     if (i < count) y[i] = get<T>(x, i);
 }
-inline __global__ void gelu(double* x, int64_t count, bool tanh_form) {
+static __global__ void gelu(double* x, int64_t count, bool tanh_form) {
     const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
     if (i >= count) return;
     const double v = x[i];
     x[i] = tanh_form ? v / 2 * (1 + tanh(sqrt(2 / 3.14159265358979323846) * (v + 0.044715 * v * v * v))) : v / 2 * (1 + erf(v / sqrt(2.0)));
 }
-inline __global__ void add(double* x, const double* y, int64_t count) {
+static __global__ void add(double* x, const double* y, int64_t count) {
     const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
     if (i < count) x[i] += y[i];
 }
