@@ -107,10 +107,15 @@ __device__ __forceinline__ void normalize(uint32_t (&a)[STEPS][4], const float (
     // Over the lanes of a row, or of all rows.
     const auto reduce = [&](float (&v)[2]) {
         if (whole) v[0] = v[1] = fmaf(v[0], counted[0], v[1] * counted[1]);
-        const int lanes = whole ? 32 : 4;
-        for (int step = 1; step < lanes; step *= 2) {
+#pragma unroll
+        for (int step = 1; step < 4; step *= 2) {
             v[0] += __shfl_xor_sync(0xffffffffu, v[0], step);
             v[1] += __shfl_xor_sync(0xffffffffu, v[1], step);
+        }
+        if (whole) {
+#pragma unroll
+            for (int step = 4; step < 32; step *= 2) v[0] += __shfl_xor_sync(0xffffffffu, v[0], step);
+            v[1] = v[0];
         }
     };
     const float part = 1.f / static_cast<float>(whole ? p.tokens * p.channels : p.channels);
