@@ -36,7 +36,7 @@ struct InnerArgs {
     int qkv_row, proj_row, up_row, down_row;
     float scale, epsilon1, epsilon2;  // scale: of the scores, times log2 e
     Activation activation;
-    int unit, head_unit;  // halves copied at a time, of kQkv and kQkvBias and of all others
+    int unit, head_unit;  // halves copied at a time; head_unit: of kQkv and kQkvBias
     int shared;           // 16-byte words
     InnerPart parts[kInnerTensors];
 };
