@@ -296,15 +296,21 @@ private:
 
 // How scores are made of queries and keys: attributes, and the inputs for bias and mask, which come in this order.
 struct Scores {
-    int32_t heads, bias, mask;
-    float scale, mask_value;
+    int32_t heads, bias, mask = 0;
+    float scale, mask_value = 0.f;
 
-    explicit Scores(const Attributes& a) {
+    // `masks_and_tables`: whether the op has them.
+    explicit Scores(const Attributes& a, bool masks_and_tables = true) {
         heads = a.integer("num_heads");
         if (heads <= 0) a.fail("attribute 'num_heads' must be positive");
         scale = a.real("scale");
         if (!std::isfinite(scale)) a.fail("attribute 'scale' must be finite");
-        bias = a.integer("bias"), mask = a.integer("mask");
+        bias = a.integer("bias");
+        if (!masks_and_tables) {
+            if (bias < 0 || bias > 1) a.fail("attribute 'bias' must be 0 or 1");
+            return;
+        }
+        mask = a.integer("mask");
         if (bias < 0 || bias > 2) a.fail("attribute 'bias' must be 0, 1 or 2");
         if (mask < 0 || mask > 2) a.fail("attribute 'mask' must be 0, 1 or 2");
         mask_value = a.real("mask_value");
@@ -540,26 +546,28 @@ private:
     bool residual_, tanh_;
 };
 
-class SwinAttnBlock final : public Op {
+template <bool kWindows> class AttnBlock final : public Op {
 public:
-    explicit SwinAttnBlock(Attributes given) : Op(std::move(given)), scores_(attributes_) {
+    explicit AttnBlock(Attributes given) : Op(std::move(given)), scores_(attributes_, kWindows) {
         epsilon_ = epsilon(attributes_);
         residual_ = flag(attributes_, "residual");
+        if (!kWindows) return;
         window_ = window_grid(attributes_, true, true);
         expect(window_.used(), "attribute 'window' must be two positive sizes");
     }
-    std::unique_ptr<Op> clone() const override { return std::make_unique<SwinAttnBlock>(*this); }
+    std::unique_ptr<Op> clone() const override { return std::make_unique<AttnBlock>(*this); }
     int32_t inputs() const override { return after_scores() + 2; }
     int32_t outputs() const override { return 1; }
     void shapes(const DimsExprs* in, DimsExprs* out, IExprBuilder&) const override {
-        check_tokens(attributes_, in[0], window_);
+        if (kWindows) check_tokens(attributes_, in[0], window_);
+        else expect(in[0].nbDims == 3, "input x must be [B, N, C]");
         expect(in[weights() + 2].nbDims == 2 && in[after_scores()].nbDims == 2, "inputs w_qkv and w_proj must be matrices");
         out[0] = in[0];
     }
     cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, void* workspace, int32_t,
                     cudaStream_t stream) const override {
-        SwinAttnBlockProblem p = problem(in_desc);
-        p.images = images_of(attributes_, in_desc[0].dims, window_);
+        AttnBlockProblem p = problem(in_desc);
+        p.images = kWindows ? images_of(attributes_, in_desc[0].dims, window_) : in_desc[0].dims.d[0];
         p.x = in[0];
         if (residual_) p.residual = in[1];
         const void* const* w = in + weights();
@@ -568,22 +576,23 @@ public:
         p.w_proj = in[after_scores()], p.b_proj = in[after_scores() + 1];
         p.y = out[0];
         p.workspace = workspace;
-        return swin_attn_block(p, stream);
+        return attn_block(p, stream);
     }
     size_t workspace(const PluginTensorDesc* in_desc) const override {
-        SwinAttnBlockProblem p = problem(in_desc);
+        AttnBlockProblem p = problem(in_desc);
         p.images = in_desc[0].dims.d[0];
         expect(p.images >= 0, "the workspace has a part for each image, and how many there are is not known");
-        return static_cast<size_t>(swin_attn_block_workspace(p));
+        return static_cast<size_t>(attn_block_workspace(p));
     }
 
 private:
     int32_t weights() const { return residual_ ? 2 : 1; }
     int32_t after_scores() const { return weights() + 4 + scores_.inputs(); }
     // Everything but the images and the pointers.
-    SwinAttnBlockProblem problem(const PluginTensorDesc* in) const {
+    AttnBlockProblem problem(const PluginTensorDesc* in) const {
         const Dims& x = in[0].dims;
-        expect(x.nbDims == 3 || x.nbDims == 4, "input x must be [B, H*W, C] or [B, H, W, C]");
+        if (kWindows) expect(x.nbDims == 3 || x.nbDims == 4, "input x must be [B, H*W, C] or [B, H, W, C]");
+        else expect(x.nbDims == 3 && x.d[1] >= 1 && x.d[1] <= kAttnMaxTokens, "input x must be [B, N, C] with N from 1 to 65536");
         const PluginTensorDesc *w = in + weights(), *proj = in + after_scores();
         const Dims &w_qkv = w[2].dims, &w_proj = proj[0].dims;
         const int64_t channels = x.d[x.nbDims - 1];
@@ -593,17 +602,18 @@ private:
         const auto elements = [](const PluginTensorDesc& t) { return volume(t.dims, 0, t.dims.nbDims); };
         expect(elements(w[0]) == channels && elements(w[1]) == channels && elements(proj[1]) == channels, "inputs norm_scale, norm_bias and b_proj must have C elements");
         expect(elements(w[3]) == 3 * inner, "input b_qkv must have 3*h*d elements");
-        expect(channels <= kSwinAttnMaxChannels && inner <= kSwinAttnMaxChannels, "at most 2048 channels, and as many of all heads, are possible");
+        expect(channels <= kAttnMaxChannels && inner <= kAttnMaxChannels, "at most 2048 channels, and as many of all heads, are possible");
         expect(inner % scores_.heads == 0, "the rows of w_proj are not a multiple of num_heads");
         const int64_t d = inner / scores_.heads;
         expect(d >= 1 && d <= 128, "the head size must be 1 to 128");
-        SwinAttnBlockProblem p;
+        AttnBlockProblem p;
         p.dtype = dtype(in[0]);
         p.channels = static_cast<int32_t>(channels);
         p.epsilon = epsilon_;
         p.attention.window = window_;
         p.attention.dim = static_cast<int32_t>(d);
-        scores_.describe(attributes_, w + 4, window_.window_tokens(), window_.window_tokens(), p.attention);
+        if (!kWindows) p.tokens = static_cast<int32_t>(x.d[1]);
+        scores_.describe(attributes_, w + 4, p.group_tokens(), p.group_tokens(), p.attention);
         return p;
     }
 
@@ -701,7 +711,8 @@ const std::vector<OpDef>& op_definitions() {
         {"TrtOptMlpBlock", {{"epsilon", kFloat, 1}, {"residual", kInt, 1}, {"approximate", kText, 1}}, make<MlpBlock>},
         {"TrtOptSwinAttnBlock",
          {{"epsilon", kFloat, 1}, {"residual", kInt, 1}, {"num_heads", kInt, 1}, {"scale", kFloat, 1}, {"bias", kInt, 1}, {"mask", kInt, 1}, {"mask_value", kFloat, 1}, {"grid", kInts, 2}, {"window", kInts, 2}, {"shift", kInts, 2}, {"pad_after_roll", kInt, 1}},
-         make<SwinAttnBlock>},
+         make<AttnBlock<true>>},
+        {"TrtOptAttnBlock", {{"epsilon", kFloat, 1}, {"residual", kInt, 1}, {"num_heads", kInt, 1}, {"scale", kFloat, 1}, {"bias", kInt, 1}}, make<AttnBlock<false>>},
         {"TrtOptTntInnerBlock", {{"epsilon1", kFloat, 1}, {"epsilon2", kFloat, 1}, {"whole", kInt, 1}, {"num_heads", kInt, 1}, {"scale", kFloat, 1}, {"approximate", kText, 1}}, make<TntInnerBlock>},
     };
     return ops;

@@ -168,16 +168,17 @@ std::vector<int32_t> mlp_block_tactics(const MlpBlockProblem& problem);
 bool mlp_block_tactic_valid(const MlpBlockProblem& problem, int32_t tactic);
 
 // y = s + reverse(attention(partition(normalize(s)) * Wqkv + bqkv) * Wproj + bproj) over the tokens of `images` maps, where
-// s = x + residual. Padded tokens of windows are zeros behind the norm. The norm's and the products' weights must be constants, as
+// s = x + residual. Without windows nothing is partitioned, and all tokens of an image attend to each other. Padded tokens of windows are zeros behind the norm. The norm's and the products' weights must be constants, as
 // those of MlpBlockProblem.
-struct SwinAttnBlockProblem {
+struct AttnBlockProblem {
     DType dtype = DType::kHalf;
     int64_t images = 0;
-    int32_t channels = 0;              // up to kSwinAttnMaxChannels, and so is heads * dim
+    int32_t channels = 0;              // up to kAttnMaxChannels, and so is heads * dim
     float epsilon = 1e-5f;
-    // heads, dim, scale, bias and mask; `window` is the map, and has to be used. All else is the function's to fill in.
+    int32_t tokens = 0;                // of an image, up to kAttnMaxTokens, where there are no windows
+    // heads, dim, scale, bias and mask; `window` is the map, if there are windows. All else is the function's to fill in.
     AttentionProblem attention;
-    const void* x = nullptr;           // [images, grid_h * grid_w, channels]
+    const void* x = nullptr;           // [images, grid_h * grid_w or tokens, channels]
     const void* residual = nullptr;    // shape of x, or null: no residual
     const void* norm_scale = nullptr;  // [channels]
     const void* norm_bias = nullptr;   // [channels]
@@ -186,14 +187,19 @@ struct SwinAttnBlockProblem {
     const void* w_proj = nullptr;      // [heads * dim, channels]
     const void* b_proj = nullptr;      // [channels]
     void* y = nullptr;                 // shape of x; none of the inputs
-    void* workspace = nullptr;         // swin_attn_block_workspace bytes, aligned to 16; nothing in it is kept between calls
-};
-constexpr int32_t kSwinAttnMaxChannels = 2048;
+    void* workspace = nullptr;         // attn_block_workspace bytes, aligned to 16; nothing in it is kept between calls
 
-cudaError_t swin_attn_block(const SwinAttnBlockProblem& problem, cudaStream_t stream);
+    // Of an image: its tokens, the groups of them that attend to each other, and the tokens of a group, padding included.
+    int64_t image_tokens() const { return attention.window.used() ? int64_t{attention.window.grid_h} * attention.window.grid_w : tokens; }
+    int64_t groups() const { return attention.window.used() ? attention.window.windows() : 1; }
+    int64_t group_tokens() const { return attention.window.used() ? attention.window.window_tokens() : tokens; }
+};
+constexpr int32_t kAttnMaxChannels = 2048, kAttnMaxTokens = 1 << 16;
+
+cudaError_t attn_block(const AttnBlockProblem& problem, cudaStream_t stream);
 
 // Enough for this problem and for all with fewer images; 0 if it is not valid. Pointers are not looked at.
-int64_t swin_attn_block_workspace(const SwinAttnBlockProblem& problem);
+int64_t attn_block_workspace(const AttnBlockProblem& problem);
 
 // y = s + gelu(norm2(s) * W1 + b1) * W2 + b2, s = x + attention(norm1(x) * Wqkv + bqkv) * Wproj + bproj, over the tokens of each
 // patch. All but x must be constants, as those of MlpBlockProblem.

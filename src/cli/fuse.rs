@@ -35,6 +35,7 @@ Examples:
   trt-opt fuse swin.onnx -o out.onnx --target trt10 --verify
   trt-opt fuse swin.onnx --fuse layernorm,attention --require layernorm,attention
   trt-opt fuse swin.onnx --also mlp-block,swin-attn-block  blocks too, as one op each
+  trt-opt fuse vit.onnx --also mlp-block,attn-block
   trt-opt fuse swin.onnx --reference twin.onnx             also a twin that any ONNX runtime can run
   trt-opt fuse swin.onnx --ledger swin.json --json         the account of all sites, for programs
   trt-opt fuse swin.onnx --target trt11 --fp16 --inputs images.npz --verify
@@ -44,7 +45,7 @@ pub struct Args {
     /// Where the rewritten model goes [default: MODEL.fused.onnx beside the input]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Kinds of site to fuse [default: all but mlp-block, swin-attn-block and tnt-inner-block]
+    /// Kinds of site to fuse [default: all but mlp-block, swin-attn-block, attn-block and tnt-inner-block]
     #[arg(long, value_name = "KIND,...", value_delimiter = ',')]
     fuse: Vec<Kind>,
     /// Kinds to fuse besides: blocks made of the others, which are not always faster

@@ -27,12 +27,14 @@ pub enum Kind {
     MlpBlock,
     /// A norm, a window attention with both of its projections, and the residual add, as one op.
     SwinAttnBlock,
+    /// A norm, an attention without windows with both of its projections, and the residual add, as one op.
+    AttnBlock,
     /// A transformer block over few tokens, such as the words of TNT: attention and MLP with their norms and adds, as one op.
     TntInnerBlock,
 }
 
 impl Kind {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::LayerNorm,
         Self::Attention,
         Self::Gelu,
@@ -40,6 +42,7 @@ impl Kind {
         Self::PatchMerge,
         Self::MlpBlock,
         Self::SwinAttnBlock,
+        Self::AttnBlock,
         Self::TntInnerBlock,
     ];
     /// The kinds that are fused unless something else is asked for: blocks are not, since whether one is faster than
@@ -60,6 +63,7 @@ impl Kind {
             Self::PatchMerge => "patch-merge",
             Self::MlpBlock => "mlp-block",
             Self::SwinAttnBlock => "swin-attn-block",
+            Self::AttnBlock => "attn-block",
             Self::TntInnerBlock => "tnt-inner-block",
         }
     }

@@ -482,7 +482,7 @@ void check(Checker& c, const MlpCase& a) {
     c.enclosed(name, a.type, *workspace);
 }
 
-struct SwinAttnCase {
+struct AttnBlockCase {
     DType type;
     int64_t images;
     int channels, heads, d;
@@ -494,26 +494,27 @@ struct SwinAttnCase {
     bool residual = false;
     int shift = 0;
     float offset = 0;
+    int tokens = 0;  // of an image, where there are no windows
 };
-void check(Checker& c, const SwinAttnCase& a) {
+void check(Checker& c, const AttnBlockCase& a) {
     const WindowGrid& g = a.window;
     char text[256];
-    std::snprintf(text, sizeof(text), "swin_attn_block b%lld c%d h%d d%d grid%dx%d win%dx%d shift%d,%d pad%d bias%d/%lld mask%d/%lld%s off%d+%g", static_cast<long long>(a.images), a.channels, a.heads,
-                  a.d, g.grid_h, g.grid_w, g.window_h, g.window_w, g.shift_h, g.shift_w, g.pad_after_roll, int(a.bias), static_cast<long long>(a.bias_period), int(a.mask),
+    std::snprintf(text, sizeof(text), "attn_block b%lld c%d h%d d%d n%d grid%dx%d win%dx%d shift%d,%d pad%d bias%d/%lld mask%d/%lld%s off%d+%g", static_cast<long long>(a.images), a.channels, a.heads,
+                  a.d, a.tokens, g.grid_h, g.grid_w, g.window_h, g.window_w, g.shift_h, g.shift_w, g.pad_after_roll, int(a.bias), static_cast<long long>(a.bias_period), int(a.mask),
                   static_cast<long long>(a.mask_period), a.residual ? " residual" : "", a.shift, static_cast<double>(a.offset));
     const std::string name = text;
     if (!c.wanted(name)) return;
-    const int64_t inner = int64_t{a.heads} * a.d, n = g.window_tokens(), windows = a.images * g.windows(), rows = windows * n, size = a.images * g.grid_h * g.grid_w * a.channels;
+    AttnBlockProblem p;
+    p.dtype = a.type, p.images = a.images, p.channels = a.channels, p.tokens = a.tokens;
+    AttentionProblem& t = p.attention;
+    t.heads = a.heads, t.dim = a.d, t.scale = 1.f / std::sqrt(static_cast<float>(a.d)), t.window = g;
+    const int64_t inner = int64_t{a.heads} * a.d, n = p.group_tokens(), groups = a.images * p.groups(), rows = groups * n, size = a.images * p.image_tokens() * a.channels;
     std::vector<Tensor> in;
     auto make = [&](int64_t count, float scale, float offset = 0) -> const void* {
         in.push_back(tensor(a.type, count, a.shift));
         in.back()->fill(c.next_seed(), scale, offset);
         return in.back()->data();
     };
-    SwinAttnBlockProblem p;
-    p.dtype = a.type, p.images = a.images, p.channels = a.channels;
-    AttentionProblem& t = p.attention;
-    t.heads = a.heads, t.dim = a.d, t.scale = 1.f / std::sqrt(static_cast<float>(a.d)), t.window = g;
     t.bias_kind = a.bias, t.bias_period = a.bias_period, t.bias_heads = a.heads;
     t.mask_kind = a.mask, t.mask_period = a.mask_period;
     p.x = make(size, 1.5f, a.offset);
@@ -524,7 +525,7 @@ void check(Checker& c, const SwinAttnCase& a) {
     if (a.mask == AttentionMask::kDense) t.mask = make(a.mask_period * n * n, 2.f, -1.f);
     // Large enough that the block's part counts beside x.
     p.w_proj = make(inner * a.channels, 3.f / std::sqrt(static_cast<float>(inner))), p.b_proj = make(a.channels, 0.5f);
-    Tensor y = tensor(a.type, size, a.shift), workspace = tensor(DType::kFloat, (swin_attn_block_workspace(p) + 3) / 4);
+    Tensor y = tensor(a.type, size, a.shift), workspace = tensor(DType::kFloat, (attn_block_workspace(p) + 3) / 4);
     p.y = y->data(), p.workspace = workspace->data();
 
     Doubles normal(rows * a.channels), sum(size), qkv(rows * 3 * inner), context(rows * inner), projected(rows * a.channels), ref(size);
@@ -535,16 +536,16 @@ void check(Checker& c, const SwinAttnCase& a) {
         reference::layer_norm<T><<<blocks_for(rows), 128>>>(norm, rows, normal.p, sum.p);
         reference::product<T><<<blocks_for(rows * 3 * inner), 128>>>(normal.p, p.w_qkv, p.b_qkv, rows, a.channels, static_cast<int>(3 * inner), qkv.p);
         AttentionProblem attend = t;
-        attend.batch = windows, attend.queries = attend.keys = static_cast<int32_t>(n), attend.value_dim = a.d;
+        attend.batch = groups, attend.queries = attend.keys = static_cast<int32_t>(n), attend.value_dim = a.d;
         auto part = [&](int i) { return HeadView{qkv.p + i * inner, n * 3 * inner, static_cast<int32_t>(3 * inner), a.d}; };
         attend.q = part(0), attend.k = part(1), attend.v = part(2);
-        reference::attention<T, double><<<blocks_for(windows * a.heads * n), 128>>>(attend, context.p);
+        reference::attention<T, double><<<blocks_for(groups * a.heads * n), 128>>>(attend, context.p);
         reference::product<T><<<blocks_for(rows * a.channels), 128>>>(context.p, p.w_proj, p.b_proj, rows, static_cast<int>(inner), a.channels, projected.p);
-        reference::swin_out<T><<<blocks_for(rows * a.channels), 128>>>(p, projected.p, sum.p, rows, ref.p);
+        reference::attn_block_out<T><<<blocks_for(rows * a.channels), 128>>>(p, projected.p, sum.p, rows, ref.p);
         CUDA_OK(cudaGetLastError());
     };
     if (rows > 0) a.type == DType::kHalf ? reference(__half()) : reference(float());
-    const cudaError_t status = c.run([&](cudaStream_t s) { return swin_attn_block(p, s); });
+    const cudaError_t status = c.run([&](cudaStream_t s) { return attn_block(p, s); });
     if (status != cudaSuccess) return c.report(name, a.type, 1e30, 0, 0, cudaGetErrorString(status));
     c.compare(name, *y, ref);
     c.enclosed(name, a.type, *workspace);
@@ -737,27 +738,36 @@ void edge_cases(Checker& c) {
 
         // Swin's stages, with and without shift; the last stage's map is one window
         for (auto [side, channels] : {std::pair{56, 96}, {28, 192}, {14, 384}, {7, 768}}) {
-            check(c, SwinAttnCase{t, 1, channels, channels / 32, 32, grid(side, side, 7, 7, 0, 0)});
-            if (side > 7) check(c, SwinAttnCase{t, 2, channels, channels / 32, 32, grid(side, side, 7, 7, 3, 3), B::kTable, 1, M::kShift, 1, true});
+            check(c, AttnBlockCase{t, 1, channels, channels / 32, 32, grid(side, side, 7, 7, 0, 0)});
+            if (side > 7) check(c, AttnBlockCase{t, 2, channels, channels / 32, 32, grid(side, side, 7, 7, 3, 3), B::kTable, 1, M::kShift, 1, true});
         }
-        check(c, SwinAttnCase{t, 1, 384, 12, 32, grid(24, 24, 12, 12, 6, 6), B::kTable, 1, M::kShift});
+        check(c, AttnBlockCase{t, 1, 384, 12, 32, grid(24, 24, 12, 12, 6, 6), B::kTable, 1, M::kShift});
         // Padded maps, both ways; dense bias of all windows; dense mask; no bias
         for (int after : {0, 1}) {
             const WindowGrid g = grid(13, 17, 4, 5, 2, 3, after);
-            check(c, SwinAttnCase{t, 3, 64, 2, 32, g, B::kTable, 1, M::kShift, 1, after == 1});
-            check(c, SwinAttnCase{t, 3, 64, 4, 16, g, B::kDense, g.windows(), M::kNone});
-            check(c, SwinAttnCase{t, 2, 64, 4, 16, g, B::kTable, 1, M::kDense, g.windows(), true});
-            check(c, SwinAttnCase{t, 2, 64, 4, 16, g, B::kNone, 1, M::kShift});
-            check(c, SwinAttnCase{t, 2, 40, 2, 8, grid(5, 3, 8, 8, 3, 2, after), B::kTable, 1, M::kShift});
+            check(c, AttnBlockCase{t, 3, 64, 2, 32, g, B::kTable, 1, M::kShift, 1, after == 1});
+            check(c, AttnBlockCase{t, 3, 64, 4, 16, g, B::kDense, g.windows(), M::kNone});
+            check(c, AttnBlockCase{t, 2, 64, 4, 16, g, B::kTable, 1, M::kDense, g.windows(), true});
+            check(c, AttnBlockCase{t, 2, 64, 4, 16, g, B::kNone, 1, M::kShift});
+            check(c, AttnBlockCase{t, 2, 40, 2, 8, grid(5, 3, 8, 8, 3, 2, after), B::kTable, 1, M::kShift});
         }
         // Heads that are wider or narrower than the channels, no multiples of eight, no alignment
-        check(c, SwinAttnCase{t, 2, 96, 2, 64, grid(14, 14, 7, 7, 3, 3), B::kTable, 1, M::kShift}), check(c, SwinAttnCase{t, 1, 96, 3, 128, grid(8, 8, 4, 4, 0, 0)});
-        check(c, SwinAttnCase{t, 2, 128, 2, 16, grid(8, 8, 4, 4, 2, 2), B::kTable, 1, M::kShift, 1, true});
-        check(c, SwinAttnCase{t, 2, 20, 3, 5, grid(6, 9, 2, 3, 1, 1), B::kTable, 1, M::kShift, 1, true}), check(c, SwinAttnCase{t, 1, 1, 1, 1, grid(2, 2, 1, 2, 0, 0)});
-        check(c, SwinAttnCase{t, 2, 96, 3, 32, grid(14, 14, 7, 7, 3, 3), B::kTable, 1, M::kShift, 1, true, 1}), check(c, SwinAttnCase{t, 2, 96, 3, 32, grid(14, 14, 7, 7, 3, 3), B::kTable, 1, M::kShift, 1, true, 4});
-        check(c, SwinAttnCase{t, 1, 2048, 16, 128, grid(4, 8, 4, 4, 0, 0)});
-        check(c, SwinAttnCase{t, 0, 96, 3, 32, grid(14, 14, 7, 7, 3, 3)});
-        check(c, SwinAttnCase{t, 1, 96, 3, 32, grid(14, 14, 7, 7, 3, 3), B::kTable, 1, M::kShift, 1, true, 0, 20.f});
+        check(c, AttnBlockCase{t, 2, 96, 2, 64, grid(14, 14, 7, 7, 3, 3), B::kTable, 1, M::kShift}), check(c, AttnBlockCase{t, 1, 96, 3, 128, grid(8, 8, 4, 4, 0, 0)});
+        check(c, AttnBlockCase{t, 2, 128, 2, 16, grid(8, 8, 4, 4, 2, 2), B::kTable, 1, M::kShift, 1, true});
+        check(c, AttnBlockCase{t, 2, 20, 3, 5, grid(6, 9, 2, 3, 1, 1), B::kTable, 1, M::kShift, 1, true}), check(c, AttnBlockCase{t, 1, 1, 1, 1, grid(2, 2, 1, 2, 0, 0)});
+        check(c, AttnBlockCase{t, 2, 96, 3, 32, grid(14, 14, 7, 7, 3, 3), B::kTable, 1, M::kShift, 1, true, 1}), check(c, AttnBlockCase{t, 2, 96, 3, 32, grid(14, 14, 7, 7, 3, 3), B::kTable, 1, M::kShift, 1, true, 4});
+        check(c, AttnBlockCase{t, 1, 2048, 16, 128, grid(4, 8, 4, 4, 0, 0)});
+        check(c, AttnBlockCase{t, 0, 96, 3, 32, grid(14, 14, 7, 7, 3, 3)});
+        check(c, AttnBlockCase{t, 1, 96, 3, 32, grid(14, 14, 7, 7, 3, 3), B::kTable, 1, M::kShift, 1, true, 0, 20.f});
+
+        // Without windows: ViT, sequences and words of TNT, the stages of UniFormer; dense biases; one token; no multiples of eight
+        auto sequences = [&](int64_t images, int tokens, int channels, int heads, int d, bool residual, B bias = B::kNone, int64_t period = 1, int shift = 0, float offset = 0) {
+            check(c, AttnBlockCase{t, images, channels, heads, d, {}, bias, period, M::kNone, 1, residual, shift, offset, tokens});
+        };
+        for (bool residual : {false, true}) sequences(1, 197, 384, 6, 64, residual), sequences(2, 197, 768, 12, 64, residual), sequences(3, 196, 320, 5, 64, residual), sequences(196, 16, 24, 4, 6, residual), sequences(1, 49, 512, 8, 64, residual);
+        sequences(4, 64, 64, 4, 16, true, B::kDense), sequences(6, 33, 64, 4, 16, false, B::kDense, 3), sequences(2, 50, 96, 3, 128, true, B::kDense, 2);
+        sequences(5, 1, 64, 2, 32, true), sequences(1, 1, 1, 1, 1, false), sequences(2, 13, 20, 3, 5, true, B::kDense), sequences(1, 1025, 64, 2, 32, false), sequences(1, 40, 2048, 16, 128, true);
+        sequences(2, 50, 96, 3, 32, true, B::kNone, 1, 1), sequences(2, 50, 96, 3, 32, true, B::kNone, 1, 4), sequences(0, 50, 96, 3, 32, true), sequences(2, 50, 96, 3, 32, true, B::kNone, 1, 0, 20.f);
     }
 }
 
@@ -794,12 +804,16 @@ void random_cases(Checker& c, int count, uint64_t seed) {
         const int channels = pick(0, 3) ? 8 * pick(1, 100) : pick(1, 300), times = pick(1, 4);
         check(c, MlpCase{t, pick(0, 1) ? pick(1, 100) : pick(100, 1000), channels, pick(0, 3) ? channels * times : 8 * pick(1, 150), pick(0, 1) == 1, pick(0, 1) == 1, shift});
 
-        SwinAttnCase w{t, pick(1, 4), pick(0, 3) ? 8 * pick(1, 40) : pick(1, 200), pick(1, 6), pick(0, 3) ? 8 * pick(1, 8) : pick(1, 40), random_grid(true)};
+        AttnBlockCase w{t, pick(1, 4), pick(0, 3) ? 8 * pick(1, 40) : pick(1, 200), pick(1, 6), pick(0, 3) ? 8 * pick(1, 8) : pick(1, 40), random_grid(true)};
         w.bias = static_cast<AttentionBias>(pick(0, 2)), w.mask = static_cast<AttentionMask>(pick(0, 2));
         if (w.bias == AttentionBias::kDense) w.bias_period = pick(0, 1) ? 1 : w.window.windows();
         if (w.mask == AttentionMask::kDense) w.mask_period = pick(0, 1) ? 1 : w.window.windows();
         w.residual = pick(0, 1) == 1, w.shift = shift;
         check(c, w);
+        AttnBlockCase b = w;
+        b.window = {}, b.tokens = pick(1, 260), b.bias = pick(0, 1) ? AttentionBias::kDense : AttentionBias::kNone, b.bias_period = pick(1, 3), b.mask = AttentionMask::kNone;
+        if (b.bias == AttentionBias::kNone) b.bias_period = 1;
+        check(c, b);
 
         const int size = pick(1, 18);
         check(c, InnerCase{t, pick(1, 600), pick(1, pick(0, 3) ? 16 : 40), pick(1, std::max(1, 64 / size)), size, pick(0, 1) ? 8 * pick(1, 32) : pick(1, 280), pick(0, 1) == 1, pick(0, 1) == 1, shift});
@@ -862,15 +876,17 @@ void refusals(Checker& c) {
     expect("refuse too many channels", mlp_block(b, nullptr, nullptr));
     b.channels = 8, b.hidden = kMlpMaxHidden + 8;
     expect("refuse too many hidden columns", mlp_block(b, nullptr, nullptr));
-    SwinAttnBlockProblem s;
+    AttnBlockProblem s;
     s.images = 1, s.channels = 8, s.attention.heads = 1, s.attention.dim = 8;
-    expect("refuse a block without windows", swin_attn_block(s, nullptr));
-    s.attention.window = grid(4, 4, 2, 2, 0, 0);
-    expect("refuse a block without workspace", swin_attn_block(s, nullptr));
+    expect("refuse a block without windows and tokens", attn_block(s, nullptr));
+    s.tokens = kAttnMaxTokens + 1;
+    expect("refuse a block of too many tokens", attn_block(s, nullptr));
+    s.tokens = 0, s.attention.window = grid(4, 4, 2, 2, 0, 0);
+    expect("refuse a block without workspace", attn_block(s, nullptr));
     s.workspace = &s, s.attention.dim = 129;
-    expect("refuse a block of head size 129", swin_attn_block(s, nullptr));
-    s.attention.dim = 8, s.channels = kSwinAttnMaxChannels + 8;
-    expect("refuse a block of too many channels", swin_attn_block(s, nullptr));
+    expect("refuse a block of head size 129", attn_block(s, nullptr));
+    s.attention.dim = 8, s.channels = kAttnMaxChannels + 8;
+    expect("refuse a block of too many channels", attn_block(s, nullptr));
     TntInnerBlockProblem i;
     i.patches = 1, i.tokens = 17, i.channels = 24, i.hidden = 96, i.heads = 4;
     expect("refuse a block over words without workspace", tnt_inner_block(i, nullptr));

@@ -17,7 +17,7 @@ using trt_opt::AttentionProblem;
 using trt_opt::LayerNormProblem;
 using trt_opt::MlpBlockProblem;
 using trt_opt::PatchMergeProblem;
-using trt_opt::SwinAttnBlockProblem;
+using trt_opt::AttnBlockProblem;
 using trt_opt::WindowGrid;
 using trt_opt::WindowProblem;
 
@@ -214,11 +214,11 @@ template <class T> __global__ void product(const double* a, const void* w, const
     for (int64_t j = 0; j < k; ++j) v += a[r * k + j] * get<T>(w, j * n + column);
     y[i] = v;
 }
-// rows: of all windows. `sum`: that of x and residual, if there is one.
-template <class T> __global__ void swin_out(SwinAttnBlockProblem p, const double* projected, const double* sum, int64_t rows, double* y) {
+// rows: of all windows, or of all tokens. `sum`: that of x and residual, if there is one.
+template <class T> __global__ void attn_block_out(AttnBlockProblem p, const double* projected, const double* sum, int64_t rows, double* y) {
     const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
     if (i >= rows * p.channels) return;
-    const int64_t token = partition_source(p.attention.window, i / p.channels);
+    const int64_t token = p.attention.window.window_h > 0 ? partition_source(p.attention.window, i / p.channels) : i / p.channels;
     if (token < 0) return;
     const int64_t at = token * p.channels + i % p.channels;
     y[at] = (p.residual ? sum[at] : get<T>(p.x, at)) + projected[i];

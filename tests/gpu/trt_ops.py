@@ -249,6 +249,19 @@ def cases():
                    [node("TrtOptSwinAttnBlock", ["x", *(["r"] if extra else []), *constants], ["y"], epsilon=1e-5, residual=int(extra), num_heads=count, scale=size**-0.5, **kinds,
                          grid=[gh, gw], window=list(window), shift=list(shift), pad_after_roll=after)],
                    {"y": s + reverse(out, gh, gw, window, shift, after).reshape(shape)}, dynamic=extra)
+    for name, (images, tokens), c, count, size, extra, dense in (("attn_block", (2, 197), 384, 6, 64, True, False), ("attn_block_words", (196, 16), 24, 4, 6, False, False), ("attn_block_dense", (2, 50), 64, 4, 16, True, True)):
+        inner = count * size
+        x, r = rand(images, tokens, c), rand(images, tokens, c)
+        norm = {"g": 1 + rand(c, scale=0.2), "b": rand(c, scale=0.2), "w_qkv": rand(c, 3 * inner, scale=c**-0.5), "b_qkv": rand(3 * inner, scale=0.2)}
+        bias = rand(1, count, tokens, tokens) if dense else 0
+        constants = {**norm, **({"t": bias} if dense else {}), "w_proj": rand(inner, c, scale=2 * inner**-0.5), "b_proj": rand(c, scale=0.2)}
+        s = x + r if extra else x
+        rows = layer_norm(s, norm["g"], norm["b"], 1e-5, (-1,)) @ norm["w_qkv"] + norm["b_qkv"]
+        q, k, v = (heads(rows[..., i * inner:(i + 1) * inner], count) for i in range(3))
+        out = attention(q, k, v, size**-0.5, bias) @ constants["w_proj"] + constants["b_proj"]
+        yield Case(name, {"x": x, "r": r} if extra else {"x": x}, constants,
+                   [node("TrtOptAttnBlock", ["x", *(["r"] if extra else []), *constants], ["y"], epsilon=1e-5, residual=int(extra), num_heads=count, scale=size**-0.5, bias=int(dense))],
+                   {"y": s + out}, dynamic=extra)
 
 
 def check(args, builders, case, folder):

@@ -88,6 +88,8 @@ inline std::vector<Op> ops() {
     const Fields mlp_tanh = {{"epsilon", real(1e-6f)}, {"residual", ints({0})}, {"approximate", text("tanh")}};
     const Fields swin = {{"epsilon", real(1e-5f)}, {"residual", ints({1})}, {"num_heads", ints({3})}, {"scale", real(0.1767767f)}, {"bias", ints({2})}, {"mask", ints({2})}, {"mask_value", real(-100.f)}, {"grid", ints({56, 56})}, {"window", ints({7, 7})}, {"shift", ints({3, 3})}, {"pad_after_roll", ints({0})}};
     const Fields swin_dense = {{"epsilon", real(1e-6f)}, {"residual", ints({0})}, {"num_heads", ints({6})}, {"scale", real(0.125f)}, {"bias", ints({1})}, {"mask", ints({1})}, {"mask_value", real(0.f)}, {"grid", ints({10, 10})}, {"window", ints({4, 4})}, {"shift", ints({0, 0})}, {"pad_after_roll", ints({1})}};
+    const Fields block = {{"epsilon", real(1e-6f)}, {"residual", ints({1})}, {"num_heads", ints({6})}, {"scale", real(0.125f)}, {"bias", ints({0})}};
+    const Fields block_dense = {{"epsilon", real(1e-5f)}, {"residual", ints({0})}, {"num_heads", ints({4})}, {"scale", real(0.25f)}, {"bias", ints({1})}};
     const Fields inner = {{"epsilon1", real(1e-5f)}, {"epsilon2", real(1e-6f)}, {"whole", ints({0})}, {"num_heads", ints({4})}, {"scale", real(0.4082483f)}, {"approximate", text("none")}};
     const Fields inner_whole = {{"epsilon1", real(1e-5f)}, {"epsilon2", real(1e-5f)}, {"whole", ints({1})}, {"num_heads", ints({2})}, {"scale", real(0.5f)}, {"approximate", text("tanh")}};
     return {
@@ -118,6 +120,10 @@ inline std::vector<Op> ops() {
          {{"epsilon", real(__builtin_nanf("")), "'epsilon'"}, {"residual", ints({-1}), "'residual' must be 0 or 1"}, {"num_heads", ints({0}), "'num_heads'"}, {"scale", real(__builtin_inff()), "'scale'"}, {"bias", ints({3}), "'bias'"}, {"mask", ints({3}), "'mask'"},
           {"mask_value", real(__builtin_nanf("")), "'mask_value'"}, {"window", ints({0, 0}), "'window'"}, {"grid", ints({0, 0}), "'grid'"}, {"shift", ints({0}), "'shift' must have 2 values"}, {"shift", ints({3, -3}), "'shift'"}, {"pad_after_roll", ints({2}), "'pad_after_roll'"},
           {"pad_after_roll", gone(), "'pad_after_roll' is missing"}}},
+        {"TrtOptAttnBlock",
+         {block, block_dense},
+         {{"epsilon", real(-1.f), "'epsilon'"}, {"epsilon", gone(), "'epsilon' is missing"}, {"residual", ints({2}), "'residual' must be 0 or 1"}, {"num_heads", ints({-6}), "'num_heads'"}, {"scale", real(__builtin_nanf("")), "'scale'"},
+          {"bias", ints({2}), "'bias' must be 0 or 1"}, {"bias", real(0.f), "'bias' must be int32"}}},
         {"TrtOptTntInnerBlock",
          {inner, inner_whole},
          {{"epsilon1", real(-1.f), "'epsilon1'"}, {"epsilon2", real(__builtin_nanf("")), "'epsilon2'"}, {"whole", ints({2}), "'whole' must be 0 or 1"}, {"num_heads", ints({0}), "'num_heads'"}, {"scale", real(__builtin_inff()), "'scale'"},

@@ -1,7 +1,7 @@
 //! A typical node of each op: what plugin libraries are tried with.
 
 use super::{
-    Attention, LayerNorm, Layout, Mask, MlpBlock, OpDef, PatchMerge, SwinAttnBlock, TntInnerBlock, Window, WindowMap,
+    Attention, AttnBlock, LayerNorm, Layout, Mask, MlpBlock, OpDef, PatchMerge, TntInnerBlock, Window, WindowMap,
 };
 use crate::onnx::proto::AttributeProto;
 
@@ -18,7 +18,11 @@ pub fn example(def: &OpDef) -> Vec<AttributeProto> {
             PatchMerge { epsilon: 1e-5, grid: [56; 2], order: [0, 2, 1, 3], rank: 3 }.attributes(true)
         }
         "TrtOptMlpBlock" => MlpBlock { epsilon: 1e-5, tanh: false }.attributes(true),
-        "TrtOptSwinAttnBlock" => SwinAttnBlock { epsilon: 1e-5, attention }.attributes(true),
+        "TrtOptSwinAttnBlock" => AttnBlock { epsilon: 1e-5, attention }.attributes(true),
+        "TrtOptAttnBlock" => {
+            let attention = Attention { mask: None, map: WindowMap::NONE, ..attention };
+            AttnBlock { epsilon: 1e-6, attention }.attributes(true)
+        }
         "TrtOptTntInnerBlock" => {
             let epsilon = [1e-5; 2];
             TntInnerBlock { epsilon, whole: false, num_heads: 4, scale: 0.408_248_3, tanh: false }.attributes()

@@ -2,23 +2,23 @@
 //! C++ plugins follow. `docs/ops.md` is the prose form.
 
 mod attention;
+mod attn_block;
 mod body;
 mod example;
 mod layer_norm;
 mod mlp_block;
 mod patch_merge;
-mod swin_attn_block;
 mod tnt_inner_block;
 mod window;
 
 use std::collections::BTreeMap;
 
 pub use attention::{Attention, Bias, Layout, Mask, region, table_index};
+pub use attn_block::{AttnBlock, AttnWeights};
 pub use example::example;
 pub use layer_norm::{Addends, LayerNorm, Part};
 pub use mlp_block::{MAX_CHANNELS, MAX_HIDDEN, MULTIPLE, MlpBlock, MlpWeights};
 pub use patch_merge::PatchMerge;
-pub use swin_attn_block::{SwinAttnBlock, SwinAttnWeights};
 pub use tnt_inner_block::{TntInnerBlock, TntInnerWeights};
 pub use window::{Window, WindowMap};
 
@@ -104,7 +104,8 @@ pub static OPS: &[&OpDef] = &[
     &window::DEF,
     &patch_merge::DEF,
     &mlp_block::DEF,
-    &swin_attn_block::DEF,
+    &attn_block::SWIN_DEF,
+    &attn_block::DEF,
     &tnt_inner_block::DEF,
 ];
 

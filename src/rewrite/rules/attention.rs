@@ -83,7 +83,7 @@ fn keeps_matrices(graph: &Graph, node: &Node) -> bool {
 }
 
 /// The MatMul that the softmax weights the values with, and what lies between.
-fn weighted(graph: &Graph, softmax: NodeId) -> Option<(NodeId, Vec<NodeId>)> {
+pub fn weighted(graph: &Graph, softmax: NodeId) -> Option<(NodeId, Vec<NodeId>)> {
     let mut value = graph.node(softmax).output(0)?;
     let mut between = vec![];
     for _ in 0..8 {

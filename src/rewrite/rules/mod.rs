@@ -3,6 +3,7 @@
 //! Order matters, and [`run`] says why. Every rule notes each of its sites in the ledger, fused or not.
 
 mod attention;
+mod attn_block;
 mod block;
 mod gelu;
 mod layer_norm;
@@ -11,7 +12,6 @@ mod patch_merge;
 mod projections;
 mod residual;
 mod straighten;
-mod swin_attn_block;
 mod tnt_inner_block;
 mod window;
 
@@ -31,9 +31,9 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     // each kind first the one after it, and attention blocks then the one before, which may be that of an MLP block.
     // The whole before its halves.
     tnt_inner_block::run(engine)?;
-    swin_attn_block::run(engine)?;
+    attn_block::run(engine)?;
     mlp_block::run(engine)?;
-    swin_attn_block::residuals(engine)?;
+    attn_block::residuals(engine)?;
     // What residual adds the windows and blocks have left goes into the patch merges and norms.
     patch_merge::residuals(engine)?;
     residual::run(engine)?;

@@ -18,9 +18,9 @@ use crate::rewrite::Kind;
 use crate::rewrite::engine::{Engine, Miss, Patch};
 use crate::rewrite::ops::{Attention, LayerNorm, Layout, TntInnerBlock, TntInnerWeights};
 use crate::rewrite::pattern::fused_name;
+use crate::rewrite::rules::attn_block::{ahead, back, regroups, root};
 use crate::rewrite::rules::block::{Fusion, Linear, Outcome, Rule, check_types, output};
 use crate::rewrite::rules::gelu::{Gelu, is_anchor, match_gelu};
-use crate::rewrite::rules::swin_attn_block::{ahead, back, regroups, root};
 
 const RULE: &str = "tnt-inner-block";
 

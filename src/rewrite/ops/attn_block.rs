@@ -1,16 +1,17 @@
-//! `TrtOptSwinAttnBlock`.
+//! `TrtOptSwinAttnBlock`, and `TrtOptAttnBlock`, which is the same without windows.
 
 use super::attention::{self, SCORE_ATTRIBUTES};
 use super::body::Body;
 use super::window::MAP_ATTRIBUTES;
 use super::{
-    Attention, AttributeKind, Layout, OpDef, Shapes, attribute, count, is, optional, plugin_node, port, reshapeable,
+    Attention, AttributeKind, Bias, Layout, OpDef, Shapes, WindowMap, attribute, count, is, optional, plugin_node,
+    port, reshapeable,
 };
-use crate::ir::{Graph, Node, ValueId};
+use crate::ir::{Dim, Graph, Node, ValueId};
 use crate::onnx::DType;
 use crate::onnx::proto::AttributeProto;
 
-pub static DEF: OpDef = OpDef {
+pub static SWIN_DEF: OpDef = OpDef {
     name: "TrtOptSwinAttnBlock",
     summary: "s + reverse(attention(partition(norm(s)) Wqkv + bqkv) Wproj + bproj), where s = x or x + residual",
     replaces: "Add, norm, roll, partition, MatMul, Add, attention, MatMul, Add, reverse, roll, Add",
@@ -45,17 +46,46 @@ pub static DEF: OpDef = OpDef {
     work,
 };
 
-/// The attributes and optional inputs of a `TrtOptSwinAttnBlock`.
+pub static DEF: OpDef = OpDef {
+    name: "TrtOptAttnBlock",
+    summary: "s + attention(norm(s) Wqkv + bqkv) Wproj + bproj, where s = x or x + residual",
+    replaces: "Add, norm, MatMul, Add, attention, MatMul, Add, Add",
+    inputs: &[
+        port("x", "[B, N, C]"),
+        optional("residual", "shape of x; there if residual = 1"),
+        port("norm_scale", "[C]"),
+        port("norm_bias", "[C]"),
+        port("w_qkv", "[C, 3*h*d], columns as (3, h, d)"),
+        port("b_qkv", "[3*h*d]"),
+        optional("bias", "[P, h or 1, N, N]; there if bias = 1"),
+        port("w_proj", "[h*d, C]"),
+        port("b_proj", "[C]"),
+    ],
+    outputs: &[port("y", "shape of x")],
+    attributes: &[
+        attribute("epsilon", AttributeKind::Float, "added to the variance"),
+        attribute("residual", AttributeKind::Int, "1: residual is there"),
+        SCORE_ATTRIBUTES[0],
+        SCORE_ATTRIBUTES[1],
+        attribute("bias", AttributeKind::Int, "0 none, 1 dense"),
+    ],
+    shapes,
+    body,
+    work,
+};
+
+/// The attributes and optional inputs of a `TrtOptSwinAttnBlock`, or of a `TrtOptAttnBlock`.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct SwinAttnBlock {
+pub struct AttnBlock {
     pub epsilon: f32,
-    /// Of packed queries, keys and values; its map is that of the windows.
+    /// Of packed queries, keys and values; its map is that of the windows. Without windows it has no mask and no bias
+    /// table.
     pub attention: Attention,
 }
 
-/// The weights of a `TrtOptSwinAttnBlock`.
+/// The weights of such a block.
 #[derive(Clone, Copy, Debug)]
-pub struct SwinAttnWeights {
+pub struct AttnWeights {
     pub norm_scale: ValueId,
     pub norm_bias: ValueId,
     pub w_qkv: ValueId,
@@ -64,16 +94,26 @@ pub struct SwinAttnWeights {
     pub b_proj: ValueId,
 }
 
-impl SwinAttnBlock {
+impl AttnBlock {
+    /// Whether the attention is within windows.
+    pub fn in_windows(&self) -> bool {
+        !self.attention.map.is_none()
+    }
+
+    fn definition(&self) -> &'static OpDef {
+        if self.in_windows() { &SWIN_DEF } else { &DEF }
+    }
+
     /// The node, without outputs.
-    pub fn node(&self, x: ValueId, residual: Option<ValueId>, weights: &SwinAttnWeights) -> Node {
+    pub fn node(&self, x: ValueId, residual: Option<ValueId>, weights: &AttnWeights) -> Node {
         let w = weights;
         let inputs = std::iter::once(x)
             .chain(residual)
             .chain([w.norm_scale, w.norm_bias, w.w_qkv, w.b_qkv])
             .chain(self.attention.inputs())
             .chain([w.w_proj, w.b_proj]);
-        Node { inputs: inputs.map(Some).collect(), ..plugin_node(&DEF, self.attributes(residual.is_some())) }
+        let node = plugin_node(self.definition(), self.attributes(residual.is_some()));
+        Node { inputs: inputs.map(Some).collect(), ..node }
     }
 
     pub(super) fn attributes(&self, residual: bool) -> Vec<AttributeProto> {
@@ -81,14 +121,41 @@ impl SwinAttnBlock {
             vec![AttributeProto::float("epsilon", self.epsilon), AttributeProto::int("residual", residual.into())];
         attributes.extend(self.attention.score_attributes());
         attributes.extend(self.attention.map.attributes());
+        let known = self.definition().attributes;
+        attributes.retain(|a| known.iter().any(|def| def.name == a.name()));
         attributes
     }
 
-    /// The attributes of a node of this op; `None` of any other.
+    /// The attributes of a node of either op; `None` of any other.
     pub fn of(node: &Node) -> Option<Self> {
-        is(node, &DEF).then_some(())?;
-        let attention = Attention::parse(node, Layout::Qkv, first_weight(node)? + 4)?;
+        let next = first_weight(node).map(|i| i + 4);
+        let attention = if is(node, &SWIN_DEF) {
+            Attention::parse(node, Layout::Qkv, next?)?
+        } else if is(node, &DEF) {
+            let bias = match node.int("bias")? {
+                0 => None,
+                1 => Some(Bias::Dense(node.input(next?)?)),
+                _ => return None,
+            };
+            let num_heads = node.int("num_heads").filter(|&h| h > 0)?;
+            let (scale, map) = (node.float("scale")?, WindowMap::NONE);
+            Attention { num_heads, scale, layout: Layout::Qkv, bias, mask: None, map }
+        } else {
+            return None;
+        };
         Some(Self { epsilon: node.float("epsilon")?, attention })
+    }
+
+    /// The tokens that attend to each other; `None` where x is of no shape that the op takes.
+    pub fn tokens(&self, x: &[Dim]) -> Option<i64> {
+        if self.in_windows() {
+            self.attention.map.partitioned(x)?;
+            return Some(self.attention.map.tokens());
+        }
+        match x {
+            [_, n, _] => n.int(),
+            _ => None,
+        }
     }
 }
 
@@ -107,17 +174,18 @@ fn sizes(graph: &Graph, node: &Node, op: &Attention) -> Option<[i64; 2]> {
 }
 
 fn shapes(graph: &Graph, node: &Node) -> Option<Shapes> {
-    let (block, x) = (SwinAttnBlock::of(node)?, node.input(0)?);
+    let (block, x) = (AttnBlock::of(node)?, node.input(0)?);
     let (dtype, shape) = (graph.dtype(x)?, graph.shape(x)?);
-    block.attention.map.partitioned(shape)?;
+    block.tokens(shape)?;
     let [channels, _] = sizes(graph, node, &block.attention)?;
     (shape.last()?.int()? == channels).then(|| vec![Some((dtype, shape.to_vec()))])
 }
 
 fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
-    let (block, x) = (SwinAttnBlock::of(node)?, node.input(0)?);
+    let (block, x) = (AttnBlock::of(node)?, node.input(0)?);
     let (op, map, dtype) = (&block.attention, block.attention.map, graph.dtype(x)?);
     shapes(graph, node)?;
+    let tokens = block.tokens(graph.shape(x)?)?;
     let [channels, d] = sizes(graph, node, op)?;
     let mut s = body.input("x");
     if node.int("residual")? != 0 {
@@ -138,18 +206,20 @@ fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
         body.op("Add", &[&product, &b], vec![])
     };
     let normal = rounded(body, &normal);
-    let windows = map.partition_body(body, &normal, channels, DType::F32);
-    let qkv = linear(body, &windows, &w_qkv, &b_qkv);
+    let rows = if block.in_windows() { map.partition_body(body, &normal, channels, DType::F32) } else { normal };
+    let qkv = linear(body, &rows, &w_qkv, &b_qkv);
     let qkv = rounded(body, &qkv);
-    let context = attention::packed_body(body, graph, op, &qkv, map.tokens(), d)?;
+    let context = attention::packed_body(body, graph, op, &qkv, tokens, d)?;
     let context = rounded(body, &context);
     let [w_proj, b_proj] = ["w_proj", "b_proj"].map(|name| body.input(name));
-    let projected = linear(body, &context, &w_proj, &b_proj);
-    let mut tokens = map.reverse_body(body, &projected, channels);
-    if let [_, count, _] = reshapeable(graph, x)?[..] {
-        tokens = body.reshape(&tokens, &[-1, count, channels]);
+    let mut branch = linear(body, &context, &w_proj, &b_proj);
+    if block.in_windows() {
+        branch = map.reverse_body(body, &branch, channels);
+        if let [_, count, _] = reshapeable(graph, x)?[..] {
+            branch = body.reshape(&branch, &[-1, count, channels]);
+        }
     }
-    let y = body.op("Add", &[&stream, &tokens], vec![]);
+    let y = body.op("Add", &[&stream, &branch], vec![]);
     let y = body.cast(&y, dtype);
     body.output(&y, "y");
     Some(())
@@ -157,12 +227,14 @@ fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
 
 /// A norm counts as 8 an element and a softmax as 5 a score, as in the cost model of standard ops.
 fn work(node: &Node, inputs: &[Vec<i64>], _: &[Vec<i64>]) -> Option<(u64, u64)> {
-    let map = SwinAttnBlock::of(node)?.attention.map;
+    let block = AttnBlock::of(node)?;
     let (x, &[channels, packed]) = (inputs.first()?, inputs.get(first_weight(node)? + 2)?.as_slice()) else {
         return None;
     };
-    let (elements, inner, tokens) = (count(x)?, packed / 3, map.tokens());
-    let rows = count(&[*x.first()?, map.windows(), tokens])?;
+    let windows = if block.in_windows() { block.attention.map.windows() } else { 1 };
+    let tokens = if block.in_windows() { block.attention.map.tokens() } else { *x.get(1)? };
+    let (elements, inner) = (count(x)?, packed / 3);
+    let rows = count(&[*x.first()?, windows, tokens])?;
     let products = rows.checked_mul(count(&[channels, 4, inner])?)?;
     let macs = products.checked_add(rows.checked_mul(count(&[tokens, 2, inner])?)?)?;
     let scores = rows.checked_mul(count(&[tokens, node.int("num_heads")?])?)?;

@@ -1,14 +1,18 @@
-//! Window attention blocks: a fused norm, window attention with both of its projections, and the residual add.
+//! Attention blocks: a fused norm, attention with both of its projections, and the residual add.
 //!
 //! ```text
 //! s -> TrtOptLayerNorm to windows -> MatMul Wqkv -> Add -> TrtOptAttention -> MatMul Wproj -> Add
 //!                                                            -> TrtOptWindow reverse (w, s) -> y
 //! becomes   TrtOptSwinAttnBlock(s) -> y, or TrtOptSwinAttnBlock(x, r) -> y where s = x + r is read by nothing else
+//!
+//! s -> TrtOptLayerNorm -> MatMul Wqkv -> Add -> TrtOptAttention -> MatMul Wproj -> Add -> Add (w, s) -> y
+//! becomes   TrtOptAttnBlock(s) -> y, or TrtOptAttnBlock(x, r) -> y
 //! ```
 //!
 //! Where the windows are whole rows of the map nothing moves: the norm then gives tokens, and an Add takes the place of
-//! the reverse. Runs on what the rules of norms, attentions and windows have left, before residual adds go into norms. A
-//! block that does not match stays as it is, with its smaller fusions.
+//! the reverse. An attention that no windows lead to is over all tokens of a sequence. Runs on what the rules of norms,
+//! attentions and windows have left, before residual adds go into norms. A block that does not match stays as it is, with
+//! its smaller fusions.
 
 use std::collections::HashSet;
 
@@ -18,44 +22,73 @@ use crate::onnx::DType;
 use crate::rewrite::Kind;
 use crate::rewrite::engine::{Engine, Miss, Patch};
 use crate::rewrite::ops::{
-    Attention, Bias, LayerNorm, Layout, MAX_CHANNELS, MULTIPLE, Mask, SwinAttnBlock, SwinAttnWeights, Window, WindowMap,
+    Attention, AttnBlock, AttnWeights, Bias, LayerNorm, Layout, MAX_CHANNELS, MULTIPLE, Mask, Window, WindowMap,
 };
 use crate::rewrite::pattern::fused_name;
+use crate::rewrite::rules::attention::weighted;
 use crate::rewrite::rules::block::{Fusion, Linear, Outcome, Rule, check_types, output, single_use, sum_of};
 use crate::rewrite::rules::straighten;
 use crate::rewrite::rules::window::reorders_tokens;
 
-const RULE: &str = "swin-attn-block";
-const RESIDUAL: &str = "swin-attn-block-residual";
+/// The longest sequence that the plugin takes.
+const MAX_TOKENS: i64 = 1 << 16;
+
+/// A kind of attention block, and what its rules and its op are called.
+struct Form {
+    kind: Kind,
+    rule: &'static str,
+    residual: &'static str,
+    op: &'static str,
+}
+
+const IN_WINDOWS: Form = Form {
+    kind: Kind::SwinAttnBlock,
+    rule: "swin-attn-block",
+    residual: "swin-attn-block-residual",
+    op: "TrtOptSwinAttnBlock",
+};
+const OF_SEQUENCES: Form =
+    Form { kind: Kind::AttnBlock, rule: "attn-block", residual: "attn-block-residual", op: "TrtOptAttnBlock" };
+
+impl Form {
+    fn of(in_windows: bool) -> &'static Self {
+        if in_windows { &IN_WINDOWS } else { &OF_SEQUENCES }
+    }
+}
 
 pub fn run(engine: &mut Engine) -> Result<()> {
     // Blocks are sites only where they are asked for: their parts are accounted for by the other rules.
-    if !engine.options().kinds.contains(&Kind::SwinAttnBlock) {
+    let asked = |form: &&Form| engine.options().kinds.contains(&form.kind);
+    let forms: Vec<&Form> = [&IN_WINDOWS, &OF_SEQUENCES].into_iter().filter(asked).collect();
+    if forms.is_empty() {
         return Ok(());
     }
     // Partitions of a map that is one window go first: they hide what norm an attention follows.
     straighten::run(engine)?;
+    // All are found before any is fused: what an attention is in shows in the nodes before it.
     let graph = engine.graph();
-    let anchors = graph.order().iter().copied().filter(|&id| is_site(graph, id)).collect();
-    let rule = Rule {
-        kind: Kind::SwinAttnBlock,
-        name: RULE,
-        part: Kind::Attention,
-        part_of: &|_, anchor| vec![anchor],
-        fusion: &|graph, anchor, label| Block::of(graph, anchor, label)?.fusion(graph, label),
-    };
-    rule.run(engine, anchors)
+    let attentions = graph.order().iter().copied().filter(|&id| is_attention(graph, id));
+    let (in_windows, others): (Vec<NodeId>, Vec<NodeId>) = attentions.partition(|&id| of_windows(graph, id));
+    for form in forms {
+        let rule = Rule {
+            kind: form.kind,
+            name: form.rule,
+            part: Kind::Attention,
+            part_of: &|_, anchor| vec![anchor],
+            fusion: &|graph, anchor, label| Block::of(graph, anchor, label, form)?.fusion(graph, label, form),
+        };
+        rule.run(engine, if form.kind == IN_WINDOWS.kind { in_windows.clone() } else { others.clone() })?;
+    }
+    Ok(())
 }
 
 /// Moves the residual adds before blocks into them.
 pub fn residuals(engine: &mut Engine) -> Result<()> {
     let graph = engine.graph();
-    let blocks: Vec<NodeId> = graph.nodes().filter(|(_, n)| SwinAttnBlock::of(n).is_some()).map(|(id, _)| id).collect();
-    for id in blocks {
-        if !engine.enabled(Kind::SwinAttnBlock, RESIDUAL) {
-            return Ok(());
-        }
-        if let Some(patch) = absorb(engine.graph(), id)
+    let forms = graph.nodes().filter_map(|(id, n)| Some((id, Form::of(AttnBlock::of(n)?.in_windows()))));
+    for (id, form) in forms.collect::<Vec<_>>() {
+        if engine.enabled(form.kind, form.residual)
+            && let Some(patch) = absorb(engine.graph(), id, form)
             && let Err(miss) = engine.apply(patch)?
         {
             tracing::debug!(at = miss.at, reason = miss.reason, "residual add kept");
@@ -64,12 +97,16 @@ pub fn residuals(engine: &mut Engine) -> Result<()> {
     Ok(())
 }
 
-/// An attention, fused or not, that is in windows or knows of some.
-fn is_site(graph: &Graph, id: NodeId) -> bool {
+/// An attention, fused or not.
+fn is_attention(graph: &Graph, id: NodeId) -> bool {
     let node = graph.node(id);
-    let of_windows = |op: Attention| matches!(op.bias, Some(Bias::Table(_))) || matches!(op.mask, Some(Mask::Shift(_)));
-    let attention = Attention::of(node);
-    attention.is_some_and(of_windows) || ((attention.is_some() || node.is("Softmax")) && in_windows(graph, id))
+    Attention::of(node).is_some() || node.is("Attention") || (node.is("Softmax") && weighted(graph, id).is_some())
+}
+
+/// Whether an attention is in windows or knows of some.
+fn of_windows(graph: &Graph, id: NodeId) -> bool {
+    let knows = |op: Attention| matches!(op.bias, Some(Bias::Table(_))) || matches!(op.mask, Some(Mask::Shift(_)));
+    Attention::of(graph.node(id)).is_some_and(knows) || in_windows(graph, id)
 }
 
 /// Whether a partition into windows leads to the node, without another attention or a reverse between them.
@@ -147,7 +184,7 @@ pub fn ahead(graph: &Graph, mut value: ValueId, covers: &mut Vec<NodeId>) -> Out
 
 /// A whole block.
 struct Block {
-    op: SwinAttnBlock,
+    op: AttnBlock,
     /// What is normalized; the residual stream.
     stream: ValueId,
     scale: ValueId,
@@ -159,12 +196,13 @@ struct Block {
 }
 
 impl Block {
-    fn of(graph: &Graph, anchor: NodeId, label: &str) -> Outcome<Self> {
+    fn of(graph: &Graph, anchor: NodeId, label: &str, form: &Form) -> Outcome<Self> {
         let node = graph.node(anchor);
         let attention = Attention::of(node).ok_or_else(|| {
             Miss::new(label, "its attention is not fused").expected("TrtOptAttention", node.qualified_op())
         })?;
         if attention.layout != Layout::Qkv {
+            same_tokens(graph, label, node)?;
             return Err(Miss::new(label, "queries, keys and values do not come of one product")
                 .expected(format!("layout {}", Layout::Qkv.name()), format!("layout {}", attention.layout.name())));
         }
@@ -176,7 +214,10 @@ impl Block {
         let &[Some(stream), Some(scale), Some(bias)] = &graph.node(norm_id).inputs[..] else {
             return Err(Miss::new(graph.node_label(norm_id), "the norm has other inputs than x, scale and bias"));
         };
-        let map = windows(graph, label, stream, &norm, packed, &attention)?;
+        let map = match form.kind == IN_WINDOWS.kind {
+            true => windows(graph, label, stream, &norm, packed, &attention)?,
+            false => sequence(graph, label, stream, packed, &attention)?,
+        };
 
         let (context, _) = ahead(graph, output(graph, anchor)?, &mut covers)?;
         let (proj, result) = Linear::after(graph, context)?;
@@ -185,17 +226,17 @@ impl Block {
         check_types(graph, label, stream, [&qkv, &proj])?;
         check_sizes(graph, label, stream, &qkv, &proj)?;
         covers.extend(qkv.covers.iter().chain(&proj.covers));
-        let op = SwinAttnBlock { epsilon: norm.epsilon, attention: Attention { map, ..attention } };
+        let op = AttnBlock { epsilon: norm.epsilon, attention: Attention { map, ..attention } };
         Ok(Self { op, stream, scale, bias, qkv, proj, out, covers })
     }
 
-    fn fusion(self, graph: &Graph, label: &str) -> Outcome<Fusion> {
-        let name = fused_name(graph, label, "TrtOptSwinAttnBlock");
-        let mut patch = Patch::new(graph, RULE);
+    fn fusion(self, graph: &Graph, label: &str, form: &Form) -> Outcome<Fusion> {
+        let name = fused_name(graph, label, form.op);
+        let mut patch = Patch::new(graph, form.rule);
         let dtype = graph.dtype(self.stream).unwrap_or(DType::F32);
         let [b_qkv, b_proj] = [(&self.qkv, "b_qkv"), (&self.proj, "b_proj")]
             .map(|(linear, suffix)| linear.offset(&mut patch, dtype, &format!("{name}/{suffix}")));
-        let weights = SwinAttnWeights {
+        let weights = AttnWeights {
             norm_scale: self.scale,
             norm_bias: self.bias,
             w_qkv: self.qkv.w,
@@ -234,6 +275,42 @@ fn norm_before(graph: &Graph, value: ValueId) -> Outcome<(NodeId, LayerNorm)> {
         None if partition(graph, id).is_some() => miss(label, "a partition of what is read otherwise, too".into()),
         None => miss(label, node.qualified_op()),
     }
+}
+
+/// A miss where queries, keys and values are products of different tokens.
+fn same_tokens(graph: &Graph, label: &str, attention: &Node) -> Outcome<()> {
+    let layout = Attention::of(attention).map_or(0, |op| op.layout.inputs());
+    let source = |v: &ValueId| Some(root(graph, Linear::before(graph, root(graph, *v), label).ok()?.x));
+    let sources: Vec<Option<ValueId>> = attention.inputs.iter().flatten().take(layout).map(source).collect();
+    let Some(&Some(of_queries)) = sources.first() else { return Ok(()) };
+    match sources.into_iter().flatten().find(|&v| v != of_queries) {
+        Some(other) => {
+            Err(Miss::new(label, "keys and values come of other tokens than queries (pooled ones, for example)")
+                .expected(&graph.value(of_queries).name, &graph.value(other).name))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The map that stands for no windows, if the attention is over all tokens of each sequence and has nothing of windows.
+fn sequence(graph: &Graph, label: &str, stream: ValueId, packed: ValueId, attention: &Attention) -> Outcome<WindowMap> {
+    let unknown = || Miss::new(label, "the shapes of its tokens are not known");
+    let (shape, packed) = (graph.shape(stream).ok_or_else(unknown)?, graph.shape(packed).ok_or_else(unknown)?);
+    if shape.len() != 3 || packed.len() != 3 || shape[..2] != packed[..2] {
+        return Err(Miss::new(label, "the attention is not over the tokens of each sequence")
+            .expected("[B, N, C] before the norm and [B, N, 3*h*d] after the product", {
+                format!("{} and {}", shape_text(shape), shape_text(packed))
+            }));
+    }
+    let tokens = packed[1].int().ok_or_else(unknown)?;
+    if tokens > MAX_TOKENS {
+        return Err(Miss::new(label, "the block is too large")
+            .expected(format!("at most {MAX_TOKENS} tokens"), tokens.to_string()));
+    }
+    if attention.mask.is_some() {
+        return Err(Miss::new(label, "the plugin takes no mask").expected("no mask", "a mask"));
+    }
+    Ok(WindowMap::NONE)
 }
 
 /// The windows that the attention is in, which have to be those of its bias and mask too.
@@ -362,19 +439,17 @@ fn check_sizes(graph: &Graph, label: &str, stream: ValueId, qkv: &Linear, proj: 
 }
 
 /// The add before a block, moved into it.
-fn absorb(graph: &Graph, id: NodeId) -> Option<Patch> {
+fn absorb(graph: &Graph, id: NodeId, form: &Form) -> Option<Patch> {
     let node = graph.node(id);
-    let block = SwinAttnBlock::of(node).filter(|_| node.int("residual") == Some(0))?;
+    let block = AttnBlock::of(node).filter(|_| node.int("residual") == Some(0))?;
     let (old, mut covers) = (node.output(0)?, vec![id]);
     let sum = back(graph, node.input(0)?, &mut covers).ok()?;
     let (add, _) = graph.producer(sum)?;
     let (a, b) = sum_of(graph, sum, graph.uses(sum))?;
-    if !block.attention.map.fits(graph.shape(sum)?) {
-        return None;
-    }
+    block.tokens(graph.shape(sum)?)?;
     covers.push(add);
     let &[_, norm_scale, norm_bias, w_qkv, b_qkv, .., w_proj, b_proj] = &node.inputs[..] else { return None };
-    let weights = SwinAttnWeights {
+    let weights = AttnWeights {
         norm_scale: norm_scale?,
         norm_bias: norm_bias?,
         w_qkv: w_qkv?,
@@ -382,7 +457,7 @@ fn absorb(graph: &Graph, id: NodeId) -> Option<Patch> {
         w_proj: w_proj?,
         b_proj: b_proj?,
     };
-    let mut patch = Patch::new(graph, RESIDUAL);
+    let mut patch = Patch::new(graph, form.residual);
     let y = patch.value_like(graph, &format!("{}/y", node.name), sum);
     let mut fused = block.node(a, Some(b), &weights);
     fused.name.clone_from(&node.name);

@@ -1,4 +1,4 @@
-#include "swin_attn_chain.h"
+#include "attn_chain.h"
 
 #include <cuda_fp16.h>
 
@@ -8,20 +8,20 @@
 namespace trt_opt {
 namespace {
 
-int32_t inner(const SwinAttnBlockProblem& q) { return q.attention.heads * q.attention.dim; }
+int32_t inner(const AttnBlockProblem& q) { return q.attention.heads * q.attention.dim; }
 
-BlockGemmProblem first_product(const SwinAttnBlockProblem& q) {
+BlockGemmProblem first_product(const AttnBlockProblem& q) {
     BlockGemmProblem g;
-    g.rows = q.images * q.attention.window.windows() * q.attention.window.window_tokens(), g.k = q.channels, g.n = 3 * inner(q);
+    g.rows = q.images * q.groups() * q.group_tokens(), g.k = q.channels, g.n = 3 * inner(q);
     g.a = q.x, g.b = q.w_qkv, g.bias = q.b_qkv;
     g.norm = true, g.a2 = q.residual, g.scale = q.norm_scale, g.shift = q.norm_bias, g.epsilon = q.epsilon;
     g.window = q.attention.window;
     g.next = q.w_proj, g.next_bytes = int64_t{2} * inner(q) * q.channels;
     return g;
 }
-BlockGemmProblem second_product(const SwinAttnBlockProblem& q) {
+BlockGemmProblem second_product(const AttnBlockProblem& q) {
     BlockGemmProblem g;
-    g.rows = q.images * q.attention.window.windows() * q.attention.window.window_tokens(), g.k = inner(q), g.n = q.channels;
+    g.rows = q.images * q.groups() * q.group_tokens(), g.k = inner(q), g.n = q.channels;
     g.b = q.w_proj, g.bias = q.b_proj, g.added = q.x, g.added2 = q.residual, g.out = q.y;
     g.window = q.attention.window;
     return g;
@@ -29,20 +29,20 @@ BlockGemmProblem second_product(const SwinAttnBlockProblem& q) {
 
 }  // namespace
 
-bool swin_attn_chain_fits(const SwinAttnBlockProblem& q) {
+bool attn_chain_fits(const AttnBlockProblem& q) {
     return q.dtype == DType::kHalf && aligned_to(16, q.x, q.residual, q.norm_scale, q.norm_bias, q.w_qkv, q.b_qkv, q.w_proj, q.b_proj, q.y) &&
            block_gemm_best(first_product(q)).tile >= 0 && block_gemm_best(second_product(q)).tile >= 0;
 }
 
-cudaError_t swin_attn_chain(const SwinAttnBlockProblem& q, int64_t qkv, cudaStream_t stream) {
+cudaError_t attn_chain(const AttnBlockProblem& q, int64_t qkv, cudaStream_t stream) {
     auto* const rows = static_cast<__half*>(q.workspace);
     BlockGemmProblem first = first_product(q), second = second_product(q);
     first.out = rows + qkv, second.a = rows;
     if (const cudaError_t status = block_gemm(first, block_gemm_best(first), stream); status != cudaSuccess) return status;
 
     AttentionProblem attend = q.attention;
-    attend.dtype = q.dtype, attend.batch = q.images * q.attention.window.windows();
-    attend.queries = attend.keys = static_cast<int32_t>(q.attention.window.window_tokens());
+    attend.dtype = q.dtype, attend.batch = q.images * q.groups();
+    attend.queries = attend.keys = static_cast<int32_t>(q.group_tokens());
     attend.value_dim = attend.dim;
     auto part = [&](int i) { return HeadView{rows + qkv + int64_t{i} * inner(q), int64_t{attend.queries} * 3 * inner(q), 3 * inner(q), attend.dim}; };
     attend.q = part(0), attend.k = part(1), attend.v = part(2), attend.out = rows;

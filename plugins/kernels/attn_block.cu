@@ -1,0 +1,33 @@
+#include "attn_block.cuh"
+#include "attn_chain.h"
+
+namespace trt_opt {
+namespace {
+
+bool valid(const AttnBlockProblem& q) {
+    const AttentionProblem& a = q.attention;
+    const WindowGrid& g = a.window;
+    auto positive = [](int32_t v) { return v > 0; };
+    const bool sizes = q.images >= 0 && positive(q.channels) && q.channels <= kAttnMaxChannels && positive(a.heads) && positive(a.dim) && a.dim <= 128 &&
+                       int64_t{a.heads} * a.dim <= kAttnMaxChannels;
+    if (!g.used()) return sizes && positive(q.tokens) && q.tokens <= kAttnMaxTokens;
+    return sizes && positive(g.window_w) && positive(g.grid_h) && positive(g.grid_w) && g.shift_h >= 0 && g.shift_w >= 0 &&
+           int64_t{g.grid_h} * g.grid_w <= (int64_t{1} << 30) && g.window_tokens() <= kAttnMaxTokens && g.windows() * g.window_tokens() <= (int64_t{1} << 30);
+}
+
+}  // namespace
+
+cudaError_t attn_block(const AttnBlockProblem& q, cudaStream_t stream) {
+    if (!valid(q)) return cudaErrorInvalidValue;
+    if (q.images == 0) return cudaSuccess;
+    if (!q.workspace || !aligned_to(16, q.workspace)) return cudaErrorInvalidValue;
+    if (attn_chain_fits(q)) return attn_chain(q, AttnPlan(q).qkv, stream);
+    return q.dtype == DType::kHalf ? attn_block_typed<__half>(q, stream) : attn_block_typed<float>(q, stream);
+}
+
+int64_t attn_block_workspace(const AttnBlockProblem& q) {
+    if (!valid(q)) return 0;
+    return AttnPlan(q).total * (q.dtype == DType::kHalf ? 2 : 4);
+}
+
+}  // namespace trt_opt
