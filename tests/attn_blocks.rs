@@ -1,10 +1,13 @@
 //! Attention blocks without windows: every export of ViT and UniFormer has all of its own, they compute the same, and
 //! every near miss says why.
 
+#[path = "common/block.rs"]
+mod block;
 mod common;
 
 use std::path::{Path, PathBuf};
 
+use block::{comparison, int, nodes, weight, with};
 use trt_opt::ir::Graph;
 use trt_opt::onnx::proto::{AttributeProto, ModelProto, NodeProto, TensorProto};
 use trt_opt::onnx::{self, Model};
@@ -12,12 +15,6 @@ use trt_opt::rewrite::{Kind, Ledger, Options, Site, Standard, Status, Target};
 use trt_opt::{testing, verify};
 
 const OP: &str = "TrtOptAttnBlock";
-
-fn with(kinds: &[Kind]) -> Options {
-    let mut options = Options::default();
-    options.kinds.extend(kinds);
-    options
-}
 
 fn with_block() -> Options {
     with(&[Kind::AttnBlock])
@@ -27,16 +24,8 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/{name}.onnx"))
 }
 
-fn nodes<'a>(model: &'a ModelProto, op: &str) -> Vec<&'a NodeProto> {
-    model.graph.as_ref().unwrap().node.iter().filter(|n| n.op_type() == op).collect()
-}
-
 fn count(model: &ModelProto, op: &str) -> usize {
     nodes(model, op).len()
-}
-
-fn int(node: &NodeProto, name: &str) -> i64 {
-    node.attribute.iter().find(|a| a.name() == name).unwrap().i.unwrap()
 }
 
 /// The miniature of TNT has 12 channels, and words of 4.
@@ -84,13 +73,7 @@ fn exports_have_all_their_blocks_and_compute_the_same() {
                 }
             }
             blocks += found.fused;
-            let options = verify::Options {
-                batch: name.contains("_dyn").then_some(3),
-                threads: Some(1),
-                // The block rounds less than its parts do.
-                rtol: name.contains("fp16").then_some(1e-2),
-                ..verify::Options::default()
-            };
+            let options = comparison(&name);
             if let Err(error) = rewrite.compare(&options).and_then(|report| report.check()) {
                 wrong.push(format!("{name}: {error}"));
             }
@@ -128,13 +111,6 @@ fn attentions_in_windows_are_no_sites() {
 
 const IMAGES: i64 = 3;
 const TOKENS: i64 = 5;
-
-fn weight(name: &str, dims: &[i64]) -> TensorProto {
-    let mut random = common::Random(name.bytes().map(u64::from).sum());
-    let values: Vec<f32> =
-        (0..dims.iter().product::<i64>()).map(|_| (random.below(2000) as f32 - 1000.0) / 2000.0).collect();
-    TensorProto::from_f32(name, dims, &values)
-}
 
 /// How queries, keys and values are made.
 #[derive(Clone, Copy, PartialEq)]

@@ -1,9 +1,12 @@
 //! Blocks of the second family: where they are taken, that they compute the same, and every near miss.
 
+#[path = "common/block.rs"]
+mod block;
 mod common;
 
 use std::path::Path;
 
+use block::{comparison, weight};
 use trt_opt::onnx::proto::{AttributeProto, ModelProto, NodeProto, TensorProto};
 use trt_opt::onnx::{self, Model};
 use trt_opt::rewrite::{Kind, Ledger, Options, Site, Standard, Status, Target};
@@ -30,13 +33,7 @@ fn exports_have_all_their_blocks_and_compute_the_same() {
     let models = ["swin", "uniformer", "vit"];
     for path in common::fixtures().iter().filter(|p| models.iter().any(|m| name(p).starts_with(m))) {
         let name = name(path);
-        let options = verify::Options {
-            batch: name.contains("_dyn").then_some(3),
-            threads: Some(1),
-            // The block rounds less than its parts do.
-            rtol: name.contains("fp16").then_some(1e-2),
-            ..verify::Options::default()
-        };
+        let options = comparison(&name);
         let rewrite = testing::rewrite_with(path, &with_blocks()).unwrap();
         let count = rewrite.ledger().count(Kind::MlpBlock);
         for site in rewrite.ledger().missed(Kind::MlpBlock) {
@@ -79,13 +76,6 @@ struct Net {
 const ROWS: i64 = 5;
 const CHANNELS: i64 = 16;
 const HIDDEN: i64 = 24;
-
-fn weight(name: &str, dims: &[i64]) -> TensorProto {
-    let count = dims.iter().product::<i64>();
-    let mut random = common::Random(name.bytes().map(u64::from).sum());
-    let values: Vec<f32> = (0..count).map(|_| (random.below(2000) as f32 - 1000.0) / 2000.0).collect();
-    TensorProto::from_f32(name, dims, &values)
-}
 
 impl Net {
     fn new() -> Self {

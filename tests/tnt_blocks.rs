@@ -1,9 +1,12 @@
 //! Inner blocks of TNT and PyramidTNT: every export has its own, they compute the same, and every near miss says why.
 
+#[path = "common/block.rs"]
+mod block;
 mod common;
 
 use std::path::Path;
 
+use block::{comparison, int, nodes, weight, with};
 use trt_opt::onnx::proto::{AttributeProto, ModelProto, NodeProto, TensorProto};
 use trt_opt::onnx::{self, Model};
 use trt_opt::rewrite::{Kind, Ledger, Options, Standard, Status, Target};
@@ -11,22 +14,8 @@ use trt_opt::{testing, verify};
 
 const OP: &str = "TrtOptTntInnerBlock";
 
-fn with(kinds: &[Kind]) -> Options {
-    let mut options = Options::default();
-    options.kinds.extend(kinds);
-    options
-}
-
 fn with_block() -> Options {
     with(&[Kind::TntInnerBlock])
-}
-
-fn nodes<'a>(model: &'a ModelProto, op: &str) -> Vec<&'a NodeProto> {
-    model.graph.as_ref().unwrap().node.iter().filter(|n| n.op_type() == op).collect()
-}
-
-fn int(node: &NodeProto, name: &str) -> i64 {
-    node.attribute.iter().find(|a| a.name() == name).unwrap().i.unwrap()
 }
 
 /// All exports, with the block alone and with the smaller blocks beside it, which must not take its parts.
@@ -52,13 +41,7 @@ fn exports_have_all_their_blocks_and_compute_the_same() {
                 let sites: Vec<_> = rewrite.ledger().sites.iter().filter(|s| s.kind == Kind::TntInnerBlock).collect();
                 wrong.push(format!("{name}: blocks of {words:?} heads instead of {expected:?}: {sites:?}"));
             }
-            let check = verify::Options {
-                batch: name.contains("_dyn").then_some(3),
-                threads: Some(1),
-                // The block rounds less than its parts do.
-                rtol: name.contains("fp16").then_some(1e-2),
-                ..verify::Options::default()
-            };
+            let check = comparison(&name);
             if let Err(error) = rewrite.compare(&check).and_then(|report| report.check()) {
                 wrong.push(format!("{name}: {error}"));
             }
@@ -78,13 +61,6 @@ struct Net {
 }
 
 const PATCHES: i64 = 3;
-
-fn weight(name: &str, dims: &[i64]) -> TensorProto {
-    let count = dims.iter().product::<i64>();
-    let mut random = common::Random(name.bytes().map(u64::from).sum());
-    let values: Vec<f32> = (0..count).map(|_| (random.below(2000) as f32 - 1000.0) / 2000.0).collect();
-    TensorProto::from_f32(name, dims, &values)
-}
 
 fn norm(x: &str, scale: &str, bias: &str, y: &str, epsilon: f32) -> NodeProto {
     NodeProto {
