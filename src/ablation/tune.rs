@@ -212,6 +212,48 @@ impl Outcome {
     }
 }
 
+/// Goes through the groups as a search does: `leave` is given each that is open to choice, with the candidates that have it
+/// and leave it out, and says whether it is left out. The numbers of those that are.
+fn walk(groups: &[Group], leave: &mut dyn FnMut(Group, &[Candidate; 2]) -> Result<bool>) -> Result<BTreeSet<usize>> {
+    let blocks = groups.iter().take_while(|g| g.kind.is_block()).count();
+    let mut left: BTreeSet<usize> = (0..blocks).collect();
+    for number in 0..groups.len() {
+        let group = free(groups, &left, number);
+        if group.nodes.is_empty() {
+            continue;
+        }
+        let (mut with, mut out) = (left.clone(), left);
+        with.remove(&number);
+        out.insert(number);
+        let pair = [Candidate::Without(with.clone()), Candidate::Without(out.clone())];
+        left = if leave(group, &pair)? { out } else { with };
+    }
+    Ok(left)
+}
+
+/// What is timed when all groups are decided.
+fn last(left: BTreeSet<usize>) -> [Candidate; 3] {
+    [Candidate::Native, Candidate::Canonical, Candidate::Without(left)]
+}
+
+/// The candidates that [`search`] asks for if every group pays, blocks too, in the order of asking.
+pub fn expected(groups: &[Group]) -> Result<Vec<Candidate>> {
+    let mut candidates: Vec<Candidate> = vec![];
+    let mut ask = |asked: &[Candidate]| {
+        for candidate in asked {
+            if !candidates.contains(candidate) {
+                candidates.push(candidate.clone());
+            }
+        }
+    };
+    let left = walk(groups, &mut |_, pair| {
+        ask(pair);
+        Ok(false)
+    })?;
+    ask(&last(left));
+    Ok(candidates)
+}
+
 /// Looks for the fastest choice of groups, of which those of blocks come first. `progress` is told each decision.
 pub fn search(
     groups: &[Group],
@@ -219,18 +261,9 @@ pub fn search(
     bootstrap: &Bootstrap,
     progress: &mut dyn FnMut(&Decision),
 ) -> Result<Outcome> {
-    let blocks = groups.iter().take_while(|g| g.kind.is_block()).count();
-    let mut left: BTreeSet<usize> = (0..blocks).collect();
     let mut decisions = vec![];
-    for number in 0..groups.len() {
-        let group = free(groups, &left, number);
-        if group.nodes.is_empty() {
-            continue;
-        }
-        let (mut with, mut out) = (left.clone(), left.clone());
-        with.remove(&number);
-        out.insert(number);
-        let (fused, without) = two(lab.measure(&[Candidate::Without(with.clone()), Candidate::Without(out.clone())])?)?;
+    let left = walk(groups, &mut |group, pair| {
+        let (fused, without) = two(lab.measure(pair)?)?;
         let ratio = compare(&without, &fused, bootstrap)?;
         let decision = Decision {
             fused_us: Summary::of(&fused, bootstrap)?.p50_us,
@@ -244,14 +277,13 @@ pub fn search(
             ratio,
         };
         progress(&decision);
-        left = if decision.left { out } else { with };
+        let left = decision.left;
         decisions.push(decision);
-    }
-    let best = Candidate::Without(left.clone());
-    let [native, canonical, fused]: [Samples; 3] = lab
-        .measure(&[Candidate::Native, Candidate::Canonical, best.clone()])?
-        .try_into()
-        .map_err(|_| wrong_count(3))?;
+        Ok(left)
+    })?;
+    let last = last(left.clone());
+    let [native, canonical, fused]: [Samples; 3] = lab.measure(&last)?.try_into().map_err(|_| wrong_count(3))?;
+    let [.., best] = last;
     let faster = |a: &Samples, b: &Samples| Ok::<_, Error>(compare(a, b, bootstrap)?.is_faster());
     // Of what cannot be told apart, the form with fewer changes to it is taken only if it has fewer plugins.
     let choice = match (faster(&native, &fused)?, faster(&canonical, &fused)?) {
@@ -408,6 +440,43 @@ mod tests {
         let left: Vec<_> = outcome.standard().into_iter().map(|s| (s.kind, s.node.unwrap())).collect();
         assert_eq!(left, [(Kind::SwinAttnBlock, "node_1".into()), (Kind::Attention, "node_4".into())]);
         assert!(outcome.standard()[0].reason.starts_with("left as its parts: the model takes "));
+    }
+
+    /// Where every group pays, the search asks for nothing but what was expected; in that order, and for all of it.
+    #[test]
+    fn a_search_of_groups_that_pay_is_foreseen() {
+        // The second block takes in all of one group, and the first a part of another.
+        let mut partly = group(Kind::Attention, 2);
+        partly.nodes.push("node_6".into());
+        let groups = [block(0, &[2]), block(1, &[3]), partly, group(Kind::Attention, 3), group(Kind::Gelu, 4)];
+        let expected = expected(&groups).unwrap();
+        let without = |left: &[usize]| Candidate::Without(left.iter().copied().collect());
+        let asked = [
+            without(&[1]),
+            without(&[0, 1]),
+            without(&[]),
+            without(&[2]),
+            without(&[4]),
+            Candidate::Native,
+            Candidate::Canonical,
+        ];
+        assert_eq!(expected, asked);
+
+        let search_of = |times: &[(f64, f64)]| {
+            let mut lab = simulated(400.0, 400.0, times);
+            search(&groups, &mut lab, &Bootstrap::default(), &mut |_| {}).unwrap();
+            let mut asked: Vec<Candidate> = vec![];
+            for candidate in lab.asked {
+                if !asked.contains(&candidate) {
+                    asked.push(candidate);
+                }
+            }
+            asked
+        };
+        assert_eq!(search_of(&[(20.0, 40.0); 5]), expected);
+        // One that does not pay leads the search elsewhere.
+        let other = search_of(&[(20.0, 40.0), (40.0, 20.0), (20.0, 40.0), (20.0, 40.0), (20.0, 40.0)]);
+        assert!(other.contains(&without(&[1, 3])) && !expected.contains(&without(&[1, 3])), "{other:?}");
     }
 
     #[test]

@@ -40,9 +40,41 @@ pub struct Tuned {
     pub saved: Saved,
 }
 
+/// A candidate's engine.
+#[derive(Debug)]
+pub struct Prepared {
+    /// `native`, `canonical`, or what groups are left out.
+    pub name: String,
+    pub job: Job,
+    /// Why it is not there.
+    pub outcome: Result<()>,
+}
+
 impl Tuning<'_> {
     /// Builds and times the candidates. `decided` is told of every group.
     pub fn run(&self, built: Built, decided: &mut dyn FnMut(&Decision)) -> Result<Tuned> {
+        let groups = self.groups()?;
+        let mut lab = EngineLab { tuning: self, groups: &groups, built, jobs: vec![] };
+        // A search asks for two engines at a time: what it is likely to ask for is built side by side first.
+        for Prepared { name, outcome, .. } in lab.prepare()? {
+            if let Err(why) = outcome {
+                // Not fatal here: the search may not need it, and else meets the reason again.
+                tracing::info!("{}, {name}: no engine yet: {why}", self.name);
+            }
+        }
+        let outcome = tune::search(&groups, &mut lab, &self.bootstrap, decided)?;
+        let variant = self.form(&outcome.choice, |_| self.fused("tuned", outcome.standard()));
+        let saved = self.workshop.save(self.name, self.model, &variant)?;
+        Ok(Tuned { outcome, saved })
+    }
+
+    /// Builds, as many at a time as the workshop does, what [`Tuning::run`] asks for if every group pays; times nothing.
+    pub fn build(&self, built: Built) -> Result<Vec<Prepared>> {
+        EngineLab { tuning: self, groups: &self.groups()?, built, jobs: vec![] }.prepare()
+    }
+
+    /// What there is to choose among, blocks first.
+    fn groups(&self) -> Result<Vec<Group>> {
         let default = rewrite::Options { target: self.target, ..Default::default() };
         let blocks = rewrite::Options { kinds: Kind::ALL.into(), ..default.clone() };
         let (ledger, graph) = self.rewritten(blocks)?;
@@ -55,11 +87,7 @@ impl Tuning<'_> {
                 self.name, self.target
             )));
         }
-        let mut lab = EngineLab { tuning: self, groups: &groups, built, jobs: vec![] };
-        let outcome = tune::search(&groups, &mut lab, &self.bootstrap, decided)?;
-        let variant = self.form(&outcome.choice, |_| self.fused("tuned", outcome.standard()));
-        let saved = self.workshop.save(self.name, self.model, &variant)?;
-        Ok(Tuned { outcome, saved })
+        Ok(groups)
     }
 
     fn rewritten(&self, options: rewrite::Options) -> Result<(Ledger, Graph)> {
@@ -114,6 +142,19 @@ impl EngineLab<'_> {
         let job = workshop.store.job(&saved.path, fp16, batch, &[])?;
         self.jobs.push((candidate.clone(), job.clone()));
         Ok(job)
+    }
+
+    /// Builds what the search is expected to ask for.
+    fn prepare(&mut self) -> Result<Vec<Prepared>> {
+        let candidates = tune::expected(self.groups)?;
+        let jobs: Vec<Job> = candidates.iter().map(|c| self.job(c)).collect::<Result<_>>()?;
+        let outcomes = self.tuning.workshop.build(&jobs, self.built);
+        let prepared = candidates.iter().zip(jobs).zip(outcomes).map(|((candidate, job), outcome)| Prepared {
+            name: self.variant(candidate).name,
+            job,
+            outcome,
+        });
+        Ok(prepared.collect())
     }
 }
 
