@@ -322,6 +322,61 @@ fn sizes_that_the_tensor_cores_do_not_take_are_refused() {
     net.missed_because("the block is too large");
 }
 
+/// A block of these sizes alone, with the first axis given, or open.
+fn of_size(batch: Option<i64>, rows: i64, channels: i64, hidden: i64) -> (usize, Ledger) {
+    let mut net = Net::new();
+    let sizes = [
+        ("scale", vec![channels]),
+        ("bias", vec![channels]),
+        ("w1", vec![channels, hidden]),
+        ("b1", vec![hidden]),
+        ("w2", vec![hidden, channels]),
+        ("b2", vec![channels]),
+    ];
+    for (name, dims) in sizes {
+        net.set(weight(name, &dims));
+    }
+    let mut proto = net.proto();
+    let graph = proto.graph.as_mut().unwrap();
+    let tokens = |name: &str| match batch {
+        Some(batch) => common::value(name, &[batch, rows, channels]),
+        None => common::open_value(name, "batch", &[rows, channels]),
+    };
+    graph.input = ["x", "r"].map(tokens).into();
+    graph.output = vec![tokens("y")];
+    let model = Model { proto, ..onnx::load(&fixture()).unwrap() };
+    let rewrite = testing::rewrite_model(model, &with_blocks()).unwrap();
+    (count(&rewrite.model().proto, "TrtOptMlpBlock"), rewrite.ledger().clone())
+}
+
+/// At 0.6 GFLOP a block is taken, above it left to its parts, unless it has few channels.
+#[test]
+fn blocks_above_the_size_where_they_pay_are_left_to_their_parts() {
+    let taken = |(blocks, ledger): &(usize, Ledger)| (*blocks, ledger.count(Kind::MlpBlock).fused) == (1, 1);
+    // 4 * 1250 * 200 * 600 are 0.6 GFLOP.
+    for (batch, rows) in [(Some(1), 1250), (Some(2), 625), (None, 1250)] {
+        assert!(taken(&of_size(batch, rows, 200, 600)), "{batch:?} x {rows}");
+    }
+    for (batch, rows) in [(Some(1), 1251), (Some(2), 626), (None, 1251)] {
+        let (blocks, ledger) = of_size(batch, rows, 200, 600);
+        assert_eq!((blocks, ledger.count(Kind::LayerNorm).fused), (0, 1), "{batch:?} x {rows}");
+        let site = ledger.missed(Kind::MlpBlock).next().unwrap();
+        assert_eq!(site.reason.as_deref(), Some("its products are so large that TensorRT's are faster"));
+        let expected = site.expected.as_deref().unwrap();
+        assert!(expected.contains("0.600 GFLOP") && expected.contains("at most 96 channels"), "{expected}");
+        let axis = batch.map_or_else(|| "batch".to_owned(), |b| b.to_string());
+        assert_eq!(site.found, Some(format!("0.601 GFLOP, rows [{axis}, {rows}]")));
+    }
+    // The first stage of Swin-T at batch 32, and one of a few more channels.
+    assert!(taken(&of_size(Some(32), 3136, 96, 384)));
+    assert!(!taken(&of_size(Some(32), 3136, 104, 384)));
+    // The others at batch 1, the layers of ViT-S, and its at batch 2.
+    for (rows, channels) in [(784, 192), (196, 384), (49, 768), (197, 384)] {
+        assert!(taken(&of_size(Some(1), rows, channels, 4 * channels)), "{rows} x {channels}");
+    }
+    assert!(!taken(&of_size(Some(2), 197, 384, 1536)));
+}
+
 #[test]
 fn the_cost_of_a_block_is_less_than_that_of_its_parts() {
     let estimate = |options: &Options| {

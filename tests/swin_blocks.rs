@@ -6,7 +6,7 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use block::{comparison, int, nodes, weight, with};
+use block::{comparison, int, left_for_its_size, nodes, weight, with};
 use trt_opt::ir::Graph;
 use trt_opt::onnx::proto::{AttributeProto, ModelProto, NodeProto, TensorProto};
 use trt_opt::onnx::{self, Model};
@@ -514,6 +514,17 @@ fn sizes_that_the_tensor_cores_do_not_take_are_refused() {
     Net::new(Form { channels: 12, ..Form::default() }).missed_because("the tensor cores take no such sizes");
     Net::new(Form { head: 2, ..Form::default() }).missed_because("the tensor cores take no such sizes");
     Net::new(Form { channels: 2056, ..Form::default() }).missed_because("the block is too large");
+}
+
+/// 8 * 128 * 256 * channels are 0.35 GFLOP at 1335 channels.
+#[test]
+fn blocks_above_the_size_where_they_pay_are_left_to_their_parts() {
+    let rewrite = |channels: i64| Net::new(Form { channels, head: 128, ..Form::default() }).rewrite(&with_block());
+    let taken = rewrite(1328);
+    assert_eq!((taken.ledger().count(Kind::SwinAttnBlock).fused, count(&taken.model().proto, OP)), (1, 1));
+    let left = rewrite(1336);
+    left_for_its_size(&left, Kind::SwinAttnBlock, &format!("[{}, {TOKENS}]", IMAGES * WINDOWS));
+    assert_eq!(count(&left.model().proto, OP), 0);
 }
 
 /// Swin V2: the norm comes after the attention, and scores are cosines with a scale for each head.

@@ -48,7 +48,7 @@ pub struct Args {
     /// Kinds of site to fuse [default: all but mlp-block, swin-attn-block, attn-block and tnt-inner-block]
     #[arg(long, value_name = "KIND,...", value_delimiter = ',')]
     fuse: Vec<Kind>,
-    /// Kinds to fuse besides: blocks made of the others, which are not always faster
+    /// Kinds to fuse besides: blocks made of the others, up to the size where they pay (an open batch counts as 1)
     #[arg(long, value_name = "KIND,...", value_delimiter = ',')]
     also: Vec<Kind>,
     /// Kinds or rules to leave out

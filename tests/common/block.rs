@@ -3,7 +3,7 @@
 
 use trt_opt::onnx::proto::{ModelProto, NodeProto, TensorProto};
 use trt_opt::rewrite::{Kind, Options};
-use trt_opt::verify;
+use trt_opt::{testing, verify};
 
 use super::common;
 
@@ -39,4 +39,15 @@ pub fn comparison(export: &str) -> verify::Options {
         rtol: export.contains("fp16").then_some(1e-2),
         ..verify::Options::default()
     }
+}
+
+/// The one attention block is missed for its size, just over the limit, and its parts are fused.
+pub fn left_for_its_size(rewrite: &testing::Rewrite, kind: Kind, rows: &str) {
+    let ledger = rewrite.ledger();
+    let missed: Vec<_> = ledger.missed(kind).collect();
+    assert_eq!((missed.len(), ledger.count(kind).total), (1, 1), "{missed:?}");
+    assert_eq!(missed[0].reason.as_deref(), Some("its products are so large that TensorRT's are faster"));
+    assert_eq!(missed[0].found, Some(format!("0.351 GFLOP, rows {rows}")));
+    assert!(missed[0].expected.as_deref().is_some_and(|e| e.starts_with("at most 0.350 GFLOP")), "{missed:?}");
+    assert_eq!([Kind::LayerNorm, Kind::Attention].map(|k| ledger.count(k).fused), [1, 1]);
 }

@@ -43,6 +43,17 @@ pub fn value(name: &str, dims: &[i64]) -> ValueInfoProto {
 }
 
 /// A model of opset 17 from float `x` of 4 elements to `y`.
+/// A value whose first axis is open.
+pub fn open_value(name: &str, axis: &str, dims: &[i64]) -> ValueInfoProto {
+    let mut value = value(name, &[&[1], dims].concat());
+    if let Some(type_proto::Value::TensorType(tensor)) = value.r#type.as_mut().and_then(|t| t.value.as_mut())
+        && let Some(first) = tensor.shape.as_mut().and_then(|s| s.dim.first_mut())
+    {
+        first.value = Some(tensor_shape_proto::Value::DimParam(axis.into()));
+    }
+    value
+}
+
 pub fn model(nodes: Vec<NodeProto>, initializer: Vec<TensorProto>) -> ModelProto {
     ModelProto {
         ir_version: Some(8),

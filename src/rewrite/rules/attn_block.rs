@@ -26,7 +26,9 @@ use crate::rewrite::ops::{
 };
 use crate::rewrite::pattern::fused_name;
 use crate::rewrite::rules::attention::weighted;
-use crate::rewrite::rules::block::{Fusion, Linear, Outcome, Rule, check_types, output, single_use, sum_of};
+use crate::rewrite::rules::block::{
+    Fusion, Linear, Outcome, Rule, check_flops, check_types, limits, output, single_use, sum_of,
+};
 use crate::rewrite::rules::straighten;
 use crate::rewrite::rules::window::reorders_tokens;
 
@@ -225,6 +227,9 @@ impl Block {
         let out = arrival(graph, result, stream, reversed, &mut covers)?;
         check_types(graph, label, stream, [&qkv, &proj])?;
         check_sizes(graph, label, stream, &qkv, &proj)?;
+        // Those of the windows, padding included.
+        let rows = graph.shape(packed).and_then(|s| s.get(..2)).unwrap_or_default();
+        check_flops(label, rows, [&qkv, &proj], limits::ATTN_FLOPS, "")?;
         covers.extend(qkv.covers.iter().chain(&proj.covers));
         let op = AttnBlock { epsilon: norm.epsilon, attention: Attention { map, ..attention } };
         Ok(Self { op, stream, scale, bias, qkv, proj, out, covers })

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::error::Result;
-use crate::ir::{Graph, NodeId, ValueId, shape_text};
+use crate::ir::{Dim, Graph, NodeId, ValueId, shape_text};
 use crate::onnx::DType;
 use crate::rewrite::engine::{Engine, Miss, Patch};
 use crate::rewrite::pattern::{float_tensor, only_user};
@@ -209,6 +209,44 @@ pub fn check_types(graph: &Graph, label: &str, stream: ValueId, products: [&Line
             .expected(name(dtype), name(graph.dtype(odd))));
     }
     Ok(())
+}
+
+/// Up to where a block's own products, which are made for few rows, are faster than TensorRT's. Set by runs on an H100 in
+/// float16; plugins/NOTES.md is the account of them.
+pub mod limits {
+    /// FLOPs of both products of an MLP block. All stages of Swin-T and the layers of ViT-S have 0.46e9 at batch 1; at
+    /// twice that the block is slower.
+    pub const MLP_FLOPS: i64 = 600_000_000;
+    /// MLP blocks of so many channels or fewer are faster at any number of rows.
+    pub const MLP_ANY_ROWS_CHANNELS: i64 = 96;
+    /// FLOPs of both products of an attention block. The same models have 0.23e9 at batch 1.
+    pub const ATTN_FLOPS: i64 = 350_000_000;
+}
+
+/// FLOPs of products with the rows of the leading `axes`, an open one of which counts as 1.
+fn flops(axes: &[Dim], products: [&Linear; 2]) -> Option<i64> {
+    let row = products.iter().try_fold(0i64, |sum, linear| {
+        let [rows, columns] = linear.sizes;
+        sum.checked_add(rows.checked_mul(columns)?.checked_mul(2)?)
+    })?;
+    axes.iter().try_fold(row, |product, axis| product.checked_mul(axis.eval(|_| Some(1))?))
+}
+
+/// A miss where the products have more than `limit` FLOPs. `small` says what is taken at any number of rows, if anything.
+pub fn check_flops(label: &str, axes: &[Dim], products: [&Linear; 2], limit: i64, small: &str) -> Outcome<()> {
+    // Rounded up, so that what is over the limit looks so.
+    let text = |flops: i64| format!("{:.3} GFLOP", (flops as f64 / 1e6).ceil() / 1e3);
+    // Where so many cannot be counted, they are over any limit.
+    let found = flops(axes, products);
+    if found.is_some_and(|flops| flops <= limit) {
+        return Ok(());
+    }
+    let found = found.map_or_else(|| "more than can be counted".into(), text);
+    let axes = shape_text(axes);
+    Err(Miss::new(label, "its products are so large that TensorRT's are faster").expected(
+        format!("at most {} in both products{small}, an open batch counted as 1", text(limit)),
+        format!("{found}, rows {axes}"),
+    ))
 }
 
 /// The operands of the Add that makes `stream`, if only `readers` read it and the plugin can do the add itself.

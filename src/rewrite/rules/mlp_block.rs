@@ -16,7 +16,7 @@ use crate::rewrite::engine::{Engine, Miss, Patch};
 use crate::rewrite::ops::{LayerNorm, MAX_CHANNELS, MAX_HIDDEN, MULTIPLE, MlpBlock, MlpWeights};
 use crate::rewrite::pattern::fused_name;
 use crate::rewrite::rules::block::{
-    Fusion, Linear, Outcome, Rule, check_types, output, single_use, sole_reader, sum_of,
+    Fusion, Linear, Outcome, Rule, check_flops, check_types, limits, output, single_use, sole_reader, sum_of,
 };
 use crate::rewrite::rules::gelu::{Gelu, is_anchor, match_gelu};
 
@@ -142,7 +142,7 @@ fn norm_before(graph: &Graph, value: ValueId) -> Outcome<(NodeId, LayerNorm)> {
     }
 }
 
-/// Types and sizes that the plugin takes.
+/// Types and sizes that the plugin takes, and is faster at.
 fn check_sizes(graph: &Graph, label: &str, stream: ValueId, up: &Linear, down: &Linear) -> Outcome<()> {
     check_types(graph, label, stream, [up, down])?;
     let [channels, hidden] = up.sizes;
@@ -160,5 +160,13 @@ fn check_sizes(graph: &Graph, label: &str, stream: ValueId, up: &Linear, down: &
             format!("{channels} and {hidden}"),
         ));
     }
-    Ok(())
+    if channels <= limits::MLP_ANY_ROWS_CHANNELS {
+        return Ok(());
+    }
+    let rows = match graph.shape(stream) {
+        Some([rows @ .., _]) => rows,
+        _ => return Err(Miss::new(label, "the shape of its tokens is not known")),
+    };
+    let small = format!(", or at most {} channels", limits::MLP_ANY_ROWS_CHANNELS);
+    check_flops(label, rows, [up, down], limits::MLP_FLOPS, &small)
 }
