@@ -372,3 +372,16 @@ fn the_program_says_what_it_was_compiled_for() {
     let doctor: Value = serde_json::from_str(&stdout(trt_opt(&["doctor", "--json"]).success())).unwrap();
     assert_eq!(doctor["compiled_for_tensorrt"], version.to_string());
 }
+
+#[test]
+fn engines_only_is_of_a_measurement_and_nothing_else() {
+    let vit = "vit=tests/fixtures/vit_ts17.onnx";
+    let run = |args: &[&str]| trt_opt(&[&["report", "--engines-only"], args].concat());
+    run(&[]).code(2).stderr(contains("--models"));
+    for other in [&["--merge", "tests/report/synthetic_a.json"][..], &["--profile"], &["--ask", "vit@1=1.5"]] {
+        let refused = predicate::str::contains("cannot be used with").and(contains(other[0]));
+        run(&[&["--models", vit], other].concat()).code(2).stderr(refused);
+    }
+    // Models are looked for before a GPU is.
+    run(&["--models", "vit=absent.onnx"]).code(5).stderr(contains("absent.onnx"));
+}

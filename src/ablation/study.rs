@@ -32,6 +32,13 @@ pub struct ModelFile {
     pub path: PathBuf,
 }
 
+impl ModelFile {
+    /// Whether fusions can be chosen for it: not what is measured as it is.
+    fn is_tuned(&self) -> bool {
+        self.name != REFERENCE_MODEL && self.variant.is_none()
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct Options {
     pub target: Target,
@@ -75,10 +82,76 @@ struct Planned {
 }
 
 impl Planned {
+    /// For warnings.
+    fn describe(&self) -> String {
+        format!("{} {} {} batch {}", self.model, self.variant, self.precision, self.batch)
+    }
+
     /// Whether ratios may be to it.
     fn is_reference(&self) -> bool {
         self.model == REFERENCE_MODEL && self.precision == Precision::Fp16
     }
+}
+
+/// A file at a batch size.
+struct Setting<'a> {
+    file: &'a ModelFile,
+    batch: Batch,
+}
+
+/// What [`build`] left behind.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Engines {
+    /// Engines that are there, whether they were before or not.
+    pub there: usize,
+    /// Of the others, which and why not.
+    pub missing: Vec<String>,
+}
+
+impl Engines {
+    /// Of what was tried, in order: an engine, what it is of, and why it is not there. Equal variants share an engine, and
+    /// what came of it last counts.
+    fn of(tried: impl IntoIterator<Item = (PathBuf, String, Result<()>)>) -> Self {
+        let mut engines: Vec<(PathBuf, Option<String>)> = vec![];
+        for (engine, name, outcome) in tried {
+            let missing = outcome.err().map(|why| format!("{name}: no engine: {why}"));
+            match engines.iter_mut().find(|(known, _)| *known == engine) {
+                Some((_, known)) => *known = missing,
+                None => engines.push((engine, missing)),
+            }
+        }
+        let there = engines.iter().filter(|(_, missing)| missing.is_none()).count();
+        Self { there, missing: engines.into_iter().filter_map(|(_, missing)| missing).collect() }
+    }
+}
+
+/// Builds the engines that [`run`] measures, and of [`TUNED`] those that a search asks for if every group pays. Measures
+/// nothing and needs no ONNX Runtime.
+pub fn build(
+    files: &[ModelFile],
+    options: &Options,
+    workshop: &Workshop,
+    event: &(dyn Fn(Event) + Sync),
+) -> Result<Engines> {
+    let (settings, planned) = planned(files, options, workshop, event)?;
+    let outcomes = built(&planned, workshop, event);
+    let mut tried: Vec<_> =
+        planned.iter().zip(outcomes).map(|(p, outcome)| (p.job.engine.clone(), p.describe(), outcome)).collect();
+    if options.variants.contains(TUNED) {
+        for Setting { file, batch } in settings.iter().filter(|s| s.file.is_tuned()) {
+            let model = onnx::load(&file.path)?;
+            let name = stem(file, batch.size);
+            for &precision in &options.precisions {
+                event(Event::Phase(format!("building what tuning {} in {precision} asks for", file.name)));
+                let tuning = tuning(&model, &name, *batch, precision, options, workshop);
+                for candidate in tuning.build(&|job, outcome| event(Event::Built(job, outcome)))? {
+                    let name = format!("{} {TUNED} ({}) {precision} batch {}", file.name, candidate.name, batch.size);
+                    tried.push((candidate.job.engine, name, candidate.outcome));
+                }
+            }
+        }
+    }
+    Ok(Engines::of(tried))
 }
 
 /// Measures all variants of all models. The rows, and warnings about what is not in them.
@@ -89,16 +162,50 @@ pub fn run(
     event: &(dyn Fn(Event) + Sync),
 ) -> Result<(Vec<Row>, Vec<String>)> {
     let mut warnings = vec![];
+    let (settings, mut planned) = planned(files, options, workshop, event)?;
     let mut references = vec![];
+    for Setting { file, batch } in &settings {
+        event(Event::Phase(format!("running {} in ONNX Runtime", file.name)));
+        let verify = verify::Options { batch: batch.open.then_some(batch.size), ..options.verify.clone() };
+        references.push(verify::run(&file.path, &verify)?);
+    }
+    let mut outcomes = built(&planned, workshop, event).into_iter();
+    planned.retain(|p| match outcomes.next() {
+        Some(Err(why)) => {
+            warnings.push(format!("{}: no engine: {why}", p.describe()));
+            false
+        }
+        _ => true,
+    });
+    if options.variants.contains(TUNED) {
+        for file in files.iter().filter(|f| f.is_tuned()) {
+            tuned(file, options, workshop, event, &mut planned)?;
+        }
+    }
+    let sizes: BTreeSet<i64> = planned.iter().map(|p| p.batch).collect();
+    let mut rows = vec![];
+    for size in sizes {
+        let group: Vec<&Planned> = planned.iter().filter(|p| p.batch == size).collect();
+        rows.extend(measure(&group, &references, options, workshop, event, &mut warnings)?);
+    }
+    Ok((rows, warnings))
+}
+
+/// The settings of the study and its engines but those of [`TUNED`], in the order that they are built in.
+fn planned<'a>(
+    files: &'a [ModelFile],
+    options: &Options,
+    workshop: &Workshop,
+    event: &(dyn Fn(Event) + Sync),
+) -> Result<(Vec<Setting<'a>>, Vec<Planned>)> {
+    let mut settings = vec![];
     let mut planned = vec![];
     for file in files {
         event(Event::Phase(format!("rewriting {}", file.name)));
         let model = onnx::load(&file.path)?;
         for batch in batches(&model, &options.batches)? {
-            let open = (batch.open).then_some(batch.size);
-            let verify = verify::Options { batch: open, ..options.verify.clone() };
-            references.push(verify::run(&file.path, &verify)?);
-            plan(file, &model, batch, references.len() - 1, options, workshop, &mut planned)?;
+            plan(file, &model, batch, settings.len(), options, workshop, &mut planned)?;
+            settings.push(Setting { file, batch });
         }
     }
     let known = |name: &String| name == TUNED || planned.iter().any(|p| p.variant == *name);
@@ -118,29 +225,14 @@ pub fn run(
         "canonical" => 2,
         _ => 3,
     });
+    Ok((settings, planned))
+}
+
+/// Builds what is missing. For each, why it has no engine.
+fn built(planned: &[Planned], workshop: &Workshop, event: &(dyn Fn(Event) + Sync)) -> Vec<Result<()>> {
     let jobs: Vec<Job> = planned.iter().map(|p| p.job.clone()).collect();
     event(Event::Phase(format!("building {} engines", missing(&jobs))));
-    let outcomes = workshop.build(&jobs, &|job, outcome| event(Event::Built(job, outcome)));
-    let mut outcomes = outcomes.into_iter();
-    planned.retain(|p| match outcomes.next() {
-        Some(Err(why)) => {
-            warnings.push(format!("{} {} {} batch {}: no engine: {why}", p.model, p.variant, p.precision, p.batch));
-            false
-        }
-        _ => true,
-    });
-    if options.variants.contains(TUNED) {
-        for file in files.iter().filter(|f| f.name != REFERENCE_MODEL && f.variant.is_none()) {
-            tuned(file, options, workshop, event, &mut planned)?;
-        }
-    }
-    let sizes: BTreeSet<i64> = planned.iter().map(|p| p.batch).collect();
-    let mut rows = vec![];
-    for size in sizes {
-        let group: Vec<&Planned> = planned.iter().filter(|p| p.batch == size).collect();
-        rows.extend(measure(&group, &references, options, workshop, event, &mut warnings)?);
-    }
-    Ok((rows, warnings))
+    workshop.build(&jobs, &|job, outcome| event(Event::Built(job, outcome)))
 }
 
 #[derive(Clone, Copy)]
@@ -257,17 +349,7 @@ fn tuned(
             let (reference, before) = (known.reference, known.estimate.before);
             event(Event::Phase(format!("tuning {} in {precision} at batch {}", file.name, batch.size)));
             let name = stem(file, batch.size);
-            let tuning = Tuning {
-                workshop,
-                model: &model,
-                name: &name,
-                target: options.target,
-                by: options.by,
-                fp16: precision == Precision::Fp16,
-                batch: batch.open.then_some(batch.size),
-                plan: options.plan,
-                bootstrap: options.bootstrap,
-            };
+            let tuning = tuning(&model, &name, batch, precision, options, workshop);
             let found = tuning.run(&|job, outcome| event(Event::Built(job, outcome)), &mut |_| {})?;
             planned.push(Planned {
                 model: file.name.clone(),
@@ -282,6 +364,27 @@ fn tuned(
         }
     }
     Ok(())
+}
+
+fn tuning<'a>(
+    model: &'a Model,
+    name: &'a str,
+    batch: Batch,
+    precision: Precision,
+    options: &Options,
+    workshop: &'a Workshop<'a>,
+) -> Tuning<'a> {
+    Tuning {
+        workshop,
+        model,
+        name,
+        target: options.target,
+        by: options.by,
+        fp16: precision == Precision::Fp16,
+        batch: batch.open.then_some(batch.size),
+        plan: options.plan,
+        bootstrap: options.bootstrap,
+    }
 }
 
 /// Times the engines of one batch size in interleaved rounds, in each mode.
@@ -415,4 +518,28 @@ fn row(
         layers: vec![],
         note: planned.note.clone(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shared_engines_are_counted_once_and_by_what_came_last() {
+        let tried = |engine: &str, name: &str, why: Option<&str>| {
+            let outcome = why.map_or(Ok(()), |why| Err(Error::CheckFailed(why.into())));
+            (PathBuf::from(engine), name.to_owned(), outcome)
+        };
+        let engines = Engines::of([
+            tried("a", "swin_t native", None),
+            tried("b", "swin_t all", Some("node 7 is not supported")),
+            tried("c", "swin_t gelu", Some("too late")),
+            tried("a", "swin_t gelu", None),
+            tried("b", "swin_t tuned (left-1)", Some("node 7 is not supported")),
+            tried("c", "swin_t tuned (left-2)", None),
+        ]);
+        let missing = vec!["swin_t tuned (left-1): no engine: node 7 is not supported".to_owned()];
+        assert_eq!(engines, Engines { there: 2, missing });
+        assert_eq!(Engines::of([]), Engines::default());
+    }
 }

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+#[cfg(feature = "engine")]
+use trt_opt::error::exit;
 use trt_opt::report::{self, Goal, Mode, Precision, Report, Table, Tone, tables, view::View};
 use trt_opt::{Error, Result};
 
@@ -23,6 +25,7 @@ Ratios to ResNet-50 and speed-ups are formed inside each run, never across runs.
 Examples:
   trt-opt report --models resnet50=resnet50.onnx swin_t=swin.onnx --plugins libtrt_opt_plugins.so -o report
   trt-opt report --models resnet50=r50.onnx swin_t=swin.onnx --variants native,all,tuned --batch 1,32 --plugins lib.so
+  trt-opt report --models resnet50=r50.onnx swin_t=swin.onnx --plugins lib.so --jobs 16 --engines-only
   trt-opt report --merge swin/report.json tnt/report.json -o report
   trt-opt report --merge report.json -o report --ask swin_t@1=1.5 --ask swin_t@32=2.0")]
 pub struct Args {
@@ -74,7 +77,34 @@ struct GoalJson<'a> {
     met: Option<bool>,
 }
 
+/// The outcome of --engines-only as JSON.
+#[cfg(feature = "engine")]
+#[derive(Serialize)]
+struct EnginesJson<'a> {
+    engines: usize,
+    missing: &'a [String],
+}
+
+/// Builds engines only: 1 if one is missing.
+#[cfg(feature = "engine")]
+fn build(args: &Args, global: &Global) -> Result<u8> {
+    let engines = args.study.build(global)?;
+    if args.json {
+        out::json(&EnginesJson { engines: engines.there, missing: &engines.missing })?;
+    } else {
+        if !global.quiet {
+            engines.missing.iter().for_each(|w| out::warning(w));
+        }
+        out::text(&format!("{} engines are there, {} are missing\n", engines.there, engines.missing.len()))?;
+    }
+    Ok(if engines.missing.is_empty() { 0 } else { exit::CHECK_FAILED })
+}
+
 pub fn run(args: Args, global: &Global) -> Result<u8> {
+    #[cfg(feature = "engine")]
+    if args.study.engines_only {
+        return build(&args, global);
+    }
     let mut reports: Vec<(PathBuf, Report)> = vec![];
     for path in &args.merge {
         reports.push((path.clone(), report::load(path)?));

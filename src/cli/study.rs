@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use trt_opt::ablation::study::{self, Event, ModelFile};
+use trt_opt::ablation::study::{self, Engines, Event, ModelFile};
 use trt_opt::ablation::tune::By;
+use trt_opt::ablation::workshop::Workshop;
 use trt_opt::measure::stats::Bootstrap;
 use trt_opt::report::{Class, Precision, Report, Variant};
 use trt_opt::rewrite::Target;
@@ -38,6 +39,9 @@ pub struct StudyArgs {
     /// Time the layers of every engine, too
     #[arg(long, help_heading = "Measuring")]
     profile: bool,
+    /// Build the engines and stop: measure nothing, write no report; a later run with the same --work finds them
+    #[arg(long, requires = "models", conflicts_with_all = ["merge", "profile", "ask"], help_heading = "Measuring")]
+    pub engines_only: bool,
     /// What the report calls this run [default: the time of its start]
     #[arg(long, value_name = "ID", help_heading = "Measuring")]
     run: Option<String>,
@@ -71,50 +75,16 @@ impl StudyArgs {
         if self.models.is_empty() {
             return Ok(None);
         }
-        for file in &self.models {
-            std::fs::File::open(&file.path).map_err(Error::io("open", &file.path))?;
-        }
+        self.check_files()?;
         self.workshop.with(|workshop| {
             let environment = environment(workshop, self.workshop.plan.plan());
-            let version = workshop.library.version;
-            let target = match self.target.or_else(|| Target::of_major(version.major)) {
-                Some(target) => target,
-                None => return Err(Error::Usage(format!("there is no target for TensorRT {version}; give --target"))),
-            };
             let id = match &self.run {
                 Some(id) => id.clone(),
                 None => environment.date.strftime("%Y%m%dT%H%M%SZ").to_string(),
             };
-            let options = study::Options {
-                target,
-                variants: self.variants.iter().cloned().collect::<BTreeSet<_>>(),
-                precisions: self.precision.clone(),
-                batches: self.batch.clone(),
-                by: self.by,
-                plan: self.workshop.plan.plan(),
-                bootstrap: Bootstrap::default(),
-                profile: if self.profile { PROFILED } else { 0 },
-                verify: verify::Options {
-                    onnxruntime: self.onnxruntime.clone(),
-                    seed: self.workshop.plan.seed,
-                    ..verify::Options::default()
-                },
-                run: id.clone(),
-            };
+            let options = self.options(workshop, &id)?;
             let spinner = Spinner::new(global);
-            let event = |event: Event| match event {
-                Event::Phase(what) => {
-                    tracing::info!("{what}");
-                    spinner.start(&what);
-                }
-                Event::Built(job, Ok(())) => spinner.show(&format!("built {}", file_name(&job.model))),
-                Event::Built(job, Err(why)) => {
-                    spinner.show(&format!("no engine of {}", file_name(&job.model)));
-                    tracing::debug!("{why}");
-                }
-                Event::Round(done, all) => spinner.show(&format!("round {done} of {all}")),
-            };
-            let (rows, warnings) = study::run(&self.models, &options, workshop, &event)?;
+            let (rows, warnings) = study::run(&self.models, &options, workshop, &|event| show(&spinner, event))?;
             drop(spinner);
             if rows.is_empty() {
                 warnings.iter().for_each(|w| out::warning(w));
@@ -123,6 +93,61 @@ impl StudyArgs {
             let environment = BTreeMap::from([(id, environment)]);
             Ok(Some((Report { environment, rows, ..Report::default() }, warnings)))
         })
+    }
+
+    /// Builds the engines and measures nothing.
+    pub fn build(&self, global: &Global) -> Result<Engines> {
+        self.check_files()?;
+        self.workshop.with(|workshop| {
+            let spinner = Spinner::new(global);
+            study::build(&self.models, &self.options(workshop, "")?, workshop, &|event| show(&spinner, event))
+        })
+    }
+
+    fn check_files(&self) -> Result<()> {
+        for file in &self.models {
+            std::fs::File::open(&file.path).map_err(Error::io("open", &file.path))?;
+        }
+        Ok(())
+    }
+
+    fn options(&self, workshop: &Workshop, run: &str) -> Result<study::Options> {
+        let version = workshop.library.version;
+        let target = match self.target.or_else(|| Target::of_major(version.major)) {
+            Some(target) => target,
+            None => return Err(Error::Usage(format!("there is no target for TensorRT {version}; give --target"))),
+        };
+        Ok(study::Options {
+            target,
+            variants: self.variants.iter().cloned().collect::<BTreeSet<_>>(),
+            precisions: self.precision.clone(),
+            batches: self.batch.clone(),
+            by: self.by,
+            plan: self.workshop.plan.plan(),
+            bootstrap: Bootstrap::default(),
+            profile: if self.profile { PROFILED } else { 0 },
+            verify: verify::Options {
+                onnxruntime: self.onnxruntime.clone(),
+                seed: self.workshop.plan.seed,
+                ..verify::Options::default()
+            },
+            run: run.to_owned(),
+        })
+    }
+}
+
+fn show(spinner: &Spinner, event: Event) {
+    match event {
+        Event::Phase(what) => {
+            tracing::info!("{what}");
+            spinner.start(&what);
+        }
+        Event::Built(job, Ok(())) => spinner.show(&format!("built {}", file_name(&job.model))),
+        Event::Built(job, Err(why)) => {
+            spinner.show(&format!("no engine of {}", file_name(&job.model)));
+            tracing::debug!("{why}");
+        }
+        Event::Round(done, all) => spinner.show(&format!("round {done} of {all}")),
     }
 }
 
