@@ -5,6 +5,7 @@
 
 #include "attention_common.cuh"
 #include "mma.cuh"
+#include "ptx.cuh"
 
 namespace trt_opt {
 
@@ -16,6 +17,8 @@ template <int D, int TILES, bool WIDE, bool STAGED>
 __global__ void __launch_bounds__(128) attention_resident_kernel(const __grid_constant__ AttentionArgs<__half> p, int split, FastDiv by_heads, FastDiv by_period) {
     using L = HeadLayout<D>;
     constexpr int kSteps = (TILES + 1) / 2;  // of 16 keys
+    ptx::let_next_start();
+    ptx::wait_for_previous();
     extern __shared__ float4 staged[];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
     const int g = lane / 4, t = lane % 4;

@@ -2,6 +2,7 @@
 
 #include "attention_launch.cuh"
 #include "attention_resident.cuh"
+#include "launch.cuh"
 
 namespace trt_opt {
 
@@ -28,8 +29,7 @@ template <int D, class F> auto with_resident_kernel(const AttentionArgs<__half>&
 template <int D> cudaError_t launch_resident(const AttentionArgs<__half>& p, const ResidentLaunch& how, cudaStream_t stream) {
     const FastDiv by_heads(p.heads), by_period(static_cast<uint32_t>(p.period));
     return with_resident_kernel<D>(p, how, [&](auto kernel, size_t shared) {
-        kernel<<<how.blocks, how.warps * 32, shared, stream>>>(p, how.split, by_heads, by_period);
-        return cudaGetLastError();
+        return launch_ahead(kernel, how.blocks, how.warps * 32, shared, stream, 1, p, how.split, by_heads, by_period);
     });
 }
 

@@ -6,6 +6,7 @@
 
 #include "attention_common.cuh"
 #include "mma.cuh"
+#include "ptx.cuh"
 
 namespace trt_opt {
 
@@ -20,6 +21,8 @@ template <int D, bool WIDE, bool BIASED>
 __global__ void __launch_bounds__(128, D <= 32 || (D == 64 && !BIASED) ? 3 : 2) attention_stream_kernel(const __grid_constant__ AttentionArgs<__half> p, int parts, FastDiv by_heads, FastDiv by_tiles) {
     using L = HeadLayout<D>;
     constexpr int kKeys = StreamShape<D, WIDE>::kKeys, kTiles = kKeys / 8;
+    ptx::let_next_start();
+    ptx::wait_for_previous();
     extern __shared__ float merge[];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
     const int g = lane / 4, t = lane % 4;

@@ -11,56 +11,52 @@ namespace {
 
 struct Shape {
     int rows, columns, warps, warps_k, warp_rows;
-    int (*shared)(bool norm, int k, int slice, int cluster);
+    bool norms;
+    int (*shared)(bool norm, int slice, int cluster);
     GemmLauncher* launch;
 };
-template <class Tile> constexpr Shape shape(GemmLauncher* launch) { return {Tile::kRows, Tile::kColumns, Tile::kWarps, Tile::kWarpsK, 16 * Tile::kM, Tile::shared_bytes, launch}; }
+template <class Tile> constexpr Shape shape(GemmLauncher* launch) { return {Tile::kRows, Tile::kColumns, Tile::kWarps, Tile::kWarpsK, 16 * Tile::kM, Tile::kNorms, Tile::shared_bytes, launch}; }
 const Shape kShapes[] = {shape<GemmTile16x64>(launch_gemm_16x64),   shape<GemmTile32x32>(launch_gemm_32x32), shape<GemmTile32x64>(launch_gemm_32x64),       shape<GemmTile32x96>(launch_gemm_32x96),
                          shape<GemmTile32x128>(launch_gemm_32x128), shape<GemmTile64x32>(launch_gemm_64x32), shape<GemmTile64x64>(launch_gemm_64x64),       shape<GemmTile64x64w16>(launch_gemm_64x64w16),
                          shape<GemmTile64x96>(launch_gemm_64x96),   shape<GemmTile64x128>(launch_gemm_64x128), shape<GemmTile128x64>(launch_gemm_128x64), shape<GemmTile128x128>(launch_gemm_128x128)};
 constexpr int kShapeCount = sizeof(kShapes) / sizeof(kShapes[0]);
 constexpr int kMostBlocks = 4;      // a multiprocessor: with more, arithmetic counts, and the library is better at it
 constexpr int kMaxClusterLog2 = 3;  // clusters of more are not for every device
-static_assert(kBlockGemmMaxNorm == kGemmMaxNorm);
 
 int64_t parts(int64_t v, int64_t of) { return (v + of - 1) / of; }
 
 // A plan in numbers.
 struct Cut {
     const Shape& shape;
-    int cluster, slice, shared, lanes_log2 = 0;
+    int cluster, slice, shared;
     int64_t columns, blocks;  // tiles
 
     Cut(const GemmPlan& plan, const BlockGemmProblem& q) : shape(kShapes[plan.tile]), cluster(1 << plan.cluster_log2) {
         slice = cluster == 1 ? q.k : static_cast<int>(parts(parts(q.k, cluster), 16) * 16);
-        shared = shape.shared(q.norm, q.k, slice, cluster);
+        shared = shape.shared(q.norm, slice, cluster);
         columns = parts(q.n, shape.columns), blocks = parts(q.rows, shape.rows) * columns * cluster;
-        // The fewest lanes whose packs cover a row, but every warp has rows.
-        while (lanes_log2 < 5 && (kGemmNormPacks * 8 << lanes_log2 < q.k || (32 >> lanes_log2) * shape.warps > shape.rows)) ++lanes_log2;
     }
 };
 
 bool valid_problem(const BlockGemmProblem& q) {
-    return q.rows > 0 && q.rows < INT32_MAX && q.k > 0 && q.n > 0 && q.k % 8 == 0 && q.n % 8 == 0 && int64_t{q.k} * q.n <= INT32_MAX && (!q.norm || (q.k <= kBlockGemmMaxNorm && !q.added)) &&
+    return q.rows > 0 && q.rows < INT32_MAX && q.k > 0 && q.n > 0 && q.k % 8 == 0 && q.n % 8 == 0 && int64_t{q.k} * q.n <= INT32_MAX && (!q.norm || !q.added) &&
            (q.activation == Activation::kNone || !q.added) && device().major >= 9;
 }
 
 // The estimate's constants, in nanoseconds, fitted to pairs of products of six MLP blocks on an H100 (plugins/NOTES.md): a
-// kernel; two rows of each lane normalized; 1000 elements of A; a step of 16 contracted elements for 16 rows of a warp; an
+// kernel; 1000 elements of A; a step of 16 contracted elements for 16 rows of a warp; an
 // element that a thread gives to GELU; a cluster, and each doubling of it; sums over a block's warps; a kilobyte of shared
 // memory, where blocks are next to each other; and, as a factor, each further block of a multiprocessor.
-constexpr float kKernel = 1469, kNormPass = 1934, kRowElements = 39.1f, kStep = 51.5f, kGelu = 73.2f, kCluster = 773, kClusterDoubled = 1481, kWarpSums = 745, kShared = 8.05f, kCrowd = 0.12f;
+constexpr float kKernel = 1469, kRowElements = 39.1f, kStep = 51.5f, kGelu = 73.2f, kCluster = 773, kClusterDoubled = 1481, kWarpSums = 745, kShared = 8.05f, kCrowd = 0.12f;
 
 // Nanoseconds, roughly: the order of plans is what matters.
 float cost(const Cut& cut, const GemmPlan& plan, const BlockGemmProblem& q) {
     const Shape& s = cut.shape;
     const int64_t sm = device().multiprocessors;
     const int threads = 32 * s.warps;
-    const int64_t together = std::clamp<int64_t>(std::min(device().shared / (cut.shared + 1024), q.norm ? (threads <= 256 ? 2 : 1) : 65536 / (72 * threads)), 1, 4);
-    float block = kStep * static_cast<float>(cut.slice) / 16 / static_cast<float>(s.warps_k) * static_cast<float>(s.warp_rows / 16) +
+    const int64_t together = std::clamp<int64_t>(std::min(device().shared / (cut.shared + 1024), 65536 / (72 * threads)), 1, 4);
+    float block = kRowElements * static_cast<float>(s.rows) * static_cast<float>(cut.slice) / 1000 + kStep * static_cast<float>(cut.slice) / 16 / static_cast<float>(s.warps_k) * static_cast<float>(s.warp_rows / 16) +
                   (plan.cluster_log2 > 0 ? kCluster + kClusterDoubled * static_cast<float>(plan.cluster_log2) : s.warps_k > 1 ? kWarpSums : 0);
-    if (q.norm) block += kNormPass * static_cast<float>(parts(s.rows, int64_t{2} * s.warps * (32 >> cut.lanes_log2)));
-    else block += kRowElements * static_cast<float>(s.rows) * static_cast<float>(cut.slice) / 1000;
     if (q.activation != Activation::kNone) block += kGelu * static_cast<float>(s.rows * s.columns / cut.cluster) / static_cast<float>(threads);
     const float crowd = 1 + kCrowd * static_cast<float>(std::min(together, parts(cut.blocks, sm)) - 1);
     return kKernel + static_cast<float>(parts(cut.blocks, sm * together)) * crowd * block + (2 * cut.blocks > sm ? kShared * static_cast<float>(cut.shared) / 1000 : 0);
@@ -70,6 +66,7 @@ float cost(const Cut& cut, const GemmPlan& plan, const BlockGemmProblem& q) {
 
 bool block_gemm_valid(const GemmPlan& plan, const BlockGemmProblem& q) {
     if (!valid_problem(q) || plan.tile < 0 || plan.tile >= kShapeCount || plan.cluster_log2 < 0 || plan.cluster_log2 > kMaxClusterLog2) return false;
+    if (q.norm && (plan.cluster_log2 > 0 || !kShapes[plan.tile].norms)) return false;
     const Cut cut(plan, q);
     return int64_t{cut.cluster - 1} * cut.slice < q.k && cut.shared <= device().shared && cut.blocks <= INT32_MAX;
 }
@@ -120,7 +117,6 @@ cudaError_t block_gemm(const BlockGemmProblem& q, const GemmPlan& plan, cudaStre
     p.mapped = q.window.used();
     if (p.mapped) p.map = WindowMap(q.window);
     p.next = static_cast<const unsigned char*>(q.next), p.next_lines = static_cast<uint32_t>(q.next_bytes / 128);
-    p.lanes_log2 = cut.lanes_log2;
     GemmLaunch how;
     how.norm = q.norm, how.blocks = static_cast<uint32_t>(cut.blocks), how.shared = cut.shared;
     return cut.shape.launch(p, how, stream);

@@ -5,6 +5,11 @@
 // share. Launched ahead of the end of the kernel before it, it fetches its weights, whole, and finds its rows before it
 // waits for that kernel: afterwards there are only the rows to be fetched. The warps of a block may share the
 // contracted index too, in steps of 16; partial sums meet in shared memory of the block that owns the row.
+//
+// A layer norm is folded into the product, so that most of it is done before the wait. With f = 1 / sqrt(variance + epsilon),
+//   norm(x) B + bias = f (x B' - mean sum(B')) + shift B + bias,  B' = scale B, sums over the contracted index,
+// where B' is rounded to fp16 as the normalized rows would have been. Means and variances come from the tensor cores: a row times
+// ones, and times itself.
 #pragma once
 
 #include "gelu.cuh"
@@ -13,9 +18,6 @@
 #include "window_map.cuh"
 
 namespace trt_opt {
-
-constexpr int kGemmNormPacks = 4;                         // of 8 elements of a row, that a lane normalizes
-constexpr int kGemmMaxNorm = kGemmNormPacks * 32 * 8;     // elements of a normalized row
 
 struct BlockGemmArgs {
     const __half* a;               // [rows, k]
@@ -29,7 +31,6 @@ struct BlockGemmArgs {
     int k, n;
     int slice;                     // contracted elements of a block; a multiple of 16, or k
     int cluster_log2;              // of the blocks of a cluster
-    int lanes_log2;                // of the lanes that normalize a row
     float epsilon;
     FastDiv by_columns;            // tiles of the same rows
     Activation activation;
@@ -48,12 +49,14 @@ template <int BM, int BN, int WARPS_M, int WARPS_N, int WARPS_K> struct GemmTile
     static constexpr int kParts = 4;              // in which A arrives
     static constexpr int kBRow = BN + 8;          // an odd number of 16-byte pieces, so that ldmatrix meets no bank twice
     static constexpr int kSumRow = BN + 8;        // floats; 8 modulo 32, so that the pairs of a quarter-warp meet no bank twice
+    static constexpr bool kNorms = 32 % kPieces == 0;           // can be an instance that normalizes
+    static constexpr int kNormFloats = (3 + 2 * kWarps) * BN;  // its sums over columns
     static_assert(BM == 16 * WARPS_M * kM && BN == 32 * WARPS_N && kThreads % kPieces == 0 && BM <= kThreads);
 
     __host__ __device__ static int padded(int slice) { return (slice + 15) / 16 * 16; }
     __host__ __device__ static int a_row(int slice) { return padded(slice) + 8; }
-    static int shared_bytes(bool norm, int k, int slice, int cluster) {
-        return 2 * (BM * a_row(slice) + padded(slice) * kBRow + (norm ? 2 * k : 0)) + 4 * BM + (WARPS_K > 1 || cluster > 1 ? WARPS_K * BM * kSumRow * 4 : 0);
+    static int shared_bytes(bool norm, int slice, int cluster) {
+        return 2 * (BM * a_row(slice) + padded(slice) * kBRow) + 4 * (BM + (norm ? kNormFloats : 0) + (WARPS_K > 1 || cluster > 1 ? WARPS_K * BM * kSumRow : 0));
     }
 };
 
@@ -67,6 +70,18 @@ __device__ __forceinline__ void exchange_tiles(uint32_t (&r)[4], int t) {
     a = __shfl_xor_sync(0xffffffffu, a, 2), b = __shfl_xor_sync(0xffffffffu, b, 2);
     if (t & 2) r[0] = a, r[1] = b;
     else r[2] = a, r[3] = b;
+}
+
+// For rows whose mean is so far from zero that the difference of squares loses digits.
+inline __device__ __noinline__ float exact_variance(const __half* row, int k, float mean) {
+    float square = 0;
+    for (int i = 0; i < k; i += 8) {
+        float f[8];
+        Pack<__half, 8>(*reinterpret_cast<const uint4*>(row + i)).floats(f);
+#pragma unroll
+        for (int e = 0; e < 8; ++e) f[e] -= mean, square = fmaf(f[e], f[e], square);
+    }
+    return square / static_cast<float>(k);
 }
 
 template <class Tile, bool NORM> __global__ void __launch_bounds__(Tile::kThreads, Tile::kThreads <= 256 ? 2 : 1) block_gemm_kernel(const __grid_constant__ BlockGemmArgs p) {
@@ -90,9 +105,11 @@ template <class Tile, bool NORM> __global__ void __launch_bounds__(Tile::kThread
     const int a_row = Tile::a_row(p.slice);
     __half* const a = reinterpret_cast<__half*>(shared);
     __half* const b = a + BM * a_row;
-    __half *const scale = b + Tile::padded(p.slice) * kBRow, *const shift = scale + (NORM ? p.k : 0);
-    int* const mapped_rows = reinterpret_cast<int*>(shift + (NORM ? p.k : 0));
+    int* const mapped_rows = reinterpret_cast<int*>(b + Tile::padded(p.slice) * kBRow);
     float* const sums = reinterpret_cast<float*>(mapped_rows + BM);
+    // Of the columns: sum(B'), shift B + bias, bias; then each warp's share of the first two.
+    float *const column_sums = sums + (kWarpsK > 1 || cluster > 1 ? kWarpsK * BM * Tile::kSumRow : 0), *const offsets = column_sums + BN, *const biases = offsets + BN;
+    float* const shares = biases + BN;
 
     // Before the kernel before this one is done: weights, and where the rows are. Rows of B beyond the last are copies of it,
     // which A's zeros meet.
@@ -104,24 +121,56 @@ template <class Tile, bool NORM> __global__ void __launch_bounds__(Tile::kThread
 #pragma unroll 4
         for (int row = tid / Tile::kPieces; row < padded; row += kStep) copy16(b + row * kBRow + piece, from + (exists ? min(row, depth - 1) * p.n : 0), exists);
     }
-    if constexpr (NORM) {
-#pragma unroll 1
-        for (int i = 8 * tid; i < p.k; i += 8 * kThreads) copy16(scale + i, p.scale + i, true), copy16(shift + i, p.shift + i, true);
-    }
     commit_copies();
     if (tid < BM) mapped_rows[tid] = tid >= rows ? -1 : static_cast<int>(p.mapped ? p.map.source(static_cast<uint32_t>(row0 + tid)) : row0 + tid);
 #pragma unroll 1
     for (uint32_t i = blockIdx.x * kThreads + tid; i < p.next_lines; i += gridDim.x * kThreads) prefetch_l2(p.next + size_t{i} * 128);
 
-    // The sums begin with what is added to them.
     float acc[kM][kN][4];
     const bool leads = rank == 0 && warp_k == 0;
 #pragma unroll
     for (int n = 0; n < kN; ++n) {
         const int c = column + warp_column + n * 8 + 2 * t;
-        const float2 offset = leads && c < p.n ? __half22float2(*reinterpret_cast<const __half2*>(p.bias + c)) : float2{};
+        const float2 offset = !NORM && leads && c < p.n ? __half22float2(*reinterpret_cast<const __half2*>(p.bias + c)) : float2{};
 #pragma unroll
         for (int m = 0; m < kM; ++m) acc[m][n][0] = acc[m][n][2] = offset.x, acc[m][n][1] = acc[m][n][3] = offset.y;
+    }
+    if constexpr (NORM) {
+        constexpr int kStep = kThreads / Tile::kPieces;
+        const int piece = tid % Tile::kPieces * 8;
+        float sum[8] = {}, shifted[8] = {};
+        wait_copies<0>();
+        // What this thread has copied itself.
+#pragma unroll 2
+        for (int row = tid / Tile::kPieces; row < depth; row += kStep) {
+            const float scale = __half2float(p.scale[row]), shift = __half2float(p.shift[row]);
+            auto* at = reinterpret_cast<uint4*>(b + row * kBRow + piece);
+            float f[8];
+            Pack<__half, 8>(*at).floats(f);
+#pragma unroll
+            for (int e = 0; e < 8; ++e) shifted[e] = fmaf(f[e], shift, shifted[e]), f[e] *= scale;
+            const auto scaled = Pack<__half, 8>::of(f);
+            *at = scaled.raw;
+            scaled.floats(f);
+#pragma unroll
+            for (int e = 0; e < 8; ++e) sum[e] += f[e];
+        }
+#pragma unroll
+        for (int e = 0; e < 8; ++e) {
+#pragma unroll
+            for (int step = Tile::kPieces; step < 32; step *= 2) {
+                sum[e] += __shfl_xor_sync(0xffffffffu, sum[e], step);
+                shifted[e] += __shfl_xor_sync(0xffffffffu, shifted[e], step);
+            }
+            if (lane < Tile::kPieces) shares[(2 * warp) * BN + piece + e] = sum[e], shares[(2 * warp + 1) * BN + piece + e] = shifted[e];
+        }
+        __syncthreads();
+        if (tid < BN) {
+            float sum = 0, shifted = 0;
+            for (int w = 0; w < kWarps; ++w) sum += shares[2 * w * BN + tid], shifted += shares[(2 * w + 1) * BN + tid];
+            const float bias = column + tid < p.n ? __half2float(p.bias[column + tid]) : 0.f;
+            column_sums[tid] = sum, offsets[tid] = shifted + bias, biases[tid] = bias;
+        }
     }
     if (cluster > 1) cluster_arrive();
     __syncthreads();
@@ -137,129 +186,36 @@ template <class Tile, bool NORM> __global__ void __launch_bounds__(Tile::kThread
             own_rows[m][h] = to < 0 || own_column >= p.n ? -1 : to * p.n + own_column;
         }
 
-    if constexpr (NORM) {
-        // Lanes take rows in groups, two rows each at a time. A lane has the same elements of all of its rows.
-        constexpr int kAtOnce = 2;
-        const int lanes = 1 << p.lanes_log2, mine = lane & (lanes - 1), together = 32 >> p.lanes_log2;
-        const int packs = p.k / 8;
-        int r[kAtOnce], from[kAtOnce];
-        auto locate = [&](int first) {
-#pragma unroll
-            for (int q = 0; q < kAtOnce; ++q) {
-                r[q] = first + q * kWarps * together + (lane >> p.lanes_log2);
-                from[q] = r[q] < BM ? mapped_rows[r[q]] : -1;
-            }
-        };
-        int first = warp * together;
-        locate(first);
-        const float inverse = 1.f / static_cast<float>(p.k);
+    // What is added, in 16-byte pieces: a lane's pair of columns is exchanged at the end.
+    uint32_t start[kM][2][4];
+    const bool adds = !NORM && leads && p.added;
+    {
+        // A warp copies whole rows, in parts of as many pieces as lanes; from the fourth part on they are one. Rows past the end
+        // are copies of the last, those of a window's padding zeros.
+        constexpr int kPart = 8 * 32;
         wait_for_previous();
-#pragma unroll 1
-        while (first < BM) {
-            Pack<__half, 8> x[kAtOnce][kGemmNormPacks];
-#pragma unroll
-            for (int q = 0; q < kAtOnce; ++q)
-#pragma unroll
-                for (int i = 0; i < kGemmNormPacks; ++i) {
-                    const int j = i * lanes + mine;
-                    if (from[q] >= 0 && j < packs) x[q][i].raw = *(reinterpret_cast<const uint4*>(p.a + int64_t{from[q]} * p.k) + j);
-                }
-            if (p.a2) {
-#pragma unroll
-                for (int q = 0; q < kAtOnce; ++q)
-#pragma unroll
-                    for (int i = 0; i < kGemmNormPacks; ++i) {
-                        const int j = i * lanes + mine;
-                        if (from[q] >= 0 && j < packs) add_packs<__half, 8>(x[q][i], Pack<__half, 8>(*(reinterpret_cast<const uint4*>(p.a2 + int64_t{from[q]} * p.k) + j)));
-                    }
-            }
-            if (first == warp * together) wait_copies<0>(), __syncthreads();  // scale and bias
-            float sum[kAtOnce], square[kAtOnce];
-#pragma unroll
-            for (int q = 0; q < kAtOnce; ++q) {
-                sum[q] = square[q] = 0;
-#pragma unroll
-                for (int i = 0; i < kGemmNormPacks; ++i) {
-                    if (i * lanes >= packs) break;
-                    float f[8];
-                    x[q][i].floats(f);
-                    sum[q] += ((f[0] + f[1]) + (f[2] + f[3])) + ((f[4] + f[5]) + (f[6] + f[7]));
-                }
-            }
-#pragma unroll 1
-            for (int step = lanes / 2; step > 0; step /= 2)
-#pragma unroll
-                for (int q = 0; q < kAtOnce; ++q) sum[q] += __shfl_xor_sync(0xffffffffu, sum[q], step);
-#pragma unroll
-            for (int q = 0; q < kAtOnce; ++q) {
-                sum[q] *= inverse;
-#pragma unroll
-                for (int i = 0; i < kGemmNormPacks; ++i) {
-                    x[q][i].forget_floats();
-                    if (i * lanes >= packs) break;
-                    if (i * lanes + mine >= packs) continue;
-                    float f[8];
-                    x[q][i].floats(f);
-#pragma unroll
-                    for (int e = 0; e < 8; ++e) f[e] -= sum[q], square[q] = fmaf(f[e], f[e], square[q]);
-                }
-            }
-#pragma unroll 1
-            for (int step = lanes / 2; step > 0; step /= 2)
-#pragma unroll
-                for (int q = 0; q < kAtOnce; ++q) square[q] += __shfl_xor_sync(0xffffffffu, square[q], step);
-#pragma unroll
-            for (int q = 0; q < kAtOnce; ++q) square[q] = rsqrtf(fmaf(square[q], inverse, p.epsilon));
-#pragma unroll
-            for (int i = 0; i < kGemmNormPacks; ++i) {
-                if (i * lanes >= packs) break;
-                const int j = i * lanes + mine;
-                if (j >= packs) continue;
-                const int c = 8 * j - k0;
-                if (c < 0 || c >= depth) continue;
-                float w[8], offset[8];
-                Pack<__half, 8>(*reinterpret_cast<const uint4*>(scale + 8 * j)).floats(w);
-                Pack<__half, 8>(*reinterpret_cast<const uint4*>(shift + 8 * j)).floats(offset);
-#pragma unroll
-                for (int q = 0; q < kAtOnce; ++q) {
-                    if (r[q] >= BM) continue;
-                    x[q][i].forget_floats();
-                    float f[8];
-                    x[q][i].floats(f);
-#pragma unroll
-                    for (int e = 0; e < 8; ++e) f[e] = fmaf((f[e] - sum[q]) * square[q], w[e], offset[e]);
-                    Pack<__half, 8> y = Pack<__half, 8>::of(f);
-                    if (from[q] < 0) y = {};  // padding of a window
-                    *reinterpret_cast<uint4*>(a + r[q] * a_row + c) = y.raw;
-                }
-            }
-            if (depth % 16 != 0 && mine == 0) {
-#pragma unroll
-                for (int q = 0; q < kAtOnce; ++q)
-                    if (r[q] < BM) *reinterpret_cast<uint4*>(a + r[q] * a_row + depth) = uint4{};
-            }
-            first += kAtOnce * kWarps * together;
-            if (first < BM) locate(first);
-        }
-        __syncthreads();
-    } else {
-        // A warp copies whole rows; those past the end are copies of the last.
-        constexpr int kPart = 8 * 32;  // elements that a warp copies at once
-        const __half* from = p.a + row0 * p.k + k0 + 8 * lane;
-        wait_for_previous();
-        // Parts are as many pieces of rows as lanes; from the fourth on they are one.
 #pragma unroll 1
         for (int part = 0; part < kParts; ++part) {
             const int begin = part * kPart, end = part + 1 < kParts ? min(begin + kPart, padded) : padded;
 #pragma unroll 1
             for (int c = begin + 8 * lane; c < end; c += kPart) {
 #pragma unroll 4
-                for (int row = warp; row < BM; row += kWarps) copy16(a + row * a_row + c, c < depth ? from + min(row, rows - 1) * p.k + (c - 8 * lane) : p.a, c < depth);
+                for (int row = warp; row < BM; row += kWarps) {
+                    const int64_t from = NORM ? int64_t{mapped_rows[row]} : row0 + min(row, rows - 1);
+                    const bool exists = c < depth && from >= 0;
+                    const __half* at = p.a + (exists ? from * p.k + k0 + c : 0);
+                    if (NORM && p.a2) {
+                        Pack<__half, 8> x;
+                        if (exists) x.raw = *reinterpret_cast<const uint4*>(at), add_packs<__half, 8>(x, Pack<__half, 8>(*reinterpret_cast<const uint4*>(p.a2 + from * p.k + c)));
+                        *reinterpret_cast<uint4*>(a + row * a_row + c) = x.raw;
+                    } else {
+                        copy16(a + row * a_row + c, at, exists);
+                    }
+                }
             }
             commit_copies();
         }
-        if (leads && p.added) {
-            uint32_t start[kM][2][4];
+        if (adds) {
 #pragma unroll
             for (int m = 0; m < kM; ++m)
 #pragma unroll
@@ -269,20 +225,11 @@ template <class Tile, bool NORM> __global__ void __launch_bounds__(Tile::kThread
                     if (p.added2 && own_rows[m][h] >= 0) add_packs<__half, 8>(s, Pack<__half, 8>(*reinterpret_cast<const uint4*>(p.added2 + own_rows[m][h])));
                     start[m][h][0] = s.raw.x, start[m][h][1] = s.raw.y, start[m][h][2] = s.raw.z, start[m][h][3] = s.raw.w;
                 }
-#pragma unroll
-            for (int m = 0; m < kM; ++m)
-#pragma unroll
-                for (int h = 0; h < 2; ++h) {
-                    exchange_tiles(start[m][h], t);
-#pragma unroll
-                    for (int n = 0; n < kN; ++n) {
-                        const float2 s = __half22float2(*reinterpret_cast<const __half2*>(&start[m][h][n]));
-                        acc[m][n][2 * h] += s.x, acc[m][n][2 * h + 1] += s.y;
-                    }
-                }
         }
     }
 
+    // Row g times ones is in element 0, row g + 8 in element 2; rows times themselves are on the diagonals.
+    float row_sum[NORM ? kM : 1][4] = {}, row_square[NORM ? kM : 1][2][4] = {};
     {
         const __half* a_at = a + (warp_row + lane % 16) * a_row + lane / 16 * 8 + warp_k * 16;
         const __half* b_at = b + (lane % 16 + warp_k * 16) * kBRow + warp_column + lane / 16 * 8;
@@ -300,21 +247,25 @@ template <class Tile, bool NORM> __global__ void __launch_bounds__(Tile::kThread
             for (int m = 0; m < kM; ++m)
 #pragma unroll
                 for (int n = 0; n < kN; ++n) multiply(acc[m][n], x[m], y[n]);
+            if constexpr (NORM) {
+                constexpr uint32_t kOnes[2] = {0x3c003c00u, 0x3c003c00u};
+#pragma unroll
+                for (int m = 0; m < kM; ++m) {
+                    const uint32_t low[2] = {x[m][0], x[m][2]}, high[2] = {x[m][1], x[m][3]};
+                    multiply(row_sum[m], x[m], kOnes), multiply(row_square[m][0], x[m], low), multiply(row_square[m][1], x[m], high);
+                }
+            }
         };
         // The next step's operands are asked for before this step's are used.
         uint32_t x[2][kM][4], y[2][kN][2];
 #pragma unroll 1
-        for (int part = 0; part < (NORM ? 1 : kParts); ++part) {
-            int end = padded;
-            if constexpr (!NORM) {
-                if (part + 1 < kParts) end = min(end, (part + 1) * 256);
-                if (part * 256 >= padded) break;
-                if (part == 0) wait_copies<3>();
-                else if (part == 1) wait_copies<2>();
-                else if (part == 2) wait_copies<1>();
-                else wait_copies<0>();
-                __syncthreads();
-            }
+        for (int part = 0; part < kParts && part * 256 < padded; ++part) {
+            const int end = part + 1 < kParts ? min(padded, (part + 1) * 256) : padded;
+            if (part == 0) wait_copies<3>();
+            else if (part == 1) wait_copies<2>();
+            else if (part == 2) wait_copies<1>();
+            else wait_copies<0>();
+            __syncthreads();
             if (k >= end) continue;
             load(x[0], y[0]);
 #pragma unroll 1
@@ -329,7 +280,37 @@ template <class Tile, bool NORM> __global__ void __launch_bounds__(Tile::kThread
         }
     }
 
-    if (kWarpsK == 1 && cluster == 1) {
+    if (adds) {
+#pragma unroll
+        for (int m = 0; m < kM; ++m)
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                exchange_tiles(start[m][h], t);
+#pragma unroll
+                for (int n = 0; n < kN; ++n) {
+                    const float2 s = __half22float2(*reinterpret_cast<const __half2*>(&start[m][h][n]));
+                    acc[m][n][2 * h] += s.x, acc[m][n][2 * h + 1] += s.y;
+                }
+            }
+    }
+    auto square_of = [&](int m, int h) {
+        const float(&d)[4] = row_square[NORM ? m : 0][h];
+        return __shfl_sync(0xffffffffu, g % 2 ? d[2 * h + 1] : d[2 * h], (lane & ~3) | g / 2);
+    };
+    // Mean and factor of a row of the block.
+    auto statistics = [&](int r, float sum, float square) {
+        const float mean = sum / static_cast<float>(p.k);
+        float variance = fmaf(-mean, mean, square / static_cast<float>(p.k));
+        if (mean * mean > 64.f * variance) variance = exact_variance(a + r * a_row, p.k, mean);
+        return float2{mean, rsqrtf(variance + p.epsilon)};
+    };
+    // The end of a normalized row's product, columns [c, c + N) of the block.
+    auto end_norm = [&](auto& v, int r, float2 of, int c) {
+#pragma unroll
+        for (int e = 0; e < static_cast<int>(sizeof(v) / sizeof(v[0])); ++e)
+            v[e] = mapped_rows[r] < 0 ? biases[c + e] : fmaf(v[e] - of.x * column_sums[c + e], of.y, offsets[c + e]);
+    };
+    if (kWarpsK == 1 && (NORM || cluster == 1)) {
 #pragma unroll
         for (int m = 0; m < kM; ++m)
 #pragma unroll
@@ -338,6 +319,16 @@ template <class Tile, bool NORM> __global__ void __launch_bounds__(Tile::kThread
                 uint32_t r[kN];
 #pragma unroll
                 for (int n = 0; n < kN; ++n) v[2 * n] = acc[m][n][2 * h], v[2 * n + 1] = acc[m][n][2 * h + 1];
+                if constexpr (NORM) {
+                    const int row = warp_row + m * 16 + h * 8 + g;
+                    const float2 of = statistics(row, row_sum[m][2 * h], square_of(m, h));
+#pragma unroll
+                    for (int n = 0; n < kN; ++n) {
+                        float pair[2] = {v[2 * n], v[2 * n + 1]};
+                        end_norm(pair, row, of, warp_column + n * 8 + 2 * t);
+                        v[2 * n] = pair[0], v[2 * n + 1] = pair[1];
+                    }
+                }
                 activate(v, p.activation);
 #pragma unroll
                 for (int n = 0; n < kN; ++n) r[n] = pack_halves(v[2 * n], v[2 * n + 1]);
@@ -358,6 +349,10 @@ template <class Tile, bool NORM> __global__ void __launch_bounds__(Tile::kThread
                 if (cluster > 1) to = remote(to, r >> share_log2);
 #pragma unroll
                 for (int n = 0; n < kN; ++n) store_remote(to + n * 32, acc[m][n][2 * h], acc[m][n][2 * h + 1]);
+                if constexpr (NORM) {
+                    const float square = square_of(m, h);
+                    if (warp_column == 0 && t == 0) store_remote(to + BN * 4, row_sum[m][2 * h], square);
+                }
             }
         if (cluster > 1) cluster_arrive(), cluster_wait();
         else __syncthreads();
@@ -374,6 +369,12 @@ template <class Tile, bool NORM> __global__ void __launch_bounds__(Tile::kThread
                 sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
             }
             float v[4] = {sum.x, sum.y, sum.z, sum.w};
+            if constexpr (NORM) {
+                float row = 0, square = 0;
+#pragma unroll
+                for (int z = 0; z < kWarpsK; ++z) row += sums[(z * BM + r) * kSumRow + BN], square += sums[(z * BM + r) * kSumRow + BN + 1];
+                end_norm(v, r, statistics(r, row, square), c);
+            }
             activate(v, p.activation);
             *reinterpret_cast<uint2*>(p.out + to * p.n + column + c) = make_uint2(pack_halves(v[0], v[1]), pack_halves(v[2], v[3]));
         }

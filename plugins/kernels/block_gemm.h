@@ -24,7 +24,7 @@ struct BlockGemmProblem {
     void* out = nullptr;            // [rows, n]
     Activation activation = Activation::kNone;
 
-    // A is normalize(a + a2) * scale + shift: k up to kBlockGemmMaxNorm, and nothing is added.
+    // A is normalize(a + a2) * scale + shift, and nothing is added.
     bool norm = false;
     const void* a2 = nullptr;       // [rows, k], or null
     const void *scale = nullptr, *shift = nullptr;  // [k]; constants too
@@ -37,7 +37,6 @@ struct BlockGemmProblem {
     const void* next = nullptr;     // constants that the kernel after this one reads
     int64_t next_bytes = 0;
 };
-constexpr int32_t kBlockGemmMaxNorm = 1024;
 
 struct GemmPlan {
     int tile = -1, cluster_log2 = 0;

@@ -11,7 +11,9 @@ template <class Tile> cudaError_t launch_gemm(const BlockGemmArgs& p, const Gemm
         if (status != cudaSuccess) return cudaGetLastError(), status;
         return launch_ahead(kernel, how.blocks, Tile::kThreads, how.shared, stream, 1 << p.cluster_log2, p);
     };
-    return how.norm ? launch(block_gemm_kernel<Tile, true>) : launch(block_gemm_kernel<Tile, false>);
+    if (!how.norm) return launch(block_gemm_kernel<Tile, false>);
+    if constexpr (Tile::kNorms) return launch(block_gemm_kernel<Tile, true>);
+    else return cudaErrorInvalidValue;
 }
 
 }  // namespace trt_opt

@@ -11,7 +11,8 @@
 //   }
 #pragma once
 
-#include "common.cuh"
+#include "launch.cuh"
+#include "ptx.cuh"
 
 namespace trt_opt {
 
@@ -61,6 +62,8 @@ __device__ __forceinline__ Pack<T, VEC> affine(const Pack<T, VEC>& x, float mean
 template <class T, int VEC, int LANES, int VPL, class Source>
 __global__ void __launch_bounds__(256, VPL <= 2 ? 4 : VPL <= 5 ? 3 : 2) row_norm_kernel(const __grid_constant__ RowNorm<T> p, const __grid_constant__ Source source) {
     using Raw = typename Pack<T, VEC>::Raw;
+    ptx::let_next_start();
+    ptx::wait_for_previous();
     __shared__ float shared[LANES > 32 ? LANES / 32 : 1];
     const int lane = threadIdx.x % LANES;
     const uint32_t row = blockIdx.x * (blockDim.x / LANES) + threadIdx.x / LANES;
@@ -175,6 +178,8 @@ __global__ void __launch_bounds__(256, VPL <= 2 ? 4 : VPL <= 5 ? 3 : 2) row_norm
 // Rows too long for registers: one block a row, the row read three times (cache or memory).
 template <class T, int VEC, class Source>
 __global__ void __launch_bounds__(256) row_norm_loop_kernel(const RowNorm<T> p, const Source source) {
+    ptx::let_next_start();
+    ptx::wait_for_previous();
     __shared__ float shared[8];
     const uint32_t row = blockIdx.x;
     const int packs = p.row / VEC;
@@ -228,8 +233,7 @@ cudaError_t launch_row_norm_as(const RowNorm<T>& p, const Source& source, cudaSt
         while (threads > 32 && int64_t{p.rows} * LANES / threads < multiprocessors()) threads /= 2;
     }
     const uint32_t per_block = threads / LANES;
-    row_norm_kernel<T, VEC, LANES, VPL, Source><<<(p.rows + per_block - 1) / per_block, threads, 0, stream>>>(p, source);
-    return cudaGetLastError();
+    return launch_ahead(row_norm_kernel<T, VEC, LANES, VPL, Source>, (p.rows + per_block - 1) / per_block, threads, 0, stream, 1, p, source);
 }
 
 // FINE adds the shapes that make rows of 16-byte packs waste no lane.
@@ -257,8 +261,7 @@ cudaError_t launch_row_norm(const RowNorm<T>& p, const Source& source, cudaStrea
     if (packs <= 256) return launch_row_norm_as<T, VEC, 32, 8>(p, source, stream);
     if (packs <= 512) return launch_row_norm_as<T, VEC, 256, 2>(p, source, stream);
     if (packs <= 1024) return launch_row_norm_as<T, VEC, 256, 4>(p, source, stream);
-    row_norm_loop_kernel<T, VEC, Source><<<p.rows, 256, 0, stream>>>(p, source);
-    return cudaGetLastError();
+    return launch_ahead(row_norm_loop_kernel<T, VEC, Source>, p.rows, 256, 0, stream, 1, p, source);
 }
 
 }  // namespace trt_opt

@@ -1,6 +1,8 @@
 // TrtOptWindow: rows of channels moved by the window map, 16 bytes a thread where the shapes allow.
 #include <algorithm>
 
+#include "launch.cuh"
+#include "ptx.cuh"
 #include "window_map.cuh"
 
 namespace trt_opt {
@@ -11,6 +13,8 @@ template <class T, int VEC>
 __global__ void __launch_bounds__(256) window_kernel(const T* __restrict__ x, const T* __restrict__ residual, T* __restrict__ y,
                                                      WindowMap map, FastDiv by_packs, uint32_t total, int reverse) {
     using Raw = typename Pack<T, VEC>::Raw;
+    ptx::let_next_start();
+    ptx::wait_for_previous();
     const uint32_t i = blockIdx.x * 256 + threadIdx.x;
     if (i >= total) return;
     uint32_t j;
@@ -41,9 +45,8 @@ template <class T> cudaError_t window_typed(const WindowProblem& q, cudaStream_t
         auto launch = [&](auto vec) {
             constexpr int kVec = decltype(vec)::value;
             const uint32_t total = static_cast<uint32_t>(elements / kVec);
-            window_kernel<T, kVec><<<(total + 255) / 256, 256, 0, stream>>>(
-                x, residual, y, map, FastDiv(static_cast<uint32_t>(q.channels / kVec)), total, q.reverse);
-            return cudaGetLastError();
+            return launch_ahead(window_kernel<T, kVec>, (total + 255) / 256, 256, 0, stream, 1, x, residual, y, map,
+                                FastDiv(static_cast<uint32_t>(q.channels / kVec)), total, q.reverse);
         };
         auto fits = [&](int vec) { return q.channels % vec == 0 && aligned_to(vec * sizeof(T), x, residual, y); };
         constexpr int kFull = 16 / sizeof(T);

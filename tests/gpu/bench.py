@@ -359,6 +359,25 @@ def bench_mlp(lib, rows, channels, hidden, rounds, tactics):
             "tflop_s": 4e-6 * rows * channels * hidden / times["ours"]}
 
 
+def bench_sequence(lib, stage, rounds):
+    """Norm into windows, attention, norm out of them with its add: what is launched ahead of the kernel before shows here."""
+    side, heads = 56 >> stage, 3 << stage
+    windows, channels = (side // 7) ** 2, 32 * heads
+    grid = [side, side, 7, 7, 3, 3, 0] if side > 7 else [side, side, 7, 7, 0, 0, 0]
+    x, y = [torch.randn(side * side, channels, device="cuda", dtype=torch.float16) for _ in range(2)]
+    total = torch.empty_like(x)
+    normal, out = [torch.empty(windows * 49, channels, device="cuda", dtype=torch.float16) for _ in range(2)]
+    qkv, table, scale, bias = rand(windows, 49, 3, heads, 32), rand(169, heads), rand(channels), rand(channels)
+
+    def ours():
+        lib.layer_norm(x, None, scale, bias, normal, None, channels, grid)
+        lib.attention(qkv, out.view(windows, 49, channels), heads, 32, 2, table, 1, 2 if side > 7 else 0, -100.0, grid)
+        lib.layer_norm(x, out, scale, bias, y, total, channels)
+
+    times, failed = time_variants({"ours": [ours] * 40}, rounds)
+    return {"op": "sequence", "stage": stage + 1, "us": times, "failed": failed}
+
+
 def bench_merge(lib, batch, side, channels, rounds):
     size = batch * side * side * channels * 2
     sets, order = rotation(size * 2)
@@ -377,7 +396,7 @@ def main():
     parser.add_argument("--json")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--tactics", action="store_true", help="time every tactic too")
-    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge or mlp_block")
+    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, sequence or mlp_block")
     parser.add_argument("--batch", type=int, action="append", help="batch sizes of mlp_block [default: 1 and 32]")
     args = parser.parse_args()
     lib = Library(args.lib)
@@ -414,6 +433,9 @@ def main():
         if wanted("patch_merge"):
             add(bench_merge(lib, 32, 56, 96, args.rounds))
             add(bench_merge(lib, 32, 14, 384, args.rounds))
+        if wanted("sequence"):
+            for stage in range(4):
+                add(bench_sequence(lib, stage, args.rounds))
         if wanted("mlp_block"):
             for batch in args.batch or (1, 32):
                 for rows, channels in [(3136, 96), (784, 192), (196, 384), (49, 768), (197, 384), (3136, 24)]:
