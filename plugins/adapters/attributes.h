@@ -19,7 +19,7 @@ struct FieldDef {
 };
 
 // Version of the serialized form; readers refuse any other.
-constexpr int32_t kFormatVersion = 2;
+constexpr int32_t kFormatVersion = 3;
 // The field that carries it in an IPluginV3's serialized fields.
 constexpr const char* kFormatField = "trt_opt_format";
 

@@ -564,10 +564,9 @@ public:
         expect(in[weights() + 2].nbDims == 2 && in[after_scores()].nbDims == 2, "inputs w_qkv and w_proj must be matrices");
         out[0] = in[0];
     }
-    cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, void* workspace, int32_t,
+    cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, void* workspace, int32_t tactic,
                     cudaStream_t stream) const override {
-        AttnBlockProblem p = problem(in_desc);
-        p.images = kWindows ? images_of(attributes_, in_desc[0].dims, window_) : in_desc[0].dims.d[0];
+        AttnBlockProblem p = sized_problem(in_desc);
         p.x = in[0];
         if (residual_) p.residual = in[1];
         const void* const* w = in + weights();
@@ -576,8 +575,9 @@ public:
         p.w_proj = in[after_scores()], p.b_proj = in[after_scores() + 1];
         p.y = out[0];
         p.workspace = workspace;
-        return attn_block(p, stream);
+        return attn_block(p, stream, tactic);
     }
+    std::vector<int32_t> tactics(const PluginTensorDesc* in_desc) const override { return attn_block_tactics(sized_problem(in_desc)); }
     size_t workspace(const PluginTensorDesc* in_desc) const override {
         AttnBlockProblem p = problem(in_desc);
         p.images = in_desc[0].dims.d[0];
@@ -588,6 +588,12 @@ public:
 private:
     int32_t weights() const { return residual_ ? 2 : 1; }
     int32_t after_scores() const { return weights() + 4 + scores_.inputs(); }
+    // Everything but the pointers.
+    AttnBlockProblem sized_problem(const PluginTensorDesc* in) const {
+        AttnBlockProblem p = problem(in);
+        p.images = kWindows ? images_of(attributes_, in[0].dims, window_) : in[0].dims.d[0];
+        return p;
+    }
     // Everything but the images and the pointers.
     AttnBlockProblem problem(const PluginTensorDesc* in) const {
         const Dims& x = in[0].dims;

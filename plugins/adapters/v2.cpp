@@ -1,10 +1,12 @@
 // The ops as IPluginV2DynamicExt, for TensorRT 8, and the library's entry points.
 #include <cstring>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "ops.h"
+#include "tactics.h"
 
 namespace trt_opt {
 namespace {
@@ -14,12 +16,18 @@ using namespace nvinfer1;
 class PluginV2 final : public IPluginV2DynamicExt {
 public:
     explicit PluginV2(std::unique_ptr<Op> op) : op_(std::move(op)) {}
+    // From what serialize() wrote.
+    PluginV2(const OpDef& def, const void* data, size_t size) : built_(true) {
+        if (!data || size < TacticChoice::kBytes) throw std::invalid_argument(std::string(def.name) + ": serialized data is cut short");
+        op_ = make_op(def, data, size - TacticChoice::kBytes);
+        if (!choice_.read(static_cast<const uint8_t*>(data) + size - TacticChoice::kBytes)) op_->attributes().fail("serialized data is damaged");
+    }
 
     // IPluginV2DynamicExt
     IPluginV2DynamicExt* clone() const noexcept override {
         return guarded<IPluginV2DynamicExt*>(getPluginType(), nullptr, [&] {
             auto copy = std::make_unique<PluginV2>(op_->clone());
-            copy->namespace_ = namespace_;
+            copy->namespace_ = namespace_, copy->choice_ = choice_, copy->built_ = built_;
             return copy.release();
         });
     }
@@ -37,15 +45,20 @@ public:
     bool supportsFormatCombination(int32_t pos, PluginTensorDesc const* tensors, int32_t inputs, int32_t outputs) noexcept override {
         return inputs == op_->inputs() && outputs == op_->outputs() && op_->supports(pos, tensors[0], tensors[pos]);
     }
-    void configurePlugin(DynamicPluginTensorDesc const*, int32_t inputs, DynamicPluginTensorDesc const*, int32_t outputs) noexcept override {
-        guarded<int>(getPluginType(), 0, [&] { return check_counts(inputs, outputs), 0; });
+    void configurePlugin(DynamicPluginTensorDesc const* in, int32_t inputs, DynamicPluginTensorDesc const* out, int32_t outputs) noexcept override {
+        guarded<int>(getPluginType(), 0, [&] {
+            check_counts(inputs, outputs);
+            // Of an engine that is built, what was measured then stands.
+            if (!built_) choose(largest(in, inputs), largest(out, outputs));
+            return 0;
+        });
     }
     size_t getWorkspaceSize(PluginTensorDesc const* in, int32_t inputs, PluginTensorDesc const*, int32_t outputs) const noexcept override {
         return guarded<size_t>(getPluginType(), 0, [&] { return check_counts(inputs, outputs), op_->workspace(in); });
     }
     int32_t enqueue(PluginTensorDesc const* in_desc, PluginTensorDesc const* out_desc, void const* const* in, void* const* out, void* workspace, cudaStream_t stream) noexcept override {
         return guarded<int32_t>(getPluginType(), -1, [&] {
-            const cudaError_t status = op_->run(in_desc, out_desc, in, out, workspace, 0, stream);
+            const cudaError_t status = op_->run(in_desc, out_desc, in, out, workspace, choice_.of(*op_, in_desc), stream);
             if (status != cudaSuccess) log_error(std::string(getPluginType()) + ": " + cudaGetErrorString(status));
             return static_cast<int32_t>(status);
         });
@@ -63,12 +76,13 @@ public:
     int32_t initialize() noexcept override { return 0; }
     void terminate() noexcept override {}
     size_t getSerializationSize() const noexcept override {
-        return guarded<size_t>(getPluginType(), 0, [&] { return op_->attributes().bytes().size(); });
+        return guarded<size_t>(getPluginType(), 0, [&] { return op_->attributes().bytes().size() + TacticChoice::kBytes; });
     }
     void serialize(void* buffer) const noexcept override {
         guarded<int>(getPluginType(), 0, [&] {
             const auto bytes = op_->attributes().bytes();
             std::memcpy(buffer, bytes.data(), bytes.size());
+            choice_.write(static_cast<uint8_t*>(buffer) + bytes.size());
             return 0;
         });
     }
@@ -85,7 +99,26 @@ private:
                                    std::to_string(op_->outputs()));
     }
 
+    // The tensors at the end of their range.
+    static std::vector<PluginTensorDesc> largest(DynamicPluginTensorDesc const* tensors, int32_t count) {
+        std::vector<PluginTensorDesc> all;
+        for (int32_t i = 0; i < count; ++i) {
+            all.push_back(tensors[i].desc);
+            if (tensors[i].max.nbDims == all.back().dims.nbDims) all.back().dims = tensors[i].max;
+        }
+        return all;
+    }
+    void choose(const std::vector<PluginTensorDesc>& in, const std::vector<PluginTensorDesc>& out) {
+        for (const auto* tensors : {&in, &out})
+            for (const PluginTensorDesc& t : *tensors)
+                for (int32_t k = 0; k < t.dims.nbDims; ++k)
+                    if (t.dims.d[k] <= 0) return;  // not known yet, or nothing to time
+        choice_ = fastest_tactic(*op_, in, out);
+    }
+
     std::unique_ptr<Op> op_;
+    TacticChoice choice_;
+    bool built_ = false;  // comes from an engine
     std::string namespace_ = kNamespace;
 };
 
@@ -99,10 +132,10 @@ public:
     AsciiChar const* getPluginVersion() const noexcept override { return kVersion; }
     PluginFieldCollection const* getFieldNames() noexcept override { return &collection_; }
     IPluginV2* createPlugin(AsciiChar const*, PluginFieldCollection const* fields) noexcept override {
-        return guarded<IPluginV2*>("createPlugin", nullptr, [&] { return named(make_op(def_, fields, false)); });
+        return guarded<IPluginV2*>("createPlugin", nullptr, [&] { return named(std::make_unique<PluginV2>(make_op(def_, fields, false))); });
     }
     IPluginV2* deserializePlugin(AsciiChar const*, void const* data, size_t size) noexcept override {
-        return guarded<IPluginV2*>("deserializePlugin", nullptr, [&] { return named(make_op(def_, data, size)); });
+        return guarded<IPluginV2*>("deserializePlugin", nullptr, [&] { return named(std::make_unique<PluginV2>(def_, data, size)); });
     }
     void setPluginNamespace(AsciiChar const* name) noexcept override {
         guarded<int>(def_.name, 0, [&] { return namespace_ = name ? name : "", 0; });
@@ -110,8 +143,7 @@ public:
     AsciiChar const* getPluginNamespace() const noexcept override { return namespace_.c_str(); }
 
 private:
-    IPluginV2* named(std::unique_ptr<Op> op) const {
-        auto plugin = std::make_unique<PluginV2>(std::move(op));
+    IPluginV2* named(std::unique_ptr<PluginV2> plugin) const {
         plugin->setPluginNamespace(namespace_.c_str());
         return plugin.release();
     }

@@ -17,12 +17,22 @@ bool valid(const AttnBlockProblem& q) {
 
 }  // namespace
 
-cudaError_t attn_block(const AttnBlockProblem& q, cudaStream_t stream) {
+cudaError_t attn_block(const AttnBlockProblem& q, cudaStream_t stream, int32_t tactic) {
     if (!valid(q)) return cudaErrorInvalidValue;
     if (q.images == 0) return cudaSuccess;
     if (!q.workspace || !aligned_to(16, q.workspace)) return cudaErrorInvalidValue;
-    if (attn_chain_fits(q)) return attn_chain(q, AttnPlan(q).qkv, stream);
+    if (attn_chain_fits(q)) {
+        const GemmPair pair = GemmPair::of(tactic);
+        return attn_chain(q, AttnPlan(q).qkv, GemmPair::is_id(tactic) && attn_chain_valid(pair, q) ? &pair : nullptr, stream);
+    }
     return q.dtype == DType::kHalf ? attn_block_typed<__half>(q, stream) : attn_block_typed<float>(q, stream);
+}
+
+std::vector<int32_t> attn_block_tactics(const AttnBlockProblem& q) {
+    std::vector<int32_t> tactics;
+    if (valid(q) && q.images > 0 && attn_chain_fits(q))
+        for (const GemmPair& pair : attn_chain_pairs(q)) tactics.push_back(pair.id());
+    return tactics;
 }
 
 int64_t attn_block_workspace(const AttnBlockProblem& q) {

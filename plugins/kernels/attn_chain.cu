@@ -34,11 +34,15 @@ bool attn_chain_fits(const AttnBlockProblem& q) {
            block_gemm_best(first_product(q)).tile >= 0 && block_gemm_best(second_product(q)).tile >= 0;
 }
 
-cudaError_t attn_chain(const AttnBlockProblem& q, int64_t qkv, cudaStream_t stream) {
+bool attn_chain_valid(const GemmPair& pair, const AttnBlockProblem& q) { return block_gemm_valid(pair.first, first_product(q)) && block_gemm_valid(pair.second, second_product(q)); }
+
+std::vector<GemmPair> attn_chain_pairs(const AttnBlockProblem& q) { return block_gemm_pairs(first_product(q), second_product(q), false); }
+
+cudaError_t attn_chain(const AttnBlockProblem& q, int64_t qkv, const GemmPair* pair, cudaStream_t stream) {
     auto* const rows = static_cast<__half*>(q.workspace);
     BlockGemmProblem first = first_product(q), second = second_product(q);
     first.out = rows + qkv, second.a = rows;
-    if (const cudaError_t status = block_gemm(first, block_gemm_best(first), stream); status != cudaSuccess) return status;
+    if (const cudaError_t status = block_gemm(first, pair ? pair->first : block_gemm_best(first), stream); status != cudaSuccess) return status;
 
     AttentionProblem attend = q.attention;
     attend.dtype = q.dtype, attend.batch = q.images * q.groups();
@@ -48,7 +52,7 @@ cudaError_t attn_chain(const AttnBlockProblem& q, int64_t qkv, cudaStream_t stre
     attend.q = part(0), attend.k = part(1), attend.v = part(2), attend.out = rows;
     if (const cudaError_t status = attention(attend, stream); status != cudaSuccess) return status;
 
-    return block_gemm(second, block_gemm_best(second), stream);
+    return block_gemm(second, pair ? pair->second : block_gemm_best(second), stream);
 }
 
 }  // namespace trt_opt

@@ -4,14 +4,20 @@
 
 #include <cuda_runtime_api.h>
 
+#include <vector>
+
+#include "block_gemm.h"
 #include "kernels.h"
 
 namespace trt_opt {
 
-// True if the device, the sizes and the pointers' alignment suit. The problem is valid.
+// In these the problem is valid. True if the device, the sizes and the pointers' alignment suit; of null pointers all do.
 bool attn_chain_fits(const AttnBlockProblem& problem);
+bool attn_chain_valid(const GemmPair& pair, const AttnBlockProblem& problem);
+// Those worth timing, best guess first.
+std::vector<GemmPair> attn_chain_pairs(const AttnBlockProblem& problem);
 
-// The attention's result begins the workspace; queries, keys and values are `qkv` elements on.
-cudaError_t attn_chain(const AttnBlockProblem& problem, int64_t qkv, cudaStream_t stream);
+// The attention's result begins the workspace; queries, keys and values are `qkv` elements on. `pair`: null for the best guess.
+cudaError_t attn_chain(const AttnBlockProblem& problem, int64_t qkv, const GemmPair* pair, cudaStream_t stream);
 
 }  // namespace trt_opt

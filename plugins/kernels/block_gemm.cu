@@ -43,11 +43,13 @@ bool valid_problem(const BlockGemmProblem& q) {
            (q.activation == Activation::kNone || !q.added) && device().major >= 9;
 }
 
-// The estimate's constants, in nanoseconds, fitted to pairs of products of six MLP blocks on an H100 (plugins/NOTES.md): a
-// kernel; 1000 elements of A; a step of 16 contracted elements for 16 rows of a warp; an
-// element that a thread gives to GELU; a cluster, and each doubling of it; sums over a block's warps; a kilobyte of shared
-// memory, where blocks are next to each other; and, as a factor, each further block of a multiprocessor.
-constexpr float kKernel = 1469, kRowElements = 39.1f, kStep = 51.5f, kGelu = 73.2f, kCluster = 773, kClusterDoubled = 1481, kWarpSums = 745, kShared = 8.05f, kCrowd = 0.12f;
+// The estimate's constants, in nanoseconds, fitted to some 270 pairs of products of six MLP blocks on an H100 (plugins/NOTES.md): a
+// kernel; 1000 elements of A; a step of 16 contracted elements for 16 rows of a warp; an element that a thread gives to GELU; a
+// cluster, and each doubling of it; sums over a block's warps; a kilobyte of shared memory, where blocks are next to each other;
+// as a factor, each further block of a multiprocessor; and of a norm its start, an element of B that a thread scales, and what it
+// adds to a step.
+constexpr float kKernel = 2182, kRowElements = 48.9f, kStep = 18.5f, kGelu = 72.f, kCluster = 363, kClusterDoubled = 1132, kWarpSums = 796, kShared = 6.81f, kCrowd = 0.34f, kNorm = 524, kScaled = 18.7f,
+                kNormStep = 4.4f;
 
 // Nanoseconds, roughly: the order of plans is what matters.
 float cost(const Cut& cut, const GemmPlan& plan, const BlockGemmProblem& q) {
@@ -55,11 +57,14 @@ float cost(const Cut& cut, const GemmPlan& plan, const BlockGemmProblem& q) {
     const int64_t sm = device().multiprocessors;
     const int threads = 32 * s.warps;
     const int64_t together = std::clamp<int64_t>(std::min(device().shared / (cut.shared + 1024), 65536 / (72 * threads)), 1, 4);
-    float block = kRowElements * static_cast<float>(s.rows) * static_cast<float>(cut.slice) / 1000 + kStep * static_cast<float>(cut.slice) / 16 / static_cast<float>(s.warps_k) * static_cast<float>(s.warp_rows / 16) +
+    const float steps = static_cast<float>(cut.slice) / 16 / static_cast<float>(s.warps_k) * static_cast<float>(s.warp_rows / 16);
+    float block = kRowElements * static_cast<float>(s.rows) * static_cast<float>(cut.slice) / 1000 + (kStep + (q.norm ? kNormStep : 0)) * steps +
                   (plan.cluster_log2 > 0 ? kCluster + kClusterDoubled * static_cast<float>(plan.cluster_log2) : s.warps_k > 1 ? kWarpSums : 0);
     if (q.activation != Activation::kNone) block += kGelu * static_cast<float>(s.rows * s.columns / cut.cluster) / static_cast<float>(threads);
     const float crowd = 1 + kCrowd * static_cast<float>(std::min(together, parts(cut.blocks, sm)) - 1);
-    return kKernel + static_cast<float>(parts(cut.blocks, sm * together)) * crowd * block + (2 * cut.blocks > sm ? kShared * static_cast<float>(cut.shared) / 1000 : 0);
+    const auto waves = static_cast<float>(parts(cut.blocks, sm * together));
+    const float norm = q.norm ? kNorm + waves * kScaled * static_cast<float>(q.k) * static_cast<float>(s.columns) / static_cast<float>(threads) : 0;
+    return kKernel + norm + waves * crowd * block + (2 * cut.blocks > sm ? kShared * static_cast<float>(cut.shared) / 1000 : 0);
 }
 
 }  // namespace
@@ -84,6 +89,17 @@ std::vector<GemmPlan> block_gemm_plans(const BlockGemmProblem& q, bool few_rows)
         }
     std::sort(all.begin(), all.end(), [](const GemmPlan& a, const GemmPlan& b) { return a.cost < b.cost; });
     return all;
+}
+
+std::vector<GemmPair> block_gemm_pairs(const BlockGemmProblem& first, const BlockGemmProblem& second, bool few_rows) {
+    constexpr size_t kBest = 5;  // of either
+    std::vector<GemmPlan> a = block_gemm_plans(first, few_rows), b = block_gemm_plans(second, few_rows);
+    a.resize(std::min(kBest, a.size())), b.resize(std::min(kBest, b.size()));
+    std::vector<GemmPair> pairs;
+    for (const GemmPlan& i : a)
+        for (const GemmPlan& j : b) pairs.push_back({i, j, i.cost + j.cost});
+    std::sort(pairs.begin(), pairs.end(), [](const GemmPair& x, const GemmPair& y) { return x.cost < y.cost; });
+    return pairs;
 }
 
 GemmPlan block_gemm_best(const BlockGemmProblem& q) {

@@ -47,9 +47,24 @@ struct GemmPlan {
     int32_t id() const { return tile + 1 | cluster_log2 << 4; }
 };
 
+// Plans of two products, one after the other.
+struct GemmPair {
+    GemmPlan first, second;
+    float cost = 0;  // an estimate, in nanoseconds
+
+    static bool is_id(int32_t id) { return id >> 30 & 1; }
+    static GemmPair of(int32_t id) {
+        constexpr int32_t mask = (1 << GemmPlan::kBits) - 1;
+        return {GemmPlan::of(id & mask), GemmPlan::of(id >> GemmPlan::kBits & mask), 0};
+    }
+    int32_t id() const { return 1 << 30 | second.id() << GemmPlan::kBits | first.id(); }
+};
+
 bool block_gemm_valid(const GemmPlan& plan, const BlockGemmProblem& problem);
 // The plans that fit, best guess first; `few_rows`: only those where the time is latency, which the kernel is made for.
 std::vector<GemmPlan> block_gemm_plans(const BlockGemmProblem& problem, bool few_rows = true);
+// Those worth timing, best guess first: the best few of either product, with each other.
+std::vector<GemmPair> block_gemm_pairs(const BlockGemmProblem& first, const BlockGemmProblem& second, bool few_rows = true);
 // The best guess for any number of rows, remembered for the sizes that this thread met last. tile < 0: none fits.
 GemmPlan block_gemm_best(const BlockGemmProblem& problem);
 cudaError_t block_gemm(const BlockGemmProblem& problem, const GemmPlan& plan, cudaStream_t stream);

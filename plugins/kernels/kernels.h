@@ -196,7 +196,11 @@ struct AttnBlockProblem {
 };
 constexpr int32_t kAttnMaxChannels = 2048, kAttnMaxTokens = 1 << 16;
 
-cudaError_t attn_block(const AttnBlockProblem& problem, cudaStream_t stream);
+// `tactic`: 0 or one of attn_block_tactics; one that does not fit falls back to what 0 would choose.
+cudaError_t attn_block(const AttnBlockProblem& problem, cudaStream_t stream, int32_t tactic = 0);
+
+// Ways of cutting up the problem on the current device that are worth timing, best guess first. Pointers are not looked at.
+std::vector<int32_t> attn_block_tactics(const AttnBlockProblem& problem);
 
 // Enough for this problem and for all with fewer images; 0 if it is not valid. Pointers are not looked at.
 int64_t attn_block_workspace(const AttnBlockProblem& problem);

@@ -168,7 +168,7 @@ bool valid(const MlpBlockProblem& q) {
 // The tactics that are worth timing, of one kernel and of two, cheapest first by the estimates.
 std::vector<int32_t> candidates(const MlpBlockProblem& q, size_t most) {
     const std::vector<Plan> one = plans(q);
-    const std::vector<MlpChainPlan> two = mlp_chain_plans(q);
+    const std::vector<GemmPair> two = mlp_chain_plans(q);
     std::vector<int32_t> tactics;
     size_t i = 0, j = 0;
     while (tactics.size() < most && (i < one.size() || j < two.size())) {
@@ -204,7 +204,7 @@ cudaError_t mlp_block(const MlpBlockProblem& q, void* workspace, cudaStream_t st
 
     if (!mlp_block_tactic_valid(q, tactic)) tactic = best_tactic(q);
     if (tactic == 0) return mlp_plain_f16(q, stream);
-    if (MlpChainPlan::is_id(tactic)) return workspace && aligned_to(16, workspace) ? mlp_chain(q, MlpChainPlan::of(tactic), workspace, stream) : cudaErrorInvalidValue;
+    if (GemmPair::is_id(tactic)) return workspace && aligned_to(16, workspace) ? mlp_chain(q, GemmPair::of(tactic), workspace, stream) : cudaErrorInvalidValue;
     const Plan plan = Plan::of(tactic);
     if (plan.groups > 1 && (!workspace || !aligned_to(16, workspace))) return cudaErrorInvalidValue;
 
@@ -222,12 +222,12 @@ size_t mlp_block_workspace(const MlpBlockProblem& q) {
 }
 
 std::vector<int32_t> mlp_block_tactics(const MlpBlockProblem& q) {
-    constexpr size_t kWorthTiming = 10;
+    constexpr size_t kWorthTiming = 32;
     return valid(q) && tiled(q) && q.rows > 0 ? candidates(q, kWorthTiming) : std::vector<int32_t>();
 }
 
 bool mlp_block_tactic_valid(const MlpBlockProblem& q, int32_t tactic) {
-    if (MlpChainPlan::is_id(tactic)) return valid(q) && tiled(q) && q.rows > 0 && mlp_chain_valid(MlpChainPlan::of(tactic), q);
+    if (GemmPair::is_id(tactic)) return valid(q) && tiled(q) && q.rows > 0 && mlp_chain_valid(GemmPair::of(tactic), q);
     return tactic > 0 && valid(q) && tiled(q) && sizes_fit(Plan::of(tactic), q, device()) && runs(Plan::of(tactic), q);
 }
 

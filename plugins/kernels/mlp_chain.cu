@@ -35,26 +35,22 @@ BlockGemmProblem second_product(const MlpBlockProblem& q, int64_t rows) {
 
 }  // namespace
 
-bool mlp_chain_valid(const MlpChainPlan& plan, const MlpBlockProblem& q) {
+bool mlp_chain_valid(const GemmPair& plan, const MlpBlockProblem& q) {
     const int64_t rows = piece_rows(q);
     return block_gemm_valid(plan.first, first_product(q, rows)) && block_gemm_valid(plan.second, second_product(q, rows));
 }
 
-std::vector<MlpChainPlan> mlp_chain_plans(const MlpBlockProblem& q) {
-    constexpr size_t kBest = 4;  // of each kernel
+std::vector<GemmPair> mlp_chain_plans(const MlpBlockProblem& q) {
     const int64_t rows = piece_rows(q);
-    const std::vector<GemmPlan> first = block_gemm_plans(first_product(q, rows)), second = block_gemm_plans(second_product(q, rows));
+    std::vector<GemmPair> pairs = block_gemm_pairs(first_product(q, rows), second_product(q, rows));
     const auto pieces = static_cast<float>((q.rows + rows - 1) / std::max<int64_t>(1, rows));
-    std::vector<MlpChainPlan> all;
-    for (size_t i = 0; i < std::min(kBest, first.size()); ++i)
-        for (size_t j = 0; j < std::min(kBest, second.size()); ++j) all.push_back({first[i], second[j], pieces * (first[i].cost + second[j].cost)});
-    std::sort(all.begin(), all.end(), [](const MlpChainPlan& a, const MlpChainPlan& b) { return a.cost < b.cost; });
-    return all;
+    for (GemmPair& pair : pairs) pair.cost *= pieces;
+    return pairs;
 }
 
 size_t mlp_chain_workspace(const MlpBlockProblem& q) { return static_cast<size_t>(piece_rows(q) * row_bytes(q)); }
 
-cudaError_t mlp_chain(const MlpBlockProblem& whole, const MlpChainPlan& plan, void* workspace, cudaStream_t stream) {
+cudaError_t mlp_chain(const MlpBlockProblem& whole, const GemmPair& plan, void* workspace, cudaStream_t stream) {
     const int64_t step = piece_rows(whole);
     MlpBlockProblem q = whole;
     for (int64_t begin = 0; begin < whole.rows; begin += step) {

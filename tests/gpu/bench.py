@@ -63,6 +63,17 @@ class Library:
         self.call("trt_opt_mlp_block", HALF, ctypes.c_int64(rows), channels, p["w1"].shape[1], ctypes.c_float(1e-5), 0, pointer(x), pointer(residual),
                   pointer(p["scale"]), pointer(p["bias"]), pointer(p["w1"]), pointer(p["b1"]), pointer(p["w2"]), pointer(p["b2"]), pointer(y), pointer(workspace), tactic)
 
+    def attn_block(self, x, p, y, workspace, heads, window=None):
+        images, tokens, channels = x.shape
+        self.call("trt_opt_attn_block", HALF, ctypes.c_int64(images), tokens, channels, heads, ctypes.c_float(1e-5), pointer(x), pointer(p["scale"]), pointer(p["bias"]), pointer(p["w_qkv"]),
+                  pointer(p["b_qkv"]), pointer(p["w_proj"]), pointer(p["b_proj"]), pointer(p.get("table")), self.window(window), pointer(y), pointer(workspace))
+
+    def tnt_inner_block(self, x, p, y, workspace, heads):
+        patches, tokens, channels = x.shape
+        names = ["scale1", "bias1", "w_qkv", "b_qkv", "w_proj", "b_proj", "scale2", "bias2", "w1", "b1", "w2", "b2"]
+        weights = (ctypes.c_void_p * len(names))(*[p[n].data_ptr() for n in names])
+        self.call("trt_opt_tnt_inner_block", HALF, ctypes.c_int64(patches), tokens, channels, p["w1"].shape[1], heads, ctypes.c_float(1e-5), pointer(x), weights, pointer(y), pointer(workspace))
+
     def mlp_block_tactics(self, rows, channels, hidden):
         found = (ctypes.c_int32 * 64)()
         count = self.lib.trt_opt_mlp_block_tactics(HALF, ctypes.c_int64(rows), channels, hidden, found, 64)
@@ -378,6 +389,121 @@ def bench_sequence(lib, stage, rounds):
     return {"op": "sequence", "stage": stage + 1, "us": times, "failed": failed}
 
 
+def linears(*shapes):
+    """name -> (in, out): weights and biases as the ops take them, and transposed as PyTorch does."""
+    p = {}
+    for name, (n_in, n_out) in shapes:
+        p["w_" + name], p["b_" + name] = rand(n_in, n_out) * n_in**-0.5, rand(n_out)
+        p["t_" + name] = p["w_" + name].t().contiguous()
+    return p
+
+
+def compare_blocks(op, shape, xs, ours, torch_block, pieces, bytes_, rounds, order):
+    """ours(x, i, y), torch_block(x, i), pieces(x, i) -> y: a block by itself, and as in a network, where a block's input is what the block before it wrote."""
+    ys = [torch.empty_like(x) for x in xs]
+    ours(xs[0], 0, ys[0])
+    reference = torch_block(xs[0], 0, float)
+    error = ((ys[0].double() - reference).norm() / reference.norm()).item()
+    stream = [xs[0].clone(), xs[0].clone()]
+    variants = {
+        "ours": [lambda i=i: ours(xs[i], i, ys[i]) for i in order],
+        "torch": [lambda i=i: torch_block(xs[i], i) for i in order],
+        "chained": [lambda i=i: ours(stream[i % 2], i, stream[1 - i % 2]) for i in order],
+        "our first family, torch's linears, chained": [lambda i=i: pieces(stream[i % 2], i) for i in order],
+    }
+    times, failed = time_variants(variants, rounds)
+    return {"op": op, "shape": shape, "error": error, "us": times, "failed": failed, "bytes": bytes_, "speedup_over_torch": times["torch"] / times["ours"]}
+
+
+def bench_attn_block(lib, images, side, channels, heads, shift, rounds):
+    """side: of the map in tokens, cut into windows of 7 x 7; or, shift < 0, all tokens of an image and one more."""
+    tokens = side * side + (shift < 0)
+    grid = None if shift < 0 else [side, side, 7, 7, shift, shift, 0]
+    dim = channels // heads
+    sets, order = rotation(2 * (2 * images * tokens * channels + 4 * channels * channels))
+    xs = [rand(images, tokens, channels) for _ in range(sets)]
+    ps = [{"scale": rand(channels), "bias": rand(channels), **({"table": rand(169, heads)} if grid else {}), **linears(("qkv", (channels, 3 * channels)), ("proj", (channels, channels)))}
+          for _ in range(sets)]
+    workspace = torch.empty(512 << 20, device="cuda", dtype=torch.uint8)
+    position = torch.arange(49, device="cuda")
+    index = ((position[:, None] // 7 - position[None] // 7 + 6) * 13 + position[:, None] % 7 - position[None] % 7 + 6).view(-1)
+    region = torch.bucketize(torch.arange(side, device="cuda"), torch.tensor([side - 7, side - shift], device="cuda"), right=True)
+    cut = lambda x: x.view(images, side // 7, 7, side // 7, 7, -1).transpose(2, 3).reshape(-1, 49, x.shape[-1])
+    mask = None
+    if shift > 0:
+        regions = (region[:, None] * 3 + region[None]).view(1, side, side).expand(images, -1, -1).reshape(images, -1, 1)
+        regions = cut(regions)[..., 0]
+        mask = torch.where(regions[:, None] == regions[..., None], 0.0, -100.0).to(torch.float16)[:, None]
+
+    def torch_block(x, i, to=lambda t: t):
+        p = {k: to(v) if to is not float else v.double() for k, v in ps[i].items()}
+        x = x.double() if to is float else x
+        y = F.layer_norm(x, (channels,), p["scale"], p["bias"], 1e-5)
+        if grid:
+            y = y.view(images, side, side, channels)
+            y = cut(torch.roll(y, (-shift, -shift), (1, 2)) if shift else y)
+        q, k, v = F.linear(y, p["t_qkv"], p["b_qkv"]).view(y.shape[0], -1, 3, heads, dim).permute(2, 0, 3, 1, 4)
+        bias = None
+        if grid:
+            bias = p["table"][index].view(49, 49, heads).permute(2, 0, 1)[None]
+            bias = bias if mask is None else bias + mask.to(bias.dtype)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).reshape(y.shape)
+        y = F.linear(y, p["t_proj"], p["b_proj"])
+        if grid:
+            y = y.view(images, side // 7, side // 7, 7, 7, channels).transpose(2, 3).reshape(images, side, side, channels)
+            y = (torch.roll(y, (shift, shift), (1, 2)) if shift else y).view(x.shape)
+        return x + y
+
+    windows = side * side // 49 * images if grid else images
+    normal = torch.empty(windows, tokens if not grid else 49, channels, device="cuda", dtype=torch.float16)
+    heads_out, back = torch.empty_like(normal), torch.empty_like(xs[0])
+
+    def pieces(x, i):
+        p = ps[i]
+        lib.layer_norm(x, None, p["scale"], p["bias"], normal, None, channels, window=grid)
+        qkv = F.linear(normal, p["t_qkv"], p["b_qkv"])
+        lib.attention(qkv, heads_out, heads, dim, 2 if grid else 0, p.get("table"), 1, 2 if shift > 0 else 0, window=grid)
+        y = F.linear(heads_out, p["t_proj"], p["b_proj"])
+        if not grid:
+            return x + y
+        lib.move(y, x, back, images, channels, True, grid)
+        return back
+
+    return compare_blocks("attn_block", [images, tokens, channels, heads, shift], xs, lambda x, i, y: lib.attn_block(x, ps[i], y, workspace, heads, grid), torch_block, pieces,
+                          2 * (2 * images * tokens * channels + 4 * channels * channels), rounds, order)
+
+
+def bench_tnt_inner(lib, patches, tokens, channels, heads, rounds):
+    hidden, dim = 4 * channels, channels // heads
+    sets, order = rotation(2 * (2 * patches * tokens * channels + 12 * channels * channels))
+    xs = [rand(patches, tokens, channels) for _ in range(sets)]
+    ps = []
+    for _ in range(sets):
+        p = linears(("qkv", (channels, 3 * channels)), ("proj", (channels, channels)), ("1", (channels, hidden)), ("2", (hidden, channels)))
+        p.update({"w1": p["w_1"], "b1": p["b_1"], "w2": p["w_2"], "b2": p["b_2"], **{f"{n}{i}": rand(channels) for n in ("scale", "bias") for i in (1, 2)}})
+        ps.append(p)
+    workspace = torch.empty(512 << 20, device="cuda", dtype=torch.uint8)
+
+    def torch_block(x, i, to=None):
+        p = {k: v.double() for k, v in ps[i].items()} if to is float else ps[i]
+        x = x.double() if to is float else x
+        q, k, v = F.linear(F.layer_norm(x, (channels,), p["scale1"], p["bias1"], 1e-5), p["t_qkv"], p["b_qkv"]).view(patches, tokens, 3, heads, dim).permute(2, 0, 3, 1, 4)
+        x = x + F.linear(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape), p["t_proj"], p["b_proj"])
+        return x + F.linear(F.gelu(F.linear(F.layer_norm(x, (channels,), p["scale2"], p["bias2"], 1e-5), p["t_1"], p["b1"])), p["t_2"], p["b2"])
+
+    normal, heads_out, total = (torch.empty_like(xs[0]) for _ in range(3))
+
+    def pieces(x, i):
+        p = ps[i]
+        lib.layer_norm(x, None, p["scale1"], p["bias1"], normal, None, channels)
+        lib.attention(F.linear(normal, p["t_qkv"], p["b_qkv"]), heads_out, heads, dim)
+        lib.layer_norm(x, F.linear(heads_out, p["t_proj"], p["b_proj"]), p["scale2"], p["bias2"], normal, total, channels)
+        return total + F.linear(F.gelu(F.linear(normal, p["t_1"], p["b1"])), p["t_2"], p["b2"])
+
+    return compare_blocks("tnt_inner_block", [patches, tokens, channels, heads], xs, lambda x, i, y: lib.tnt_inner_block(x, ps[i], y, workspace, heads), torch_block, pieces,
+                          2 * (2 * patches * tokens * channels + 12 * channels * channels), rounds, order)
+
+
 def bench_merge(lib, batch, side, channels, rounds):
     size = batch * side * side * channels * 2
     sets, order = rotation(size * 2)
@@ -397,7 +523,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--tactics", action="store_true", help="time every tactic too")
     parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, sequence or mlp_block")
-    parser.add_argument("--batch", type=int, action="append", help="batch sizes of mlp_block [default: 1 and 32]")
+    parser.add_argument("--batch", type=int, action="append", help="batch sizes of blocks [default: 1 and 32]")
     args = parser.parse_args()
     lib = Library(args.lib)
     torch.manual_seed(0)
@@ -440,6 +566,14 @@ def main():
             for batch in args.batch or (1, 32):
                 for rows, channels in [(3136, 96), (784, 192), (196, 384), (49, 768), (197, 384), (3136, 24)]:
                     add(bench_mlp(lib, batch * rows, channels, 4 * channels, args.rounds, args.tactics))
+        if wanted("attn_block"):
+            for batch in args.batch or (1, 32):
+                for side, channels, heads, shift in [(56, 96, 3, 0), (56, 96, 3, 3), (28, 192, 6, 3), (14, 384, 12, 3), (7, 768, 24, 0), (14, 384, 6, -1)]:
+                    add(bench_attn_block(lib, batch, side, channels, heads, shift, args.rounds))
+        if wanted("tnt_inner_block"):
+            for batch in args.batch or (1, 32):
+                for patches, tokens, channels, heads in [(196, 16, 24, 4), (256, 16, 32, 2)]:
+                    add(bench_tnt_inner(lib, batch * patches, tokens, channels, heads, args.rounds))
     if args.json:
         with open(args.json, "w") as f:
             json.dump({"device": torch.cuda.get_device_name(), "torch": torch.__version__, "results": results}, f, indent=1)

@@ -1,4 +1,6 @@
 // The kernels behind plain C functions, for the Python benchmark.
+#include <cmath>
+
 #include "kernels.h"
 
 using namespace trt_opt;
@@ -70,5 +72,30 @@ int trt_opt_mlp_block_tactic_valid(int dtype, int64_t rows, int channels, int hi
     MlpBlockProblem p;
     p.dtype = static_cast<DType>(dtype), p.rows = rows, p.channels = channels, p.hidden = hidden;
     return mlp_block_tactic_valid(p, tactic);
+}
+
+// window: as above; or null, and then `tokens` of each image attend to each other. With windows a relative-position table, and
+// the mask of the shift. Returns the CUDA error.
+int trt_opt_attn_block(int dtype, int64_t images, int tokens, int channels, int heads, float epsilon, const void* x, const void* norm_scale, const void* norm_bias, const void* w_qkv,
+                       const void* b_qkv, const void* w_proj, const void* b_proj, const void* table, const int32_t* window, void* y, void* workspace, void* stream) {
+    AttnBlockProblem p;
+    p.dtype = static_cast<DType>(dtype), p.images = images, p.tokens = tokens, p.channels = channels, p.epsilon = epsilon;
+    AttentionProblem& a = p.attention;
+    a.heads = heads, a.dim = a.value_dim = channels / heads, a.scale = 1.f / sqrtf(static_cast<float>(a.dim)), a.window = grid(window);
+    if (table) a.bias_kind = AttentionBias::kTable, a.bias = table, a.bias_heads = heads;
+    if (a.window.shift_h > 0 || a.window.shift_w > 0) a.mask_kind = AttentionMask::kShift;
+    p.x = x, p.norm_scale = norm_scale, p.norm_bias = norm_bias, p.w_qkv = w_qkv, p.b_qkv = b_qkv, p.w_proj = w_proj, p.b_proj = b_proj, p.y = y, p.workspace = workspace;
+    return attn_block(p, static_cast<cudaStream_t>(stream));
+}
+
+int trt_opt_tnt_inner_block(int dtype, int64_t patches, int tokens, int channels, int hidden, int heads, float epsilon, const void* x, const void* const* weights, void* y, void* workspace,
+                            void* stream) {
+    TntInnerBlockProblem p;
+    p.dtype = static_cast<DType>(dtype), p.patches = patches, p.tokens = tokens, p.channels = channels, p.hidden = hidden, p.heads = heads;
+    p.scale = 1.f / sqrtf(static_cast<float>(channels / heads)), p.epsilon1 = p.epsilon2 = epsilon;
+    p.x = x, p.y = y, p.workspace = workspace;
+    const void** const to[] = {&p.scale1, &p.bias1, &p.w_qkv, &p.b_qkv, &p.w_proj, &p.b_proj, &p.scale2, &p.bias2, &p.w1, &p.b1, &p.w2, &p.b2};
+    for (const void** w : to) *w = *weights++;
+    return tnt_inner_block(p, static_cast<cudaStream_t>(stream));
 }
 }

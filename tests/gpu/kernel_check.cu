@@ -545,10 +545,19 @@ void check(Checker& c, const AttnBlockCase& a) {
         CUDA_OK(cudaGetLastError());
     };
     if (rows > 0) a.type == DType::kHalf ? reference(__half()) : reference(float());
-    const cudaError_t status = c.run([&](cudaStream_t s) { return attn_block(p, s); });
-    if (status != cudaSuccess) return c.report(name, a.type, 1e30, 0, 0, cudaGetErrorString(status));
-    c.compare(name, *y, ref);
-    c.enclosed(name, a.type, *workspace);
+    std::vector<int32_t> tactics = attn_block_tactics(p);
+    tactics.insert(tactics.begin(), 0);
+    for (int32_t tactic : tactics) {
+        y->poison(), workspace->poison();
+        const std::string label = name + tactic_label(tactic);
+        const cudaError_t status = c.run([&](cudaStream_t s) { return attn_block(p, s, tactic); });
+        if (status != cudaSuccess) {
+            c.report(label, a.type, 1e30, 0, 0, cudaGetErrorString(status));
+            continue;
+        }
+        c.compare(label, *y, ref);
+        c.enclosed(label, a.type, *workspace);
+    }
 }
 
 struct InnerCase {
