@@ -222,8 +222,9 @@ fn planned<'a>(
     planned.sort_by_key(|p| match p.variant.as_str() {
         native if native.starts_with("native") => 0,
         "all" => 1,
-        "canonical" => 2,
-        _ => 3,
+        variants::BLOCKS => 2,
+        "canonical" => 3,
+        _ => 4,
     });
     Ok((settings, planned))
 }

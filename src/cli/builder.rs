@@ -4,8 +4,10 @@
 
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use serde::{Deserialize, Serialize};
@@ -84,33 +86,61 @@ fn one<'a>(line: &str, library: &'a Library, builder: &mut Option<Builder<'a>>, 
 pub struct Pool {
     program: PathBuf,
     tensorrt: Option<PathBuf>,
+    limit: Option<Limit>,
     idle: Mutex<Vec<Process>>,
+}
+
+/// When building is over.
+#[derive(Clone, Copy)]
+struct Limit {
+    begin: Instant,
+    time: Duration,
+}
+
+impl Limit {
+    fn left(self) -> Duration {
+        self.time.saturating_sub(self.begin.elapsed())
+    }
+
+    fn over(self) -> Error {
+        Error::CheckFailed(format!("not done within the {} s of --build-time", self.time.as_secs()))
+    }
 }
 
 struct Process {
     child: Child,
     lines: ChildStdin,
-    answers: BufReader<ChildStdout>,
+    /// Lines that it writes, until it ends.
+    answers: Receiver<String>,
     /// What it says beside its answers.
     log: std::fs::File,
 }
 
 impl Pool {
-    pub fn new(tensorrt: Option<&Path>) -> Result<Self> {
+    /// After `limit`, which begins here, nothing is built any more, and what is being built is given up.
+    pub fn new(tensorrt: Option<&Path>, limit: Option<Duration>) -> Result<Self> {
         let program = std::env::current_exe().map_err(Error::io("find", "the program itself"))?;
-        Ok(Self { program, tensorrt: tensorrt.map(Path::to_owned), idle: Mutex::default() })
+        let limit = limit.map(|time| Limit { begin: Instant::now(), time });
+        Ok(Self { program, tensorrt: tensorrt.map(Path::to_owned), limit, idle: Mutex::default() })
     }
 
     /// Has an engine built, by the arguments of `trt-opt build`.
     pub fn build(&self, arguments: &[String]) -> Result<()> {
+        if let Some(limit) = self.limit.filter(|limit| limit.left().is_zero()) {
+            return Err(limit.over());
+        }
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut process = match idle {
             Some(process) => process,
             None => Process::start(&self.program, self.tensorrt.as_deref())?,
         };
-        let answer = match process.ask(arguments) {
-            Some(answer) => answer,
-            None => return Err(process.end()),
+        let answer = match process.ask(arguments, self.limit) {
+            Ok(Some(answer)) => answer,
+            Ok(None) => return Err(process.end()),
+            Err(over) => {
+                process.kill();
+                return Err(over);
+            }
         };
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(process);
         match answer {
@@ -135,16 +165,36 @@ impl Process {
         let mut child = started.map_err(Error::io("start", program))?;
         let (lines, answers) = (child.stdin.take(), child.stdout.take());
         let (Some(lines), Some(answers)) = (lines, answers) else { unreachable!("both are piped") };
-        Ok(Self { child, lines, answers: BufReader::new(answers), log })
+        let (sender, receiver) = channel();
+        std::thread::spawn(move || {
+            let lines = BufReader::new(answers).lines().map_while(std::result::Result::ok);
+            lines.map(|line| sender.send(line)).find(std::result::Result::is_err)
+        });
+        Ok(Self { child, lines, answers: receiver, log })
     }
 
-    /// Nothing if the process has ended or does not make sense.
-    fn ask(&mut self, arguments: &[String]) -> Option<Answer> {
-        let line = serde_json::to_string(arguments).ok()?;
-        writeln!(self.lines, "{line}").and_then(|()| self.lines.flush()).ok()?;
-        let mut answer = String::new();
-        self.answers.read_line(&mut answer).ok()?;
-        serde_json::from_str(&answer).ok()
+    /// Nothing if the process has ended or does not make sense; an error if it takes too long.
+    fn ask(&mut self, arguments: &[String], limit: Option<Limit>) -> Result<Option<Answer>> {
+        let line = serde_json::to_string(arguments).map_err(|e| Error::Usage(e.to_string()))?;
+        if writeln!(self.lines, "{line}").and_then(|()| self.lines.flush()).is_err() {
+            return Ok(None);
+        }
+        let answer = match limit {
+            Some(limit) => match self.answers.recv_timeout(limit.left()) {
+                Err(RecvTimeoutError::Timeout) => return Err(limit.over()),
+                answer => answer.ok(),
+            },
+            None => self.answers.recv().ok(),
+        };
+        Ok(answer.and_then(|line| serde_json::from_str(&line).ok()))
+    }
+
+    /// In the middle of a build. What it was writing is a temporary file.
+    fn kill(mut self) {
+        let killed = self.child.kill().and_then(|()| self.child.wait());
+        if let Err(why) = killed {
+            tracing::warn!("a process that builds engines cannot be stopped: {why}");
+        }
     }
 
     /// Why it gave no answer.
@@ -159,5 +209,48 @@ impl Process {
             Err(error) => format!("what it said cannot be read: {error}"),
         };
         Error::CheckFailed(format!("the process that builds engines ended with {status}: {said}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A pool whose builders are a shell script.
+    fn pool(script: &str, limit: Option<Duration>) -> (tempfile::TempDir, Pool) {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("builder");
+        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let limit = limit.map(|time| Limit { begin: Instant::now(), time });
+        (dir, Pool { program, tensorrt: None, limit, idle: Mutex::default() })
+    }
+
+    #[test]
+    fn answers_are_of_the_engine_asked_for() {
+        let script = r#"while read line; do case "$line" in *bad*) echo '{"code":1,"error":"it is bad"}';; *) echo '{"code":0,"error":null}';; esac; done"#;
+        let (_dir, pool) = pool(script, Some(Duration::from_secs(600)));
+        pool.build(&["good".into()]).unwrap();
+        assert_eq!(pool.build(&["bad".into()]).unwrap_err().to_string(), "it is bad");
+        pool.build(&["good".into()]).unwrap();
+        assert_eq!(pool.idle.lock().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_build_that_takes_too_long_is_given_up() {
+        let (_dir, pool) = pool("exec sleep 1000", Some(Duration::from_millis(50)));
+        for _ in 0..2 {
+            let why = pool.build(&["model".into()]).unwrap_err().to_string();
+            assert!(why.contains("--build-time"), "{why}");
+        }
+        assert!(pool.idle.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_builder_that_ends_says_what_it_said() {
+        let (_dir, pool) = pool("read line; echo 'out of memory' >&2; exit 3", None);
+        let why = pool.build(&["model".into()]).unwrap_err().to_string();
+        assert!(why.contains("out of memory") && why.contains('3'), "{why}");
     }
 }

@@ -1,7 +1,7 @@
 //! What `tune` and `report` build and time engines with.
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::Duration;
 
 use trt_opt::ablation::store::{Job, Store};
 use trt_opt::ablation::workshop::Workshop;
@@ -25,7 +25,7 @@ pub struct WorkshopArgs {
     /// Engines that are built at a time; tactics are chosen by timing, so more than a few disturb each other
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=32))]
     jobs: u8,
-    /// Begin no more builds after this many seconds; engines that are not there by then are left out
+    /// Stop building after this many seconds: engines that are not there by then are left out
     #[arg(long, value_name = "SECONDS")]
     build_time: Option<u64>,
 }
@@ -41,14 +41,8 @@ impl WorkshopArgs {
             library.version, gpu.description.name, gpu.description.compute_capability, self.engine.opt_level
         );
         let store = Store::open(&self.work, &context, &self.engine.plugins)?;
-        let pool = Pool::new(self.engine.tensorrt.as_deref())?;
-        let begin = Instant::now();
-        let builder = |job: &Job| match self.build_time {
-            Some(limit) if begin.elapsed().as_secs() >= limit => {
-                Err(Error::CheckFailed(format!("not begun within the {limit} s of --build-time")))
-            }
-            _ => pool.build(&self.arguments(job)).map_err(|why| not_built(job, &why)),
-        };
+        let pool = Pool::new(self.engine.tensorrt.as_deref(), self.build_time.map(Duration::from_secs))?;
+        let builder = |job: &Job| pool.build(&self.arguments(job)).map_err(|why| not_built(job, &why));
         act(&Workshop {
             library: &library,
             gpu: &gpu,
