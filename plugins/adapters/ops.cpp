@@ -691,6 +691,68 @@ private:
     bool whole_, tanh_;
 };
 
+class TntBridge final : public Op {
+public:
+    explicit TntBridge(Attributes given) : Op(std::move(given)) {
+        epsilon1_ = epsilon(attributes_, "epsilon1"), epsilon2_ = epsilon(attributes_, "epsilon2");
+        residual_ = flag(attributes_, "residual");
+        begin_ = attributes_.integer("begin");
+        if (begin_ < 0) attributes_.fail("attribute 'begin' must not be negative");
+    }
+    std::unique_ptr<Op> clone() const override { return std::make_unique<TntBridge>(*this); }
+    int32_t inputs() const override { return words() + 7; }
+    int32_t outputs() const override { return 1; }
+    void shapes(const DimsExprs* in, DimsExprs* out, IExprBuilder&) const override {
+        expect(in[0].nbDims == 3 && in[words()].nbDims == 3, "inputs x and words must be [B, N, C] and [B, M, K]");
+        expect(in[words() + 3].nbDims == 2, "input w must be a matrix");
+        out[0] = in[0];
+    }
+    cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, void* workspace, int32_t,
+                    cudaStream_t stream) const override {
+        TntBridgeProblem p = problem(in_desc);
+        p.x = in[0];
+        if (residual_) p.residual = in[1];
+        const void* const* w = in + words();
+        p.words = w[0], p.scale1 = w[1], p.bias1 = w[2], p.w = w[3], p.b = w[4], p.scale2 = w[5], p.bias2 = w[6];
+        p.y = out[0];
+        p.workspace = workspace;
+        return tnt_bridge(p, stream);
+    }
+    size_t workspace(const PluginTensorDesc* in_desc) const override {
+        const TntBridgeProblem p = problem(in_desc);
+        expect(p.images >= 0, "the workspace has a part for each image, and how many there are is not known");
+        return static_cast<size_t>(tnt_bridge_workspace(p));
+    }
+
+private:
+    int32_t words() const { return residual_ ? 2 : 1; }
+    // Everything but the pointers.
+    TntBridgeProblem problem(const PluginTensorDesc* in) const {
+        const PluginTensorDesc* w = in + words();
+        const Dims &x = in[0].dims, &rows = w[0].dims;
+        expect(x.nbDims == 3 && rows.nbDims == 3, "inputs x and words must be [B, N, C] and [B, M, K]");
+        const int64_t tokens = x.d[1], channels = x.d[2], covered = rows.d[1], width = rows.d[2];
+        expect(!residual_ || (in[1].dims.nbDims == 3 && in[1].dims.d[0] == x.d[0] && in[1].dims.d[1] == tokens && in[1].dims.d[2] == channels), "input residual must have the shape of x");
+        expect(rows.d[0] == x.d[0], "inputs x and words must have as many images");
+        expect(tokens >= 1 && tokens <= kAttnMaxTokens, "1 to 65536 tokens are possible");
+        expect(covered >= 1 && begin_ + covered <= tokens, "the rows of words are more than the tokens from attribute 'begin' on");
+        expect(channels >= 1 && channels <= kMlpMaxChannels && width >= 1 && width <= kMlpMaxHidden, "at most 2048 channels and 16384 values a row of words are possible");
+        expect(w[3].dims.nbDims == 2 && w[3].dims.d[0] == width && w[3].dims.d[1] == channels, "input w must be [K, C], where K and C are the last axes of words and x");
+        const auto elements = [&](int i) { return volume(w[i].dims, 0, w[i].dims.nbDims); };
+        expect(elements(1) == width && elements(2) == width, "inputs scale1 and bias1 must have K elements");
+        for (int i : {4, 5, 6}) expect(elements(i) == channels, "inputs b, scale2 and bias2 must have C elements");
+        TntBridgeProblem p;
+        p.dtype = dtype(in[0]);
+        p.images = x.d[0], p.tokens = static_cast<int32_t>(tokens), p.begin = begin_, p.covered = static_cast<int32_t>(covered);
+        p.width = static_cast<int32_t>(width), p.channels = static_cast<int32_t>(channels), p.epsilon1 = epsilon1_, p.epsilon2 = epsilon2_;
+        return p;
+    }
+
+    float epsilon1_, epsilon2_;
+    int32_t begin_;
+    bool residual_;
+};
+
 template <class T> std::unique_ptr<Op> make(Attributes attributes) { return std::make_unique<T>(std::move(attributes)); }
 
 }  // namespace
@@ -720,6 +782,7 @@ const std::vector<OpDef>& op_definitions() {
          make<AttnBlock<true>>},
         {"TrtOptAttnBlock", {{"epsilon", kFloat, 1}, {"residual", kInt, 1}, {"num_heads", kInt, 1}, {"scale", kFloat, 1}, {"bias", kInt, 1}}, make<AttnBlock<false>>},
         {"TrtOptTntInnerBlock", {{"epsilon1", kFloat, 1}, {"epsilon2", kFloat, 1}, {"whole", kInt, 1}, {"num_heads", kInt, 1}, {"scale", kFloat, 1}, {"approximate", kText, 1}}, make<TntInnerBlock>},
+        {"TrtOptTntBridge", {{"epsilon1", kFloat, 1}, {"epsilon2", kFloat, 1}, {"residual", kInt, 1}, {"begin", kInt, 1}}, make<TntBridge>},
     };
     return ops;
 }

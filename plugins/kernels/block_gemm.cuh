@@ -12,6 +12,9 @@
 // ones, and times itself.
 #pragma once
 
+#include <type_traits>
+
+#include "bridge_end.cuh"
 #include "gelu.cuh"
 #include "mma.cuh"
 #include "ptx.cuh"
@@ -40,6 +43,11 @@ struct BlockGemmArgs {
     WindowMap map;
 };
 
+// A product that ends in a bridge: its columns are shared out in a cluster, `added` and `out` are not used.
+struct BridgeGemmArgs : BlockGemmArgs {
+    BridgeEnd<__half> end;
+};
+
 template <int BM, int BN, int WARPS_M, int WARPS_N, int WARPS_K> struct GemmTile {
     static constexpr int kRows = BM, kColumns = BN, kWarpsM = WARPS_M, kWarpsN = WARPS_N, kWarpsK = WARPS_K;
     static constexpr int kWarps = WARPS_M * WARPS_N * WARPS_K, kThreads = 32 * kWarps;
@@ -55,8 +63,8 @@ template <int BM, int BN, int WARPS_M, int WARPS_N, int WARPS_K> struct GemmTile
 
     __host__ __device__ static int padded(int slice) { return (slice + 15) / 16 * 16; }
     __host__ __device__ static int a_row(int slice) { return padded(slice) + 8; }
-    static int shared_bytes(bool norm, int slice, int cluster) {
-        return 2 * (BM * a_row(slice) + padded(slice) * kBRow) + 4 * (BM + (norm ? kNormFloats : 0) + (WARPS_K > 1 || cluster > 1 ? WARPS_K * BM * kSumRow : 0));
+    static int shared_bytes(bool norm, int slice, int cluster, bool bridge = false) {
+        return 2 * (BM * a_row(slice) + padded(slice) * kBRow) + 4 * (BM + (norm ? kNormFloats : 0) + (WARPS_K > 1 || cluster > 1 || bridge ? WARPS_K * BM * kSumRow : 0));
     }
 };
 
@@ -84,9 +92,11 @@ inline __device__ __noinline__ float exact_variance(const __half* row, int k, fl
     return square / static_cast<float>(k);
 }
 
-template <class Tile, bool NORM> __global__ void __launch_bounds__(Tile::kThreads, Tile::kThreads <= 256 ? 2 : 1) block_gemm_kernel(const __grid_constant__ BlockGemmArgs p) {
+template <class Tile, bool NORM, class Args = BlockGemmArgs> __global__ void __launch_bounds__(Tile::kThreads, Tile::kThreads <= 256 ? 2 : 1) block_gemm_kernel(const __grid_constant__ Args p) {
 #if __CUDA_ARCH__ >= 900
     using namespace ptx;
+    constexpr bool kBridge = std::is_same_v<Args, BridgeGemmArgs>;
+    static_assert(NORM || !kBridge);
     constexpr int BM = Tile::kRows, BN = Tile::kColumns, kThreads = Tile::kThreads, kWarps = Tile::kWarps;
     constexpr int kM = Tile::kM, kN = Tile::kN, kBRow = Tile::kBRow, kWarpsK = Tile::kWarpsK, kParts = Tile::kParts;
 
@@ -108,7 +118,7 @@ template <class Tile, bool NORM> __global__ void __launch_bounds__(Tile::kThread
     int* const mapped_rows = reinterpret_cast<int*>(b + Tile::padded(p.slice) * kBRow);
     float* const sums = reinterpret_cast<float*>(mapped_rows + BM);
     // Of the columns: sum(B'), shift B + bias, bias; then each warp's share of the first two.
-    float *const column_sums = sums + (kWarpsK > 1 || cluster > 1 ? kWarpsK * BM * Tile::kSumRow : 0), *const offsets = column_sums + BN, *const biases = offsets + BN;
+    float *const column_sums = sums + (kWarpsK > 1 || cluster > 1 || kBridge ? kWarpsK * BM * Tile::kSumRow : 0), *const offsets = column_sums + BN, *const biases = offsets + BN;
     float* const shares = biases + BN;
 
     // Before the kernel before this one is done: weights, and where the rows are. Rows of B beyond the last are copies of it,
@@ -172,7 +182,7 @@ template <class Tile, bool NORM> __global__ void __launch_bounds__(Tile::kThread
             column_sums[tid] = sum, offsets[tid] = shifted + bias, biases[tid] = bias;
         }
     }
-    if (cluster > 1) cluster_arrive();
+    if (kBridge || cluster > 1) cluster_arrive();
     __syncthreads();
     // Where this lane's rows of the output are, in elements; < 0: nowhere.
     const int own_column = column + warp_column + 8 * t;
@@ -310,7 +320,7 @@ template <class Tile, bool NORM> __global__ void __launch_bounds__(Tile::kThread
         for (int e = 0; e < static_cast<int>(sizeof(v) / sizeof(v[0])); ++e)
             v[e] = mapped_rows[r] < 0 ? biases[c + e] : fmaf(v[e] - of.x * column_sums[c + e], of.y, offsets[c + e]);
     };
-    if (kWarpsK == 1 && (NORM || cluster == 1)) {
+    if (!kBridge && kWarpsK == 1 && (NORM || cluster == 1)) {
 #pragma unroll
         for (int m = 0; m < kM; ++m)
 #pragma unroll
@@ -375,8 +385,16 @@ template <class Tile, bool NORM> __global__ void __launch_bounds__(Tile::kThread
                 for (int z = 0; z < kWarpsK; ++z) row += sums[(z * BM + r) * kSumRow + BN], square += sums[(z * BM + r) * kSumRow + BN + 1];
                 end_norm(v, r, statistics(r, row, square), c);
             }
+            if constexpr (kBridge) {
+                *reinterpret_cast<float4*>(sums + r * kSumRow + c) = make_float4(v[0], v[1], v[2], v[3]);
+                continue;
+            }
             activate(v, p.activation);
             *reinterpret_cast<uint2*>(p.out + to * p.n + column + c) = make_uint2(pack_halves(v[0], v[1]), pack_halves(v[2], v[3]));
+        }
+        if constexpr (kBridge) {
+            static_assert(2 * BM * kBridgeMaxCluster <= 2 * kWarps * BN);
+            end_bridge<BM, BN, kThreads>(p.end, sums, kSumRow, reinterpret_cast<RowMoments*>(shares), rows, row0, column, column_tile, p.by_columns.divisor);
         }
     }
 #endif

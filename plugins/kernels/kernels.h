@@ -235,4 +235,26 @@ cudaError_t tnt_inner_block(const TntInnerBlockProblem& problem, cudaStream_t st
 // looked at.
 int64_t tnt_inner_block_workspace(const TntInnerBlockProblem& problem);
 
+// y = s + normalize2(normalize1(words) * W + b) in `covered` tokens of each image from `begin` on, y = s in the others; s = x + residual.
+// The norms' and the product's weights must be constants, as those of MlpBlockProblem.
+struct TntBridgeProblem {
+    DType dtype = DType::kHalf;
+    int64_t images = 0;
+    int32_t tokens = 0, begin = 0, covered = 0;     // begin + covered <= tokens, up to kAttnMaxTokens
+    int32_t width = 0, channels = 0;                // of a row of words, up to kMlpMaxHidden; of a token, up to kMlpMaxChannels
+    float epsilon1 = 1e-5f, epsilon2 = 1e-5f;
+    const void* x = nullptr;                        // [images, tokens, channels]
+    const void* residual = nullptr;                 // shape of x, or null: no residual
+    const void* words = nullptr;                    // [images, covered, width]
+    const void *scale1 = nullptr, *bias1 = nullptr; // [width]
+    const void *w = nullptr, *b = nullptr;          // [width, channels], [channels]
+    const void *scale2 = nullptr, *bias2 = nullptr; // [channels]
+    void* y = nullptr;                              // shape of x; none of the inputs
+    void* workspace = nullptr;                      // tnt_bridge_workspace bytes, aligned to 16; nothing in it is kept
+};
+cudaError_t tnt_bridge(const TntBridgeProblem& problem, cudaStream_t stream);
+
+// Enough for this problem and for all with fewer images; 0 if it is not valid. Pointers are not looked at.
+int64_t tnt_bridge_workspace(const TntBridgeProblem& problem);
+
 }  // namespace trt_opt

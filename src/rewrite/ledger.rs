@@ -31,10 +31,12 @@ pub enum Kind {
     AttnBlock,
     /// A transformer block over few tokens, such as the words of TNT: attention and MLP with their norms and adds, as one op.
     TntInnerBlock,
+    /// What TNT adds of the words of a patch to its token: a product between two norms, and the add, as one op.
+    TntBridge,
 }
 
 impl Kind {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::LayerNorm,
         Self::Attention,
         Self::Gelu,
@@ -44,6 +46,7 @@ impl Kind {
         Self::SwinAttnBlock,
         Self::AttnBlock,
         Self::TntInnerBlock,
+        Self::TntBridge,
     ];
     /// The kinds that are fused unless something else is asked for: blocks are not, since whether one is faster than
     /// its parts depends on the sizes and the GPU.
@@ -65,6 +68,7 @@ impl Kind {
             Self::SwinAttnBlock => "swin-attn-block",
             Self::AttnBlock => "attn-block",
             Self::TntInnerBlock => "tnt-inner-block",
+            Self::TntBridge => "tnt-bridge",
         }
     }
 }

@@ -1,7 +1,8 @@
 //! A typical node of each op: what plugin libraries are tried with.
 
 use super::{
-    Attention, AttnBlock, LayerNorm, Layout, Mask, MlpBlock, OpDef, PatchMerge, TntInnerBlock, Window, WindowMap,
+    Attention, AttnBlock, LayerNorm, Layout, Mask, MlpBlock, OpDef, PatchMerge, TntBridge, TntInnerBlock, Window,
+    WindowMap,
 };
 use crate::onnx::proto::AttributeProto;
 
@@ -27,6 +28,7 @@ pub fn example(def: &OpDef) -> Vec<AttributeProto> {
             let epsilon = [1e-5; 2];
             TntInnerBlock { epsilon, whole: false, num_heads: 4, scale: 0.408_248_3, tanh: false }.attributes()
         }
+        "TrtOptTntBridge" => TntBridge { epsilon: [1e-5; 2], begin: 1 }.attributes(true),
         other => panic!("op {other} has no example here"),
     }
 }

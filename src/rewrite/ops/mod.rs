@@ -8,6 +8,7 @@ mod example;
 mod layer_norm;
 mod mlp_block;
 mod patch_merge;
+mod tnt_bridge;
 mod tnt_inner_block;
 mod window;
 
@@ -19,6 +20,7 @@ pub use example::example;
 pub use layer_norm::{Addends, LayerNorm, Part};
 pub use mlp_block::{MAX_CHANNELS, MAX_HIDDEN, MULTIPLE, MlpBlock, MlpWeights};
 pub use patch_merge::PatchMerge;
+pub use tnt_bridge::{TntBridge, TntBridgeWeights};
 pub use tnt_inner_block::{TntInnerBlock, TntInnerWeights};
 pub use window::{Window, WindowMap};
 
@@ -107,6 +109,7 @@ pub static OPS: &[&OpDef] = &[
     &attn_block::SWIN_DEF,
     &attn_block::DEF,
     &tnt_inner_block::DEF,
+    &tnt_bridge::DEF,
 ];
 
 const fn port(name: &'static str, doc: &'static str) -> PortDef {

@@ -12,6 +12,7 @@ mod patch_merge;
 mod projections;
 mod residual;
 mod straighten;
+mod tnt_bridge;
 mod tnt_inner_block;
 mod window;
 
@@ -31,9 +32,12 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     // each kind first the one after it, and attention blocks then the one before, which may be that of an MLP block.
     // The whole before its halves.
     tnt_inner_block::run(engine)?;
+    // What a bridge gives is the stream of the blocks after it.
+    tnt_bridge::run(engine)?;
     attn_block::run(engine)?;
     mlp_block::run(engine)?;
     attn_block::residuals(engine)?;
+    tnt_bridge::residuals(engine)?;
     // What residual adds the windows and blocks have left goes into the patch merges and norms.
     patch_merge::residuals(engine)?;
     residual::run(engine)?;

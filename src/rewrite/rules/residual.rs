@@ -195,16 +195,16 @@ fn absorb_reverse(graph: &Graph, found: &Found) -> Option<(Patch, String)> {
 }
 
 /// `base` with a part added.
-struct PartAdd<'a> {
-    base: ValueId,
-    part: Part,
+pub struct PartAdd<'a> {
+    pub base: ValueId,
+    pub part: Part,
     /// Shape of the part.
     covered: &'a [Dim],
     add: NodeId,
 }
 
 /// The Concat of all of the tokens of `[B, N, C]` in order, some of them with something added.
-fn part_add<'a>(graph: &'a Graph, concat: &Node) -> Option<PartAdd<'a>> {
+pub fn part_add<'a>(graph: &'a Graph, concat: &Node) -> Option<PartAdd<'a>> {
     let sum = concat.output(0)?;
     let shape = graph.shape(sum)?;
     let axis = normalize_axis(concat.int("axis")?, shape.len()).filter(|&axis| axis == 1)?;
