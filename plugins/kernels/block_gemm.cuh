@@ -63,8 +63,13 @@ template <int BM, int BN, int WARPS_M, int WARPS_N, int WARPS_K> struct GemmTile
 
     __host__ __device__ static int padded(int slice) { return (slice + 15) / 16 * 16; }
     __host__ __device__ static int a_row(int slice) { return padded(slice) + 8; }
-    static int shared_bytes(bool norm, int slice, int cluster, bool bridge = false) {
-        return 2 * (BM * a_row(slice) + padded(slice) * kBRow) + 4 * (BM + (norm ? kNormFloats : 0) + (WARPS_K > 1 || cluster > 1 || bridge ? WARPS_K * BM * kSumRow : 0));
+    static int shared_bytes(bool norm, int slice, int cluster) { return bytes(norm, slice, WARPS_K > 1 || cluster > 1); }
+    // Of an instance that normalizes what comes out too: its sums always wait in shared memory.
+    static int bridge_bytes(int width) { return bytes(true, width, true); }
+
+private:
+    static int bytes(bool norm, int slice, bool sums) {
+        return 2 * (BM * a_row(slice) + padded(slice) * kBRow) + 4 * (BM + (norm ? kNormFloats : 0) + (sums ? WARPS_K * BM * kSumRow : 0));
     }
 };
 

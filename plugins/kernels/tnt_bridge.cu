@@ -32,10 +32,10 @@ template <class T> BridgeEnd<T> end_of(const TntBridgeProblem& q) {
 
 struct Shape {
     int rows, columns;
-    int (*shared)(bool norm, int slice, int cluster, bool bridge);
+    int (*shared)(int width);
     BridgeLauncher* launch;
 };
-template <class Tile> constexpr Shape shape(BridgeLauncher* launch) { return {Tile::kRows, Tile::kColumns, Tile::shared_bytes, launch}; }
+template <class Tile> constexpr Shape shape(BridgeLauncher* launch) { return {Tile::kRows, Tile::kColumns, Tile::bridge_bytes, launch}; }
 const Shape kShapes[] = {shape<GemmTile16x64>(launch_bridge_16x64), shape<GemmTile32x64>(launch_bridge_32x64), shape<GemmTile32x128>(launch_bridge_32x128), shape<GemmTile64x128>(launch_bridge_64x128)};
 
 struct Cut {
@@ -49,7 +49,7 @@ Cut cut(const TntBridgeProblem& q) {
     if (q.dtype != DType::kHalf || device().major < 9 || q.width % 8 != 0 || q.channels % 8 != 0 || int64_t{q.width} * q.channels > INT32_MAX) return best;
     if (!aligned_to(16, q.x, q.residual, q.words, q.scale1, q.bias1, q.w, q.b, q.scale2, q.bias2, q.y)) return best;
     for (const Shape& s : kShapes) {
-        const int cluster = (q.channels + s.columns - 1) / s.columns, shared = s.shared(true, q.width, 1, true);
+        const int cluster = (q.channels + s.columns - 1) / s.columns, shared = s.shared(q.width);
         const int64_t blocks = (rows(q) + s.rows - 1) / s.rows * cluster;
         if (cluster > kBridgeMaxCluster || shared > device().shared || blocks > INT32_MAX) continue;
         best.shape = &s, best.how = {static_cast<uint32_t>(blocks), shared, cluster};

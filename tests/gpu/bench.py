@@ -80,6 +80,12 @@ class Library:
         return list(found)[:count]
 
 
+    def tnt_bridge(self, x, words, p, y, workspace):
+        (images, tokens, channels), (_, covered, width) = x.shape, words.shape
+        self.call("trt_opt_tnt_bridge", HALF, ctypes.c_int64(images), tokens, covered, width, channels, ctypes.c_float(1e-5), pointer(x), pointer(words),
+                  *(pointer(p[k]) for k in ("scale1", "bias1", "w", "b", "scale2", "bias2")), pointer(y), pointer(workspace), ctypes.c_int64(workspace.numel()))
+
+
 def capture(launches):
     """One graph of all launches, run once before for lazy set-up."""
     side = torch.cuda.Stream()
@@ -370,6 +376,75 @@ def bench_mlp(lib, rows, channels, hidden, rounds, tactics):
             "tflop_s": 4e-6 * rows * channels * hidden / times["ours"]}
 
 
+def bench_bridge(lib, images, tokens, covered, width, channels, rounds):
+    """Against the kernels that it replaces, with the norm behind it that takes the add; weights rotate as in bench_mlp."""
+    moved = 2 * (2 * images * tokens * channels + images * covered * width + width * channels)
+    sets, order = rotation(moved)
+    xs, ys = [rand(images, tokens, channels) for _ in range(sets)], [torch.empty(images, tokens, channels, device="cuda", dtype=torch.float16) for _ in range(sets)]
+    words = [rand(images, covered, width) for _ in range(sets)]
+    ps = [{"scale1": rand(width), "bias1": rand(width), "w": rand(width, channels) * width**-0.5, "b": rand(channels), "scale2": rand(channels), "bias2": rand(channels)} for _ in range(sets)]
+    for p in ps:
+        p["wt"] = p["w"].t().contiguous()
+    normal, change, total, after = torch.empty_like(words[0]), rand(images, covered, channels), torch.empty_like(xs[0]), torch.empty_like(xs[0])
+    workspace = torch.empty(256 << 20, device="cuda", dtype=torch.uint8)
+
+    def ours(i):
+        lib.tnt_bridge(xs[i], words[i], ps[i], ys[i], workspace)
+
+    def ours_and_norm(i):
+        ours(i)
+        lib.layer_norm(ys[i], None, ps[i]["scale2"], ps[i]["bias2"], after, None, channels)
+
+    def pieces_and_norm(i):
+        p = ps[i]
+        lib.layer_norm(words[i], None, p["scale1"], p["bias1"], normal, None, width)
+        lib.layer_norm(F.linear(normal, p["wt"], p["b"]), None, p["scale2"], p["bias2"], change, None, channels)
+        lib.layer_norm(xs[i], None, p["scale2"], p["bias2"], after, total, channels, part=change, tokens=tokens)
+
+    ours(0)
+    p = {k: v.float() for k, v in ps[0].items()}
+    product = F.linear(F.layer_norm(words[0].float(), (width,), p["scale1"], p["bias1"], 1e-5), p["wt"], p["b"])
+    reference = xs[0].float()
+    reference[:, tokens - covered:] += F.layer_norm(product, (channels,), p["scale2"], p["bias2"], 1e-5)
+    error = ((ys[0].float() - reference).norm() / reference.norm()).item()
+    functions = {"ours": ours, "ours and the norm after it": ours_and_norm, "first-family norms, torch's product": pieces_and_norm}
+    times, failed = time_variants({k: [lambda i=i, f=f: f(i) for i in order] for k, f in functions.items()}, rounds)
+    return {"op": "tnt_bridge", "shape": [images, tokens, covered, width, channels], "error": error, "us": times, "failed": failed, "bytes": moved, "flop": 2 * images * covered * width * channels}
+
+
+def bench_stage(lib, stage, rounds):
+    """Blocks of a stage of Swin-T at batch 1 as in the network, attention and MLP by turns, and each kind by itself: what it costs
+    that the kernels of one are not those that ran just before."""
+    side, channels, heads = 56 >> stage, 96 << stage, 3 << stage
+    sets, order = rotation(24 * channels * channels)
+    attn = [{"scale": rand(channels), "bias": rand(channels), "table": rand(169, heads), **linears(("qkv", (channels, 3 * channels)), ("proj", (channels, channels)))} for _ in range(sets)]
+    mlp = []
+    for _ in range(sets):
+        p = linears(("1", (channels, 4 * channels)), ("2", (4 * channels, channels)))
+        mlp.append({"scale": rand(channels), "bias": rand(channels), "w1": p["w_1"], "b1": p["b_1"], "w2": p["w_2"], "b2": p["b_2"]})
+    workspace = torch.empty(256 << 20, device="cuda", dtype=torch.uint8)
+    x, y = rand(1, side * side, channels), rand(1, side * side, channels)
+
+    def attention(i, a, b):
+        shift = 3 * (i % 2) if side > 7 else 0
+        lib.attn_block(a, attn[i], b, workspace, heads, [side, side, 7, 7, shift, shift, 0])
+
+    def perceptron(i, a, b):
+        lib.mlp_block(a[0], None, mlp[i], b[0], workspace)
+
+    def by_turns(i):
+        attention(i, x, y)
+        perceptron(i, y, x)
+
+    def twice(block):
+        return lambda i: (block(i, x, y), block(i, y, x))
+
+    functions = {"attention, then MLP": by_turns, "attention twice": twice(attention), "MLP twice": twice(perceptron)}
+    times, failed = time_variants({k: [lambda i=i, f=f: f(i) for i in order] for k, f in functions.items()}, rounds)
+    times["by turns, more than each by itself"] = times["attention, then MLP"] - (times["attention twice"] + times["MLP twice"]) / 2
+    return {"op": "stage", "stage": stage + 1, "us": times, "failed": failed}
+
+
 def bench_sequence(lib, stage, rounds):
     """Norm into windows, attention, norm out of them with its add: what is launched ahead of the kernel before shows here."""
     side, heads = 56 >> stage, 3 << stage
@@ -522,7 +597,7 @@ def main():
     parser.add_argument("--json")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--tactics", action="store_true", help="time every tactic too")
-    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, sequence or mlp_block")
+    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, sequence, stage, mlp_block, attn_block, tnt_inner_block or tnt_bridge")
     parser.add_argument("--batch", type=int, action="append", help="batch sizes of blocks [default: 1 and 32]")
     args = parser.parse_args()
     lib = Library(args.lib)
@@ -566,6 +641,9 @@ def main():
             for batch in args.batch or (1, 32):
                 for rows, channels in [(3136, 96), (784, 192), (196, 384), (49, 768), (197, 384), (3136, 24)]:
                     add(bench_mlp(lib, batch * rows, channels, 4 * channels, args.rounds, args.tactics))
+        if wanted("stage"):
+            for stage in range(4):
+                add(bench_stage(lib, stage, args.rounds))
         if wanted("attn_block"):
             for batch in args.batch or (1, 32):
                 for side, channels, heads, shift in [(56, 96, 3, 0), (56, 96, 3, 3), (28, 192, 6, 3), (14, 384, 12, 3), (7, 768, 24, 0), (14, 384, 6, -1)]:
@@ -574,6 +652,10 @@ def main():
             for batch in args.batch or (1, 32):
                 for patches, tokens, channels, heads in [(196, 16, 24, 4), (256, 16, 32, 2)]:
                     add(bench_tnt_inner(lib, batch * patches, tokens, channels, heads, args.rounds))
+        if wanted("tnt_bridge"):
+            for batch in args.batch or (1, 32):
+                for tokens, covered, width, channels in [(197, 196, 384, 384), (1024, 1024, 128, 128), (256, 256, 256, 256), (64, 64, 512, 512)]:
+                    add(bench_bridge(lib, batch, tokens, covered, width, channels, args.rounds))
     if args.json:
         with open(args.json, "w") as f:
             json.dump({"device": torch.cuda.get_device_name(), "torch": torch.__version__, "results": results}, f, indent=1)

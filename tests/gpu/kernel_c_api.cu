@@ -98,4 +98,14 @@ int trt_opt_tnt_inner_block(int dtype, int64_t patches, int tokens, int channels
     for (const void** w : to) *w = *weights++;
     return tnt_inner_block(p, static_cast<cudaStream_t>(stream));
 }
+
+// To the last `covered` of each image's tokens. Returns -1 if `workspace_bytes` are too few.
+int trt_opt_tnt_bridge(int dtype, int64_t images, int tokens, int covered, int width, int channels, float epsilon, const void* x, const void* words, const void* scale1, const void* bias1,
+                       const void* w, const void* b, const void* scale2, const void* bias2, void* y, void* workspace, int64_t workspace_bytes, void* stream) {
+    TntBridgeProblem p;
+    p.dtype = static_cast<DType>(dtype), p.images = images, p.tokens = tokens, p.begin = tokens - covered, p.covered = covered, p.width = width, p.channels = channels;
+    p.epsilon1 = p.epsilon2 = epsilon, p.x = x, p.words = words, p.scale1 = scale1, p.bias1 = bias1, p.w = w, p.b = b, p.scale2 = scale2, p.bias2 = bias2, p.y = y, p.workspace = workspace;
+    if (tnt_bridge_workspace(p) > workspace_bytes) return -1;
+    return tnt_bridge(p, static_cast<cudaStream_t>(stream));
+}
 }

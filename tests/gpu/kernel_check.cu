@@ -627,6 +627,53 @@ void check(Checker& c, const InnerCase& a) {
     c.enclosed(name, a.type, *workspace);
 }
 
+struct BridgeCase {
+    DType type;
+    int64_t images;
+    int tokens, begin, covered, width, channels;
+    bool residual = false;
+    int shift = 0;
+    float offset = 0;
+};
+void check(Checker& c, const BridgeCase& a) {
+    char text[160];
+    std::snprintf(text, sizeof(text), "tnt_bridge b%lld n%d from%d m%d k%d c%d%s off%d+%g", static_cast<long long>(a.images), a.tokens, a.begin, a.covered, a.width, a.channels, a.residual ? " add" : "",
+                  a.shift, static_cast<double>(a.offset));
+    const std::string name = text;
+    if (!c.wanted(name)) return;
+    const int64_t rows = a.images * a.covered, size = a.images * a.tokens * a.channels;
+    std::vector<Tensor> in;
+    auto make = [&](int64_t count, float scale, float offset = 0) -> const void* {
+        in.push_back(tensor(a.type, count, a.shift));
+        in.back()->fill(c.next_seed(), scale, offset);
+        return in.back()->data();
+    };
+    TntBridgeProblem p;
+    p.dtype = a.type, p.images = a.images, p.tokens = a.tokens, p.begin = a.begin, p.covered = a.covered, p.width = a.width, p.channels = a.channels, p.epsilon2 = 1e-3f;
+    p.x = make(size, 1.5f, a.offset), p.residual = a.residual ? make(size, 1.f) : nullptr;
+    p.words = make(rows * a.width, 1.5f, a.offset);
+    p.scale1 = make(a.width, 0.5f, 1.f), p.bias1 = make(a.width, 0.5f), p.scale2 = make(a.channels, 0.5f, 1.f), p.bias2 = make(a.channels, 0.5f);
+    p.w = make(int64_t{a.width} * a.channels, 1.f / std::sqrt(static_cast<float>(a.width))), p.b = make(a.channels, 0.5f, a.offset);
+    Tensor y = tensor(a.type, size, a.shift), workspace = tensor(DType::kFloat, (tnt_bridge_workspace(p) + 3) / 4);
+    p.y = y->data(), p.workspace = workspace->data();
+
+    Doubles words(rows * a.width), normal(rows * a.width), product(rows * a.channels), change(rows * a.channels), ref(size);
+    auto reference = [&](auto type) {
+        using T = decltype(type);
+        reference::widen<T><<<blocks_for(rows * a.width), 128>>>(p.words, rows * a.width, words.p);
+        reference::normalize<T><<<blocks_for(rows), 128>>>(words.p, p.scale1, p.bias1, rows, a.width, static_cast<double>(p.epsilon1), normal.p);
+        reference::product<T><<<blocks_for(rows * a.channels), 128>>>(normal.p, p.w, p.b, rows, a.width, a.channels, product.p);
+        reference::normalize<T><<<blocks_for(rows), 128>>>(product.p, p.scale2, p.bias2, rows, a.channels, static_cast<double>(p.epsilon2), change.p);
+        reference::bridge_out<T><<<blocks_for(size), 128>>>(p, change.p, ref.p);
+        CUDA_OK(cudaGetLastError());
+    };
+    if (rows > 0) a.type == DType::kHalf ? reference(__half()) : reference(float());
+    const cudaError_t status = c.run([&](cudaStream_t s) { return tnt_bridge(p, s); });
+    if (status != cudaSuccess) return c.report(name, a.type, 1e30, 0, 0, cudaGetErrorString(status));
+    c.compare(name, *y, ref);
+    c.enclosed(name, a.type, *workspace);
+}
+
 WindowGrid grid(int h, int w, int wh, int ww, int sh, int sw, int after = 0) { return {h, w, wh, ww, sh, sw, after}; }
 
 void edge_cases(Checker& c) {
@@ -743,6 +790,16 @@ void edge_cases(Checker& c) {
         check(c, InnerCase{t, 11, 16, 4, 6, 300}), check(c, InnerCase{t, 11, 16, 3, 5, 60}), check(c, InnerCase{t, 11, 16, 2, 6, 17});
         for (int shift : {1, 2, 4}) check(c, InnerCase{t, 11, 16, 4, 6, 96, shift == 2, false, shift}), check(c, InnerCase{t, 11, 16, 3, 8, 96, false, false, shift});
         check(c, InnerCase{t, 0, 16, 4, 6, 96});
+        // TNT-S and PyramidTNT-S, then clusters of every size, columns and rows that fill no tile, widths of no tile and of a large one
+        for (int64_t images : {1, 2, 32}) check(c, BridgeCase{t, images, 197, 1, 196, 384, 384, images == 2});
+        for (auto [covered, width, channels] : {std::tuple{1024, 128, 128}, {256, 256, 256}, {64, 512, 512}}) check(c, BridgeCase{t, 1, covered, 0, covered, width, channels, true});
+        for (int channels = 8; channels <= 1024; channels += channels < 128 ? 8 : 56) check(c, BridgeCase{t, 2, 40, 3, 33, 96, channels, channels % 16 == 0});
+        for (int width : {8, 16, 24, 40, 64, 200, 256, 264, 512, 776, 1024, 1544, 2048, 4096}) check(c, BridgeCase{t, 1, 21, 1, 20, width, 192, width % 16 == 0});
+        for (auto [tokens, begin, covered] : {std::tuple{1, 0, 1}, {5, 4, 1}, {5, 0, 1}, {9, 3, 2}, {17, 0, 17}, {40, 0, 33}, {100, 1, 99}}) check(c, BridgeCase{t, 7, tokens, begin, covered, 64, 320});
+        for (auto [width, channels] : {std::pair{64, 12}, {60, 16}, {7, 5}, {640, 640}, {96, 2048}}) check(c, BridgeCase{t, 3, 11, 1, 10, width, channels, true});
+        for (int shift : {1, 2, 4}) check(c, BridgeCase{t, 2, 11, 1, 10, 96, 96, shift == 2, shift});
+        check(c, BridgeCase{t, 0, 197, 1, 196, 384, 384});
+        check(c, BridgeCase{t, 2, 50, 1, 49, 96, 96, false, 0, 20.f}), check(c, BridgeCase{t, 2, 50, 1, 49, 384, 384, true, 0, 20.f});
         check(c, InnerCase{t, 50, 16, 4, 6, 96, false, false, 0, 20.f}), check(c, InnerCase{t, 50, 16, 4, 8, 128, true, false, 0, 20.f});
 
         // Swin's stages, with and without shift; the last stage's map is one window
@@ -827,6 +884,9 @@ void random_cases(Checker& c, int count, uint64_t seed) {
         const int size = pick(1, 18);
         check(c, InnerCase{t, pick(1, 600), pick(1, pick(0, 3) ? 16 : 40), pick(1, std::max(1, 64 / size)), size, pick(0, 1) ? 8 * pick(1, 32) : pick(1, 280), pick(0, 1) == 1, pick(0, 1) == 1, shift});
 
+        const int covered = pick(1, 60), begin = pick(0, 3);
+        check(c, BridgeCase{t, pick(1, 20), begin + covered + pick(0, 2), begin, covered, pick(0, 3) ? 8 * pick(1, 80) : pick(1, 300), pick(0, 3) ? 8 * pick(1, 80) : pick(1, 300), pick(0, 1) == 1, shift});
+
         AttentionCase a{t, pick(1, 40), pick(1, 8), pick(1, 80), pick(1, 80), pick(1, 40), 0, static_cast<Layout>(pick(0, 4))};
         if (pick(0, 3) == 0) a.d = 8 * pick(1, 16);
         if (pick(0, 4) == 0) a.n = pick(80, 400);
@@ -903,6 +963,15 @@ void refusals(Checker& c) {
     expect("refuse heads that do not share the channels", tnt_inner_block(i, nullptr));
     i.heads = 4, i.tokens = 0;
     expect("refuse a block over no words", tnt_inner_block(i, nullptr));
+    TntBridgeProblem t;
+    t.images = 1, t.tokens = 10, t.begin = 1, t.covered = 9, t.width = 7, t.channels = 12;
+    expect("refuse a bridge without workspace", tnt_bridge(t, nullptr));
+    t.workspace = &t, t.covered = 10;
+    expect("refuse a bridge that ends behind the tokens", tnt_bridge(t, nullptr));
+    t.covered = 9, t.begin = -1;
+    expect("refuse a bridge that begins before the tokens", tnt_bridge(t, nullptr));
+    t.begin = 1, t.channels = kMlpMaxChannels + 1;
+    expect("refuse a bridge of too many channels", tnt_bridge(t, nullptr));
     LayerNormProblem n;
     n.rows = 10, n.row = 8, n.window = grid(4, 4, 2, 2, 0, 0);
     expect("refuse rows of no whole image", layer_norm(n, nullptr));

@@ -18,6 +18,7 @@ using trt_opt::LayerNormProblem;
 using trt_opt::MlpBlockProblem;
 using trt_opt::PatchMergeProblem;
 using trt_opt::AttnBlockProblem;
+using trt_opt::TntBridgeProblem;
 using trt_opt::WindowGrid;
 using trt_opt::WindowProblem;
 
@@ -240,6 +241,16 @@ template <class T> __global__ void widen(const void* x, int64_t count, double* y
     const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
     if (i < count) y[i] = get<T>(x, i);
 }
+// What is added to some of the tokens of a bridge.
+template <class T> __global__ void bridge_out(TntBridgeProblem p, const double* change, double* y) {
+    const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x, n = p.channels;
+    if (i >= p.images * p.tokens * n) return;
+    y[i] = get<T>(p.x, i);
+    if (p.residual) y[i] = rounded<T>(y[i] + get<T>(p.residual, i));
+    const int64_t row = i / n % p.tokens - p.begin;
+    if (row >= 0 && row < p.covered) y[i] += change[(i / n / p.tokens * p.covered + row) * n + i % n];
+}
+
 static __global__ void gelu(double* x, int64_t count, bool tanh_form) {
     const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
     if (i >= count) return;

@@ -228,6 +228,15 @@ def cases():
         yield Case(name, {"x": x}, constants,
                    [node("TrtOptTntInnerBlock", ["x", *constants], ["y"], epsilon1=1e-5, epsilon2=1e-6, whole=whole, num_heads=count, scale=size**-0.5, approximate="none")],
                    {"y": s + active @ constants["w2"] + constants["b2"]}, dynamic=not whole)
+    for name, images, n, begin, covered, k, c, extra in (("tnt_bridge", 2, 197, 1, 196, 384, 384, True), ("tnt_bridge_all", 1, 256, 0, 256, 256, 256, False), ("tnt_bridge_wide", 2, 11, 1, 9, 640, 640, False)):
+        x, r, words = rand(images, n, c), rand(images, n, c), rand(images, covered, k)
+        constants = {"g1": 1 + rand(k, scale=0.2), "bn1": rand(k, scale=0.2), "w": rand(k, c, scale=k**-0.5), "b": rand(c, scale=0.2), "g2": 1 + rand(c, scale=0.2), "bn2": rand(c, scale=0.2)}
+        y = x + r if extra else x.copy()
+        product = layer_norm(words, constants["g1"], constants["bn1"], 1e-5, (-1,)) @ constants["w"] + constants["b"]
+        y[:, begin:begin + covered] += layer_norm(product, constants["g2"], constants["bn2"], 1e-6, (-1,))
+        yield Case(name, {"x": x, "r": r, "words": words} if extra else {"x": x, "words": words}, constants,
+                   [node("TrtOptTntBridge", ["x", *(["r"] if extra else []), "words", *constants], ["y"], epsilon1=1e-5, epsilon2=1e-6, residual=int(extra), begin=begin)],
+                   {"y": y}, dynamic=extra)
     for name, images, (gh, gw), window, shift, after, extra, dense in (("swin_attn_block", 2, (28, 28), (7, 7), (3, 3), 0, True, False), ("swin_attn_block_one_window", 1, (7, 7), (7, 7), (0, 0), 0, False, False),
                                                                        ("swin_attn_block_padded", 2, (13, 17), (4, 5), (2, 3), 1, False, False), ("swin_attn_block_dense", 2, (14, 14), (7, 7), (3, 3), 0, True, True)):
         c, count, size = 64, 4, 16
