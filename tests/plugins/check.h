@@ -92,6 +92,8 @@ inline std::vector<Op> ops() {
     const Fields block_dense = {{"epsilon", real(1e-5f)}, {"residual", ints({0})}, {"num_heads", ints({4})}, {"scale", real(0.25f)}, {"bias", ints({1})}};
     const Fields inner = {{"epsilon1", real(1e-5f)}, {"epsilon2", real(1e-6f)}, {"whole", ints({0})}, {"num_heads", ints({4})}, {"scale", real(0.4082483f)}, {"approximate", text("none")}};
     const Fields inner_whole = {{"epsilon1", real(1e-5f)}, {"epsilon2", real(1e-5f)}, {"whole", ints({1})}, {"num_heads", ints({2})}, {"scale", real(0.5f)}, {"approximate", text("tanh")}};
+    const Fields bridge = {{"epsilon1", real(1e-5f)}, {"epsilon2", real(1e-6f)}, {"residual", ints({0})}, {"begin", ints({1})}};
+    const Fields bridge_residual = {{"epsilon1", real(1e-6f)}, {"epsilon2", real(1e-5f)}, {"residual", ints({1})}, {"begin", ints({0})}};
     return {
         {"TrtOptLayerNorm",
          {norm, plain, part},
@@ -128,6 +130,10 @@ inline std::vector<Op> ops() {
          {inner, inner_whole},
          {{"epsilon1", real(-1.f), "'epsilon1'"}, {"epsilon2", real(__builtin_nanf("")), "'epsilon2'"}, {"whole", ints({2}), "'whole' must be 0 or 1"}, {"num_heads", ints({0}), "'num_heads'"}, {"scale", real(__builtin_inff()), "'scale'"},
           {"approximate", text("erf"), "'approximate' must be none or tanh"}, {"epsilon2", gone(), "'epsilon2' is missing"}}},
+        {"TrtOptTntBridge",
+         {bridge, bridge_residual},
+         {{"epsilon1", real(__builtin_nanf("")), "'epsilon1'"}, {"epsilon2", real(-1.f), "'epsilon2'"}, {"residual", ints({2}), "'residual' must be 0 or 1"}, {"begin", ints({-1}), "'begin' must not be negative"},
+          {"begin", real(1.f), "'begin' must be int32"}, {"begin", gone(), "'begin' is missing"}}},
     };
 }
 
