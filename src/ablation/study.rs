@@ -178,8 +178,17 @@ pub fn run(
         _ => true,
     });
     if options.variants.contains(TUNED) {
-        for file in files.iter().filter(|f| f.is_tuned()) {
-            tuned(file, options, workshop, event, &mut planned)?;
+        for (number, setting) in settings.iter().enumerate().filter(|(_, s)| s.file.is_tuned()) {
+            for &precision in &options.precisions {
+                match tuned(setting, precision, number, options, workshop, event) {
+                    Ok(found) => planned.push(found),
+                    // The others are still worth their time.
+                    Err(why) => {
+                        let Setting { file, batch } = setting;
+                        warnings.push(format!("{} {precision} batch {} is not tuned: {why}", file.name, batch.size));
+                    }
+                }
+            }
         }
     }
     let sizes: BTreeSet<i64> = planned.iter().map(|p| p.batch).collect();
@@ -334,37 +343,31 @@ fn estimate(model: &Model, batch: i64) -> Result<Estimate> {
     Ok(Estimate { bytes: estimate.bytes, launches: estimate.launches })
 }
 
-/// Searches for the fastest choice of fusions for every engine of a model that has plugins.
+/// Searches for the fastest choice of fusions of a model. `reference`: the number of the setting.
 fn tuned(
-    file: &ModelFile,
+    Setting { file, batch }: &Setting,
+    precision: Precision,
+    reference: usize,
     options: &Options,
     workshop: &Workshop,
     event: &(dyn Fn(Event) + Sync),
-    planned: &mut Vec<Planned>,
-) -> Result<()> {
+) -> Result<Planned> {
     let model = onnx::load(&file.path)?;
-    for batch in batches(&model, &options.batches)? {
-        for &precision in &options.precisions {
-            let this = |p: &&Planned| p.model == file.name && p.batch == batch.size && p.precision == precision;
-            let Some(known) = planned.iter().find(this) else { continue };
-            let (reference, before) = (known.reference, known.estimate.before);
-            event(Event::Phase(format!("tuning {} in {precision} at batch {}", file.name, batch.size)));
-            let name = stem(file, batch.size);
-            let tuning = tuning(&model, &name, batch, precision, options, workshop);
-            let found = tuning.run(&|job, outcome| event(Event::Built(job, outcome)), &mut |_| {})?;
-            planned.push(Planned {
-                model: file.name.clone(),
-                variant: TUNED.to_owned(),
-                precision,
-                batch: batch.size,
-                job: workshop.store.job(&found.saved.path, tuning.fp16, tuning.batch, &[])?,
-                estimate: BeforeAfter { before, after: estimate(&found.saved.model, batch.size)? },
-                note: Some(found.outcome.describe()),
-                reference,
-            });
-        }
-    }
-    Ok(())
+    event(Event::Phase(format!("tuning {} in {precision} at batch {}", file.name, batch.size)));
+    let name = stem(file, batch.size);
+    let tuning = tuning(&model, &name, *batch, precision, options, workshop);
+    let found = tuning.run(&|job, outcome| event(Event::Built(job, outcome)), &mut |_| {})?;
+    let (before, after) = (estimate(&model, batch.size)?, estimate(&found.saved.model, batch.size)?);
+    Ok(Planned {
+        model: file.name.clone(),
+        variant: TUNED.to_owned(),
+        precision,
+        batch: batch.size,
+        job: workshop.store.job(&found.saved.path, tuning.fp16, tuning.batch, &[])?,
+        estimate: BeforeAfter { before, after },
+        note: Some(found.outcome.describe()),
+        reference,
+    })
 }
 
 fn tuning<'a>(
