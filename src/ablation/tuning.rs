@@ -14,6 +14,10 @@ use crate::measure::{Plan, Samples};
 use crate::onnx::Model;
 use crate::report::Mode;
 use crate::rewrite::{self, Kind, Ledger, Standard, Target};
+use crate::verify::{self, Array};
+
+/// How far an engine may be from native, which has an error of its own: each of them may be off by 1e-2.
+const MOST_DIFFERENCE: f64 = 2e-2;
 
 /// Told of every engine that was built.
 pub type Built<'a> = &'a (dyn Fn(&Job, &Result<()>) + Sync);
@@ -172,6 +176,51 @@ impl Lab for EngineLab<'_> {
             }
             subjects.push(subject);
         }
+        // The last measurement is against native: what was chosen has to compute the same.
+        if let Some(native) = candidates.iter().position(|c| *c == Candidate::Native) {
+            let expected = subjects[native].outputs(Mode::Graph)?;
+            for subject in &mut subjects {
+                let found = subject.outputs(Mode::Graph)?;
+                agree(&subject.name, &expected, &found)?;
+            }
+        }
         bench::measure(&mut subjects, Mode::Graph, &self.tuning.plan, &mut |_| {})
+    }
+}
+
+/// Whether an engine computes what the one of the model as exported does.
+fn agree(name: &str, native: &[(String, Array)], found: &[(String, Array)]) -> Result<()> {
+    let error = verify::relative_error(native, found)?;
+    // A NaN does not compare.
+    let same = error <= MOST_DIFFERENCE;
+    match same {
+        true => Ok(()),
+        false => Err(Error::CheckFailed(format!(
+            "{name}: its engine and that of the model as exported differ by {error:.2e}, expected at most {MOST_DIFFERENCE:.0e} \
+             (||a - b|| / ||a||); trt-opt verify says whether the rewritten model is at fault"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::onnx::DType;
+    use crate::verify::Data;
+
+    #[test]
+    fn engines_that_compute_something_else_are_refused() {
+        let output = |values: &[f64]| {
+            let array =
+                Array { dtype: DType::F32, shape: vec![values.len() as i64], data: Data::Float(values.to_vec()) };
+            vec![("y".to_owned(), array)]
+        };
+        let native = output(&[1.0, 2.0, 2.0]);
+        agree("all", &native, &output(&[1.0, 2.03, 2.0])).unwrap();
+        for wrong in [[1.0, 2.1, 2.0], [1.0, f64::NAN, 2.0], [0.0, 0.0, 0.0]] {
+            let why = agree("all", &native, &output(&wrong)).unwrap_err().to_string();
+            assert!(why.starts_with("all: its engine") && why.contains("2e-2"), "{why}");
+        }
+        assert!(agree("all", &native, &output(&[1.0, 2.0])).is_err());
     }
 }
