@@ -7,11 +7,9 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use block::{comparison, int, left_for_its_size, nodes, weight, with};
-use trt_opt::ir::Graph;
+use block::{Net, comparison, infer_outputs, int, left_for_its_size, nodes, rewritten, weight, with};
 use trt_opt::onnx::proto::{AttributeProto, ModelProto, NodeProto, TensorProto};
-use trt_opt::onnx::{self, Model};
-use trt_opt::rewrite::{Kind, Ledger, Options, Site, Standard, Status, Target};
+use trt_opt::rewrite::{Kind, Options, Standard, Status, Target};
 use trt_opt::{testing, verify};
 
 const OP: &str = "TrtOptAttnBlock";
@@ -138,14 +136,36 @@ impl Default for Form {
 }
 
 /// Nodes and weights of the block; `s` is the stream, `y` the result.
-struct Net {
+struct Parts {
     form: Form,
     nodes: Vec<NodeProto>,
     weights: Vec<TensorProto>,
     outputs: Vec<String>,
 }
 
-impl Net {
+impl Net for Parts {
+    const KIND: Kind = Kind::AttnBlock;
+    const OP: &'static str = OP;
+
+    fn nodes(&mut self) -> &mut Vec<NodeProto> {
+        &mut self.nodes
+    }
+
+    fn weights(&mut self) -> &mut Vec<TensorProto> {
+        &mut self.weights
+    }
+
+    fn rewrite(&self, options: &Options) -> testing::Rewrite {
+        let mut proto = common::model(self.nodes.clone(), self.weights.clone());
+        let graph = proto.graph.as_mut().unwrap();
+        let tokens = [IMAGES, TOKENS, self.form.channels];
+        graph.input = ["x", "r"].map(|name| common::value(name, &tokens)).into();
+        infer_outputs(&mut proto, &self.outputs);
+        rewritten(proto, options)
+    }
+}
+
+impl Parts {
     fn new(form: Form) -> Self {
         let mut net = Self { form, nodes: vec![], weights: vec![], outputs: vec!["y".into()] };
         let (c, d, h) = (form.channels, form.head, form.heads);
@@ -208,19 +228,6 @@ impl Net {
         self.add("Transpose", &[x], output).attribute = vec![AttributeProto::ints("perm", perm)];
     }
 
-    fn node(&mut self, output: &str) -> &mut NodeProto {
-        self.nodes.iter_mut().find(|n| n.output[0] == output).unwrap()
-    }
-
-    fn input(&mut self, output: &str, slot: usize, value: &str) {
-        self.node(output).input[slot] = value.into();
-    }
-
-    fn set(&mut self, tensor: TensorProto) {
-        self.weights.retain(|w| w.name != tensor.name);
-        self.weights.push(tensor);
-    }
-
     /// Puts a node in front of the one that makes `output`, which reads what it makes as its first input.
     fn before(&mut self, output: &str, node: NodeProto) {
         let at = self.nodes.iter().position(|n| n.output[0] == output).unwrap();
@@ -234,45 +241,10 @@ impl Net {
         self.before("p", common::node("Add", &["scores", term], &["sum"]));
     }
 
-    fn rewrite(&self, options: &Options) -> testing::Rewrite {
-        let mut proto = common::model(self.nodes.clone(), self.weights.clone());
-        let graph = proto.graph.as_mut().unwrap();
-        let tokens = [IMAGES, TOKENS, self.form.channels];
-        graph.input = ["x", "r"].map(|name| common::value(name, &tokens)).into();
-        graph.output = vec![];
-        // Outputs have the shapes that inference finds.
-        let mut inferred = Graph::take(&mut proto.clone()).unwrap();
-        trt_opt::analysis::infer::infer(&mut inferred, &|_, _| None).unwrap();
-        let shape = |name: &str| {
-            let id = inferred.value_ids().find(|&v| inferred.value(v).name == name).unwrap();
-            inferred.static_shape(id).unwrap()
-        };
-        let outputs = self.outputs.iter().map(|name| common::value(name, &shape(name))).collect();
-        proto.graph.as_mut().unwrap().output = outputs;
-        let model = Model { proto, ..onnx::load(&fixture("vit_ts17")).unwrap() };
-        testing::rewrite_model(model, options).unwrap()
-    }
-
-    /// Rewrites it, and proves that it computes the same.
-    fn fuse(&self) -> (ModelProto, Ledger) {
-        let rewrite = self.rewrite(&with_block());
-        rewrite.compare(&verify::Options::default()).unwrap().check().unwrap();
-        (rewrite.model().proto.clone(), rewrite.ledger().clone())
-    }
-
     fn fused(&self) -> NodeProto {
         let (model, ledger) = self.fuse();
         assert_eq!(ledger.count(Kind::AttnBlock).fused, 1, "{:?}", ledger.sites);
         nodes(&model, OP)[0].clone()
-    }
-
-    /// The one site, which is missed.
-    fn missed(&self) -> Site {
-        let (model, ledger) = self.fuse();
-        assert_eq!(count(&model, OP), 0);
-        let sites: Vec<&Site> = ledger.missed(Kind::AttnBlock).collect();
-        assert_eq!(sites.len(), 1, "{:?}", ledger.sites);
-        sites[0].clone()
     }
 
     fn missed_because(&self, reason: &str) {
@@ -285,7 +257,7 @@ impl Net {
 
 #[test]
 fn the_block_itself_is_one_node_with_the_add_before_it() {
-    let (model, ledger) = Net::new(Form::default()).fuse();
+    let (model, ledger) = Parts::new(Form::default()).fuse();
     let all = &model.graph.as_ref().unwrap().node;
     assert_eq!(all.len(), 1, "{all:?}");
     assert_eq!((all[0].op_type(), all[0].input.len(), int(&all[0], "residual")), (OP, 8, 1));
@@ -309,7 +281,7 @@ fn the_block_itself_is_one_node_with_the_add_before_it() {
 #[test]
 fn blocks_are_not_fused_unless_asked_for() {
     for options in [Options::default(), with(&[Kind::SwinAttnBlock])] {
-        let rewrite = Net::new(Form::default()).rewrite(&options);
+        let rewrite = Parts::new(Form::default()).rewrite(&options);
         assert_eq!(count(&rewrite.model().proto, OP), 0);
         assert!(rewrite.ledger().sites.iter().all(|s| !s.kind.is_block()));
     }
@@ -317,7 +289,7 @@ fn blocks_are_not_fused_unless_asked_for() {
 
 #[test]
 fn blocks_can_be_skipped_or_left_to_the_target() {
-    let net = Net::new(Form::default());
+    let net = Parts::new(Form::default());
     let mut options = with_block();
     options.skip.insert("attn-block".into());
     let ledger = net.rewrite(&options).ledger().clone();
@@ -346,27 +318,27 @@ fn blocks_can_be_skipped_or_left_to_the_target() {
 fn other_forms_are_the_same_block() {
     // Separate products of one norm, which become one; heads of six as those of TNT's words.
     for products in [Products::QkV, Products::Separate] {
-        Net::new(Form { products, ..Form::default() }).fused();
+        Parts::new(Form { products, ..Form::default() }).fused();
     }
     let words = Form { channels: 24, heads: 4, head: 6, products: Products::QkV };
-    assert_eq!(int(&Net::new(words).fused(), "num_heads"), 4);
+    assert_eq!(int(&Parts::new(words).fused(), "num_heads"), 4);
     // Heads narrower and wider than the channels.
     for head in [4, 16] {
-        Net::new(Form { head, ..Form::default() }).fused();
+        Parts::new(Form { head, ..Form::default() }).fused();
     }
     // No offsets.
-    let mut net = Net::new(Form::default());
+    let mut net = Parts::new(Form::default());
     net.nodes.retain(|n| n.output[0] != "qkv_all" && n.output[0] != "projected");
     net.input("qkv_split", 0, "qkv_product");
     net.input("y", 1, "out_product");
     net.fused();
     // The residual add the other way round.
-    let mut net = Net::new(Form::default());
+    let mut net = Parts::new(Form::default());
     net.node("y").input.reverse();
     net.fused();
     // Dense biases: of all images, of all heads, of each image.
     for dims in [vec![1, 2, TOKENS, TOKENS], vec![1, 1, TOKENS, TOKENS], vec![IMAGES, 2, TOKENS, TOKENS]] {
-        let mut net = Net::new(Form::default());
+        let mut net = Parts::new(Form::default());
         net.scores_plus("position", &dims);
         let node = net.fused();
         assert_eq!((int(&node, "bias"), node.input.len()), (1, 9), "{dims:?}");
@@ -376,13 +348,13 @@ fn other_forms_are_the_same_block() {
 /// What the norm reads is the stream, however it was made: TNT's class token is put before a sum, for one.
 #[test]
 fn a_stream_that_is_no_sum_stays_outside() {
-    let mut net = Net::new(Form::default());
+    let mut net = Parts::new(Form::default());
     net.node("s").op_type = Some("Mul".into());
     let (model, _) = net.fuse();
     assert_eq!((count(&model, OP), count(&model, "Mul")), (1, 1));
     assert_eq!(int(nodes(&model, OP)[0], "residual"), 0);
     // Only the tokens behind the first get something added.
-    let mut net = Net::new(Form::default());
+    let mut net = Parts::new(Form::default());
     for (name, at) in [("zero", 0), ("one", 1), ("all", TOKENS), ("axis", 1)] {
         net.weights.push(TensorProto::from_i64(name, &[1], &[at]));
     }
@@ -399,7 +371,7 @@ fn a_stream_that_is_no_sum_stays_outside() {
     assert_eq!((count(&model, OP), count(&model, "Add"), count(&model, "TrtOptLayerNorm")), (1, 1, 0));
     assert_eq!(int(nodes(&model, OP)[0], "residual"), 0);
     // The sum is an output too.
-    let mut net = Net::new(Form::default());
+    let mut net = Parts::new(Form::default());
     net.outputs.push("s".into());
     let (model, _) = net.fuse();
     assert_eq!((count(&model, OP), count(&model, "Add")), (1, 1));
@@ -409,10 +381,10 @@ fn a_stream_that_is_no_sum_stays_outside() {
 #[test]
 fn interior_values_used_elsewhere_keep_their_parts() {
     for value in ["n", "qkv_product", "qkv_all", "context", "out_product", "projected"] {
-        let mut net = Net::new(Form::default());
+        let mut net = Parts::new(Form::default());
         net.outputs.push(value.into());
         net.missed();
-        let mut net = Net::new(Form::default());
+        let mut net = Parts::new(Form::default());
         net.add("Neg", &[value], "z");
         net.outputs.push("z".into());
         net.missed();
@@ -422,11 +394,11 @@ fn interior_values_used_elsewhere_keep_their_parts() {
 #[test]
 fn keys_and_values_of_other_tokens_are_refused() {
     // Keys and values of what is not normalized; of pooled tokens.
-    let mut net = Net::new(Form { products: Products::Separate, ..Form::default() });
+    let mut net = Parts::new(Form { products: Products::Separate, ..Form::default() });
     net.input("k_product", 0, "r");
     net.input("v_product", 0, "r");
     net.missed_because("keys and values come of other tokens than queries");
-    let mut net = Net::new(Form { products: Products::Separate, ..Form::default() });
+    let mut net = Parts::new(Form { products: Products::Separate, ..Form::default() });
     net.weights.push(weight("pool", &[2, TOKENS]));
     for part in ["k", "v"] {
         net.set(TensorProto::from_i64(format!("{part}_split_shape"), &[5], &[IMAGES, 2, 1, 2, 8]));
@@ -439,39 +411,39 @@ fn keys_and_values_of_other_tokens_are_refused() {
 #[test]
 fn what_only_looks_like_a_block_is_left_alone() {
     // Another residual than what is normalized, and none.
-    let mut net = Net::new(Form::default());
+    let mut net = Parts::new(Form::default());
     net.input("y", 0, "x");
     net.missed_because("is not what the norm reads");
-    let mut net = Net::new(Form::default());
+    let mut net = Parts::new(Form::default());
     net.node("y").op_type = Some("Mul".into());
     net.missed_because("another op follows");
     // Something between the attention and the second product, and between the first product and the attention.
-    let mut net = Net::new(Form::default());
+    let mut net = Parts::new(Form::default());
     net.before("out_product", common::node("Tanh", &["context"], &["bent"]));
     net.missed_because("another op follows");
-    let mut net = Net::new(Form::default());
+    let mut net = Parts::new(Form::default());
     net.before("qkv_split", common::node("Tanh", &["qkv_all"], &["bent"]));
     net.missed_because("it is no product with a weight");
     // No norm, and a norm of something else than the tokens' channels.
-    let mut net = Net::new(Form::default());
+    let mut net = Parts::new(Form::default());
     *net.node("n") = common::node("Relu", &["s"], &["n"]);
     net.missed_because("no fused norm of the last axis goes into the first product");
-    let mut net = Net::new(Form::default());
+    let mut net = Parts::new(Form::default());
     net.node("n").attribute = vec![AttributeProto::int("axis", 1), AttributeProto::float("epsilon", 1e-5)];
     net.set(weight("scale", &[TOKENS, 16]));
     net.set(weight("bias", &[TOKENS, 16]));
     net.missed_because("no fused norm of the last axis goes into the first product");
     // One offset for all columns.
-    let mut net = Net::new(Form::default());
+    let mut net = Parts::new(Form::default());
     net.set(weight("b_qkv", &[1]));
     net.missed_because("the offset is not one value a column");
     // Cosines: the attention itself is not fused.
-    let mut net = Net::new(Form::default());
+    let mut net = Parts::new(Form::default());
     net.weights.push(weight("of_heads", &[2, 1, 1]));
     net.before("p", common::node("Mul", &["scores", "of_heads"], &["scaled"]));
     net.missed_because("its attention is not fused");
     // Scores that have a mask besides a bias.
-    let mut net = Net::new(Form::default());
+    let mut net = Parts::new(Form::default());
     net.scores_plus("position", &[1, 2, TOKENS, TOKENS]);
     net.weights.push(weight("mask", &[IMAGES, 1, TOKENS, TOKENS]));
     net.before("p", common::node("Add", &["sum", "mask"], &["masked"]));
@@ -480,16 +452,16 @@ fn what_only_looks_like_a_block_is_left_alone() {
 
 #[test]
 fn sizes_that_the_tensor_cores_do_not_take_are_refused() {
-    Net::new(Form { channels: 12, ..Form::default() }).missed_because("the tensor cores take no such sizes");
-    Net::new(Form { head: 2, ..Form::default() }).missed_because("the tensor cores take no such sizes");
-    Net::new(Form { channels: 2056, ..Form::default() }).missed_because("the block is too large");
+    Parts::new(Form { channels: 12, ..Form::default() }).missed_because("the tensor cores take no such sizes");
+    Parts::new(Form { head: 2, ..Form::default() }).missed_because("the tensor cores take no such sizes");
+    Parts::new(Form { channels: 2056, ..Form::default() }).missed_because("the block is too large");
 }
 
 /// 8 * 15 * 1600 * channels are 0.35 GFLOP at 1823 channels.
 #[test]
 fn blocks_above_the_size_where_they_pay_are_left_to_their_parts() {
     let rewrite =
-        |channels: i64| Net::new(Form { channels, heads: 20, head: 80, ..Form::default() }).rewrite(&with_block());
+        |channels: i64| Parts::new(Form { channels, heads: 20, head: 80, ..Form::default() }).rewrite(&with_block());
     let taken = rewrite(1816);
     assert_eq!((taken.ledger().count(Kind::AttnBlock).fused, count(&taken.model().proto, OP)), (1, 1));
     let left = rewrite(1824);
@@ -499,7 +471,7 @@ fn blocks_above_the_size_where_they_pay_are_left_to_their_parts() {
 
 #[test]
 fn a_softmax_that_is_no_attention_is_no_site() {
-    let mut net = Net::new(Form::default());
+    let mut net = Parts::new(Form::default());
     net.add("Softmax", &["y"], "classes");
     net.outputs = vec!["classes".into()];
     let (_, ledger) = net.fuse();
@@ -509,7 +481,7 @@ fn a_softmax_that_is_no_attention_is_no_site() {
 #[test]
 fn the_cost_of_a_block_is_less_than_that_of_its_parts() {
     let estimate = |options: &Options| {
-        let rewrite = Net::new(Form::default()).rewrite(options);
+        let rewrite = Parts::new(Form::default()).rewrite(options);
         trt_opt::contents::Contents::of(rewrite.model(), 1).unwrap().estimate
     };
     let (parts, block) = (estimate(&Options::default()), estimate(&with_block()));

@@ -6,16 +6,14 @@ mod common;
 
 use std::path::Path;
 
-use block::{comparison, weight};
+use block::{Net, comparison, rewritten, weight, with};
 use trt_opt::onnx::proto::{AttributeProto, ModelProto, NodeProto, TensorProto};
 use trt_opt::onnx::{self, Model};
 use trt_opt::rewrite::{Kind, Ledger, Options, Site, Standard, Status, Target};
 use trt_opt::{testing, verify};
 
 fn with_blocks() -> Options {
-    let mut options = Options::default();
-    options.kinds.insert(Kind::MlpBlock);
-    options
+    with(&[Kind::MlpBlock])
 }
 
 fn name(path: &Path) -> String {
@@ -67,7 +65,7 @@ fn small_blocks_say_why_they_are_missed() {
 }
 
 /// A norm, an MLP and its residual add, as nodes and weights to spoil.
-struct Net {
+struct Parts {
     nodes: Vec<NodeProto>,
     weights: Vec<TensorProto>,
     outputs: Vec<(&'static str, Vec<i64>)>,
@@ -77,7 +75,34 @@ const ROWS: i64 = 5;
 const CHANNELS: i64 = 16;
 const HIDDEN: i64 = 24;
 
-impl Net {
+impl Net for Parts {
+    const KIND: Kind = Kind::MlpBlock;
+    const OP: &'static str = "TrtOptMlpBlock";
+
+    fn nodes(&mut self) -> &mut Vec<NodeProto> {
+        &mut self.nodes
+    }
+
+    fn weights(&mut self) -> &mut Vec<TensorProto> {
+        &mut self.weights
+    }
+
+    fn rewrite(&self, options: &Options) -> testing::Rewrite {
+        rewritten(self.proto(), options)
+    }
+
+    /// The one site, which is missed; the norm is fused all the same.
+    fn missed(&self) -> Site {
+        let (model, ledger) = self.fuse();
+        assert_eq!(count(&model, "TrtOptMlpBlock"), 0);
+        assert_eq!(ledger.count(Kind::LayerNorm).fused, 1);
+        let sites: Vec<&Site> = ledger.missed(Kind::MlpBlock).collect();
+        assert_eq!(sites.len(), 1, "{:?}", ledger.sites);
+        sites[0].clone()
+    }
+}
+
+impl Parts {
     fn new() -> Self {
         let norm = NodeProto {
             attribute: vec![AttributeProto::int("axis", -1), AttributeProto::float("epsilon", 1e-5)],
@@ -112,20 +137,6 @@ impl Net {
         Self { nodes, weights, outputs: vec![("y", vec![2, ROWS, CHANNELS])] }
     }
 
-    fn node(&mut self, output: &str) -> &mut NodeProto {
-        self.nodes.iter_mut().find(|n| n.output[0] == output).unwrap()
-    }
-
-    fn input(&mut self, output: &str, slot: usize, value: &str) {
-        self.node(output).input[slot] = value.into();
-    }
-
-    fn set(&mut self, tensor: TensorProto) {
-        let name = tensor.name.clone();
-        self.weights.retain(|w| w.name != name);
-        self.weights.push(tensor);
-    }
-
     fn proto(&self) -> ModelProto {
         let mut model = common::model(self.nodes.clone(), self.weights.clone());
         let graph = model.graph.as_mut().unwrap();
@@ -133,28 +144,6 @@ impl Net {
         graph.input = ["x", "r"].map(|name| common::value(name, &tokens)).into();
         graph.output = self.outputs.iter().map(|(name, dims)| common::value(name, dims)).collect();
         model
-    }
-
-    fn rewrite(&self, options: &Options) -> testing::Rewrite {
-        let model = Model { proto: self.proto(), ..onnx::load(&fixture()).unwrap() };
-        testing::rewrite_model(model, options).unwrap()
-    }
-
-    /// Rewrites it, and proves that it computes the same.
-    fn fuse(&self) -> (ModelProto, Ledger) {
-        let rewrite = self.rewrite(&with_blocks());
-        rewrite.compare(&verify::Options::default()).unwrap().check().unwrap();
-        (rewrite.model().proto.clone(), rewrite.ledger().clone())
-    }
-
-    /// The one site, which is missed; the norm is fused all the same.
-    fn missed(&self) -> Site {
-        let (model, ledger) = self.fuse();
-        assert_eq!(count(&model, "TrtOptMlpBlock"), 0);
-        assert_eq!(ledger.count(Kind::LayerNorm).fused, 1);
-        let sites: Vec<&Site> = ledger.missed(Kind::MlpBlock).collect();
-        assert_eq!(sites.len(), 1, "{:?}", ledger.sites);
-        sites[0].clone()
     }
 
     fn missed_because(&self, reason: &str) {
@@ -175,7 +164,7 @@ fn count(model: &ModelProto, op: &str) -> usize {
 
 #[test]
 fn the_block_itself_is_fused_with_the_add_before_it() {
-    let (model, ledger) = Net::new().fuse();
+    let (model, ledger) = Parts::new().fuse();
     let nodes = &model.graph.as_ref().unwrap().node;
     assert_eq!(nodes.len(), 1, "{nodes:?}");
     assert_eq!((nodes[0].op_type(), nodes[0].input.len()), ("TrtOptMlpBlock", 8));
@@ -192,7 +181,7 @@ fn the_block_itself_is_fused_with_the_add_before_it() {
 
 #[test]
 fn blocks_are_not_fused_unless_asked_for() {
-    let rewrite = Net::new().rewrite(&Options::default());
+    let rewrite = Parts::new().rewrite(&Options::default());
     assert_eq!(count(&rewrite.model().proto, "TrtOptMlpBlock"), 0);
     assert!(rewrite.ledger().sites.iter().all(|s| s.kind != Kind::MlpBlock));
 }
@@ -201,7 +190,7 @@ fn blocks_are_not_fused_unless_asked_for() {
 fn blocks_can_be_skipped_or_left_to_the_target() {
     let mut options = with_blocks();
     options.skip.insert("mlp-block".into());
-    let ledger = Net::new().rewrite(&options).ledger().clone();
+    let ledger = Parts::new().rewrite(&options).ledger().clone();
     let missed: Vec<_> = ledger.missed(Kind::MlpBlock).map(|s| s.reason.as_deref()).collect();
     assert_eq!(missed, [Some("--skip mlp-block")]);
 
@@ -211,7 +200,7 @@ fn blocks_can_be_skipped_or_left_to_the_target() {
         ..with_blocks()
     };
     for options in [native, left] {
-        let rewrite = Net::new().rewrite(&options);
+        let rewrite = Parts::new().rewrite(&options);
         assert_eq!(rewrite.ledger().count(Kind::MlpBlock).kept, 1);
         assert_eq!(count(&rewrite.model().proto, "TrtOptMlpBlock"), 0);
     }
@@ -220,7 +209,7 @@ fn blocks_can_be_skipped_or_left_to_the_target() {
 #[test]
 fn other_spellings_are_the_same_block() {
     // No offsets.
-    let mut net = Net::new();
+    let mut net = Parts::new();
     net.nodes.retain(|n| n.output[0] != "ob" && n.output[0] != "hb");
     net.input("y", 1, "o");
     net.input("d", 0, "h");
@@ -228,11 +217,11 @@ fn other_spellings_are_the_same_block() {
     let (model, _) = net.fuse();
     assert_eq!(count(&model, "TrtOptMlpBlock"), 1);
     // The residual add the other way round.
-    let mut net = Net::new();
+    let mut net = Parts::new();
     net.node("y").input.reverse();
     assert_eq!(count(&net.fuse().0, "TrtOptMlpBlock"), 1);
     // The tanh form.
-    let mut net = Net::new();
+    let mut net = Parts::new();
     for (name, v) in [("cubic", 0.044715), ("scale_of_tanh", 0.797_884_6)] {
         net.set(TensorProto::from_f32(name, &[], &[v]));
     }
@@ -255,7 +244,7 @@ fn other_spellings_are_the_same_block() {
 
 #[test]
 fn a_sum_read_elsewhere_stays_outside() {
-    let mut net = Net::new();
+    let mut net = Parts::new();
     net.outputs.push(("s", vec![2, ROWS, CHANNELS]));
     let (model, _) = net.fuse();
     assert_eq!((count(&model, "TrtOptMlpBlock"), count(&model, "Add")), (1, 1));
@@ -264,10 +253,10 @@ fn a_sum_read_elsewhere_stays_outside() {
 #[test]
 fn interior_values_used_elsewhere_keep_their_parts() {
     for (value, columns) in [("h", HIDDEN), ("g", HIDDEN), ("o", CHANNELS), ("ob", CHANNELS), ("n", CHANNELS)] {
-        let mut net = Net::new();
+        let mut net = Parts::new();
         net.outputs.push((value, vec![2, ROWS, columns]));
         net.missed();
-        let mut net = Net::new();
+        let mut net = Parts::new();
         net.nodes.push(common::node("Neg", &[value], &["z"]));
         net.outputs.push(("z", vec![2, ROWS, columns]));
         net.missed();
@@ -277,20 +266,20 @@ fn interior_values_used_elsewhere_keep_their_parts() {
 #[test]
 fn what_only_looks_like_a_block_is_left_alone() {
     // Another residual than what is normalized.
-    let mut net = Net::new();
+    let mut net = Parts::new();
     net.input("y", 0, "x");
     net.missed_because("is not what the norm reads");
     // No residual at all.
-    let mut net = Net::new();
+    let mut net = Parts::new();
     net.nodes.pop();
     net.nodes.push(common::node("Mul", &["s", "ob"], &["y"]));
     net.missed_because("another op follows");
     // One offset for all columns.
-    let mut net = Net::new();
+    let mut net = Parts::new();
     net.set(weight("b1", &[1]));
     net.missed_because("the offset is not one value a column");
     // A weight that is computed.
-    let mut net = Net::new();
+    let mut net = Parts::new();
     net.nodes.insert(0, common::node("ReduceMean", &["x"], &["mean"]));
     net.nodes.insert(1, common::node("Mul", &["w1", "mean_of_all"], &["w1_scaled"]));
     net.nodes.insert(1, common::node("Reshape", &["mean", "one_by_one"], &["mean_of_all"]));
@@ -298,11 +287,11 @@ fn what_only_looks_like_a_block_is_left_alone() {
     net.input("h", 1, "w1_scaled");
     net.missed_because("the right operand is no weight");
     // A weight for each image.
-    let mut net = Net::new();
+    let mut net = Parts::new();
     net.set(weight("w1", &[2, CHANNELS, HIDDEN]));
     net.missed_because("the weight is no matrix");
     // Another activation's input: the norm is not the first product's operand.
-    let mut net = Net::new();
+    let mut net = Parts::new();
     net.nodes.insert(2, common::node("Neg", &["n"], &["nn"]));
     net.input("h", 0, "nn");
     net.missed_because("no fused norm of the last axis");
@@ -310,12 +299,12 @@ fn what_only_looks_like_a_block_is_left_alone() {
 
 #[test]
 fn sizes_that_the_tensor_cores_do_not_take_are_refused() {
-    let mut net = Net::new();
+    let mut net = Parts::new();
     net.set(weight("w1", &[CHANNELS, 20]));
     net.set(weight("b1", &[20]));
     net.set(weight("w2", &[20, CHANNELS]));
     net.missed_because("the tensor cores take no such sizes");
-    let mut net = Net::new();
+    let mut net = Parts::new();
     net.set(weight("w1", &[CHANNELS, 16392]));
     net.set(weight("b1", &[16392]));
     net.set(weight("w2", &[16392, CHANNELS]));
@@ -324,7 +313,7 @@ fn sizes_that_the_tensor_cores_do_not_take_are_refused() {
 
 /// A block of these sizes alone, with the first axis given, or open.
 fn of_size(batch: Option<i64>, rows: i64, channels: i64, hidden: i64) -> (usize, Ledger) {
-    let mut net = Net::new();
+    let mut net = Parts::new();
     let sizes = [
         ("scale", vec![channels]),
         ("bias", vec![channels]),
@@ -380,7 +369,7 @@ fn blocks_above_the_size_where_they_pay_are_left_to_their_parts() {
 #[test]
 fn the_cost_of_a_block_is_less_than_that_of_its_parts() {
     let estimate = |options: &Options| {
-        let rewrite = Net::new().rewrite(options);
+        let rewrite = Parts::new().rewrite(options);
         trt_opt::contents::Contents::of(rewrite.model(), 1).unwrap().estimate
     };
     let (parts, block) = (estimate(&Options::default()), estimate(&with_blocks()));

@@ -6,12 +6,10 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use block::{comparison, int, left_for_its_size, nodes, weight, with};
-use trt_opt::ir::Graph;
+use block::{Net, comparison, infer_outputs, int, left_for_its_size, nodes, rewritten, weight, with};
 use trt_opt::onnx::proto::{AttributeProto, ModelProto, NodeProto, TensorProto};
-use trt_opt::onnx::{self, Model};
 use trt_opt::rewrite::ops::{WindowMap, region, table_index};
-use trt_opt::rewrite::{Kind, Ledger, Options, Site, Standard, Status, Target};
+use trt_opt::rewrite::{Kind, Options, Standard, Status, Target};
 use trt_opt::{testing, verify};
 
 const OP: &str = "TrtOptSwinAttnBlock";
@@ -153,14 +151,36 @@ impl Default for Form {
 }
 
 /// Nodes and weights of the block; `s` is the stream, `y` the result.
-struct Net {
+struct Parts {
     form: Form,
     nodes: Vec<NodeProto>,
     weights: Vec<TensorProto>,
     outputs: Vec<String>,
 }
 
-impl Net {
+impl Net for Parts {
+    const KIND: Kind = Kind::SwinAttnBlock;
+    const OP: &'static str = OP;
+
+    fn nodes(&mut self) -> &mut Vec<NodeProto> {
+        &mut self.nodes
+    }
+
+    fn weights(&mut self) -> &mut Vec<TensorProto> {
+        &mut self.weights
+    }
+
+    fn rewrite(&self, options: &Options) -> testing::Rewrite {
+        let mut proto = common::model(self.nodes.clone(), self.weights.clone());
+        let graph = proto.graph.as_mut().unwrap();
+        let map = [IMAGES, SIDE, SIDE, self.form.channels];
+        graph.input = ["x", "r"].map(|name| common::value(name, &map)).into();
+        infer_outputs(&mut proto, &self.outputs);
+        rewritten(proto, options)
+    }
+}
+
+impl Parts {
     fn new(form: Form) -> Self {
         let mut net = Self { form: form.clone(), nodes: vec![], weights: vec![], outputs: vec!["y".into()] };
         let (c, d) = (form.channels, form.head);
@@ -254,64 +274,10 @@ impl Net {
         }
     }
 
-    fn node(&mut self, output: &str) -> &mut NodeProto {
-        self.nodes.iter_mut().find(|n| n.output[0] == output).unwrap()
-    }
-
-    fn input(&mut self, output: &str, slot: usize, value: &str) {
-        self.node(output).input[slot] = value.into();
-    }
-
-    fn set(&mut self, tensor: TensorProto) {
-        self.weights.retain(|w| w.name != tensor.name);
-        self.weights.push(tensor);
-    }
-
-    /// Puts nodes in front of the one that makes `output`.
-    fn before(&mut self, output: &str, nodes: Vec<NodeProto>) {
-        let at = self.nodes.iter().position(|n| n.output[0] == output).unwrap();
-        self.nodes.splice(at..at, nodes);
-    }
-
-    fn rewrite(&self, options: &Options) -> testing::Rewrite {
-        let mut proto = common::model(self.nodes.clone(), self.weights.clone());
-        let graph = proto.graph.as_mut().unwrap();
-        let map = [IMAGES, SIDE, SIDE, self.form.channels];
-        graph.input = ["x", "r"].map(|name| common::value(name, &map)).into();
-        graph.output = vec![];
-        // Outputs have the shapes that inference finds.
-        let mut inferred = Graph::take(&mut proto.clone()).unwrap();
-        trt_opt::analysis::infer::infer(&mut inferred, &|_, _| None).unwrap();
-        let shape = |name: &str| {
-            let id = inferred.value_ids().find(|&v| inferred.value(v).name == name).unwrap();
-            inferred.static_shape(id).unwrap()
-        };
-        let outputs = self.outputs.iter().map(|name| common::value(name, &shape(name))).collect();
-        proto.graph.as_mut().unwrap().output = outputs;
-        let model = Model { proto, ..onnx::load(&fixture("swin_ts17")).unwrap() };
-        testing::rewrite_model(model, options).unwrap()
-    }
-
-    /// Rewrites it, and proves that it computes the same.
-    fn fuse(&self) -> (ModelProto, Ledger) {
-        let rewrite = self.rewrite(&with_block());
-        rewrite.compare(&verify::Options::default()).unwrap().check().unwrap();
-        (rewrite.model().proto.clone(), rewrite.ledger().clone())
-    }
-
     fn fused(&self) -> NodeProto {
         let (model, ledger) = self.fuse();
         assert_eq!(ledger.count(Kind::SwinAttnBlock).fused, 1, "{:?}", ledger.sites);
         nodes(&model, OP)[0].clone()
-    }
-
-    /// The one site, which is missed.
-    fn missed(&self) -> Site {
-        let (model, ledger) = self.fuse();
-        assert_eq!(count(&model, OP), 0);
-        let sites: Vec<&Site> = ledger.missed(Kind::SwinAttnBlock).collect();
-        assert_eq!(sites.len(), 1, "{:?}", ledger.sites);
-        sites[0].clone()
     }
 
     fn missed_because(&self, reason: &str) {
@@ -337,7 +303,7 @@ fn mask(shift: i64) -> TensorProto {
 
 #[test]
 fn the_block_itself_is_one_node_with_the_add_before_it() {
-    let (model, ledger) = Net::new(Form::default()).fuse();
+    let (model, ledger) = Parts::new(Form::default()).fuse();
     let all = &model.graph.as_ref().unwrap().node;
     assert_eq!(all.len(), 1, "{all:?}");
     assert_eq!((all[0].op_type(), all[0].input.len(), int(&all[0], "mask")), (OP, 9, 2));
@@ -352,14 +318,14 @@ fn the_block_itself_is_one_node_with_the_add_before_it() {
 
 #[test]
 fn blocks_are_not_fused_unless_asked_for() {
-    let rewrite = Net::new(Form::default()).rewrite(&Options::default());
+    let rewrite = Parts::new(Form::default()).rewrite(&Options::default());
     assert_eq!(count(&rewrite.model().proto, OP), 0);
     assert!(rewrite.ledger().sites.iter().all(|s| s.kind != Kind::SwinAttnBlock));
 }
 
 #[test]
 fn blocks_can_be_skipped_or_left_to_the_target() {
-    let net = Net::new(Form::default());
+    let net = Parts::new(Form::default());
     let mut options = with_block();
     options.skip.insert("swin-attn-block".into());
     let ledger = net.rewrite(&options).ledger().clone();
@@ -388,30 +354,30 @@ fn blocks_can_be_skipped_or_left_to_the_target() {
 fn other_forms_are_the_same_block() {
     // Without a shift, and with a dense mask instead of one: neither is a mask by indices.
     let plain = Form { shift: 0, back: 0, mask: None, ..Form::default() };
-    let node = Net::new(plain.clone()).fused();
+    let node = Parts::new(plain.clone()).fused();
     assert_eq!((int(&node, "mask"), attribute(&node, "shift").ints.clone()), (0, vec![0, 0]));
-    let mut net = Net::new(Form::default());
+    let mut net = Parts::new(Form::default());
     net.set(weight("mask", &[1, WINDOWS, 1, TOKENS, TOKENS]));
     assert_ne!(int(&net.fused(), "mask"), 2);
     // Heads narrower and wider than the channels.
     for head in [4, 16] {
-        Net::new(Form { head, ..Form::default() }).fused();
+        Parts::new(Form { head, ..Form::default() }).fused();
     }
     // No offsets.
-    let mut net = Net::new(Form::default());
+    let mut net = Parts::new(Form::default());
     net.nodes.retain(|n| n.output[0] != "qkv" && n.output[0] != "projected");
     net.input("split", 0, "product");
     net.input("tiles", 0, "out_product");
     net.fused();
     // The residual add the other way round; another value for masked scores.
-    let mut net = Net::new(Form::default());
+    let mut net = Parts::new(Form::default());
     net.node("y").input.reverse();
     let large = net.weights.iter().find(|w| w.name() == "mask").unwrap().to_f64_vec().unwrap();
     let large: Vec<f32> = large.iter().map(|v| *v as f32 * 10.0).collect();
     net.set(TensorProto::from_f32("mask", &[1, WINDOWS, 1, TOKENS, TOKENS], &large));
     assert_eq!(attribute(&net.fused(), "mask_value").f, Some(-1000.0));
     // No position bias.
-    let mut net = Net::new(plain);
+    let mut net = Parts::new(plain);
     net.nodes.retain(|n| n.output[0] != "scores");
     net.input("p", 0, "raw");
     assert_eq!(int(&net.fused(), "bias"), 0);
@@ -420,7 +386,7 @@ fn other_forms_are_the_same_block() {
 /// Windows as wide as the map: no element moves, and the bias table alone tells of them.
 #[test]
 fn windows_of_whole_rows_are_windows() {
-    let mut net = Net::new(Form { shift: 0, back: 0, mask: None, ..Form::default() });
+    let mut net = Parts::new(Form { shift: 0, back: 0, mask: None, ..Form::default() });
     let (count, tokens, channels) = (IMAGES * SIDE / WINDOW, WINDOW * SIDE, net.form.channels);
     let table = weight("table", &[(2 * WINDOW - 1) * (2 * SIDE - 1), HEADS]).to_f64_vec().unwrap();
     let rows = table_index([WINDOW, SIDE]);
@@ -443,7 +409,7 @@ fn windows_of_whole_rows_are_windows() {
 
 #[test]
 fn a_sum_read_elsewhere_stays_outside() {
-    let mut net = Net::new(Form::default());
+    let mut net = Parts::new(Form::default());
     net.outputs.push("s".into());
     let (model, _) = net.fuse();
     assert_eq!((count(&model, OP), count(&model, "Add")), (1, 1));
@@ -454,10 +420,10 @@ fn a_sum_read_elsewhere_stays_outside() {
 fn interior_values_used_elsewhere_keep_their_parts() {
     let interior = ["n", "windows", "product", "qkv", "context", "out_product", "projected", "back"];
     for value in interior {
-        let mut net = Net::new(Form::default());
+        let mut net = Parts::new(Form::default());
         net.outputs.push(value.into());
         net.missed();
-        let mut net = Net::new(Form::default());
+        let mut net = Parts::new(Form::default());
         net.add("Neg", &[value], "z");
         net.outputs.push("z".into());
         net.missed();
@@ -470,40 +436,40 @@ fn windows_that_do_not_belong_together_are_refused() {
     for at in [0, 1] {
         let mut form = Form::default();
         form.perms[at] = [0, 1, 3, 4, 2, 5];
-        Net::new(form).missed_because("no fused norm");
+        Parts::new(form).missed_because("no fused norm");
     }
-    Net::new(Form { back: 1, ..Form::default() }).missed_because("no fused norm");
+    Parts::new(Form { back: 1, ..Form::default() }).missed_because("no fused norm");
     // The mask of another shift than the map's.
-    Net::new(Form { mask: Some(1), ..Form::default() }).missed_because("the mask is of other windows");
+    Parts::new(Form { mask: Some(1), ..Form::default() }).missed_because("the mask is of other windows");
 }
 
 #[test]
 fn what_only_looks_like_a_block_is_left_alone() {
     // Another residual than what is normalized, and none.
-    let mut net = Net::new(Form::default());
+    let mut net = Parts::new(Form::default());
     net.input("y", 0, "x");
     net.missed_because("is not what the norm reads");
-    let mut net = Net::new(Form::default());
+    let mut net = Parts::new(Form::default());
     net.node("y").op_type = Some("Mul".into());
     net.missed_because("another op follows");
     // Something between the attention and the second product, and between the first product and the attention.
-    let mut net = Net::new(Form::default());
+    let mut net = Parts::new(Form::default());
     net.before("out_product", vec![common::node("Tanh", &["context"], &["bent"])]);
     net.input("out_product", 0, "bent");
     net.missed_because("another op follows");
-    let mut net = Net::new(Form::default());
+    let mut net = Parts::new(Form::default());
     net.before("split", vec![common::node("Tanh", &["qkv"], &["bent"])]);
     net.input("split", 0, "bent");
     net.missed_because("it is no product with a weight");
     // One offset for all columns; a weight for each window.
-    let mut net = Net::new(Form::default());
+    let mut net = Parts::new(Form::default());
     net.set(weight("b_qkv", &[1]));
     net.missed_because("the offset is not one value a column");
-    let mut net = Net::new(Form::default());
+    let mut net = Parts::new(Form::default());
     net.set(weight("w_proj", &[IMAGES * WINDOWS, 16, 16]));
     net.missed_because("the weight is no matrix");
     // A bias of scores that have an axis more than heads: the attention itself is not fused.
-    let mut net = Net::new(Form { mask: None, ..Form::default() });
+    let mut net = Parts::new(Form { mask: None, ..Form::default() });
     net.set(weight("position", &[1, 1, HEADS, TOKENS, TOKENS]));
     net.node("merged").attribute = vec![AttributeProto::ints("perm", &[0, 1, 3, 2, 4])];
     net.missed_because("its attention is not fused");
@@ -511,15 +477,15 @@ fn what_only_looks_like_a_block_is_left_alone() {
 
 #[test]
 fn sizes_that_the_tensor_cores_do_not_take_are_refused() {
-    Net::new(Form { channels: 12, ..Form::default() }).missed_because("the tensor cores take no such sizes");
-    Net::new(Form { head: 2, ..Form::default() }).missed_because("the tensor cores take no such sizes");
-    Net::new(Form { channels: 2056, ..Form::default() }).missed_because("the block is too large");
+    Parts::new(Form { channels: 12, ..Form::default() }).missed_because("the tensor cores take no such sizes");
+    Parts::new(Form { head: 2, ..Form::default() }).missed_because("the tensor cores take no such sizes");
+    Parts::new(Form { channels: 2056, ..Form::default() }).missed_because("the block is too large");
 }
 
 /// 8 * 128 * 256 * channels are 0.35 GFLOP at 1335 channels.
 #[test]
 fn blocks_above_the_size_where_they_pay_are_left_to_their_parts() {
-    let rewrite = |channels: i64| Net::new(Form { channels, head: 128, ..Form::default() }).rewrite(&with_block());
+    let rewrite = |channels: i64| Parts::new(Form { channels, head: 128, ..Form::default() }).rewrite(&with_block());
     let taken = rewrite(1328);
     assert_eq!((taken.ledger().count(Kind::SwinAttnBlock).fused, count(&taken.model().proto, OP)), (1, 1));
     let left = rewrite(1336);
@@ -531,7 +497,7 @@ fn blocks_above_the_size_where_they_pay_are_left_to_their_parts() {
 #[test]
 fn cosine_attention_and_late_norms_are_refused() {
     // The norm after the second product alone.
-    let mut net = Net::new(Form::default());
+    let mut net = Parts::new(Form::default());
     let norm = net.nodes.iter().position(|n| n.output[0] == "n").unwrap();
     let mut norm = net.nodes.remove(norm);
     for node in &mut net.nodes {
@@ -564,7 +530,7 @@ fn cosine_attention_and_late_norms_are_refused() {
 #[test]
 fn the_cost_of_a_block_is_less_than_that_of_its_parts() {
     let estimate = |options: &Options| {
-        let rewrite = Net::new(Form::default()).rewrite(options);
+        let rewrite = Parts::new(Form::default()).rewrite(options);
         trt_opt::contents::Contents::of(rewrite.model(), 1).unwrap().estimate
     };
     let (parts, block) = (estimate(&Options::default()), estimate(&with_block()));

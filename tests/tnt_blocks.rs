@@ -6,11 +6,10 @@ mod common;
 
 use std::path::Path;
 
-use block::{comparison, int, nodes, weight, with};
-use trt_opt::onnx::proto::{AttributeProto, ModelProto, NodeProto, TensorProto};
-use trt_opt::onnx::{self, Model};
-use trt_opt::rewrite::{Kind, Ledger, Options, Standard, Status, Target};
-use trt_opt::{testing, verify};
+use block::{Net, comparison, int, nodes, only_if_asked_for, rewritten, weight, with};
+use trt_opt::onnx::proto::{AttributeProto, NodeProto, TensorProto};
+use trt_opt::rewrite::{Kind, Options, Status};
+use trt_opt::testing;
 
 const OP: &str = "TrtOptTntInnerBlock";
 
@@ -52,7 +51,7 @@ fn exports_have_all_their_blocks_and_compute_the_same() {
 }
 
 /// A block over words, as nodes and weights to spoil.
-struct Net {
+struct Parts {
     nodes: Vec<NodeProto>,
     weights: Vec<TensorProto>,
     outputs: Vec<(&'static str, Vec<i64>)>,
@@ -73,7 +72,29 @@ fn transpose(x: &str, y: &str, perm: &[i64]) -> NodeProto {
     NodeProto { attribute: vec![AttributeProto::ints("perm", perm)], ..common::node("Transpose", &[x], &[y]) }
 }
 
-impl Net {
+impl Net for Parts {
+    const KIND: Kind = Kind::TntInnerBlock;
+    const OP: &'static str = OP;
+
+    fn nodes(&mut self) -> &mut Vec<NodeProto> {
+        &mut self.nodes
+    }
+
+    fn weights(&mut self) -> &mut Vec<TensorProto> {
+        &mut self.weights
+    }
+
+    fn rewrite(&self, options: &Options) -> testing::Rewrite {
+        let mut proto = common::model(self.nodes.clone(), self.weights.clone());
+        let graph = proto.graph.as_mut().unwrap();
+        let shape = [PATCHES, self.tokens, self.channels];
+        graph.input = ["x", "r"].map(|name| common::value(name, &shape)).into();
+        graph.output = self.outputs.iter().map(|(name, dims)| common::value(name, dims)).collect();
+        rewritten(proto, options)
+    }
+}
+
+impl Parts {
     /// 9 words of 24 channels, 4 heads of 6.
     fn new() -> Self {
         Self::of(9, 4, 6, 32)
@@ -152,21 +173,6 @@ impl Net {
         Self { nodes, weights, outputs, tokens, channels }
     }
 
-    fn input(&mut self, output: &str, slot: usize, value: &str) {
-        self.nodes.iter_mut().find(|n| n.output[0] == output).unwrap().input[slot] = value.into();
-    }
-
-    fn before(&mut self, output: &str, nodes: Vec<NodeProto>) {
-        let at = self.nodes.iter().position(|n| n.output[0] == output).unwrap();
-        self.nodes.splice(at..at, nodes);
-    }
-
-    fn set(&mut self, tensor: TensorProto) {
-        let name = tensor.name.clone();
-        self.weights.retain(|w| w.name != name);
-        self.weights.push(tensor);
-    }
-
     /// The norm number `i`, which gives `n`, over all words of a patch.
     fn whole(mut self, i: usize, x: &str, n: &str, user: &str) -> Self {
         let (flat, normal) = (format!("flat{i}"), format!("normal{i}"));
@@ -178,24 +184,6 @@ impl Net {
             self.set(weight(&format!("{name}{i}"), &[self.tokens * self.channels]));
         }
         self
-    }
-
-    fn rewrite(&self, options: &Options) -> testing::Rewrite {
-        let mut proto = common::model(self.nodes.clone(), self.weights.clone());
-        let graph = proto.graph.as_mut().unwrap();
-        let shape = [PATCHES, self.tokens, self.channels];
-        graph.input = ["x", "r"].map(|name| common::value(name, &shape)).into();
-        graph.output = self.outputs.iter().map(|(name, dims)| common::value(name, dims)).collect();
-        // Any model file: a path for models in memory.
-        let model = Model { proto, ..onnx::load(&common::fixtures().swap_remove(0)).unwrap() };
-        testing::rewrite_model(model, options).unwrap()
-    }
-
-    /// Rewrites it, and proves that it computes the same.
-    fn fuse(&self) -> (ModelProto, Ledger) {
-        let rewrite = self.rewrite(&with_block());
-        rewrite.compare(&verify::Options::default()).unwrap().check().unwrap();
-        (rewrite.model().proto.clone(), rewrite.ledger().clone())
     }
 
     /// All of it becomes one node.
@@ -226,7 +214,7 @@ impl Net {
 
 #[test]
 fn the_block_is_one_node_with_all_its_attributes() {
-    let net = Net::new();
+    let net = Parts::new();
     let node = net.fused();
     let float = |name: &str| node.attribute.iter().find(|a| a.name() == name).unwrap().f.unwrap();
     assert_eq!([float("epsilon1"), float("epsilon2"), float("scale")], [1e-5, 1e-3, 0.4]);
@@ -242,34 +230,34 @@ fn the_block_is_one_node_with_all_its_attributes() {
 
 #[test]
 fn norms_over_all_words_are_the_same_block() {
-    let node = Net::new().whole(1, "x", "n1", "p").whole(2, "s", "n2", "h").fused();
+    let node = Parts::new().whole(1, "x", "n1", "p").whole(2, "s", "n2", "h").fused();
     assert_eq!(int(&node, "whole"), 1);
 }
 
 #[test]
 fn other_spellings_are_the_same_block() {
     // No offsets.
-    let mut net = Net::new();
+    let mut net = Parts::new();
     net.nodes.retain(|n| !["pb", "ab", "hb", "ob"].contains(&n.output[0].as_str()));
     for (output, slot, value) in [("heads", 0, "p"), ("s", 1, "a"), ("d", 0, "h"), ("m", 0, "h"), ("y", 0, "o")] {
         net.input(output, slot, value);
     }
     net.fused();
     // The largest that the one kernel takes, and the smallest.
-    Net::of(16, 4, 16, 256).fused();
-    Net::of(1, 1, 2, 2).fused();
-    Net::of(16, 2, 5, 6).fused();
+    Parts::of(16, 4, 16, 256).fused();
+    Parts::of(1, 1, 2, 2).fused();
+    Parts::of(16, 2, 5, 6).fused();
 }
 
 #[test]
 fn sizes_that_the_kernel_does_not_take_are_missed() {
     for net in [
-        Net::of(9, 4, 6, 258),
-        Net::of(9, 6, 11, 32),
-        Net::of(9, 1, 17, 32),
-        Net::of(9, 2, 18, 32),
-        Net::of(9, 3, 5, 32),
-        Net::of(9, 2, 8, 15),
+        Parts::of(9, 4, 6, 258),
+        Parts::of(9, 6, 11, 32),
+        Parts::of(9, 1, 17, 32),
+        Parts::of(9, 2, 18, 32),
+        Parts::of(9, 3, 5, 32),
+        Parts::of(9, 2, 8, 15),
     ] {
         net.missed_because("the one kernel takes no such sizes");
     }
@@ -277,8 +265,8 @@ fn sizes_that_the_kernel_does_not_take_are_missed() {
 
 #[test]
 fn more_tokens_or_a_bias_are_no_site() {
-    Net::of(17, 4, 6, 32).no_site();
-    let mut net = Net::new();
+    Parts::of(17, 4, 6, 32).no_site();
+    let mut net = Parts::new();
     net.before("weights", vec![common::node("Add", &["scores", "position"], &["biased"])]);
     net.input("weights", 0, "biased");
     net.set(weight("position", &[1, 4, 9, 9]));
@@ -287,26 +275,26 @@ fn more_tokens_or_a_bias_are_no_site() {
 
 #[test]
 fn other_streams_are_missed() {
-    let mut net = Net::new();
+    let mut net = Parts::new();
     net.input("s", 0, "r");
     net.missed_because("what is added is not what the norm reads");
-    let mut net = Net::new();
+    let mut net = Parts::new();
     net.input("y", 1, "x");
     net.missed_because("what is added is not what the norm reads");
-    let mut net = Net::new();
+    let mut net = Parts::new();
     net.input("n2", 0, "x");
     net.missed_because("no fused norm reads the stream");
 }
 
 #[test]
 fn norms_that_differ_in_their_axes_are_missed() {
-    Net::new().whole(1, "x", "n1", "p").missed_because("one norm is over the channels, the other over all tokens");
-    Net::new().whole(2, "s", "n2", "h").missed_because("one norm is over the channels, the other over all tokens");
+    Parts::new().whole(1, "x", "n1", "p").missed_because("one norm is over the channels, the other over all tokens");
+    Parts::new().whole(2, "s", "n2", "h").missed_because("one norm is over the channels, the other over all tokens");
 }
 
 #[test]
 fn another_activation_is_missed() {
-    let mut net = Net::new();
+    let mut net = Parts::new();
     net.nodes.retain(|n| !["d", "e", "e1", "m"].contains(&n.output[0].as_str()));
     net.nodes.iter_mut().filter(|n| n.output[0] == "g").for_each(|n| *n = common::node("Relu", &["hb"], &["g"]));
     net.missed_because("no GELU follows");
@@ -315,7 +303,7 @@ fn another_activation_is_missed() {
 #[test]
 fn values_that_are_read_otherwise_are_missed() {
     for (value, columns) in [("s", 24), ("hb", 32), ("ab", 24)] {
-        let mut net = Net::new();
+        let mut net = Parts::new();
         net.outputs.push((value, vec![PATCHES, 9, columns]));
         let (model, ledger) = net.fuse();
         assert!(nodes(&model, OP).is_empty());
@@ -325,7 +313,7 @@ fn values_that_are_read_otherwise_are_missed() {
 
 #[test]
 fn a_product_of_two_tensors_is_missed() {
-    let mut net = Net::new();
+    let mut net = Parts::new();
     net.before("c", vec![transpose("r", "r_t", &[0, 2, 1]), common::node("MatMul", &["r_t", "r"], &["square"])]);
     net.input("a", 1, "square");
     net.missed_because("the right operand is no weight");
@@ -333,27 +321,13 @@ fn a_product_of_two_tensors_is_missed() {
 
 #[test]
 fn blocks_are_not_fused_unless_asked_for_and_can_be_left() {
-    let rewrite = Net::new().rewrite(&Options::default());
-    assert!(nodes(&rewrite.model().proto, OP).is_empty());
-    assert!(rewrite.ledger().sites.iter().all(|s| s.kind != Kind::TntInnerBlock));
-
-    let mut options = with_block();
-    options.skip.insert("tnt-inner-block".into());
-    let ledger = Net::new().rewrite(&options).ledger().clone();
-    let missed: Vec<_> = ledger.missed(Kind::TntInnerBlock).map(|s| s.reason.as_deref()).collect();
-    assert_eq!(missed, [Some("--skip tnt-inner-block")]);
-
-    let native = Options { target: Target::Native, ..with_block() };
-    let standard = vec![Standard { kind: Kind::TntInnerBlock, node: None, reason: "slower".into() }];
-    for options in [native, Options { standard, ..with_block() }] {
-        assert!(nodes(&Net::new().rewrite(&options).model().proto, OP).is_empty());
-    }
+    only_if_asked_for(&Parts::new(), "tnt-inner-block");
 }
 
 #[test]
 fn the_cost_of_a_block_is_less_than_that_of_its_parts() {
     let estimate = |options: &Options| {
-        let rewrite = Net::new().rewrite(options);
+        let rewrite = Parts::new().rewrite(options);
         trt_opt::contents::Contents::of(rewrite.model(), 1).unwrap().estimate
     };
     let (parts, block) = (estimate(&Options::default()), estimate(&with_block()));

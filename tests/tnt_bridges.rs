@@ -5,11 +5,10 @@
 mod block;
 mod common;
 
-use block::{comparison, int, nodes, weight, with};
-use trt_opt::onnx::proto::{AttributeProto, ModelProto, NodeProto, TensorProto};
-use trt_opt::onnx::{self, Model};
-use trt_opt::rewrite::{Kind, Ledger, Options, Standard, Status, Target};
-use trt_opt::{testing, verify};
+use block::{Net, comparison, int, nodes, only_if_asked_for, rewritten, weight, with};
+use trt_opt::onnx::proto::{AttributeProto, NodeProto, TensorProto};
+use trt_opt::rewrite::{Kind, Options, Status};
+use trt_opt::testing;
 
 const OP: &str = "TrtOptTntBridge";
 
@@ -58,7 +57,7 @@ fn exports_have_all_their_bridges_and_compute_the_same() {
 }
 
 /// A bridge whose parts are nodes to spoil.
-struct Net {
+struct Parts {
     nodes: Vec<NodeProto>,
     weights: Vec<TensorProto>,
     inputs: Vec<(&'static str, Vec<i64>)>,
@@ -85,7 +84,28 @@ fn concat(parts: &[&str], y: &str) -> NodeProto {
     NodeProto { attribute: vec![AttributeProto::int("axis", 1)], ..common::node("Concat", parts, &[y]) }
 }
 
-impl Net {
+impl Net for Parts {
+    const KIND: Kind = Kind::TntBridge;
+    const OP: &'static str = OP;
+
+    fn nodes(&mut self) -> &mut Vec<NodeProto> {
+        &mut self.nodes
+    }
+
+    fn weights(&mut self) -> &mut Vec<TensorProto> {
+        &mut self.weights
+    }
+
+    fn rewrite(&self, options: &Options) -> testing::Rewrite {
+        let mut proto = common::model(self.nodes.clone(), self.weights.clone());
+        let graph = proto.graph.as_mut().unwrap();
+        graph.input = self.inputs.iter().map(|(name, dims)| common::value(name, dims)).collect();
+        graph.output = self.outputs.iter().map(|(name, dims)| common::value(name, dims)).collect();
+        rewritten(proto, options)
+    }
+}
+
+impl Parts {
     /// To all tokens.
     fn new() -> Self {
         let nodes = vec![
@@ -137,38 +157,6 @@ impl Net {
         self.outputs[0].1[1] = tokens;
     }
 
-    fn node(&mut self, output: &str) -> &mut NodeProto {
-        self.nodes.iter_mut().find(|n| n.output[0] == output).unwrap()
-    }
-
-    fn before(&mut self, output: &str, nodes: Vec<NodeProto>) {
-        let at = self.nodes.iter().position(|n| n.output[0] == output).unwrap();
-        self.nodes.splice(at..at, nodes);
-    }
-
-    fn set(&mut self, tensor: TensorProto) {
-        let name = tensor.name.clone();
-        self.weights.retain(|w| w.name != name);
-        self.weights.push(tensor);
-    }
-
-    fn rewrite(&self, options: &Options) -> testing::Rewrite {
-        let mut proto = common::model(self.nodes.clone(), self.weights.clone());
-        let graph = proto.graph.as_mut().unwrap();
-        graph.input = self.inputs.iter().map(|(name, dims)| common::value(name, dims)).collect();
-        graph.output = self.outputs.iter().map(|(name, dims)| common::value(name, dims)).collect();
-        // Any model file: a path for models in memory.
-        let model = Model { proto, ..onnx::load(&common::fixtures().swap_remove(0)).unwrap() };
-        testing::rewrite_model(model, options).unwrap()
-    }
-
-    /// Rewrites it, and proves that it computes the same.
-    fn fuse(&self) -> (ModelProto, Ledger) {
-        let rewrite = self.rewrite(&with_bridge());
-        rewrite.compare(&verify::Options::default()).unwrap().check().unwrap();
-        (rewrite.model().proto.clone(), rewrite.ledger().clone())
-    }
-
     /// All of it becomes one node, but for the Reshape before it.
     fn fused(&self) -> NodeProto {
         let (model, ledger) = self.fuse();
@@ -195,7 +183,7 @@ impl Net {
 
 #[test]
 fn the_bridge_is_one_node_with_all_its_attributes() {
-    for (net, begin) in [(Net::new(), 0), (Net::but_the_first(), 1)] {
+    for (net, begin) in [(Parts::new(), 0), (Parts::but_the_first(), 1)] {
         let node = net.fused();
         let float = |name: &str| node.attribute.iter().find(|a| a.name() == name).unwrap().f.unwrap();
         assert_eq!([float("epsilon1"), float("epsilon2")], [1e-5, 1e-3]);
@@ -214,19 +202,19 @@ fn the_bridge_is_one_node_with_all_its_attributes() {
 fn other_spellings_are_the_same_bridge() {
     // An offset, on either side.
     for operands in [["p", "b"], ["b", "p"]] {
-        let mut net = Net::but_the_first();
+        let mut net = Parts::but_the_first();
         net.before("n2", vec![common::node("Add", &operands, &["pb"])]);
         net.node("n2").input[0] = "pb".into();
         net.fused();
     }
     // The words' rows without their images until the add.
-    let mut net = Net::new();
+    let mut net = Parts::new();
     net.before("y", vec![common::node("Reshape", &["n2", "tokens"], &["n3"])]);
     net.node("y").input[1] = "n3".into();
     net.set(TensorProto::from_i64("tokens", &[3], &[BATCH, PATCHES, CHANNELS]));
     net.fused();
     // Kept tokens behind the words' too.
-    let mut net = Net::but_the_first();
+    let mut net = Parts::but_the_first();
     net.tokens(PATCHES + 3);
     net.node("rest").input[2] = "minus_two".into();
     net.set(TensorProto::from_i64("minus_two", &[1], &[-2]));
@@ -237,7 +225,7 @@ fn other_spellings_are_the_same_bridge() {
 
 #[test]
 fn an_add_before_the_bridge_goes_into_it() {
-    for mut net in [Net::new(), Net::but_the_first()] {
+    for mut net in [Parts::new(), Parts::but_the_first()] {
         let shape = net.inputs[1].1.clone();
         net.inputs.extend([("a", shape.clone()), ("c", shape)]);
         net.inputs.remove(1);
@@ -254,12 +242,12 @@ fn an_add_before_the_bridge_goes_into_it() {
 
 #[test]
 fn the_other_tokens_are_another_stream_or_order() {
-    let mut net = Net::but_the_first();
+    let mut net = Parts::but_the_first();
     net.inputs.push(("z", net.inputs[1].1.clone()));
     net.node("class").input[0] = "z".into();
     // What is added to is then only a part of x.
     assert_eq!(nodes(&net.fuse().0, "Slice").len(), 2);
-    let mut net = Net::but_the_first();
+    let mut net = Parts::but_the_first();
     net.node("y").input.reverse();
     let (model, _) = net.fuse();
     assert_eq!(nodes(&model, "Concat").len(), 1);
@@ -268,7 +256,7 @@ fn the_other_tokens_are_another_stream_or_order() {
 #[test]
 fn norms_over_other_rows_are_missed() {
     // Each word by itself, as older TNTs have it.
-    let mut net = Net::new();
+    let mut net = Parts::new();
     net.nodes.remove(0);
     net.before("p", vec![common::node("Reshape", &["n1", "rows"], &["r"])]);
     net.node("n1").input[0] = "words".into();
@@ -278,7 +266,7 @@ fn norms_over_other_rows_are_missed() {
     }
     net.missed_because("a norm is not over the whole rows of the product");
     // All words of an image.
-    let mut net = Net::new();
+    let mut net = Parts::new();
     net.set(TensorProto::from_i64("rows", &[3], &[1, BATCH * PATCHES, WIDTH]));
     net.before("y", vec![common::node("Reshape", &["n2", "tokens"], &["n3"])]);
     net.node("y").input[1] = "n3".into();
@@ -288,31 +276,31 @@ fn norms_over_other_rows_are_missed() {
 
 #[test]
 fn without_one_of_its_norms_it_is_no_site() {
-    let mut net = Net::new();
+    let mut net = Parts::new();
     net.node("p").input[0] = "r".into();
     net.no_site();
-    let mut net = Net::new();
+    let mut net = Parts::new();
     net.node("y").input[1] = "p".into();
     net.no_site();
     // Nor where nothing is added, as before the first block.
-    let mut net = Net::but_the_first();
+    let mut net = Parts::but_the_first();
     net.node("y").input[1] = "n2".into();
     net.no_site();
 }
 
 #[test]
 fn what_is_added_to_must_be_tokens() {
-    let mut net = Net::new();
+    let mut net = Parts::new();
     net.node("y").input[0] = "b".into();
     net.missed_because("what the words are added to are no tokens");
-    let mut net = Net::new();
+    let mut net = Parts::new();
     net.inputs[1].1 = vec![1, PATCHES, CHANNELS];
     net.missed_because("what the words are added to are no tokens");
 }
 
 #[test]
 fn a_product_of_two_tensors_is_missed() {
-    let mut net = Net::new();
+    let mut net = Parts::new();
     net.inputs.push(("m", vec![WIDTH, CHANNELS]));
     net.node("p").input[1] = "m".into();
     net.missed_because("the right operand is no weight");
@@ -321,12 +309,12 @@ fn a_product_of_two_tensors_is_missed() {
 #[test]
 fn values_that_are_read_otherwise_are_missed() {
     for (value, columns) in [("n1", WIDTH), ("p", CHANNELS), ("n2", CHANNELS)] {
-        let mut net = Net::new();
+        let mut net = Parts::new();
         net.outputs.push((value, vec![BATCH, PATCHES, columns]));
         net.missed_because("an interior value is used otherwise too");
     }
     // What is put beside the other tokens is read as it is, too: then a bridge gives that.
-    let mut net = Net::but_the_first();
+    let mut net = Parts::but_the_first();
     net.outputs.push(("s", vec![BATCH, PATCHES, CHANNELS]));
     let (model, _) = net.fuse();
     assert_eq!(nodes(&model, OP).iter().map(|n| int(n, "begin")).collect::<Vec<_>>(), [0]);
@@ -335,7 +323,7 @@ fn values_that_are_read_otherwise_are_missed() {
 
 #[test]
 fn more_than_the_plugin_takes_is_missed() {
-    let mut net = Net::new();
+    let mut net = Parts::new();
     net.inputs[1].1[2] = 2056;
     net.outputs[0].1[2] = 2056;
     for (name, dims) in [("w", &[WIDTH, 2056][..]), ("out_scale", &[2056]), ("out_bias", &[2056])] {
@@ -346,27 +334,13 @@ fn more_than_the_plugin_takes_is_missed() {
 
 #[test]
 fn bridges_are_not_fused_unless_asked_for_and_can_be_left() {
-    let rewrite = Net::new().rewrite(&Options::default());
-    assert!(nodes(&rewrite.model().proto, OP).is_empty());
-    assert!(rewrite.ledger().sites.iter().all(|s| s.kind != Kind::TntBridge));
-
-    let mut options = with_bridge();
-    options.skip.insert("tnt-bridge".into());
-    let ledger = Net::new().rewrite(&options).ledger().clone();
-    let missed: Vec<_> = ledger.missed(Kind::TntBridge).map(|s| s.reason.as_deref()).collect();
-    assert_eq!(missed, [Some("--skip tnt-bridge")]);
-
-    let native = Options { target: Target::Native, ..with_bridge() };
-    let standard = vec![Standard { kind: Kind::TntBridge, node: None, reason: "slower".into() }];
-    for options in [native, Options { standard, ..with_bridge() }] {
-        assert!(nodes(&Net::new().rewrite(&options).model().proto, OP).is_empty());
-    }
+    only_if_asked_for(&Parts::new(), "tnt-bridge");
 }
 
 #[test]
 fn the_cost_of_a_bridge_is_less_than_that_of_its_parts() {
     let estimate = |options: &Options| {
-        let rewrite = Net::but_the_first().rewrite(options);
+        let rewrite = Parts::but_the_first().rewrite(options);
         trt_opt::contents::Contents::of(rewrite.model(), 1).unwrap().estimate
     };
     let (parts, bridge) = (estimate(&Options::default()), estimate(&with_bridge()));

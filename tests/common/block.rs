@@ -1,8 +1,10 @@
 //! What the tests of all kinds of block share.
 #![allow(dead_code)] // Each test file uses some of it.
 
+use trt_opt::ir::Graph;
 use trt_opt::onnx::proto::{ModelProto, NodeProto, TensorProto};
-use trt_opt::rewrite::{Kind, Options};
+use trt_opt::onnx::{self, Model};
+use trt_opt::rewrite::{Kind, Ledger, Options, Site, Standard, Target};
 use trt_opt::{testing, verify};
 
 use super::common;
@@ -50,4 +52,90 @@ pub fn left_for_its_size(rewrite: &testing::Rewrite, kind: Kind, rows: &str) {
     assert_eq!(missed[0].found, Some(format!("0.351 GFLOP, rows {rows}")));
     assert!(missed[0].expected.as_deref().is_some_and(|e| e.starts_with("at most 0.350 GFLOP")), "{missed:?}");
     assert_eq!([Kind::LayerNorm, Kind::Attention].map(|k| ledger.count(k).fused), [1, 1]);
+}
+
+/// A block whose parts are nodes to spoil.
+pub trait Net {
+    const KIND: Kind;
+    const OP: &'static str;
+
+    fn nodes(&mut self) -> &mut Vec<NodeProto>;
+    fn weights(&mut self) -> &mut Vec<TensorProto>;
+    fn rewrite(&self, options: &Options) -> testing::Rewrite;
+
+    fn node(&mut self, output: &str) -> &mut NodeProto {
+        self.nodes().iter_mut().find(|n| n.output[0] == output).unwrap()
+    }
+
+    fn input(&mut self, output: &str, slot: usize, value: &str) {
+        self.node(output).input[slot] = value.into();
+    }
+
+    fn set(&mut self, tensor: TensorProto) {
+        self.weights().retain(|w| w.name != tensor.name);
+        self.weights().push(tensor);
+    }
+
+    /// Puts nodes in front of the one that makes `output`.
+    fn before(&mut self, output: &str, nodes: Vec<NodeProto>) {
+        let at = self.nodes().iter().position(|n| n.output[0] == output).unwrap();
+        self.nodes().splice(at..at, nodes);
+    }
+
+    /// Rewrites it with its kind of block, and proves that it computes the same.
+    fn fuse(&self) -> (ModelProto, Ledger) {
+        let rewrite = self.rewrite(&with(&[Self::KIND]));
+        rewrite.compare(&verify::Options::default()).unwrap().check().unwrap();
+        (rewrite.model().proto.clone(), rewrite.ledger().clone())
+    }
+
+    /// The one site, which is missed.
+    fn missed(&self) -> Site {
+        let (model, ledger) = self.fuse();
+        assert!(nodes(&model, Self::OP).is_empty());
+        let sites: Vec<&Site> = ledger.missed(Self::KIND).collect();
+        assert_eq!(sites.len(), 1, "{:?}", ledger.sites);
+        sites[0].clone()
+    }
+}
+
+/// Rewrites a model in memory.
+pub fn rewritten(proto: ModelProto, options: &Options) -> testing::Rewrite {
+    // Any model file: a path for models in memory.
+    let model = Model { proto, ..onnx::load(&common::fixtures().swap_remove(0)).unwrap() };
+    testing::rewrite_model(model, options).unwrap()
+}
+
+/// Gives the model outputs of these names, of the shapes that inference finds.
+pub fn infer_outputs(proto: &mut ModelProto, names: &[String]) {
+    proto.graph.as_mut().unwrap().output = vec![];
+    let mut inferred = Graph::take(&mut proto.clone()).unwrap();
+    trt_opt::analysis::infer::infer(&mut inferred, &|_, _| None).unwrap();
+    let shape = |name: &str| {
+        let id = inferred.value_ids().find(|&v| inferred.value(v).name == name).unwrap();
+        inferred.static_shape(id).unwrap()
+    };
+    let outputs = names.iter().map(|name| common::value(name, &shape(name))).collect();
+    proto.graph.as_mut().unwrap().output = outputs;
+}
+
+/// Blocks of this kind are made only where they are asked for, and can be skipped by the name of their rule.
+pub fn only_if_asked_for<N: Net>(net: &N, rule: &str) {
+    let (kind, with_block) = (N::KIND, with(&[N::KIND]));
+    let made = |rewrite: &testing::Rewrite| !nodes(&rewrite.model().proto, N::OP).is_empty();
+    let rewrite = net.rewrite(&Options::default());
+    assert!(!made(&rewrite));
+    assert!(rewrite.ledger().sites.iter().all(|s| s.kind != kind));
+
+    let mut options = with_block.clone();
+    options.skip.insert(rule.into());
+    let ledger = net.rewrite(&options).ledger().clone();
+    let missed: Vec<_> = ledger.missed(kind).map(|s| s.reason.clone().unwrap()).collect();
+    assert_eq!(missed, [format!("--skip {rule}")]);
+
+    let native = Options { target: Target::Native, ..with_block.clone() };
+    let standard = vec![Standard { kind, node: None, reason: "slower".into() }];
+    for options in [native, Options { standard, ..with_block }] {
+        assert!(!made(&net.rewrite(&options)));
+    }
 }
