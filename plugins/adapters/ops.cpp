@@ -17,12 +17,6 @@ using nvinfer1::IExprBuilder;
 using nvinfer1::PluginTensorDesc;
 
 DType dtype(const PluginTensorDesc& t) { return t.type == DataType::kHALF ? DType::kHalf : DType::kFloat; }
-int64_t element(const PluginTensorDesc& t) { return t.type == DataType::kHALF ? 2 : 4; }
-int64_t volume(const Dims& d, int32_t begin, int32_t end) {
-    int64_t v = 1;
-    for (int32_t i = begin; i < end; ++i) v *= d.d[i];
-    return v;
-}
 
 const IDimensionExpr* times(const IDimensionExpr* a, int64_t b, IExprBuilder& build) {
     if (b == 1) return a;

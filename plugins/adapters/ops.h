@@ -15,6 +15,24 @@ namespace trt_opt {
 constexpr const char* kNamespace = "trt_opt";
 constexpr const char* kVersion = "1";
 
+// Bytes of an element.
+inline int64_t element(const nvinfer1::PluginTensorDesc& t) { return t.type == nvinfer1::DataType::kHALF ? 2 : 4; }
+// The product of the axes [begin, end).
+inline int64_t volume(const nvinfer1::Dims& d, int32_t begin, int32_t end) {
+    int64_t v = 1;
+    for (int32_t i = begin; i < end; ++i) v *= d.d[i];
+    return v;
+}
+// The tensors at the end of their range.
+inline std::vector<nvinfer1::PluginTensorDesc> largest(const nvinfer1::DynamicPluginTensorDesc* tensors, int32_t count) {
+    std::vector<nvinfer1::PluginTensorDesc> all;
+    for (int32_t i = 0; i < count; ++i) {
+        all.push_back(tensors[i].desc);
+        if (tensors[i].max.nbDims == all.back().dims.nbDims) all.back().dims = tensors[i].max;
+    }
+    return all;
+}
+
 // Methods that check throw std::invalid_argument with a message for the user.
 class Op {
 public:

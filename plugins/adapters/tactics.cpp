@@ -30,11 +30,7 @@ uint64_t hash_tensors(const PluginTensorDesc* tensors, int32_t count) {
     return h;
 }
 
-size_t bytes_of(const PluginTensorDesc& t) {
-    size_t elements = 1;
-    for (int32_t k = 0; k < t.dims.nbDims; ++k) elements *= static_cast<size_t>(t.dims.d[k]);
-    return elements * (t.type == nvinfer1::DataType::kFLOAT ? 4 : 2);
-}
+size_t bytes_of(const PluginTensorDesc& t) { return static_cast<size_t>(volume(t.dims, 0, t.dims.nbDims) * element(t)); }
 
 // What a measurement holds; given back in any case.
 struct Bench {

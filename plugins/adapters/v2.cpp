@@ -99,15 +99,6 @@ private:
                                    std::to_string(op_->outputs()));
     }
 
-    // The tensors at the end of their range.
-    static std::vector<PluginTensorDesc> largest(DynamicPluginTensorDesc const* tensors, int32_t count) {
-        std::vector<PluginTensorDesc> all;
-        for (int32_t i = 0; i < count; ++i) {
-            all.push_back(tensors[i].desc);
-            if (tensors[i].max.nbDims == all.back().dims.nbDims) all.back().dims = tensors[i].max;
-        }
-        return all;
-    }
     void choose(const std::vector<PluginTensorDesc>& in, const std::vector<PluginTensorDesc>& out) {
         for (const auto* tensors : {&in, &out})
             for (const PluginTensorDesc& t : *tensors)

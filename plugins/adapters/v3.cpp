@@ -70,12 +70,7 @@ public:
     size_t getWorkspaceSize(DynamicPluginTensorDesc const* in, int32_t inputs, DynamicPluginTensorDesc const*, int32_t outputs) const noexcept override {
         if (!counts(inputs, outputs)) return 0;
         return guarded<size_t>(name(), 0, [&] {
-            std::vector<PluginTensorDesc> largest;
-            for (int32_t i = 0; i < inputs; ++i) {
-                largest.push_back(in[i].desc);
-                if (in[i].max.nbDims == in[i].desc.dims.nbDims) largest.back().dims = in[i].max;
-            }
-            return op_->workspace(largest.data());
+            return op_->workspace(largest(in, inputs).data());
         });
     }
     int32_t getNbTactics() noexcept override { return static_cast<int32_t>(tactics_.size()); }

@@ -219,6 +219,14 @@ impl<'a> Engine<'a> {
         (self.graph, self.sites, self.patches)
     }
 
+    /// Applies a patch that nothing depends on: where a node is needed otherwise all stays as it is. `kept`: what stays.
+    pub fn apply_or_keep(&mut self, patch: Patch, kept: &str) -> Result<()> {
+        if let Err(miss) = self.apply(patch)? {
+            tracing::debug!(at = miss.at, reason = miss.reason, "{kept} kept");
+        }
+        Ok(())
+    }
+
     /// Applies a patch, or says which node it could not do without. `Err` means that the rule is wrong.
     pub fn apply(&mut self, patch: Patch) -> Result<Result<(), Miss>> {
         let graph = &self.graph;

@@ -91,9 +91,8 @@ pub fn residuals(engine: &mut Engine) -> Result<()> {
     for (id, form) in forms.collect::<Vec<_>>() {
         if engine.enabled(form.kind, form.residual)
             && let Some(patch) = absorb(engine.graph(), id, form)
-            && let Err(miss) = engine.apply(patch)?
         {
-            tracing::debug!(at = miss.at, reason = miss.reason, "residual add kept");
+            engine.apply_or_keep(patch, "residual add")?;
         }
     }
     Ok(())

@@ -34,6 +34,17 @@ pub struct Rule<'a> {
 }
 
 impl Rule<'_> {
+    /// Fuses the blocks around the nodes that are sites, where such blocks are asked for: else they are no sites, since their
+    /// parts are accounted for by the other rules.
+    pub fn run_if_asked(&self, engine: &mut Engine, is_site: impl Fn(&Graph, NodeId) -> bool) -> Result<()> {
+        if !engine.options().kinds.contains(&self.kind) {
+            return Ok(());
+        }
+        let graph = engine.graph();
+        let anchors = graph.order().iter().copied().filter(|&id| is_site(graph, id)).collect();
+        self.run(engine, anchors)
+    }
+
     /// Fuses the blocks around these nodes, or says in the ledger why not.
     pub fn run(&self, engine: &mut Engine, anchors: Vec<NodeId>) -> Result<()> {
         for id in anchors {

@@ -23,13 +23,6 @@ use crate::rewrite::rules::gelu::{Gelu, is_anchor, match_gelu};
 const RULE: &str = "mlp-block";
 
 pub fn run(engine: &mut Engine) -> Result<()> {
-    // Blocks are sites only where they are asked for: their parts are accounted for by the other rules.
-    if !engine.options().kinds.contains(&Kind::MlpBlock) {
-        return Ok(());
-    }
-    let graph = engine.graph();
-    let anchors: Vec<NodeId> =
-        graph.order().iter().copied().filter(|&id| is_anchor(graph, id) && is_site(graph, id)).collect();
     let rule = Rule {
         kind: Kind::MlpBlock,
         name: RULE,
@@ -37,7 +30,7 @@ pub fn run(engine: &mut Engine) -> Result<()> {
         part_of: &|graph, anchor| match_gelu(graph, anchor).map(|gelu| gelu.covers).unwrap_or_default(),
         fusion: &|graph, anchor, label| Ok(Block::of(graph, anchor, label)?.fusion(graph, label)),
     };
-    rule.run(engine, anchors)
+    rule.run_if_asked(engine, |graph, id| is_anchor(graph, id) && is_site(graph, id))
 }
 
 /// Whether a product goes into the GELU: else, as behind a convolution, it is no MLP's.

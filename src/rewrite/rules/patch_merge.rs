@@ -69,10 +69,8 @@ pub fn residuals(engine: &mut Engine) -> Result<()> {
         if !engine.enabled(Kind::PatchMerge, RESIDUAL) {
             return Ok(());
         }
-        if let Some(patch) = absorb(engine.graph(), id)
-            && let Err(miss) = engine.apply(patch)?
-        {
-            tracing::debug!(at = miss.at, reason = miss.reason, "residual add kept");
+        if let Some(patch) = absorb(engine.graph(), id) {
+            engine.apply_or_keep(patch, "residual add")?;
         }
     }
     Ok(())

@@ -46,20 +46,16 @@ pub fn run(engine: &mut Engine) -> Result<()> {
                 Ok(()) => engine.absorb_sites(&[window].into(), &norm),
                 Err(miss) => tracing::debug!(at = miss.at, reason = miss.reason, "window reverse kept"),
             }
-        } else if let Some(patch) = absorb(graph, &found)
-            && let Err(miss) = engine.apply(patch)?
-        {
-            tracing::debug!(at = miss.at, reason = miss.reason, "residual add kept");
+        } else if let Some(patch) = absorb(graph, &found) {
+            engine.apply_or_keep(patch, "residual add")?;
         }
     }
     for id in norms(engine.graph(), |added| added.part.is_some() && added.residual.is_none()) {
         if !engine.enabled(Kind::LayerNorm, RULE) {
             return Ok(());
         }
-        if let Some(patch) = absorb_beside_part(engine.graph(), id)
-            && let Err(miss) = engine.apply(patch)?
-        {
-            tracing::debug!(at = miss.at, reason = miss.reason, "residual add kept beside that to a part");
+        if let Some(patch) = absorb_beside_part(engine.graph(), id) {
+            engine.apply_or_keep(patch, "residual add beside that to a part")?;
         }
     }
     Ok(())

@@ -25,12 +25,6 @@ const RULE: &str = "tnt-bridge";
 const RESIDUAL: &str = "tnt-bridge-residual";
 
 pub fn run(engine: &mut Engine) -> Result<()> {
-    // Blocks are sites only where they are asked for: their parts are accounted for by the other rules.
-    if !engine.options().kinds.contains(&Kind::TntBridge) {
-        return Ok(());
-    }
-    let graph = engine.graph();
-    let anchors = graph.order().iter().copied().filter(|&id| is_site(graph, id)).collect();
     let rule = Rule {
         kind: Kind::TntBridge,
         name: RULE,
@@ -38,7 +32,7 @@ pub fn run(engine: &mut Engine) -> Result<()> {
         part_of: &|_, anchor| vec![anchor],
         fusion: &|graph, anchor, label| Ok(Bridge::of(graph, anchor, label)?.fusion(graph, label)),
     };
-    rule.run(engine, anchors)
+    rule.run_if_asked(engine, is_site)
 }
 
 /// Moves the residual adds before bridges into them.
@@ -47,9 +41,8 @@ pub fn residuals(engine: &mut Engine) -> Result<()> {
     for id in bridges.map(|(id, _)| id).collect::<Vec<_>>() {
         if engine.enabled(Kind::TntBridge, RESIDUAL)
             && let Some(patch) = absorb(engine.graph(), id)
-            && let Err(miss) = engine.apply(patch)?
         {
-            tracing::debug!(at = miss.at, reason = miss.reason, "residual add kept");
+            engine.apply_or_keep(patch, "residual add")?;
         }
     }
     Ok(())

@@ -31,12 +31,6 @@ const MAX_HIDDEN: i64 = 256;
 const MAX_HEAD: i64 = 16;
 
 pub fn run(engine: &mut Engine) -> Result<()> {
-    // Blocks are sites only where they are asked for: their parts are accounted for by the other rules.
-    if !engine.options().kinds.contains(&Kind::TntInnerBlock) {
-        return Ok(());
-    }
-    let graph = engine.graph();
-    let anchors = graph.order().iter().copied().filter(|&id| is_site(graph, id)).collect();
     let rule = Rule {
         kind: Kind::TntInnerBlock,
         name: RULE,
@@ -44,7 +38,7 @@ pub fn run(engine: &mut Engine) -> Result<()> {
         part_of: &|_, anchor| vec![anchor],
         fusion: &|graph, anchor, label| Ok(Block::of(graph, anchor, label)?.fusion(graph, label)),
     };
-    rule.run(engine, anchors)
+    rule.run_if_asked(engine, is_site)
 }
 
 /// A fused attention over few tokens, with nothing but its scores: those with a bias or a mask are of windows.
