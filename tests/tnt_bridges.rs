@@ -332,6 +332,30 @@ fn more_than_the_plugin_takes_is_missed() {
     net.missed_because("the block is too large");
 }
 
+/// 2 * 8 * 16384 * 376 are 0.099 GFLOP, eight channels more 0.101.
+#[test]
+fn bridges_above_the_size_where_they_pay_are_left_to_their_parts() {
+    for (channels, fused) in [(376, 1), (384, 0)] {
+        let mut net = Parts::new();
+        net.inputs = vec![("words", vec![BATCH * PATCHES, 16, 1024]), ("x", vec![BATCH, PATCHES, channels])];
+        net.outputs[0].1[2] = channels;
+        net.set(TensorProto::from_i64("rows", &[3], &[BATCH, PATCHES, 16384]));
+        net.set(weight("w", &[16384, channels]));
+        for (name, size) in [("in_scale", 16384), ("in_bias", 16384), ("out_scale", channels), ("out_bias", channels)] {
+            net.set(weight(name, &[size]));
+        }
+        let rewrite = net.rewrite(&with_bridge());
+        assert_eq!(nodes(&rewrite.model().proto, OP).len(), fused, "{channels}");
+        let missed: Vec<_> = rewrite.ledger().missed(Kind::TntBridge).collect();
+        assert_eq!(missed.len(), 1 - fused, "{missed:?}");
+        for site in missed {
+            assert_eq!(site.reason.as_deref(), Some("its products are so large that TensorRT's are faster"));
+            assert!(site.expected.as_deref().is_some_and(|e| e.starts_with("at most 0.100 GFLOP in its product")), "{site:?}");
+            assert_eq!(site.found.as_deref(), Some("0.101 GFLOP, rows [2, 4]"));
+        }
+    }
+}
+
 #[test]
 fn bridges_are_not_fused_unless_asked_for_and_can_be_left() {
     only_if_asked_for(&Parts::new(), "tnt-bridge");

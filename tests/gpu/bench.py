@@ -412,37 +412,59 @@ def bench_bridge(lib, images, tokens, covered, width, channels, rounds):
     return {"op": "tnt_bridge", "shape": [images, tokens, covered, width, channels], "error": error, "us": times, "failed": failed, "bytes": moved, "flop": 2 * images * covered * width * channels}
 
 
+class SwinStage:
+    """The blocks of a stage of Swin-T at batch 1 as in the network, with weights of their own for `blocks` blocks."""
+
+    def __init__(self, lib, stage, blocks, workspace):
+        self.side, self.channels, self.heads = 56 >> stage, 96 << stage, 3 << stage
+        c = self.channels
+        self.lib, self.workspace, self.blocks = lib, workspace, blocks
+        self.attn = [{"scale": rand(c), "bias": rand(c), "table": rand(169, self.heads), **linears(("qkv", (c, 3 * c)), ("proj", (c, c)))} for _ in range(blocks)]
+        self.mlp = []
+        for _ in range(blocks):
+            p = linears(("1", (c, 4 * c)), ("2", (4 * c, c)))
+            self.mlp.append({"scale": rand(c), "bias": rand(c), "w1": p["w_1"], "b1": p["b_1"], "w2": p["w_2"], "b2": p["b_2"]})
+        self.x, self.y = rand(1, self.side**2, c), rand(1, self.side**2, c)
+
+    def attention(self, i, a, b):
+        shift = 3 * (i % 2) if self.side > 7 else 0
+        self.lib.attn_block(a, self.attn[i], b, self.workspace, self.heads, [self.side, self.side, 7, 7, shift, shift, 0])
+
+    def perceptron(self, i, a, b):
+        self.lib.mlp_block(a[0], None, self.mlp[i], b[0], self.workspace)
+
+    def by_turns(self, i):
+        self.attention(i, self.x, self.y)
+        self.perceptron(i, self.y, self.x)
+
+    def twice(self, block):
+        return lambda i: (block(i, self.x, self.y), block(i, self.y, self.x))
+
+
 def bench_stage(lib, stage, rounds):
-    """Blocks of a stage of Swin-T at batch 1 as in the network, attention and MLP by turns, and each kind by itself: what it costs
-    that the kernels of one are not those that ran just before."""
-    side, channels, heads = 56 >> stage, 96 << stage, 3 << stage
-    sets, order = rotation(24 * channels * channels)
-    attn = [{"scale": rand(channels), "bias": rand(channels), "table": rand(169, heads), **linears(("qkv", (channels, 3 * channels)), ("proj", (channels, channels)))} for _ in range(sets)]
-    mlp = []
-    for _ in range(sets):
-        p = linears(("1", (channels, 4 * channels)), ("2", (4 * channels, channels)))
-        mlp.append({"scale": rand(channels), "bias": rand(channels), "w1": p["w_1"], "b1": p["b_1"], "w2": p["w_2"], "b2": p["b_2"]})
-    workspace = torch.empty(256 << 20, device="cuda", dtype=torch.uint8)
-    x, y = rand(1, side * side, channels), rand(1, side * side, channels)
-
-    def attention(i, a, b):
-        shift = 3 * (i % 2) if side > 7 else 0
-        lib.attn_block(a, attn[i], b, workspace, heads, [side, side, 7, 7, shift, shift, 0])
-
-    def perceptron(i, a, b):
-        lib.mlp_block(a[0], None, mlp[i], b[0], workspace)
-
-    def by_turns(i):
-        attention(i, x, y)
-        perceptron(i, y, x)
-
-    def twice(block):
-        return lambda i: (block(i, x, y), block(i, y, x))
-
-    functions = {"attention, then MLP": by_turns, "attention twice": twice(attention), "MLP twice": twice(perceptron)}
+    """Attention and MLP by turns, and each kind by itself: what it costs that the kernels of one are not those that ran just before."""
+    sets, order = rotation(24 * (96 << stage)**2)
+    s = SwinStage(lib, stage, sets, torch.empty(256 << 20, device="cuda", dtype=torch.uint8))
+    functions = {"attention, then MLP": s.by_turns, "attention twice": s.twice(s.attention), "MLP twice": s.twice(s.perceptron)}
     times, failed = time_variants({k: [lambda i=i, f=f: f(i) for i in order] for k, f in functions.items()}, rounds)
     times["by turns, more than each by itself"] = times["attention, then MLP"] - (times["attention twice"] + times["MLP twice"]) / 2
     return {"op": "stage", "stage": stage + 1, "us": times, "failed": failed}
+
+
+def bench_network(lib, rounds):
+    """The twelve blocks of Swin-T at batch 1 in their order, and each stage's share by itself; without embedding, merges and head."""
+    workspace = torch.empty(256 << 20, device="cuda", dtype=torch.uint8)
+    stages = [SwinStage(lib, stage, depth, workspace) for stage, depth in enumerate((2, 2, 6, 2))]
+
+    def run(stages):
+        for s in stages:
+            for i in range(s.blocks):
+                s.by_turns(i)
+
+    variants = {"all": [lambda: run(stages)] * 8}
+    variants.update({f"stage {i + 1}": [lambda s=s: run([s])] * 8 for i, s in enumerate(stages)})
+    times, failed = time_variants(variants, rounds)
+    return {"op": "network", "us": times, "failed": failed}
 
 
 def bench_sequence(lib, stage, rounds):
@@ -644,6 +666,7 @@ def main():
         if wanted("stage"):
             for stage in range(4):
                 add(bench_stage(lib, stage, args.rounds))
+            add(bench_network(lib, args.rounds))
         if wanted("attn_block"):
             for batch in args.batch or (1, 32):
                 for side, channels, heads, shift in [(56, 96, 3, 0), (56, 96, 3, 3), (28, 192, 6, 3), (14, 384, 12, 3), (7, 768, 24, 0), (14, 384, 6, -1)]:

@@ -228,7 +228,7 @@ impl Block {
         check_sizes(graph, label, stream, &qkv, &proj)?;
         // Those of the windows, padding included.
         let rows = graph.shape(packed).and_then(|s| s.get(..2)).unwrap_or_default();
-        check_flops(label, rows, [&qkv, &proj], limits::ATTN_FLOPS, "")?;
+        check_flops(label, rows, &[&qkv, &proj], limits::ATTN_FLOPS, "")?;
         covers.extend(qkv.covers.iter().chain(&proj.covers));
         let op = AttnBlock { epsilon: norm.epsilon, attention: Attention { map, ..attention } };
         Ok(Self { op, stream, scale, bias, qkv, proj, out, covers })

@@ -161,5 +161,5 @@ fn check_sizes(graph: &Graph, label: &str, stream: ValueId, up: &Linear, down: &
         _ => return Err(Miss::new(label, "the shape of its tokens is not known")),
     };
     let small = format!(", or at most {} channels", limits::MLP_ANY_ROWS_CHANNELS);
-    check_flops(label, rows, [up, down], limits::MLP_FLOPS, &small)
+    check_flops(label, rows, &[up, down], limits::MLP_FLOPS, &small)
 }

@@ -18,7 +18,9 @@ use crate::rewrite::engine::{Engine, Miss, Patch};
 use crate::rewrite::ops::{LayerNorm, MAX_CHANNELS, MAX_HIDDEN, TntBridge, TntBridgeWeights};
 use crate::rewrite::pattern::fused_name;
 use crate::rewrite::rules::attn_block::{ahead, back, regroups};
-use crate::rewrite::rules::block::{Fusion, Linear, Outcome, Rule, check_types, output, single_use, sum_of};
+use crate::rewrite::rules::block::{
+    Fusion, Linear, Outcome, Rule, check_flops, check_types, limits, output, single_use, sum_of,
+};
 use crate::rewrite::rules::residual::part_add;
 
 const RULE: &str = "tnt-bridge";
@@ -123,6 +125,8 @@ impl Bridge {
         check_types(graph, label, stream, [&linear, &linear])?;
         let [width, channels] = check_sizes(graph, label, &linear, [&first, &last])?;
         check_shapes(graph, label, stream, first.x, change, [width, channels])?;
+        let rows = graph.shape(first.x).and_then(|s| s.get(..2)).unwrap_or_default();
+        check_flops(label, rows, &[&linear], limits::BRIDGE_FLOPS, "")?;
         let op = TntBridge { epsilon: [first.epsilon, last.epsilon], begin };
         Ok(Self { op, stream, words: first.x, norms: [first, last], linear, out, covers })
     }
