@@ -137,6 +137,21 @@ void set_flags(IBuilderConfig& config, const BuildRequest& request) {
     if (request.workspace > 0) config.setMemoryPoolLimit(MemoryPoolType::kWORKSPACE, request.workspace);
 }
 
+#if NV_TENSORRT_MAJOR < 11
+// Has plugins compute in fp16 wherever they can. Left to itself the builder times every layer in both types, and a noisy moment
+// makes it take fp32 for one of them, with a conversion on either side.
+void prefer_fp16_plugins(INetworkDefinition& network, IBuilderConfig& config) {
+    for (int32_t i = 0; i < network.getNbLayers(); ++i) {
+        ILayer* const layer = network.getLayer(i);
+#if NV_TENSORRT_MAJOR >= 10
+        if (layer->getType() == LayerType::kPLUGIN_V3) layer->setPrecision(DataType::kHALF);
+#endif
+        if (layer->getType() == LayerType::kPLUGIN_V2) layer->setPrecision(DataType::kHALF);
+    }
+    config.setFlag(BuilderFlag::kPREFER_PRECISION_CONSTRAINTS);
+}
+#endif
+
 void copy(const IHostMemory& memory, rust::Vec<uint8_t>& out) { append(out, {static_cast<const uint8_t*>(memory.data()), memory.size()}); }
 
 }  // namespace
@@ -191,6 +206,9 @@ Built Builder::build(size_t create_parser, const BuildRequest& request, const Mo
         return out;
     }
     set_flags(*config, request);
+#if NV_TENSORRT_MAJOR < 11
+    if (request.fp16 && !request.strongly_typed) prefer_fp16_plugins(*network, *config);
+#endif
     out.timings_refused = request.timing_cache && !use_timings(*config, {request.timings.data(), request.timings.size()});
     give_shapes(*builder_, *network, *config, request);
 #if NV_TENSORRT_MAJOR >= 10

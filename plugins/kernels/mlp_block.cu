@@ -223,7 +223,12 @@ size_t mlp_block_workspace(const MlpBlockProblem& q) {
 
 std::vector<int32_t> mlp_block_tactics(const MlpBlockProblem& q) {
     constexpr size_t kWorthTiming = 32;
-    return valid(q) && tiled(q) && q.rows > 0 ? candidates(q, kWorthTiming) : std::vector<int32_t>();
+    if (!valid(q) || !tiled(q) || q.rows <= 0) return {};
+    std::vector<int32_t> tactics = candidates(q, kWorthTiming);
+    // Among kernels of other layers the one kernel takes half as long again as behind itself, which is how tactics are timed.
+    const auto pairs = std::stable_partition(tactics.begin(), tactics.end(), GemmPair::is_id);
+    if (pairs != tactics.begin()) tactics.erase(pairs, tactics.end());
+    return tactics;
 }
 
 bool mlp_block_tactic_valid(const MlpBlockProblem& q, int32_t tactic) {
