@@ -27,22 +27,32 @@ BlockGemmProblem second_product(const AttnBlockProblem& q) {
     return g;
 }
 
+GemmProducts products(const AttnBlockProblem& q) { return {first_product(q), second_product(q)}; }
+// Those of an MLP over as many channels, with the usual four times as many hidden ones.
+GemmProducts beside(const AttnBlockProblem& q) {
+    GemmProducts mlp = products(q);
+    mlp.first.n = mlp.second.k = 4 * q.channels;
+    mlp.first.activation = Activation::kGelu;
+    return mlp;
+}
+
 }  // namespace
 
 bool attn_chain_fits(const AttnBlockProblem& q) {
     return q.dtype == DType::kHalf && aligned_to(16, q.x, q.residual, q.norm_scale, q.norm_bias, q.w_qkv, q.b_qkv, q.w_proj, q.b_proj, q.y) &&
-           block_gemm_best(first_product(q)).tile >= 0 && block_gemm_best(second_product(q)).tile >= 0;
+           block_gemm_best_pair(products(q), beside(q)).first.tile >= 0;
 }
 
 bool attn_chain_valid(const GemmPair& pair, const AttnBlockProblem& q) { return block_gemm_valid(pair.first, first_product(q)) && block_gemm_valid(pair.second, second_product(q)); }
 
-std::vector<GemmPair> attn_chain_pairs(const AttnBlockProblem& q) { return block_gemm_pairs(first_product(q), second_product(q), false); }
+std::vector<GemmPair> attn_chain_pairs(const AttnBlockProblem& q) { return block_gemm_pairs(products(q), beside(q), false); }
 
 cudaError_t attn_chain(const AttnBlockProblem& q, int64_t qkv, const GemmPair* pair, cudaStream_t stream) {
     auto* const rows = static_cast<__half*>(q.workspace);
-    BlockGemmProblem first = first_product(q), second = second_product(q);
+    const GemmPair chosen = pair ? *pair : block_gemm_best_pair(products(q), beside(q));
+    auto [first, second] = products(q);
     first.out = rows + qkv, second.a = rows;
-    if (const cudaError_t status = block_gemm(first, pair ? pair->first : block_gemm_best(first), stream); status != cudaSuccess) return status;
+    if (const cudaError_t status = block_gemm(first, chosen.first, stream); status != cudaSuccess) return status;
 
     AttentionProblem attend = q.attention;
     attend.dtype = q.dtype, attend.batch = q.images * q.groups();
@@ -52,7 +62,7 @@ cudaError_t attn_chain(const AttnBlockProblem& q, int64_t qkv, const GemmPair* p
     attend.q = part(0), attend.k = part(1), attend.v = part(2), attend.out = rows;
     if (const cudaError_t status = attention(attend, stream); status != cudaSuccess) return status;
 
-    return block_gemm(second, pair ? pair->second : block_gemm_best(second), stream);
+    return block_gemm(second, chosen.second, stream);
 }
 
 }  // namespace trt_opt

@@ -2,6 +2,8 @@
 #include "block_gemm.h"
 
 #include <algorithm>
+#include <iterator>
+#include <utility>
 
 #include "block_gemm_tiles.h"
 #include "launch.cuh"
@@ -91,15 +93,58 @@ std::vector<GemmPlan> block_gemm_plans(const BlockGemmProblem& q, bool few_rows)
     return all;
 }
 
-std::vector<GemmPair> block_gemm_pairs(const BlockGemmProblem& first, const BlockGemmProblem& second, bool few_rows) {
-    constexpr size_t kBest = 5;  // of either
-    std::vector<GemmPlan> a = block_gemm_plans(first, few_rows), b = block_gemm_plans(second, few_rows);
-    a.resize(std::min(kBest, a.size())), b.resize(std::min(kBest, b.size()));
+namespace {
+
+// The plans of a product, best tile for it and for `beside` first, of a tile the best plan first.
+std::vector<GemmPlan> shared_plans(const BlockGemmProblem& own, const BlockGemmProblem& beside, bool few_rows, size_t most_tiles) {
+    const std::vector<GemmPlan> plans = block_gemm_plans(own, few_rows), others = block_gemm_plans(beside, false);
+    auto best = [](const std::vector<GemmPlan>& of, int tile) { return std::find_if(of.begin(), of.end(), [&](const GemmPlan& plan) { return plan.tile == tile; }); };
+    std::vector<std::pair<float, int>> tiles;
+    for (int tile = 0; tile < kShapeCount; ++tile) {
+        const auto a = best(plans, tile), b = best(others, tile);
+        constexpr float kUnshared = 1e9f;  // last
+        if (a != plans.end()) tiles.emplace_back(a->cost + (b != others.end() ? b->cost : kUnshared), tile);
+    }
+    std::sort(tiles.begin(), tiles.end());
+    tiles.resize(std::min(most_tiles, tiles.size()));
+    std::vector<GemmPlan> shared;
+    for (const auto& [sum, tile] : tiles) std::copy_if(plans.begin(), plans.end(), std::back_inserter(shared), [&, tile = tile](const GemmPlan& plan) { return plan.tile == tile; });
+    return shared;
+}
+
+}  // namespace
+
+std::vector<GemmPair> block_gemm_pairs(const GemmProducts& own, const GemmProducts& beside, bool few_rows) {
+    // More than the best tile of the second product make little difference, but clusters have to fit the device.
+    const std::vector<GemmPlan> a = shared_plans(own.first, beside.first, few_rows, 1), b = shared_plans(own.second, beside.second, few_rows, 2);
     std::vector<GemmPair> pairs;
     for (const GemmPlan& i : a)
         for (const GemmPlan& j : b) pairs.push_back({i, j, i.cost + j.cost});
-    std::sort(pairs.begin(), pairs.end(), [](const GemmPair& x, const GemmPair& y) { return x.cost < y.cost; });
     return pairs;
+}
+
+GemmPair block_gemm_best_pair(const GemmProducts& own, const GemmProducts& beside) {
+    // What the choice depends on. Blocks differ in this alone; what is beside them follows from it.
+    struct Sizes {
+        int64_t rows = 0;
+        int k = 0, hidden = 0, n = 0;
+        bool norm = false, activated = false;
+        bool operator==(const Sizes& o) const { return rows == o.rows && k == o.k && hidden == o.hidden && n == o.n && norm == o.norm && activated == o.activated; }
+    };
+    struct Entry {
+        int device = -1;
+        Sizes sizes;
+        GemmPair pair;
+    };
+    thread_local Entry entries[16];
+    const int id = device().id;
+    const Sizes sizes{own.first.rows, own.first.k, own.first.n, own.second.n, own.first.norm, own.first.activation != Activation::kNone};
+    Entry& e = entries[static_cast<uint64_t>(sizes.rows * 31 + sizes.k * 7 + sizes.hidden) % 16];
+    if (id < 0 || e.device != id || !(e.sizes == sizes)) {
+        const std::vector<GemmPair> pairs = block_gemm_pairs(own, beside, false);
+        e = {id, sizes, pairs.empty() ? GemmPair{} : pairs.front()};
+    }
+    return e.pair;
 }
 
 GemmPlan block_gemm_best(const BlockGemmProblem& q) {

@@ -60,11 +60,20 @@ struct GemmPair {
     int32_t id() const { return 1 << 30 | second.id() << GemmPlan::kBits | first.id(); }
 };
 
+// The two products of a block.
+struct GemmProducts {
+    BlockGemmProblem first, second;
+};
+
 bool block_gemm_valid(const GemmPlan& plan, const BlockGemmProblem& problem);
 // The plans that fit, best guess first; `few_rows`: only those where the time is latency, which the kernel is made for.
 std::vector<GemmPlan> block_gemm_plans(const BlockGemmProblem& problem, bool few_rows = true);
-// Those worth timing, best guess first: the best few of either product, with each other.
-std::vector<GemmPair> block_gemm_pairs(const BlockGemmProblem& first, const BlockGemmProblem& second, bool few_rows = true);
+// Those worth timing, best guess first. `beside` are the products of the block that takes turns with this one in a network, which has
+// the same first and last channels: an attention's with an MLP's. Both take the tiles that are best for the two together, since
+// then they run the same machine code, which stays in the instruction cache (plugins/NOTES.md).
+std::vector<GemmPair> block_gemm_pairs(const GemmProducts& own, const GemmProducts& beside, bool few_rows = true);
+// The first of them for any number of rows, remembered for the sizes that this thread met last. first.tile < 0: none fits.
+GemmPair block_gemm_best_pair(const GemmProducts& own, const GemmProducts& beside);
 // The best guess for any number of rows, remembered for the sizes that this thread met last. tile < 0: none fits.
 GemmPlan block_gemm_best(const BlockGemmProblem& problem);
 cudaError_t block_gemm(const BlockGemmProblem& problem, const GemmPlan& plan, cudaStream_t stream);

@@ -30,7 +30,11 @@ inline const Device& device() {
 // `cluster`: blocks a cluster.
 template <class... Parameters, class... Arguments>
 cudaError_t launch_ahead(void (*kernel)(Parameters...), uint32_t blocks, int threads, size_t shared, cudaStream_t stream, int cluster, Arguments&&... arguments) {
-    cudaLaunchAttribute attributes[2]{};
+    if (constexpr size_t kUsual = 48 * 1024; shared > kUsual) {
+        const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+        if (status != cudaSuccess) return cudaGetLastError(), status;
+    }
+    cudaLaunchAttribute attributes[3]{};
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(blocks), config.blockDim = dim3(threads), config.dynamicSmemBytes = shared;
     config.stream = stream, config.attrs = attributes;
@@ -42,6 +46,14 @@ cudaError_t launch_ahead(void (*kernel)(Parameters...), uint32_t blocks, int thr
         attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
         attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
     }
+#if CUDART_VERSION >= 13000
+    // Kernels that divide first-level memory otherwise cannot share a multiprocessor, so small ones all ask for the same division.
+    // Large ones live off their cache.
+    if (constexpr uint32_t kSmall = 4; device().major >= 9 && blocks <= kSmall * static_cast<uint32_t>(device().multiprocessors)) {
+        attributes[config.numAttrs].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
+        attributes[config.numAttrs++].val.sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
+    }
+#endif
     const cudaError_t status = cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
     return status != cudaSuccess ? (cudaGetLastError(), status) : cudaGetLastError();
 }

@@ -33,6 +33,14 @@ BlockGemmProblem second_product(const MlpBlockProblem& q, int64_t rows) {
     return g;
 }
 
+// Those of an attention over as many channels.
+GemmProducts beside(const MlpBlockProblem& q, int64_t rows) {
+    GemmProducts attention{first_product(q, rows), second_product(q, rows)};
+    attention.first.n = 3 * q.channels, attention.first.activation = Activation::kNone;
+    attention.second.k = q.channels;
+    return attention;
+}
+
 }  // namespace
 
 bool mlp_chain_valid(const GemmPair& plan, const MlpBlockProblem& q) {
@@ -42,7 +50,7 @@ bool mlp_chain_valid(const GemmPair& plan, const MlpBlockProblem& q) {
 
 std::vector<GemmPair> mlp_chain_plans(const MlpBlockProblem& q) {
     const int64_t rows = piece_rows(q);
-    std::vector<GemmPair> pairs = block_gemm_pairs(first_product(q, rows), second_product(q, rows));
+    std::vector<GemmPair> pairs = block_gemm_pairs({first_product(q, rows), second_product(q, rows)}, beside(q, rows));
     const auto pieces = static_cast<float>((q.rows + rows - 1) / std::max<int64_t>(1, rows));
     for (GemmPair& pair : pairs) pair.cost *= pieces;
     return pairs;
