@@ -6,6 +6,7 @@
 #include "attention_common.cuh"
 #include "mma.cuh"
 #include "ptx.cuh"
+#include "score_weights.cuh"
 
 namespace trt_opt {
 
@@ -85,25 +86,9 @@ __global__ void __launch_bounds__(128) attention_resident_kernel(const __grid_co
                     for (int e = 0; e < 4; ++e) s[n][e] = fmaf(s[n][e], scale, f[n][e]);
                 }
             }
-            float top0 = -CUDART_INF_F, top1 = -CUDART_INF_F;
-#pragma unroll
-            for (int n = 0; n < TILES; ++n) top0 = fmaxf(top0, fmaxf(s[n][0], s[n][1])), top1 = fmaxf(top1, fmaxf(s[n][2], s[n][3]));
-            top0 = fmaxf(top0, __shfl_xor_sync(0xffffffffu, top0, 1));
-            top1 = fmaxf(top1, __shfl_xor_sync(0xffffffffu, top1, 1));
-            top0 = fmaxf(top0, __shfl_xor_sync(0xffffffffu, top0, 2));
-            top1 = fmaxf(top1, __shfl_xor_sync(0xffffffffu, top1, 2));
-            if (top0 == -CUDART_INF_F) top0 = 0.f;
-            if (top1 == -CUDART_INF_F) top1 = 0.f;
-            float sum0 = 0.f, sum1 = 0.f;
+            float sum0, sum1;
             uint32_t weights[2 * kSteps][2];  // A fragments: rows g, g + 8 of keys 2t, 2t + 1 of each tile
-#pragma unroll
-            for (int n = 0; n < TILES; ++n) {
-                s[n][0] = exp2_fast(s[n][0] - top0), s[n][1] = exp2_fast(s[n][1] - top0);
-                s[n][2] = exp2_fast(s[n][2] - top1), s[n][3] = exp2_fast(s[n][3] - top1);
-                sum0 += s[n][0] + s[n][1], sum1 += s[n][2] + s[n][3];
-                weights[n][0] = pack_halves(s[n][0], s[n][1]);
-                weights[n][1] = pack_halves(s[n][2], s[n][3]);
-            }
+            score_weights<TILES>(s, weights, sum0, sum1);
             float o[L::kGroups][L::kTiles][4];
 #pragma unroll
             for (int c = 0; c < L::kGroups; ++c)

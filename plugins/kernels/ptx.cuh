@@ -46,6 +46,13 @@ __device__ __forceinline__ void load_transposed4(uint32_t& a, uint32_t& b, uint3
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(a), "=r"(b), "=r"(c), "=r"(d) : "r"(shared_address(p)) : "memory");
 }
 
+// The inverse of load_transposed4.
+__device__ __forceinline__ void store_transposed4(__half* p, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(shared_address(p)), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+#endif
+}
+
 // An 8 x 8 matrix of halves, a row's pair a lane, transposed.
 __device__ __forceinline__ uint32_t transposed(uint32_t pair) {
     uint32_t r;

@@ -1,0 +1,67 @@
+#include "attn_heads.h"
+
+#include <cuda_fp16.h>
+
+#include "attn_heads.cuh"
+#include "launch.cuh"
+
+namespace trt_opt {
+namespace {
+
+constexpr int kMostBlocks = 4;  // a multiprocessor: an estimate, not measured; two run at once where they have room
+
+int64_t blocks(const AttnBlockProblem& q) { return q.images * q.groups() * q.attention.heads; }
+
+// Calls f(kernel, shared bytes) with the instance for so many tokens.
+template <class F> auto with_heads_kernel(const AttnBlockProblem& q, F&& f) {
+    auto use = [&](auto tiles) {
+        constexpr int kTiles = decltype(tiles)::value;
+        return f(attn_heads_kernel<kTiles>, AttnHeadsShared::bytes(q.channels, kTiles));
+    };
+    const int64_t tokens = q.group_tokens();
+    if (tokens <= 16) return use(std::integral_constant<int, 2>{});
+    if (tokens <= 32) return use(std::integral_constant<int, 4>{});
+    if (tokens <= 56) return use(std::integral_constant<int, 7>{});
+    return use(std::integral_constant<int, 8>{});
+}
+
+AttentionProblem attention_of(const AttnBlockProblem& q) {
+    AttentionProblem attend = q.attention;
+    attend.dtype = q.dtype, attend.batch = q.images * q.groups();
+    attend.queries = attend.keys = static_cast<int32_t>(q.group_tokens());
+    attend.value_dim = attend.dim;
+    return attend;
+}
+
+}  // namespace
+
+bool attn_heads_fits(const AttnBlockProblem& q) {
+    AttentionArgs<__half> attend;
+    return q.dtype == DType::kHalf && q.images > 0 && q.attention.dim == AttnHeadsShared::kHead && q.group_tokens() <= AttnHeadsShared::kRows && q.channels % 8 == 0 && device().major >= 9 &&
+           q.images * q.groups() * q.group_tokens() < INT32_MAX && blocks(q) <= INT32_MAX && attention_args(attention_of(q), attend) &&
+           with_heads_kernel(q, [](auto, int shared) { return shared <= device().shared; });
+}
+
+bool attn_heads_pays(const AttnBlockProblem& q) { return attn_heads_fits(q) && blocks(q) <= int64_t{kMostBlocks} * device().multiprocessors; }
+
+cudaError_t attn_heads(const AttnBlockProblem& q, void* out, cudaStream_t stream) {
+    if (!attn_heads_fits(q)) return cudaErrorInvalidValue;
+    AttentionProblem attend = attention_of(q);
+    attend.out = out;
+    auto in = [](const void* p) { return static_cast<const __half*>(p); };
+    AttnHeadsArgs p{};
+    if (!attention_args(attend, p.attend)) return cudaErrorInvalidValue;
+    p.a = in(q.x), p.a2 = in(q.residual), p.b = in(q.w_qkv), p.bias = in(q.b_qkv), p.scale = in(q.norm_scale), p.shift = in(q.norm_bias);
+    p.k = q.channels, p.each = 1.f / static_cast<float>(q.channels), p.epsilon = q.epsilon;
+    p.by_heads = FastDiv(static_cast<uint32_t>(attend.heads));
+    p.mapped = attend.window.used();
+    if (p.mapped) p.map = WindowMap(attend.window);
+    p.next = static_cast<const unsigned char*>(q.w_proj), p.next_lines = static_cast<uint32_t>(int64_t{2} * attend.heads * attend.dim * q.channels / 128);
+    return with_heads_kernel(q, [&](auto kernel, int shared) {
+        const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+        if (status != cudaSuccess) return cudaGetLastError(), status;
+        return launch_ahead(kernel, static_cast<uint32_t>(blocks(q)), AttnHeadsShared::kThreads, static_cast<size_t>(shared), stream, 1, p);
+    });
+}
+
+}  // namespace trt_opt
