@@ -2,6 +2,7 @@
 
 #include <cuda_fp16.h>
 
+#include "attn_heads.h"
 #include "block_gemm.h"
 #include "common.cuh"
 
@@ -43,15 +44,30 @@ bool attn_chain_fits(const AttnBlockProblem& q) {
            block_gemm_best_pair(products(q), beside(q)).first.tile >= 0;
 }
 
-bool attn_chain_valid(const GemmPair& pair, const AttnBlockProblem& q) { return block_gemm_valid(pair.first, first_product(q)) && block_gemm_valid(pair.second, second_product(q)); }
+bool attn_chain_valid(const GemmPair& pair, const AttnBlockProblem& q) {
+    const bool first = pair.first.tile < 0 ? pair.first.id() == 0 && attn_heads_fits(q) : block_gemm_valid(pair.first, first_product(q));
+    return first && block_gemm_valid(pair.second, second_product(q));
+}
 
-std::vector<GemmPair> attn_chain_pairs(const AttnBlockProblem& q) { return block_gemm_pairs(products(q), beside(q), false); }
+std::vector<GemmPair> attn_chain_pairs(const AttnBlockProblem& q) {
+    const std::vector<GemmPair> chains = block_gemm_pairs(products(q), beside(q), false);
+    std::vector<GemmPair> pairs;
+    if (attn_heads_fits(q))
+        for (const GemmPair& pair : chains)
+            if (pair.first.id() == chains.front().first.id()) pairs.push_back({GemmPlan{}, pair.second, pair.second.cost});
+    pairs.insert(pairs.end(), chains.begin(), chains.end());
+    return pairs;
+}
 
 cudaError_t attn_chain(const AttnBlockProblem& q, int64_t qkv, const GemmPair* pair, cudaStream_t stream) {
     auto* const rows = static_cast<__half*>(q.workspace);
     const GemmPair chosen = pair ? *pair : block_gemm_best_pair(products(q), beside(q));
     auto [first, second] = products(q);
     first.out = rows + qkv, second.a = rows;
+    if (pair ? pair->first.tile < 0 : attn_heads_pays(q)) {
+        const cudaError_t status = attn_heads(q, rows, stream);
+        return status != cudaSuccess ? status : block_gemm(second, chosen.second, stream);
+    }
     if (const cudaError_t status = block_gemm(first, chosen.first, stream); status != cudaSuccess) return status;
 
     AttentionProblem attend = q.attention;

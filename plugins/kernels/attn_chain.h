@@ -1,5 +1,6 @@
-// The attention block on the tensor cores: norm, partition (if any) and the first product as one kernel, attention, the second product
-// with the reverse and the add as another, each of the two launched ahead of the end of the kernel before it.
+// The attention block on the tensor cores: norm, partition (if any) and the first product as one kernel, attention as another, or
+// all of these as one (attn_heads.h); and the second product with the reverse and the add. Each is launched ahead of the end of the
+// kernel before it.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -13,8 +14,9 @@ namespace trt_opt {
 
 // In these the problem is valid. True if the device, the sizes and the pointers' alignment suit; of null pointers all do.
 bool attn_chain_fits(const AttnBlockProblem& problem);
+// A pair whose first plan has no tile (tile < 0) is attn_heads and the second product.
 bool attn_chain_valid(const GemmPair& pair, const AttnBlockProblem& problem);
-// Those worth timing, best guess first.
+// Those worth timing: with attn_heads, if that fits, and then the others; of each, best guess first.
 std::vector<GemmPair> attn_chain_pairs(const AttnBlockProblem& problem);
 
 // The attention's result begins the workspace; queries, keys and values are `qkv` elements on. `pair`: null for the best guess.

@@ -57,11 +57,7 @@ cudaError_t attn_heads(const AttnBlockProblem& q, void* out, cudaStream_t stream
     p.mapped = attend.window.used();
     if (p.mapped) p.map = WindowMap(attend.window);
     p.next = static_cast<const unsigned char*>(q.w_proj), p.next_lines = static_cast<uint32_t>(int64_t{2} * attend.heads * attend.dim * q.channels / 128);
-    return with_heads_kernel(q, [&](auto kernel, int shared) {
-        const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
-        if (status != cudaSuccess) return cudaGetLastError(), status;
-        return launch_ahead(kernel, static_cast<uint32_t>(blocks(q)), AttnHeadsShared::kThreads, static_cast<size_t>(shared), stream, 1, p);
-    });
+    return with_heads_kernel(q, [&](auto kernel, int shared) { return launch_ahead(kernel, static_cast<uint32_t>(blocks(q)), AttnHeadsShared::kThreads, static_cast<size_t>(shared), stream, 1, p); });
 }
 
 }  // namespace trt_opt

@@ -74,18 +74,29 @@ int trt_opt_mlp_block_tactic_valid(int dtype, int64_t rows, int channels, int hi
     return mlp_block_tactic_valid(p, tactic);
 }
 
-// window: as above; or null, and then `tokens` of each image attend to each other. With windows a relative-position table, and
-// the mask of the shift. Returns the CUDA error.
-int trt_opt_attn_block(int dtype, int64_t images, int tokens, int channels, int heads, float epsilon, const void* x, const void* norm_scale, const void* norm_bias, const void* w_qkv,
-                       const void* b_qkv, const void* w_proj, const void* b_proj, const void* table, const int32_t* window, void* y, void* workspace, void* stream) {
+static AttnBlockProblem attn_block_problem(int dtype, int64_t images, int tokens, int channels, int heads, const void* table, const int32_t* window) {
     AttnBlockProblem p;
-    p.dtype = static_cast<DType>(dtype), p.images = images, p.tokens = tokens, p.channels = channels, p.epsilon = epsilon;
+    p.dtype = static_cast<DType>(dtype), p.images = images, p.tokens = tokens, p.channels = channels;
     AttentionProblem& a = p.attention;
     a.heads = heads, a.dim = a.value_dim = channels / heads, a.scale = 1.f / sqrtf(static_cast<float>(a.dim)), a.window = grid(window);
     if (table) a.bias_kind = AttentionBias::kTable, a.bias = table, a.bias_heads = heads;
     if (a.window.shift_h > 0 || a.window.shift_w > 0) a.mask_kind = AttentionMask::kShift;
+    return p;
+}
+// window: as above; or null, and then `tokens` of each image attend to each other. With windows a relative-position table, and
+// the mask of the shift. Returns the CUDA error.
+int trt_opt_attn_block(int dtype, int64_t images, int tokens, int channels, int heads, float epsilon, const void* x, const void* norm_scale, const void* norm_bias, const void* w_qkv,
+                       const void* b_qkv, const void* w_proj, const void* b_proj, const void* table, const int32_t* window, void* y, void* workspace, int tactic, void* stream) {
+    AttnBlockProblem p = attn_block_problem(dtype, images, tokens, channels, heads, table, window);
+    p.epsilon = epsilon;
     p.x = x, p.norm_scale = norm_scale, p.norm_bias = norm_bias, p.w_qkv = w_qkv, p.b_qkv = b_qkv, p.w_proj = w_proj, p.b_proj = b_proj, p.y = y, p.workspace = workspace;
-    return attn_block(p, static_cast<cudaStream_t>(stream));
+    return attn_block(p, static_cast<cudaStream_t>(stream), tactic);
+}
+// Up to `most` tactics; returns how many there are.
+int trt_opt_attn_block_tactics(int dtype, int64_t images, int tokens, int channels, int heads, const int32_t* window, int32_t* tactics, int most) {
+    const std::vector<int32_t> found = attn_block_tactics(attn_block_problem(dtype, images, tokens, channels, heads, nullptr, window));
+    for (int i = 0; i < most && i < static_cast<int>(found.size()); ++i) tactics[i] = found[i];
+    return static_cast<int>(found.size());
 }
 
 int trt_opt_tnt_inner_block(int dtype, int64_t patches, int tokens, int channels, int hidden, int heads, float epsilon, const void* x, const void* const* weights, void* y, void* workspace,
