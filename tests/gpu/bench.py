@@ -63,10 +63,19 @@ class Library:
         self.call("trt_opt_mlp_block", HALF, ctypes.c_int64(rows), channels, p["w1"].shape[1], ctypes.c_float(1e-5), 0, pointer(x), pointer(residual),
                   pointer(p["scale"]), pointer(p["bias"]), pointer(p["w1"]), pointer(p["b1"]), pointer(p["w2"]), pointer(p["b2"]), pointer(y), pointer(workspace), tactic)
 
-    def attn_block(self, x, p, y, workspace, heads, window=None):
+    def attn_block(self, x, p, y, workspace, heads, window=None, tactic=0):
         images, tokens, channels = x.shape
         self.call("trt_opt_attn_block", HALF, ctypes.c_int64(images), tokens, channels, heads, ctypes.c_float(1e-5), pointer(x), pointer(p["scale"]), pointer(p["bias"]), pointer(p["w_qkv"]),
-                  pointer(p["b_qkv"]), pointer(p["w_proj"]), pointer(p["b_proj"]), pointer(p.get("table")), self.window(window), pointer(y), pointer(workspace))
+                  pointer(p["b_qkv"]), pointer(p["w_proj"]), pointer(p["b_proj"]), pointer(p.get("table")), self.window(window), pointer(y), pointer(workspace), tactic)
+
+    def attn_block_forms(self, images, tokens, channels, heads, window=None):
+        """The best guess of each form of the block that its sizes have (plugins/kernels/attn_chain.h): name -> tactic."""
+        found = (ctypes.c_int32 * 64)()
+        count = self.lib.trt_opt_attn_block_tactics(HALF, ctypes.c_int64(images), tokens, channels, heads, self.window(window), found, 64)
+        forms = {}
+        for tactic in list(found)[:count]:
+            forms.setdefault("two kernels" if tactic & 255 == 0 else "three kernels", tactic)
+        return forms
 
     def tnt_inner_block(self, x, p, y, workspace, heads):
         patches, tokens, channels = x.shape
@@ -290,7 +299,7 @@ def chain_tactic(first, second):
 def tactic_name(tactic):
     if tactic >> 30 & 1:
         product = lambda i: f"({i & 15}, {1 << (i >> 4 & 15)})"
-        return f"chain {product(tactic)}, {product(tactic >> 8)}"
+        return f"chain {product(tactic) if tactic & 255 else 'heads'}, {product(tactic >> 8)}"
     return f"tile {tactic & 15} cluster {1 << (tactic >> 4 & 15)} groups {tactic >> 8}"
 
 
@@ -425,10 +434,15 @@ class SwinStage:
             p = linears(("1", (c, 4 * c)), ("2", (4 * c, c)))
             self.mlp.append({"scale": rand(c), "bias": rand(c), "w1": p["w_1"], "b1": p["b_1"], "w2": p["w_2"], "b2": p["b_2"]})
         self.x, self.y = rand(1, self.side**2, c), rand(1, self.side**2, c)
+        self.forms = lib.attn_block_forms(1, self.side**2, c, self.heads, self.window(0))
+        self.tactic = 0  # of the attention blocks
+
+    def window(self, i):
+        shift = 3 * (i % 2) if self.side > 7 else 0
+        return [self.side, self.side, 7, 7, shift, shift, 0]
 
     def attention(self, i, a, b):
-        shift = 3 * (i % 2) if self.side > 7 else 0
-        self.lib.attn_block(a, self.attn[i], b, self.workspace, self.heads, [self.side, self.side, 7, 7, shift, shift, 0])
+        self.lib.attn_block(a, self.attn[i], b, self.workspace, self.heads, self.window(i), self.tactic)
 
     def perceptron(self, i, a, b):
         self.lib.mlp_block(a[0], None, self.mlp[i], b[0], self.workspace)
@@ -440,12 +454,22 @@ class SwinStage:
     def twice(self, block):
         return lambda i: (block(i, self.x, self.y), block(i, self.y, self.x))
 
+    def in_form(self, name, call):
+        """`call` with attention blocks of a form, or of tactic 0 where their sizes do not have it."""
+        def run(*args):
+            self.tactic = self.forms.get(name, 0)
+            call(*args)
+            self.tactic = 0
+        return run
+
 
 def bench_stage(lib, stage, rounds):
     """Attention and MLP by turns, and each kind by itself: what it costs that the kernels of one are not those that ran just before."""
     sets, order = rotation(24 * (96 << stage)**2)
     s = SwinStage(lib, stage, sets, torch.empty(256 << 20, device="cuda", dtype=torch.uint8))
     functions = {"attention, then MLP": s.by_turns, "attention twice": s.twice(s.attention), "MLP twice": s.twice(s.perceptron)}
+    for name in s.forms:
+        functions[f"attention, then MLP, {name}"], functions[f"attention twice, {name}"] = s.in_form(name, s.by_turns), s.in_form(name, s.twice(s.attention))
     times, failed = time_variants({k: [lambda i=i, f=f: f(i) for i in order] for k, f in functions.items()}, rounds)
     times["by turns, more than each by itself"] = times["attention, then MLP"] - (times["attention twice"] + times["MLP twice"]) / 2
     return {"op": "stage", "stage": stage + 1, "us": times, "failed": failed}
@@ -456,13 +480,14 @@ def bench_network(lib, rounds):
     workspace = torch.empty(256 << 20, device="cuda", dtype=torch.uint8)
     stages = [SwinStage(lib, stage, depth, workspace) for stage, depth in enumerate((2, 2, 6, 2))]
 
-    def run(stages):
+    def run(stages, form=None):
         for s in stages:
             for i in range(s.blocks):
-                s.by_turns(i)
+                s.in_form(form, s.by_turns)(i)
 
     variants = {"all": [lambda: run(stages)] * 8}
     variants.update({f"stage {i + 1}": [lambda s=s: run([s])] * 8 for i, s in enumerate(stages)})
+    variants.update({f"all, attention in {name}": [lambda name=name: run(stages, name)] * 8 for name in ("two kernels", "three kernels")})
     times, failed = time_variants(variants, rounds)
     return {"op": "network", "us": times, "failed": failed}
 
@@ -495,12 +520,15 @@ def linears(*shapes):
     return p
 
 
-def compare_blocks(op, shape, xs, ours, torch_block, pieces, bytes_, rounds, order):
-    """ours(x, i, y), torch_block(x, i), pieces(x, i) -> y: a block by itself, and as in a network, where a block's input is what the block before it wrote."""
+def compare_blocks(op, shape, xs, ours, torch_block, pieces, bytes_, rounds, order, forms={}):
+    """ours(x, i, y), torch_block(x, i), pieces(x, i) -> y: a block by itself, and as in a network, where a block's input is what the block before it wrote.
+    `forms`: other ways of ours, by name."""
     ys = [torch.empty_like(x) for x in xs]
-    ours(xs[0], 0, ys[0])
     reference = torch_block(xs[0], 0, float)
-    error = ((ys[0].double() - reference).norm() / reference.norm()).item()
+    error = 0.0
+    for form in [ours, *forms.values()]:
+        form(xs[0], 0, ys[0])
+        error = max(error, ((ys[0].double() - reference).norm() / reference.norm()).item())
     stream = [xs[0].clone(), xs[0].clone()]
     variants = {
         "ours": [lambda i=i: ours(xs[i], i, ys[i]) for i in order],
@@ -508,6 +536,7 @@ def compare_blocks(op, shape, xs, ours, torch_block, pieces, bytes_, rounds, ord
         "chained": [lambda i=i: ours(stream[i % 2], i, stream[1 - i % 2]) for i in order],
         "our first family, torch's linears, chained": [lambda i=i: pieces(stream[i % 2], i) for i in order],
     }
+    variants.update({f"chained, {name}": [lambda i=i, f=f: f(stream[i % 2], i, stream[1 - i % 2]) for i in order] for name, f in forms.items()})
     times, failed = time_variants(variants, rounds)
     return {"op": op, "shape": shape, "error": error, "us": times, "failed": failed, "bytes": bytes_, "speedup_over_torch": times["torch"] / times["ours"]}
 
@@ -566,8 +595,12 @@ def bench_attn_block(lib, images, side, channels, heads, shift, rounds):
         lib.move(y, x, back, images, channels, True, grid)
         return back
 
-    return compare_blocks("attn_block", [images, tokens, channels, heads, shift], xs, lambda x, i, y: lib.attn_block(x, ps[i], y, workspace, heads, grid), torch_block, pieces,
-                          2 * (2 * images * tokens * channels + 4 * channels * channels), rounds, order)
+    def ours(tactic):
+        return lambda x, i, y: lib.attn_block(x, ps[i], y, workspace, heads, grid, tactic)
+
+    forms = {name: ours(tactic) for name, tactic in lib.attn_block_forms(images, tokens, channels, heads, grid).items()}
+    return compare_blocks("attn_block", [images, tokens, channels, heads, shift], xs, ours(0), torch_block, pieces,
+                          2 * (2 * images * tokens * channels + 4 * channels * channels), rounds, order, forms)
 
 
 def bench_tnt_inner(lib, patches, tokens, channels, heads, rounds):

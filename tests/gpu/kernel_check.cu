@@ -410,12 +410,13 @@ void check(Checker& c, AttentionCase a) {
     }
 }
 
-// Two products: tile and cluster of each (plugins/kernels/mlp_chain.h).
+// Two products: tile and cluster of each (plugins/kernels/mlp_chain.h); without a first one attn_heads stands in its place.
 int32_t chain_tactic(int tile, int cluster, int tile2, int cluster2) { return 1 << 30 | (tile2 | cluster2 << 4) << 8 | tile | cluster << 4; }
 std::string tactic_label(int32_t tactic) {
     char label[96];
     auto cluster = [](int32_t id) { return 1 << (id >> 4 & 15); };
-    if (tactic >> 30 & 1) std::snprintf(label, sizeof(label), " tile%d cluster%d, tile%d cluster%d", tactic & 15, cluster(tactic), tactic >> 8 & 15, cluster(tactic >> 8));
+    if ((tactic >> 30 & 1) && !(tactic & 255)) std::snprintf(label, sizeof(label), " heads, tile%d cluster%d", tactic >> 8 & 15, cluster(tactic >> 8));
+    else if (tactic >> 30 & 1) std::snprintf(label, sizeof(label), " tile%d cluster%d, tile%d cluster%d", tactic & 15, cluster(tactic), tactic >> 8 & 15, cluster(tactic >> 8));
     else std::snprintf(label, sizeof(label), " tile%d cluster%d groups%d", tactic & 15, cluster(tactic), tactic >> 8);
     return label;
 }
@@ -826,6 +827,20 @@ void edge_cases(Checker& c) {
         check(c, AttnBlockCase{t, 0, 96, 3, 32, grid(14, 14, 7, 7, 3, 3)});
         check(c, AttnBlockCase{t, 1, 96, 3, 32, grid(14, 14, 7, 7, 3, 3), B::kTable, 1, M::kShift, 1, true, 0, 20.f});
 
+        // Heads of 32 and up to 64 tokens, which one kernel takes up to their second product: channels up to what has room there, of no
+        // whole steps or parts; tokens of no whole tiles; means far from zero; more blocks than run at once
+        for (int channels : {8, 16, 40, 96, 104, 192, 200, 256, 264, 320, 456, 512, 520, 600, 616, 640})
+            check(c, AttnBlockCase{t, 1, channels, 1 + channels % 5, 32, grid(12, 9, 7, 7, 2, 3), B::kTable, 1, M::kShift, 1, channels % 16 == 0, 0, channels % 32 ? 0.f : 20.f});
+        for (int heads = 1; heads <= 12; ++heads) check(c, AttnBlockCase{t, 1, 96, heads, 32, grid(14, 14, 7, 7, 3, 3), B::kTable, 1, M::kShift, 1, heads % 2 == 0});
+        for (auto [h, w] : {std::pair{1, 1}, {1, 2}, {3, 5}, {4, 4}, {1, 17}, {4, 8}, {3, 11}, {5, 8}, {6, 8}, {7, 7}, {5, 11}, {7, 8}, {3, 19}, {8, 8}, {1, 64}}) {
+            const WindowGrid g = grid(2 * h + 1, 2 * w, h, w, h / 2, w / 2, h % 2);
+            check(c, AttnBlockCase{t, 2, 96, 2, 32, g, B::kTable, 1, M::kShift, 1, w % 2 == 0});
+            check(c, AttnBlockCase{t, 2, 96, 2, 32, g, B::kDense, g.windows(), M::kDense, g.windows(), w % 2 == 1});
+            check(c, AttnBlockCase{t, 2, 72, 2, 32, g, B::kNone, 1, M::kNone, 1, false, 0, 20.f});
+            check(c, AttnBlockCase{t, 2, 96, 2, 32, {}, h % 2 ? B::kDense : B::kNone, 1, M::kNone, 1, w % 2 == 0, 0, 0, h * w});
+        }
+        for (int images : {2, 3, 9}) check(c, AttnBlockCase{t, images, 96, 3, 32, grid(56, 56, 7, 7, 3, 3), B::kTable, 1, M::kShift, 1, images == 3});
+
         // Without windows: ViT, sequences and words of TNT, the stages of UniFormer; dense biases; one token; no multiples of eight
         auto sequences = [&](int64_t images, int tokens, int channels, int heads, int d, bool residual, B bias = B::kNone, int64_t period = 1, int shift = 0, float offset = 0) {
             check(c, AttnBlockCase{t, images, channels, heads, d, {}, bias, period, M::kNone, 1, residual, shift, offset, tokens});
@@ -879,6 +894,12 @@ void random_cases(Checker& c, int count, uint64_t seed) {
         AttnBlockCase b = w;
         b.window = {}, b.tokens = pick(1, 260), b.bias = pick(0, 1) ? AttentionBias::kDense : AttentionBias::kNone, b.bias_period = pick(1, 3), b.mask = AttentionMask::kNone;
         if (b.bias == AttentionBias::kNone) b.bias_period = 1;
+        check(c, b);
+        // What attn_heads takes, or nearly.
+        AttnBlockCase head = w;
+        head.channels = 8 * pick(1, 84), head.d = 32, head.shift = 0, head.offset = pick(0, 2) ? 0.f : 20.f;
+        check(c, head);
+        b.channels = 8 * pick(1, 84), b.d = 32, b.shift = 0, b.tokens = pick(1, 66);
         check(c, b);
 
         const int size = pick(1, 18);
