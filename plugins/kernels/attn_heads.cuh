@@ -99,7 +99,7 @@ template <int TILES> __global__ void __launch_bounds__(AttnHeadsShared::kThreads
         // 16 columns a warp, as rows of a left operand; ones and the shift are each column of a right one.
         static_assert(kWarps == 2 * (kColumns / 16));
         const int column = warp / 2 * 16, half = warp % 2;
-        __half* at = b + (half * 16 + lane % 16) * kBRow + column + lane / 16 * 8;
+        __half* at = b + (half * 16 + lane / 16 * 8 + lane % 8) * kBRow + column + lane / 8 % 2 * 8;
         float sum[4] = {}, shifted[4] = {};
         auto product = [](uint32_t x, uint32_t y) {
             const __half2 v = __hmul2(*reinterpret_cast<const __half2*>(&x), *reinterpret_cast<const __half2*>(&y));
@@ -108,14 +108,14 @@ template <int TILES> __global__ void __launch_bounds__(AttnHeadsShared::kThreads
         auto pair = [&](const __half* of, int row) { return *reinterpret_cast<const uint32_t*>(of + row + 2 * t); };
 #pragma unroll 2
         for (int row = half * 16; row < padded; row += 32, at += 32 * kBRow) {
-            uint32_t x[4];  // rows 0 to 7 and 8 to 15 of columns 0 to 7, then of columns 8 to 15
+            uint32_t x[4];  // columns 0 to 7 and 8 to 15 of rows 0 to 7, then of rows 8 to 15
             load_transposed4(x[0], x[1], x[2], x[3], at);
             const uint32_t scales[2] = {pair(scale, row), pair(scale, row + 8)}, shifts[2] = {pair(shift, row), pair(shift, row + 8)};
-            multiply(shifted, {x[0], x[2], x[1], x[3]}, shifts);
+            multiply(shifted, x, shifts);
 #pragma unroll
-            for (int i = 0; i < 4; ++i) x[i] = product(x[i], scales[i % 2]);
+            for (int i = 0; i < 4; ++i) x[i] = product(x[i], scales[i / 2]);
             store_transposed4(at, x[0], x[1], x[2], x[3]);
-            multiply(sum, {x[0], x[2], x[1], x[3]}, kOnes);
+            multiply(sum, x, kOnes);
         }
         if (t == 0) {
             float* const to = shares + half * 2 * kColumns + column + g;
