@@ -350,7 +350,10 @@ fn bridges_above_the_size_where_they_pay_are_left_to_their_parts() {
         assert_eq!(missed.len(), 1 - fused, "{missed:?}");
         for site in missed {
             assert_eq!(site.reason.as_deref(), Some("its products are so large that TensorRT's are faster"));
-            assert!(site.expected.as_deref().is_some_and(|e| e.starts_with("at most 0.100 GFLOP in its product")), "{site:?}");
+            assert!(
+                site.expected.as_deref().is_some_and(|e| e.starts_with("at most 0.100 GFLOP in its product")),
+                "{site:?}"
+            );
             assert_eq!(site.found.as_deref(), Some("0.101 GFLOP, rows [2, 4]"));
         }
     }
