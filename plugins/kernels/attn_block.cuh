@@ -9,16 +9,6 @@
 
 namespace trt_opt {
 
-// Row `r` of the first product: as it is, with its offset.
-template <class T> struct AttnQkvOut {
-    const T* bias;
-    T* y;
-    int columns;
-
-    __device__ __forceinline__ T* row(int64_t r) const { return y + r * columns; }
-    __device__ __forceinline__ void put(T* at, int column, float sum) const { at[column] = from_float<T>(sum + to_float(bias[column])); }
-};
-
 // Row `r` of the second product: added to its token, if it has one; row `r` is token `r` unless windows map it. `stream` may be `y`.
 template <class T> struct AttnProjOut {
     const T* bias;
@@ -63,7 +53,7 @@ template <class T> cudaError_t attn_block_typed(const AttnBlockProblem& q, cudaS
     cudaError_t status = layer_norm(norm, stream);
     if (status != cudaSuccess) return status;
 
-    status = gemm_plain<T>({first, static_cast<const T*>(q.w_qkv), plan.rows, q.channels, 3 * inner}, AttnQkvOut<T>{static_cast<const T*>(q.b_qkv), qkv, 3 * inner}, stream);
+    status = gemm_plain<T>({first, static_cast<const T*>(q.w_qkv), plan.rows, q.channels, 3 * inner}, GemmPlainOut<T>{static_cast<const T*>(q.b_qkv), qkv, 3 * inner}, stream);
     if (status != cudaSuccess) return status;
 
     AttentionProblem attend = q.attention;

@@ -16,10 +16,15 @@ struct Shape {
     bool norms;
     int (*shared)(bool norm, int slice, int cluster);
     GemmLauncher* launch;
+    MergeGemmLauncher* merge;  // null: cannot merge patches
 };
-template <class Tile> constexpr Shape shape(GemmLauncher* launch) { return {Tile::kRows, Tile::kColumns, Tile::kWarps, Tile::kWarpsK, 16 * Tile::kM, Tile::kNorms, Tile::shared_bytes, launch}; }
-const Shape kShapes[] = {shape<GemmTile16x64>(launch_gemm_16x64),   shape<GemmTile32x32>(launch_gemm_32x32), shape<GemmTile32x64>(launch_gemm_32x64),       shape<GemmTile32x96>(launch_gemm_32x96),
-                         shape<GemmTile32x128>(launch_gemm_32x128), shape<GemmTile64x32>(launch_gemm_64x32), shape<GemmTile64x64>(launch_gemm_64x64),       shape<GemmTile64x64w16>(launch_gemm_64x64w16),
+template <class Tile> constexpr Shape shape(GemmLauncher* launch, MergeGemmLauncher* merge = nullptr) {
+    return {Tile::kRows, Tile::kColumns, Tile::kWarps, Tile::kWarpsK, 16 * Tile::kM, Tile::kNorms, Tile::shared_bytes, launch, merge};
+}
+const Shape kShapes[] = {shape<GemmTile16x64>(launch_gemm_16x64, launch_merge_gemm_16x64), shape<GemmTile32x32>(launch_gemm_32x32, launch_merge_gemm_32x32),
+                         shape<GemmTile32x64>(launch_gemm_32x64, launch_merge_gemm_32x64), shape<GemmTile32x96>(launch_gemm_32x96),
+                         shape<GemmTile32x128>(launch_gemm_32x128),                        shape<GemmTile64x32>(launch_gemm_64x32, launch_merge_gemm_64x32),
+                         shape<GemmTile64x64>(launch_gemm_64x64, launch_merge_gemm_64x64), shape<GemmTile64x64w16>(launch_gemm_64x64w16),
                          shape<GemmTile64x96>(launch_gemm_64x96),   shape<GemmTile64x128>(launch_gemm_64x128), shape<GemmTile128x64>(launch_gemm_128x64), shape<GemmTile128x128>(launch_gemm_128x128)};
 constexpr int kShapeCount = sizeof(kShapes) / sizeof(kShapes[0]);
 constexpr int kMostBlocks = 4;      // a multiprocessor: with more, arithmetic counts, and the library is better at it
@@ -40,7 +45,13 @@ struct Cut {
     }
 };
 
+bool valid_quads(const BlockGemmProblem& q) {
+    const QuadGrid& g = q.quads;
+    if (!q.norm || q.window.used() || q.k % 32 != 0 || g.grid_w <= 0 || int64_t{2} * g.grid_w * q.k > INT32_MAX || q.rows % g.merged() != 0) return false;
+    return q.rows / g.merged() <= QuadMap::kMostTokens / g.tokens();
+}
 bool valid_problem(const BlockGemmProblem& q) {
+    if (q.quads.used() && !valid_quads(q)) return false;
     return q.rows > 0 && q.rows < INT32_MAX && q.k > 0 && q.n > 0 && q.k % 8 == 0 && q.n % 8 == 0 && int64_t{q.k} * q.n <= INT32_MAX && (!q.norm || !q.added) &&
            (q.activation == Activation::kNone || !q.added) && device().major >= 9;
 }
@@ -74,6 +85,7 @@ float cost(const Cut& cut, const GemmPlan& plan, const BlockGemmProblem& q) {
 bool block_gemm_valid(const GemmPlan& plan, const BlockGemmProblem& q) {
     if (!valid_problem(q) || plan.tile < 0 || plan.tile >= kShapeCount || plan.cluster_log2 < 0 || plan.cluster_log2 > kMaxClusterLog2) return false;
     if (q.norm && (plan.cluster_log2 > 0 || !kShapes[plan.tile].norms)) return false;
+    if (q.quads.used() && !kShapes[plan.tile].merge) return false;
     const Cut cut(plan, q);
     return int64_t{cut.cluster - 1} * cut.slice < q.k && cut.shared <= device().shared && cut.blocks <= INT32_MAX;
 }
@@ -151,16 +163,16 @@ GemmPlan block_gemm_best(const BlockGemmProblem& q) {
     struct Entry {
         int device = -1, k = 0, n = 0;
         int64_t rows = 0;
-        bool norm = false, activated = false;
+        bool norm = false, activated = false, merges = false;
         GemmPlan plan;
     };
     thread_local Entry entries[16];
     const int id = device().id;
     const bool activated = q.activation != Activation::kNone;
     Entry& e = entries[static_cast<uint64_t>(q.rows * 31 + q.k * 7 + q.n) % 16];
-    if (id < 0 || e.device != id || e.k != q.k || e.n != q.n || e.rows != q.rows || e.norm != q.norm || e.activated != activated) {
+    if (id < 0 || e.device != id || e.k != q.k || e.n != q.n || e.rows != q.rows || e.norm != q.norm || e.activated != activated || e.merges != q.quads.used()) {
         const std::vector<GemmPlan> plans = block_gemm_plans(q, false);
-        e = {id, q.k, q.n, q.rows, q.norm, activated, plans.empty() ? GemmPlan{} : plans.front()};
+        e = {id, q.k, q.n, q.rows, q.norm, activated, q.quads.used(), plans.empty() ? GemmPlan{} : plans.front()};
     }
     return e.plan;
 }
@@ -169,7 +181,7 @@ cudaError_t block_gemm(const BlockGemmProblem& q, const GemmPlan& plan, cudaStre
     if (!block_gemm_valid(plan, q)) return cudaErrorInvalidValue;
     const Cut cut(plan, q);
     auto in = [](const void* p) { return static_cast<const __half*>(p); };
-    BlockGemmArgs p{};
+    MergeGemmArgs p{};
     p.a = in(q.a), p.b = in(q.b), p.bias = in(q.bias), p.added = in(q.added), p.added2 = in(q.added2), p.out = static_cast<__half*>(q.out);
     p.a2 = in(q.a2), p.scale = in(q.scale), p.shift = in(q.shift), p.epsilon = q.epsilon;
     p.rows = q.rows, p.k = q.k, p.n = q.n, p.slice = cut.slice, p.cluster_log2 = plan.cluster_log2;
@@ -180,7 +192,9 @@ cudaError_t block_gemm(const BlockGemmProblem& q, const GemmPlan& plan, cudaStre
     p.next = static_cast<const unsigned char*>(q.next), p.next_lines = static_cast<uint32_t>(q.next_bytes / 128);
     GemmLaunch how;
     how.norm = q.norm, how.blocks = static_cast<uint32_t>(cut.blocks), how.shared = cut.shared;
-    return cut.shape.launch(p, how, stream);
+    if (!q.quads.used()) return cut.shape.launch(p, how, stream);
+    p.quads = QuadMap(q.quads.grid_h, q.quads.grid_w, q.quads.order, q.k / 4);
+    return cut.shape.merge(p, how, stream);
 }
 
 }  // namespace trt_opt

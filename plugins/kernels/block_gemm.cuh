@@ -18,6 +18,7 @@
 #include "gelu.cuh"
 #include "mma.cuh"
 #include "ptx.cuh"
+#include "quad_map.cuh"
 #include "window_map.cuh"
 
 namespace trt_opt {
@@ -46,6 +47,11 @@ struct BlockGemmArgs {
 // A product that ends in a bridge: its columns are shared out in a cluster, `added` and `out` are not used.
 struct BridgeGemmArgs : BlockGemmArgs {
     BridgeEnd<__half> end;
+};
+
+// A product over merged patches: a row of A, which is normalized, is four tokens.
+struct MergeGemmArgs : BlockGemmArgs {
+    QuadMap quads;
 };
 
 template <int BM, int BN, int WARPS_M, int WARPS_N, int WARPS_K> struct GemmTile {
@@ -101,7 +107,8 @@ template <class Tile, bool NORM, class Args = BlockGemmArgs> __global__ void __l
 #if __CUDA_ARCH__ >= 900
     using namespace ptx;
     constexpr bool kBridge = std::is_same_v<Args, BridgeGemmArgs>;
-    static_assert(NORM || !kBridge);
+    constexpr bool kMerge = std::is_same_v<Args, MergeGemmArgs>;
+    static_assert(NORM || (!kBridge && !kMerge));
     constexpr int BM = Tile::kRows, BN = Tile::kColumns, kThreads = Tile::kThreads, kWarps = Tile::kWarps;
     constexpr int kM = Tile::kM, kN = Tile::kN, kBRow = Tile::kBRow, kWarpsK = Tile::kWarpsK, kParts = Tile::kParts;
 
@@ -137,7 +144,9 @@ template <class Tile, bool NORM, class Args = BlockGemmArgs> __global__ void __l
         for (int row = tid / Tile::kPieces; row < padded; row += kStep) copy16(b + row * kBRow + piece, from + (exists ? min(row, depth - 1) * p.n : 0), exists);
     }
     commit_copies();
-    if (tid < BM) mapped_rows[tid] = tid >= rows ? -1 : static_cast<int>(p.mapped ? p.map.source(static_cast<uint32_t>(row0 + tid)) : row0 + tid);
+    if constexpr (kMerge) {
+        if (tid < BM) mapped_rows[tid] = tid >= rows ? -1 : p.quads.corner(static_cast<uint32_t>(row0 + tid));
+    } else if (tid < BM) mapped_rows[tid] = tid >= rows ? -1 : static_cast<int>(p.mapped ? p.map.source(static_cast<uint32_t>(row0 + tid)) : row0 + tid);
 #pragma unroll 1
     for (uint32_t i = blockIdx.x * kThreads + tid; i < p.next_lines; i += gridDim.x * kThreads) prefetch_l2(p.next + size_t{i} * 128);
 
@@ -214,14 +223,18 @@ template <class Tile, bool NORM, class Args = BlockGemmArgs> __global__ void __l
             const int begin = part * kPart, end = part + 1 < kParts ? min(begin + kPart, padded) : padded;
 #pragma unroll 1
             for (int c = begin + 8 * lane; c < end; c += kPart) {
+                int block = 0;
+                if constexpr (kMerge) block = p.quads.block(c);
 #pragma unroll 4
                 for (int row = warp; row < BM; row += kWarps) {
                     const int64_t from = NORM ? int64_t{mapped_rows[row]} : row0 + min(row, rows - 1);
-                    const bool exists = c < depth && from >= 0;
-                    const __half* at = p.a + (exists ? from * p.k + k0 + c : 0);
+                    bool exists = c < depth && from >= 0;
+                    int64_t merged = 0;
+                    if constexpr (kMerge) exists = exists && p.quads.has(mapped_rows[row], block), merged = p.quads.element(mapped_rows[row], block, c);
+                    const __half* at = p.a + (exists ? kMerge ? merged : from * p.k + k0 + c : 0);
                     if (NORM && p.a2) {
                         Pack<__half, 8> x;
-                        if (exists) x.raw = *reinterpret_cast<const uint4*>(at), add_packs<__half, 8>(x, Pack<__half, 8>(*reinterpret_cast<const uint4*>(p.a2 + from * p.k + c)));
+                        if (exists) x.raw = *reinterpret_cast<const uint4*>(at), add_packs<__half, 8>(x, Pack<__half, 8>(*reinterpret_cast<const uint4*>(p.a2 + (kMerge ? merged : from * p.k + c))));
                         *reinterpret_cast<uint4*>(a + row * a_row + c) = x.raw;
                     } else {
                         copy16(a + row * a_row + c, at, exists);

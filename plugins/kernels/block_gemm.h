@@ -11,6 +11,16 @@
 
 namespace trt_opt {
 
+// A token grid whose 2 x 2 neighbourhoods are put on the channel axis, quadrant (2*dy + dx) of each block. `grid_h == 0`: none.
+struct QuadGrid {
+    int32_t grid_h = 0, grid_w = 0;
+    int32_t order[4] = {0, 2, 1, 3};
+
+    bool used() const { return grid_h > 0; }
+    int64_t tokens() const { return int64_t{grid_h} * grid_w; }
+    int64_t merged() const { return int64_t{(grid_h + 1) / 2} * ((grid_w + 1) / 2); }
+};
+
 // out = act(A B + bias), or A B + bias + added + added2, fp16, sums in fp32; all pointers aligned to 16 bytes, k and n multiples
 // of 8. B and bias must be constants: they are read before the kernels before this one are done.
 struct BlockGemmProblem {
@@ -33,6 +43,9 @@ struct BlockGemmProblem {
     // With windows one side's rows are tokens: those of a where it is normalized (partition, padding becomes zeros), else those
     // of out and what is added (reverse). `rows` counts the windows' rows, less than 2^31.
     WindowGrid window;
+    // With quads each of A's rows, which are normalized, is four tokens side by side: a and a2 are maps of tokens of k / 4 channels, a
+    // multiple of 8. What an odd grid lacks is zeros. `rows` counts the merged rows, the tokens are 2^29 at most.
+    QuadGrid quads;
 
     const void* next = nullptr;     // constants that the kernel after this one reads
     int64_t next_bytes = 0;

@@ -12,4 +12,8 @@ template <class Tile> cudaError_t launch_gemm(const BlockGemmArgs& p, const Gemm
     else return cudaErrorInvalidValue;
 }
 
+template <class Tile> cudaError_t launch_merge_gemm(const MergeGemmArgs& p, const GemmLaunch& how, cudaStream_t stream) {
+    return launch_ahead(block_gemm_kernel<Tile, true, MergeGemmArgs>, how.blocks, Tile::kThreads, how.shared, stream, 1, p);
+}
+
 }  // namespace trt_opt

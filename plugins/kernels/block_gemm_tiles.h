@@ -27,5 +27,8 @@ struct GemmLaunch {
 using GemmLauncher = cudaError_t(const BlockGemmArgs&, const GemmLaunch&, cudaStream_t);
 GemmLauncher launch_gemm_16x64, launch_gemm_32x32, launch_gemm_32x64, launch_gemm_32x96, launch_gemm_32x128, launch_gemm_64x32, launch_gemm_64x64, launch_gemm_64x64w16, launch_gemm_64x96,
     launch_gemm_64x128, launch_gemm_128x64, launch_gemm_128x128;
+// Those that merge patches.
+using MergeGemmLauncher = cudaError_t(const MergeGemmArgs&, const GemmLaunch&, cudaStream_t);
+MergeGemmLauncher launch_merge_gemm_16x64, launch_merge_gemm_32x32, launch_merge_gemm_32x64, launch_merge_gemm_64x32, launch_merge_gemm_64x64;
 
 }  // namespace trt_opt

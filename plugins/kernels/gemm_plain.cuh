@@ -56,6 +56,16 @@ template <class T, class Out> __global__ void __launch_bounds__(kGemmPlainThread
     }
 }
 
+// What a product is without more: with its offset, rounded.
+template <class T> struct GemmPlainOut {
+    const T* bias;
+    T* y;
+    int columns;
+
+    __device__ __forceinline__ T* row(int64_t r) const { return y + r * columns; }
+    __device__ __forceinline__ void put(T* at, int column, float sum) const { at[column] = from_float<T>(sum + to_float(bias[column])); }
+};
+
 template <class T, class Out> cudaError_t gemm_plain(const GemmPlainArgs<T>& p, const Out& out, cudaStream_t stream) {
     const int64_t blocks = (p.rows + kGemmPlainTile - 1) / kGemmPlainTile;
     if (blocks > INT32_MAX) return cudaErrorInvalidValue;

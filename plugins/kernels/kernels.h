@@ -257,4 +257,25 @@ cudaError_t tnt_bridge(const TntBridgeProblem& problem, cudaStream_t stream);
 // Enough for this problem and for all with fewer images; 0 if it is not valid. Pointers are not looked at.
 int64_t tnt_bridge_workspace(const TntBridgeProblem& problem);
 
+// y = normalize(merged) * W + b, where the merged and normalized rows are those of a patch merge. The norm's and the product's weights
+// must be constants, as those of MlpBlockProblem.
+struct PatchMergeBlockProblem {
+    PatchMergeProblem merge;    // up to kMlpMaxHidden / 4 channels and kMergeMaxTokens tokens of an image; its y is the function's to fill in
+    int32_t columns = 0;        // up to kMlpMaxChannels
+    const void* w = nullptr;    // [4 * merge.channels, columns]
+    const void* b = nullptr;    // [columns]
+    void* y = nullptr;          // [images, ceil(grid_h/2) * ceil(grid_w/2), columns]; none of the inputs
+    void* workspace = nullptr;  // patch_merge_block_workspace bytes, aligned to 16; nothing in it is kept
+};
+constexpr int32_t kMergeMaxTokens = 1 << 29;
+
+// `tactic`: 0 or one of patch_merge_block_tactics; one that does not fit falls back to what 0 would choose.
+cudaError_t patch_merge_block(const PatchMergeBlockProblem& problem, cudaStream_t stream, int32_t tactic = 0);
+
+// Ways of cutting up the problem on the current device that are worth timing, best guess first. Pointers are not looked at.
+std::vector<int32_t> patch_merge_block_tactics(const PatchMergeBlockProblem& problem);
+
+// Enough for this problem and for all with fewer images, under any tactic; 0 if it is not valid. Pointers are not looked at.
+int64_t patch_merge_block_workspace(const PatchMergeBlockProblem& problem);
+
 }  // namespace trt_opt

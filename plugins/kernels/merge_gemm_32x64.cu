@@ -1,0 +1,5 @@
+#include "block_gemm_launch.cuh"
+
+namespace trt_opt {
+cudaError_t launch_merge_gemm_32x64(const MergeGemmArgs& p, const GemmLaunch& how, cudaStream_t stream) { return launch_merge_gemm<GemmTile32x64>(p, how, stream); }
+}  // namespace trt_opt
