@@ -33,6 +33,15 @@ impl Miss {
         self.found = Some(found.to_string());
         self
     }
+
+    /// The reason as the site of `node` gives it: with the place, where that is another.
+    fn text(&self, node: &str) -> String {
+        if self.at.is_empty() || self.at == node {
+            self.reason.clone()
+        } else {
+            format!("{} (at {})", self.reason, self.at)
+        }
+    }
 }
 
 /// Nodes to add, values that they take over, nodes that must die by it.
@@ -180,11 +189,7 @@ impl<'a> Engine<'a> {
     }
 
     pub fn record_miss(&mut self, kind: Kind, node: &str, rule: &str, miss: Miss) {
-        let reason = if miss.at.is_empty() || miss.at == node {
-            miss.reason
-        } else {
-            format!("{} (at {})", miss.reason, miss.at)
-        };
+        let reason = miss.text(node);
         self.record(Site {
             kind,
             status: Status::Missed,
@@ -212,6 +217,15 @@ impl<'a> Engine<'a> {
                 site.into = Some(into.into());
                 site.reason = None;
             }
+        }
+    }
+
+    /// Says of the sites that the node `into` computes why it computes no more than it does.
+    pub fn note(&mut self, into: &str, miss: &Miss) {
+        for site in self.sites.iter_mut().filter(|site| site.into.as_deref() == Some(into)) {
+            site.reason = Some(miss.text(&site.node));
+            site.expected.clone_from(&miss.expected);
+            site.found.clone_from(&miss.found);
         }
     }
 

@@ -129,6 +129,17 @@ impl Body {
         self.op("Add", &[&scaled, bias], vec![])
     }
 
+    /// The mean over these axes, which go.
+    pub fn mean(&mut self, x: &str, axes: &[i64]) -> String {
+        let drop = AttributeProto::int("keepdims", 0);
+        // The axes became an input with opset 18.
+        if self.opset >= 18 {
+            let axes = self.ints(axes);
+            return self.op("ReduceMean", &[x, &axes], vec![drop]);
+        }
+        self.op("ReduceMean", &[x], vec![AttributeProto::ints("axes", axes), drop])
+    }
+
     pub fn finish(self, def: &OpDef, node: &Node) -> FunctionProto {
         FunctionProto {
             name: Some(def.name.into()),

@@ -1,8 +1,8 @@
 //! A typical node of each op: what plugin libraries are tried with.
 
 use super::{
-    Attention, AttnBlock, LayerNorm, Layout, Mask, MlpBlock, OpDef, PatchMerge, TntBridge, TntInnerBlock, Window,
-    WindowMap,
+    Attention, AttnBlock, LayerNorm, Layout, Mask, MlpBlock, NormPool, OpDef, PatchMerge, TntBridge, TntInnerBlock,
+    Window, WindowMap,
 };
 use crate::onnx::proto::AttributeProto;
 
@@ -29,6 +29,7 @@ pub fn example(def: &OpDef) -> Vec<AttributeProto> {
             TntInnerBlock { epsilon, whole: false, num_heads: 4, scale: 0.408_248_3, tanh: false }.attributes()
         }
         "TrtOptTntBridge" => TntBridge { epsilon: [1e-5; 2], begin: 1 }.attributes(true),
+        "TrtOptNormPool" => NormPool { epsilon: 1e-5 }.attributes(true),
         other => panic!("op {other} has no example here"),
     }
 }

@@ -7,6 +7,7 @@ mod body;
 mod example;
 mod layer_norm;
 mod mlp_block;
+mod norm_pool;
 mod patch_merge;
 mod tnt_bridge;
 mod tnt_inner_block;
@@ -19,6 +20,7 @@ pub use attn_block::{AttnBlock, AttnWeights};
 pub use example::example;
 pub use layer_norm::{Addends, LayerNorm, Part};
 pub use mlp_block::{MAX_CHANNELS, MAX_HIDDEN, MULTIPLE, MlpBlock, MlpWeights};
+pub use norm_pool::NormPool;
 pub use patch_merge::PatchMerge;
 pub use tnt_bridge::{TntBridge, TntBridgeWeights};
 pub use tnt_inner_block::{TntInnerBlock, TntInnerWeights};
@@ -110,6 +112,7 @@ pub static OPS: &[&OpDef] = &[
     &attn_block::DEF,
     &tnt_inner_block::DEF,
     &tnt_bridge::DEF,
+    &norm_pool::DEF,
 ];
 
 const fn port(name: &'static str, doc: &'static str) -> PortDef {

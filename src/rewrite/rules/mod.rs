@@ -8,6 +8,7 @@ mod block;
 mod gelu;
 mod layer_norm;
 mod mlp_block;
+mod norm_pool;
 mod patch_merge;
 mod projections;
 mod residual;
@@ -41,6 +42,8 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     // What residual adds the windows and blocks have left goes into the patch merges and norms.
     patch_merge::residuals(engine)?;
     residual::run(engine)?;
+    // Takes the norms with the adds that they have taken.
+    norm_pool::run(engine)?;
     // Last: the others leave Reshapes behind each other.
     straighten::run(engine)?;
     Ok(())
