@@ -747,6 +747,45 @@ private:
     bool residual_;
 };
 
+class NormPool final : public Op {
+public:
+    explicit NormPool(Attributes given) : Op(std::move(given)) {
+        epsilon_ = epsilon(attributes_);
+        residual_ = flag(attributes_, "residual");
+    }
+    std::unique_ptr<Op> clone() const override { return std::make_unique<NormPool>(*this); }
+    int32_t inputs() const override { return residual_ ? 4 : 3; }
+    int32_t outputs() const override { return 1; }
+    void shapes(const DimsExprs* in, DimsExprs* out, IExprBuilder&) const override {
+        expect(in[0].nbDims >= 3, "input x must be [B, ..., C] with one axis or more of tokens");
+        out[0].nbDims = 2;
+        out[0].d[0] = in[0].d[0], out[0].d[1] = in[0].d[in[0].nbDims - 1];
+    }
+    cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, void*, int32_t,
+                    cudaStream_t stream) const override {
+        const Dims& x = in_desc[0].dims;
+        expect(x.nbDims >= 3, "input x must be [B, ..., C] with one axis or more of tokens");
+        NormPoolProblem p;
+        p.dtype = dtype(in_desc[0]);
+        p.images = x.d[0], p.tokens = volume(x, 1, x.nbDims - 1), p.row = x.d[x.nbDims - 1];
+        expect(p.tokens >= 1, "the mean over no tokens is not defined");
+        const int first = inputs() - 2;
+        for (int i = first; i < first + 2; ++i)
+            expect(volume(in_desc[i].dims, 0, in_desc[i].dims.nbDims) == p.row, "inputs scale and bias must have C elements");
+        if (residual_) {
+            expect(volume(in_desc[1].dims, 0, in_desc[1].dims.nbDims) == volume(x, 0, x.nbDims), "input residual must have the shape of x");
+            p.residual = in[1];
+        }
+        p.epsilon = epsilon_;
+        p.x = in[0], p.scale = in[first], p.bias = in[first + 1], p.y = out[0];
+        return norm_pool(p, stream);
+    }
+
+private:
+    float epsilon_;
+    bool residual_;
+};
+
 template <class T> std::unique_ptr<Op> make(Attributes attributes) { return std::make_unique<T>(std::move(attributes)); }
 
 }  // namespace
@@ -777,6 +816,7 @@ const std::vector<OpDef>& op_definitions() {
         {"TrtOptAttnBlock", {{"epsilon", kFloat, 1}, {"residual", kInt, 1}, {"num_heads", kInt, 1}, {"scale", kFloat, 1}, {"bias", kInt, 1}}, make<AttnBlock<false>>},
         {"TrtOptTntInnerBlock", {{"epsilon1", kFloat, 1}, {"epsilon2", kFloat, 1}, {"whole", kInt, 1}, {"num_heads", kInt, 1}, {"scale", kFloat, 1}, {"approximate", kText, 1}}, make<TntInnerBlock>},
         {"TrtOptTntBridge", {{"epsilon1", kFloat, 1}, {"epsilon2", kFloat, 1}, {"residual", kInt, 1}, {"begin", kInt, 1}}, make<TntBridge>},
+        {"TrtOptNormPool", {{"epsilon", kFloat, 1}, {"residual", kInt, 1}}, make<NormPool>},
     };
     return ops;
 }

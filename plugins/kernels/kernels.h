@@ -84,6 +84,21 @@ struct PatchMergeProblem {
 };
 cudaError_t patch_merge(const PatchMergeProblem& problem, cudaStream_t stream);
 
+// The mean over the tokens of each image of normalize(s) * scale + bias; s = x + residual, rounded.
+struct NormPoolProblem {
+    DType dtype = DType::kHalf;
+    int64_t images = 0;
+    int64_t tokens = 0;              // of an image, at least 1
+    int64_t row = 0;                 // elements of a token
+    float epsilon = 1e-5f;
+    const void* x = nullptr;         // [images, tokens, row]
+    const void* residual = nullptr;  // as x, or null: no residual
+    const void* scale = nullptr;     // [row]
+    const void* bias = nullptr;      // [row]
+    void* y = nullptr;               // [images, row]
+};
+cudaError_t norm_pool(const NormPoolProblem& problem, cudaStream_t stream);
+
 // Where element (batch, token, head, i) of q, k or v is: base + batch*b + token*t + head*h + i, in elements.
 struct HeadView {
     const void* base = nullptr;

@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 use trt_opt::contents::Contents;
 use trt_opt::onnx::{self, Model, SaveOptions};
-use trt_opt::rewrite::{self, Kind, Ledger, Options, Target, fp16};
+use trt_opt::rewrite::{self, Kind, Ledger, Options, Site, Target, fp16};
 use trt_opt::verify::{self, Report, Source};
 use trt_opt::{Error, Result, files};
 
@@ -206,7 +206,11 @@ pub fn run(args: Args, global: &Global) -> Result<u8> {
     let seconds = started.elapsed().as_secs_f64();
 
     for rule in &resolved.options.skip {
-        let known = ledger.patches.contains_key(rule) || ledger.sites.iter().any(|s| s.rule.as_deref() == Some(rule));
+        let left_out = format!("--skip {rule}");
+        let uses = |s: &Site| {
+            s.rule.as_deref() == Some(rule) || s.reason.as_ref().is_some_and(|reason| reason.ends_with(&left_out))
+        };
+        let known = ledger.patches.contains_key(rule) || ledger.sites.iter().any(uses);
         if !known && !global.quiet {
             out::warning(&format!("--skip {rule}: no site of this model would use a rule of that name"));
         }

@@ -58,6 +58,11 @@ class Library:
         self.call("trt_opt_patch_merge", HALF, ctypes.c_int64(images), ctypes.c_int64(channels), h, w, ctypes.c_float(1e-5), pointer(x),
                   pointer(scale), pointer(bias), pointer(y))
 
+    def norm_pool(self, x, residual, scale, bias, y):
+        images, tokens, row = x.shape
+        self.call("trt_opt_norm_pool", HALF, ctypes.c_int64(images), ctypes.c_int64(tokens), ctypes.c_int64(row), ctypes.c_float(1e-5), pointer(x), pointer(residual),
+                  pointer(scale), pointer(bias), pointer(y))
+
     def mlp_block(self, x, residual, p, y, workspace, tactic=0):
         rows, channels = x.shape
         self.call("trt_opt_mlp_block", HALF, ctypes.c_int64(rows), channels, p["w1"].shape[1], ctypes.c_float(1e-5), 0, pointer(x), pointer(residual),
@@ -200,6 +205,39 @@ def bench_layer_norm_part(lib, images, tokens, row, rounds):
     moved = 4 * size + images * (tokens - 1) * row * 2
     return {"op": "layer_norm", "shape": [images, tokens, row], "residual": True, "part": True, "error": error, "us": times, "failed": failed, "bytes": moved,
             "bandwidth_of_copy": times["copy"] / times["ours"] * moved / (4 * size), "speedup_over_torch": times["torch"] / times["ours"], "tb_s": moved / times["ours"] * 1e-6}
+
+
+def bench_norm_pool(lib, images, tokens, row, residual, rounds):
+    """Beside our norm with PyTorch's mean behind it, and beside PyTorch's norm and mean."""
+    size = images * tokens * row * 2
+    read = size * (2 if residual else 1)
+    sets, order = rotation(2 * read)
+    xs = [rand(images, tokens, row) for _ in range(sets)]
+    rs = [rand(images, tokens, row) for _ in range(sets)] if residual else [None] * sets
+    normals, totals = ([torch.empty_like(xs[0]) for _ in range(sets)] for _ in range(2))
+    ys = [torch.empty(images, row, device="cuda", dtype=torch.float16) for _ in range(sets)]
+    scale, bias = rand(row), rand(row)
+
+    def ours(i):
+        lib.norm_pool(xs[i], rs[i], scale, bias, ys[i])
+
+    def pieces(i):
+        lib.layer_norm(xs[i], rs[i], scale, bias, normals[i], totals[i] if residual else None, row)
+        torch.mean(normals[i], 1, out=ys[i])
+
+    def torch_pool(i):
+        x = torch.add(xs[i], rs[i], out=totals[i]) if residual else xs[i]
+        return torch.mean(F.layer_norm(x, (row,), scale, bias, 1e-5), 1, out=ys[i])
+
+    ours(0)
+    x = (xs[0] + rs[0] if residual else xs[0]).float()
+    reference = F.layer_norm(x, (row,), scale.float(), bias.float(), 1e-5).mean(1)
+    error = ((ys[0].float() - reference).norm() / reference.norm()).item()
+    functions = {"ours": ours, "our norm, torch mean": pieces, "torch": torch_pool, "copy": lambda i: normals[i].copy_(xs[i])}
+    times, failed = time_variants({k: [lambda i=i, f=f: f(i) for i in order] for k, f in functions.items()}, rounds)
+    return {"op": "norm_pool", "shape": [images, tokens, row], "residual": residual, "error": error, "us": times, "failed": failed, "bytes": read,
+            "speedup_over_pieces": times["our norm, torch mean"] / times["ours"], "speedup_over_torch": times["torch"] / times["ours"],
+            "bandwidth_of_copy": times["copy"] / times["ours"] * read / (2 * size), "tb_s": read / times["ours"] * 1e-6}
 
 
 def bench_attention(lib, stage, batch, shifted, rounds, tactics):
@@ -652,7 +690,7 @@ def main():
     parser.add_argument("--json")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--tactics", action="store_true", help="time every tactic too")
-    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, sequence, stage, mlp_block, attn_block, tnt_inner_block or tnt_bridge")
+    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, norm_pool, sequence, stage, mlp_block, attn_block, tnt_inner_block or tnt_bridge")
     parser.add_argument("--batch", type=int, action="append", help="batch sizes of blocks [default: 1 and 32]")
     args = parser.parse_args()
     lib = Library(args.lib)
@@ -689,6 +727,10 @@ def main():
         if wanted("patch_merge"):
             add(bench_merge(lib, 32, 56, 96, args.rounds))
             add(bench_merge(lib, 32, 14, 384, args.rounds))
+        if wanted("norm_pool"):
+            for images in args.batch or (1, 32):
+                for tokens, row, residual in [(49, 768, True), (49, 768, False), (49, 1024, True), (64, 512, True)]:
+                    add(bench_norm_pool(lib, images, tokens, row, residual, args.rounds))
         if wanted("sequence"):
             for stage in range(4):
                 add(bench_sequence(lib, stage, args.rounds))

@@ -37,6 +37,13 @@ int trt_opt_patch_merge(int dtype, int64_t images, int64_t channels, int h, int 
     return patch_merge(p, static_cast<cudaStream_t>(stream));
 }
 
+int trt_opt_norm_pool(int dtype, int64_t images, int64_t tokens, int64_t row, float epsilon, const void* x, const void* residual, const void* scale, const void* bias, void* y, void* stream) {
+    NormPoolProblem p;
+    p.dtype = static_cast<DType>(dtype), p.images = images, p.tokens = tokens, p.row = row, p.epsilon = epsilon;
+    p.x = x, p.residual = residual, p.scale = scale, p.bias = bias, p.y = y;
+    return norm_pool(p, static_cast<cudaStream_t>(stream));
+}
+
 // q, k, v: packed [batch, tokens, 3, heads, dim].
 int trt_opt_attention_qkv(int dtype, int64_t batch, int heads, int tokens, int dim, float scale, const void* qkv, void* out, int bias_kind, const void* bias,
                           int64_t bias_period, int mask_kind, const void* mask, int64_t mask_period, float mask_value, const int32_t* window, int tactic, void* stream) {

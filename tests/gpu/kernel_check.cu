@@ -292,6 +292,41 @@ void check(Checker& c, const std::string& what, const MergeCase& a) {
     c.compare(name, *y, ref);
 }
 
+struct PoolCase {
+    DType type;
+    int64_t images, tokens, row;
+    bool residual = false;
+    int shift = 0;
+    float offset = 0;
+};
+void check(Checker& c, const PoolCase& a) {
+    char text[120];
+    std::snprintf(text, sizeof(text), "norm_pool b%lld n%lld c%lld%s off%d+%g%s", static_cast<long long>(a.images), static_cast<long long>(a.tokens), static_cast<long long>(a.row),
+                  a.residual ? " add" : "", a.shift, static_cast<double>(a.offset), a.type == DType::kHalf ? " fp16" : " fp32");
+    const std::string name = text;
+    if (!c.wanted(name)) return;
+    NormPoolProblem p;
+    p.dtype = a.type, p.images = a.images, p.tokens = a.tokens, p.row = a.row;
+    const int64_t count = a.images * a.tokens * a.row;
+    Tensor x = tensor(a.type, count, a.shift), residual = tensor(a.type, a.residual ? count : 0, a.shift), scale = tensor(a.type, a.row, a.shift), bias = tensor(a.type, a.row, a.shift),
+           y = tensor(a.type, a.images * a.row, a.shift);
+    x->fill(c.next_seed(), 1.5f, a.offset), scale->fill(c.next_seed(), 0.5f, 1.f), bias->fill(c.next_seed(), 0.5f);
+    p.x = x->data(), p.scale = scale->data(), p.bias = bias->data(), p.y = y->data();
+    if (a.residual) {
+        residual->fill(c.next_seed(), 1.f);
+        p.residual = residual->data();
+    }
+    const cudaError_t status = c.run([&](cudaStream_t s) { return norm_pool(p, s); });
+    if (status != cudaSuccess) return c.report(name, a.type, 1e30, 0, 0, cudaGetErrorString(status));
+    Doubles ref(y->count);
+    if (const int64_t rows = a.images * a.tokens; rows > 0) {
+        if (a.type == DType::kHalf) reference::norm_pool<__half><<<blocks_for(rows), 128>>>(p, ref.p);
+        else reference::norm_pool<float><<<blocks_for(rows), 128>>>(p, ref.p);
+        CUDA_OK(cudaGetLastError());
+    }
+    c.compare(name, *y, ref);
+}
+
 enum class Layout { kQkv, kQKv, kQkV, kQKV, kBhnd };
 const char* const kLayoutNames[] = {"qkv", "q_kv", "qk_v", "q_k_v", "bhnd"};
 
@@ -715,6 +750,16 @@ void edge_cases(Checker& c) {
         check(c, "patch_merge wide" + s, MergeCase{t, 1, 2048, 4, 4, {0, 2, 1, 3}});
         for (int64_t channels : {96, 30, 5}) check(c, "patch_merge c" + std::to_string(channels) + " 14x13" + s, MergeCase{t, 3, channels, 14, 13, {0, 2, 1, 3}, channels == 30 ? 1 : 0, true});
 
+        // Swin, PyramidTNT; then clusters of every size and blocks of every kind, rows of every number of accesses, and those that have none
+        for (int64_t images : {1, 2, 5, 17, 32, 40, 70, 140, 300}) check(c, PoolCase{t, images, 49, 768, images != 2});
+        for (auto [tokens, row] : {std::pair{64, 512}, {49, 1024}, {144, 1536}, {196, 768}, {3136, 96}}) check(c, PoolCase{t, 1, tokens, row, true}), check(c, PoolCase{t, 3, tokens, row});
+        for (int64_t row : {1, 2, 3, 4, 7, 8, 12, 16, 24, 40, 96, 100, 130, 248, 256, 264, 384, 512, 520, 640, 1000, 1024, 1032, 1288, 1360, 1368, 1536, 1544, 2040, 2048, 2056, 3000, 4096, 5001})
+            check(c, PoolCase{t, 2, 50, row, row % 16 == 0});
+        for (int64_t tokens : {1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 63, 65, 127, 128, 129, 300}) check(c, PoolCase{t, 1, tokens, 192, tokens % 2 == 0}), check(c, PoolCase{t, 2, tokens, 30, tokens % 2 == 1});
+        for (int shift : {1, 2, 4}) check(c, PoolCase{t, 2, 49, 96, shift == 2, shift});
+        check(c, PoolCase{t, 0, 49, 768});
+        for (float offset : {20.f, 300.f}) check(c, PoolCase{t, 2, 49, 768, false, 0, t == DType::kHalf ? offset : offset / 20}), check(c, PoolCase{t, 1, 50, 99, true, 0, t == DType::kHalf ? offset : offset / 20});
+
         const WindowGrid swin = grid(56, 56, 7, 7, 3, 3), last = grid(7, 7, 7, 7, 0, 0);
         using B = AttentionBias;
         using M = AttentionMask;
@@ -881,6 +926,7 @@ void random_cases(Checker& c, int count, uint64_t seed) {
         check(c, "window random" + s, WindowCase{t, pick(1, 6), pick(0, 1) ? pick(1, 200) : 8 * pick(1, 40), reverse, reverse && pick(0, 1), g, shift});
         MergeCase m{t, pick(1, 4), pick(0, 1) ? pick(1, 300) : 8 * pick(1, 60), pick(1, 20), pick(1, 20), {pick(0, 3), pick(0, 3), pick(0, 3), pick(0, 3)}, shift, pick(0, 1) == 1};
         check(c, "patch_merge random" + s, m);
+        check(c, PoolCase{t, pick(1, pick(0, 1) ? 8 : 200), pick(1, pick(0, 1) ? 64 : 300), pick(0, 2) ? 8 * pick(1, 300) : pick(1, 600), pick(0, 1) == 1, shift});
 
         const int channels = pick(0, 3) ? 8 * pick(1, 100) : pick(1, 300), times = pick(1, 4);
         check(c, MlpCase{t, pick(0, 1) ? pick(1, 100) : pick(100, 1000), channels, pick(0, 3) ? channels * times : 8 * pick(1, 150), pick(0, 1) == 1, pick(0, 1) == 1, shift});
@@ -936,6 +982,7 @@ void large_cases(Checker& c) {
     check(c, "layer_norm reverse large", LayerNormCase{DType::kHalf, 7200, 96, true, grid(56, 56, 7, 7, 3, 3), 0, 0, true});
     check(c, "window large", WindowCase{DType::kHalf, 7200, 96, true, true, grid(56, 56, 7, 7, 3, 3)});
     check(c, "window partition large", WindowCase{DType::kHalf, 7200, 96, false, false, grid(56, 56, 7, 7, 3, 3)});
+    check(c, PoolCase{DType::kHalf, 60000, 49, 768, true});
     check(c, "patch_merge large", MergeCase{DType::kHalf, 7200, 96, 56, 56, {0, 2, 1, 3}, 0, true});
     check(c, AttentionCase{DType::kHalf, 64 * 2400, 3, 49, 49, 32, 32, Layout::kQkv, AttentionBias::kTable, 1, true, AttentionMask::kShift, 1, grid(56, 56, 7, 7, 3, 3)});
     check(c, AttentionCase{DType::kHalf, 6000000, 4, 16, 16, 6, 6, Layout::kQkV});
@@ -961,6 +1008,9 @@ void refusals(Checker& c) {
     PatchMergeProblem m;
     m.images = 1, m.channels = 8, m.grid_h = m.grid_w = 4, m.order[2] = 4;
     expect("refuse order", patch_merge(m, nullptr));
+    NormPoolProblem p;
+    p.images = 1, p.row = 8;
+    expect("refuse a mean over no tokens", norm_pool(p, nullptr));
     MlpBlockProblem b;
     b.rows = 1, b.channels = kMlpMaxChannels + 8, b.hidden = 8;
     expect("refuse too many channels", mlp_block(b, nullptr, nullptr));

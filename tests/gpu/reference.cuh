@@ -16,6 +16,7 @@ using trt_opt::AttentionMask;
 using trt_opt::AttentionProblem;
 using trt_opt::LayerNormProblem;
 using trt_opt::MlpBlockProblem;
+using trt_opt::NormPoolProblem;
 using trt_opt::PatchMergeProblem;
 using trt_opt::AttnBlockProblem;
 using trt_opt::TntBridgeProblem;
@@ -118,6 +119,23 @@ template <class T> __global__ void patch_merge(PatchMergeProblem p, int64_t rows
     variance /= c4;
     for (int64_t i = 0; i < c4; ++i)
         y[r * c4 + i] = (value(i) - mean) / sqrt(variance + static_cast<double>(p.epsilon)) * get<T>(p.scale, i) + get<T>(p.bias, i);
+}
+
+// A thread a token. y must be zeroed.
+template <class T> __global__ void norm_pool(NormPoolProblem p, double* y) {
+    const int64_t r = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+    if (r >= p.images * p.tokens) return;
+    auto value = [&](int64_t i) {
+        const double s = get<T>(p.x, r * p.row + i);
+        return p.residual ? rounded<T>(s + get<T>(p.residual, r * p.row + i)) : s;
+    };
+    double mean = 0, variance = 0;
+    for (int64_t i = 0; i < p.row; ++i) mean += value(i);
+    mean /= p.row;
+    for (int64_t i = 0; i < p.row; ++i) variance += (value(i) - mean) * (value(i) - mean);
+    const double factor = 1 / sqrt(variance / p.row + static_cast<double>(p.epsilon));
+    for (int64_t i = 0; i < p.row; ++i)
+        atomicAdd(y + r / p.tokens * p.row + i, ((value(i) - mean) * factor * get<T>(p.scale, i) + get<T>(p.bias, i)) / p.tokens);
 }
 
 __device__ inline int region(int i, int length, int window, int shift) {

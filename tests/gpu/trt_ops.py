@@ -175,6 +175,12 @@ def cases():
                [node("TrtOptPatchMerge", ["x", "r", "g", "b"], ["y"], epsilon=1e-5, residual=1, grid=[14, 14], order=[0, 2, 1, 3], rank=3)],
                {"y": layer_norm(quads, mg, mb, 1e-5, (-1,)).reshape(2, 49, 256)}, dynamic=True)
 
+    for name, shape, extra in (("norm_pool", (2, 49, 768), False), ("norm_pool_residual", (2, 7, 7, 768), True), ("norm_pool_rows_of_no_access", (3, 10, 30), True)):
+        x, r, g, b = rand(*shape), rand(*shape), 1 + rand(shape[-1], scale=0.2), rand(shape[-1], scale=0.2)
+        yield Case(name, {"x": x, "r": r} if extra else {"x": x}, {"g": g, "b": b},
+                   [node("TrtOptNormPool", ["x", *(["r"] if extra else []), "g", "b"], ["y"], epsilon=1e-5, residual=int(extra))],
+                   {"y": layer_norm(x + r if extra else x, g, b, 1e-5, (-1,)).mean(tuple(range(1, len(shape) - 1)))}, dynamic=name == "norm_pool_residual")
+
     heads3 = {"num_heads": 3, "scale": 32**-0.5}
     qkv, table = rand(128, 49, 3 * 96), rand(169, 3)
     q, k, v = (heads(qkv[..., i * 96:(i + 1) * 96], 3) for i in range(3))

@@ -94,6 +94,8 @@ inline std::vector<Op> ops() {
     const Fields inner_whole = {{"epsilon1", real(1e-5f)}, {"epsilon2", real(1e-5f)}, {"whole", ints({1})}, {"num_heads", ints({2})}, {"scale", real(0.5f)}, {"approximate", text("tanh")}};
     const Fields bridge = {{"epsilon1", real(1e-5f)}, {"epsilon2", real(1e-6f)}, {"residual", ints({0})}, {"begin", ints({1})}};
     const Fields bridge_residual = {{"epsilon1", real(1e-6f)}, {"epsilon2", real(1e-5f)}, {"residual", ints({1})}, {"begin", ints({0})}};
+    const Fields pool = {{"epsilon", real(1e-5f)}, {"residual", ints({1})}};
+    const Fields pool_plain = {{"epsilon", real(0.f)}, {"residual", ints({0})}};
     return {
         {"TrtOptLayerNorm",
          {norm, plain, part},
@@ -134,6 +136,9 @@ inline std::vector<Op> ops() {
          {bridge, bridge_residual},
          {{"epsilon1", real(__builtin_nanf("")), "'epsilon1'"}, {"epsilon2", real(-1.f), "'epsilon2'"}, {"residual", ints({2}), "'residual' must be 0 or 1"}, {"begin", ints({-1}), "'begin' must not be negative"},
           {"begin", real(1.f), "'begin' must be int32"}, {"begin", gone(), "'begin' is missing"}}},
+        {"TrtOptNormPool",
+         {pool, pool_plain},
+         {{"epsilon", real(-1.f), "'epsilon'"}, {"epsilon", ints({0}), "'epsilon' must be float32"}, {"residual", ints({2}), "'residual' must be 0 or 1"}, {"residual", ints({0, 0}), "'residual' must have 1 value"}, {"residual", gone(), "'residual' is missing"}}},
     };
 }
 

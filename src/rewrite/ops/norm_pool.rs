@@ -24,9 +24,7 @@ pub static DEF: OpDef = OpDef {
     shapes,
     body,
     // A norm counts as 8 an element, as in the cost model of standard ops; the mean is one add more.
-    work: |node, inputs, _| {
-        Some((count(inputs.first()?)?.checked_mul(9 + u64::from(node.int("residual")? != 0))?, 0))
-    },
+    work: |node, inputs, _| Some((count(inputs.first()?)?.checked_mul(9 + u64::from(node.int("residual")? != 0))?, 0)),
 };
 
 /// The attributes of a `TrtOptNormPool`.

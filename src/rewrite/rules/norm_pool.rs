@@ -28,16 +28,17 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     let sites: Vec<(NodeId, NodeId)> =
         sites.filter_map(|(norm, node)| Some((norm, mean_after(graph, node.output(0)?, DEPTH)?))).collect();
     for (norm, mean) in sites {
-        if !engine.enabled(Kind::LayerNorm, RULE) {
-            return Ok(());
-        }
         let graph = engine.graph();
         // A patch before this one may have taken the mean.
         let (Some(node), Some(_)) = (graph.get(norm), graph.get(mean)) else { continue };
         let old = node.name.clone();
-        let outcome = match Pool::of(graph, norm, mean).and_then(|pool| pool.patch(graph, &old)) {
-            Ok((patch, name)) => engine.apply(patch)?.map(|()| name),
-            Err(miss) => Err(miss),
+        let outcome = if engine.enabled(Kind::LayerNorm, RULE) {
+            match Pool::of(graph, norm, mean).and_then(|pool| pool.patch(graph, &old)) {
+                Ok((patch, name)) => engine.apply(patch)?.map(|()| name),
+                Err(miss) => Err(miss),
+            }
+        } else {
+            Err(engine.disabled_miss(Kind::LayerNorm, RULE))
         };
         match outcome {
             Ok(name) => engine.absorb_sites(&[old].into(), &name),
@@ -81,7 +82,10 @@ fn axes_of(graph: &Graph, mean: NodeId) -> Outcome<Vec<usize>> {
         node.input(0).and_then(|x| graph.rank(x)).map(|rank| (2..rank).collect())
     };
     axes.ok_or_else(|| {
-        Miss::new(graph.node_label(mean), "its axes are not constant, or not axes of its input, whose rank must be known")
+        Miss::new(
+            graph.node_label(mean),
+            "its axes are not constant, or not axes of its input, whose rank must be known",
+        )
     })
 }
 
@@ -168,13 +172,7 @@ impl Pool {
 
 /// Images, tokens and channels, if the mean is over all tokens of each image and nothing else, and the nodes that bring
 /// them to it.
-fn tokens(
-    graph: &Graph,
-    y: ValueId,
-    channels: i64,
-    mean: NodeId,
-    axes: &[usize],
-) -> Outcome<([Dim; 3], Vec<NodeId>)> {
+fn tokens(graph: &Graph, y: ValueId, channels: i64, mean: NodeId, axes: &[usize]) -> Outcome<([Dim; 3], Vec<NodeId>)> {
     let label = graph.node_label(mean);
     let unproved = |found: &str| {
         Miss::new(&label, "what it reads are not shown to be the tokens of the norm")
@@ -184,8 +182,9 @@ fn tokens(
     let shape = graph.shape(read).ok_or_else(|| unproved("an unknown shape"))?;
     let text = |value: ValueId| graph.shape(value).map_or_else(|| "an unknown shape".into(), shape_text);
     if graph.shape(y).and_then(Dim::product) != Dim::product(shape) {
-        return Err(Miss::new(&label, "it is over some of the tokens only")
-            .expected(format!("all of {}", text(y)), text(read)));
+        return Err(
+            Miss::new(&label, "it is over some of the tokens only").expected(format!("all of {}", text(y)), text(read))
+        );
     }
     let stop = |value| value == y;
     let through = |id| graph.node(id).input(0).filter(|_| is_float_cast(graph, graph.node(id)));
