@@ -184,6 +184,9 @@ fn norm_and_mean_are_one_node_with_all_attributes() {
     assert_eq!(node.input, ["x", "scale", "bias"]);
 }
 
+/// The shape of the output, the ops that must be left besides the node, the nodes behind the norm, and the target of a Reshape.
+type Spelling<'a> = (&'a [i64], &'a [&'a str], Vec<NodeProto>, Vec<i64>);
+
 #[test]
 fn other_spellings_are_the_same_mean() {
     let [h, w] = SIDES;
@@ -196,8 +199,7 @@ fn other_spellings_are_the_same_mean() {
         attribute: vec![AttributeProto::int("axis", 1)],
         ..common::node("Flatten", &[x], &["y"])
     };
-    // The shapes of the output, what must be left behind it, the nodes, and the target of a Reshape.
-    let cases: Vec<(&[i64], &[&str], Vec<NodeProto>, Vec<i64>)> = vec![
+    let cases: Vec<Spelling> = vec![
         // Negative and unordered axes, and axes that stay.
         (&[BATCH, CHANNELS], &[], vec![mean("n", &[-2, 1], false, "y")], vec![]),
         (&kept, &["Reshape"], vec![mean("n", &[2, 1], true, "y")], vec![]),
