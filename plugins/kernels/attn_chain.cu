@@ -45,16 +45,16 @@ bool attn_chain_fits(const AttnBlockProblem& q) {
 }
 
 bool attn_chain_valid(const GemmPair& pair, const AttnBlockProblem& q) {
-    const bool first = pair.first.tile < 0 ? pair.first.id() == 0 && attn_heads_fits(q) : block_gemm_valid(pair.first, first_product(q));
+    const bool first = pair.first.tile < 0 ? attn_heads_fits(q, pair.first.cluster_log2) : block_gemm_valid(pair.first, first_product(q));
     return first && block_gemm_valid(pair.second, second_product(q));
 }
 
 std::vector<GemmPair> attn_chain_pairs(const AttnBlockProblem& q) {
     const std::vector<GemmPair> chains = block_gemm_pairs(products(q), beside(q), false);
     std::vector<GemmPair> pairs;
-    if (attn_heads_fits(q))
+    for (const int cluster_log2 : attn_heads_clusters(q))
         for (const GemmPair& pair : chains)
-            if (pair.first.id() == chains.front().first.id()) pairs.push_back({GemmPlan{}, pair.second, pair.second.cost});
+            if (pair.first.id() == chains.front().first.id()) pairs.push_back({GemmPlan{-1, cluster_log2, 0}, pair.second, pair.second.cost});
     pairs.insert(pairs.end(), chains.begin(), chains.end());
     return pairs;
 }
@@ -64,8 +64,9 @@ cudaError_t attn_chain(const AttnBlockProblem& q, int64_t qkv, const GemmPair* p
     const GemmPair chosen = pair ? *pair : block_gemm_best_pair(products(q), beside(q));
     auto [first, second] = products(q);
     first.out = rows + qkv, second.a = rows;
-    if (pair ? pair->first.tile < 0 : attn_heads_pays(q)) {
-        const cudaError_t status = attn_heads(q, rows, stream);
+    const int cluster_log2 = !pair ? attn_heads_best(q) : pair->first.tile < 0 ? pair->first.cluster_log2 : -1;
+    if (cluster_log2 >= 0) {
+        const cudaError_t status = attn_heads(q, cluster_log2, rows, stream);
         return status != cudaSuccess ? status : block_gemm(second, chosen.second, stream);
     }
     if (const cudaError_t status = block_gemm(first, chosen.first, stream); status != cudaSuccess) return status;

@@ -14,9 +14,9 @@ namespace trt_opt {
 
 // In these the problem is valid. True if the device, the sizes and the pointers' alignment suit; of null pointers all do.
 bool attn_chain_fits(const AttnBlockProblem& problem);
-// A pair whose first plan has no tile (tile < 0) is attn_heads and the second product.
+// A pair whose first plan has no tile (tile < 0) is attn_heads, with as many blocks a head as the plan's cluster, and the second product.
 bool attn_chain_valid(const GemmPair& pair, const AttnBlockProblem& problem);
-// Those worth timing: with attn_heads, if that fits, and then the others; of each, best guess first.
+// Those worth timing: with attn_heads, if that fits, and then the others; of each (and of each number of blocks a head) best guess first.
 std::vector<GemmPair> attn_chain_pairs(const AttnBlockProblem& problem);
 
 // The attention's result begins the workspace; queries, keys and values are `qkv` elements on. `pair`: null for the best guess.

@@ -6,6 +6,10 @@
 // there are the head's columns of the weights, B' = scale B, sum(B') and shift B; afterwards the rows and the bias of the scores.
 // Twelve warps are four tiles of 16 rows times queries, keys and values, of 32 columns each. Each of the three takes one of
 // the sums that a row needs: its elements, and its elements squared for the first and the second eight rows of the tile.
+//
+// Blocks of a cluster may share a head: for more channels than one has room for, or where there are few heads. Each then has a slice of
+// the contracted index, and the row tiles that are its own in turn with the others. What it has of another's tile it sends there, sums
+// that are not complete yet; a tile's owner completes them, gives its keys and values to all, and attends with its queries.
 #pragma once
 
 #include "attention_common.cuh"
@@ -30,61 +34,79 @@ struct AttnHeadsArgs {
     AttentionArgs<__half> attend;  // all but q, k and v; a batch row is a group
 };
 
-// What a block has in shared memory, for a contracted index of `k`. Rows of A and B are odd numbers of 16-byte pieces, so that
+// What a block has in shared memory, for a contracted index of `k` that `cluster` blocks share. Rows of A and B are odd numbers of 16-byte pieces, so that
 // ldmatrix meets no bank twice.
 struct AttnHeadsShared {
     static constexpr int kRows = 64, kHead = 32, kColumns = 3 * kHead, kTiles = kRows / 16, kWarps = 3 * kTiles, kThreads = 32 * kWarps;
     static constexpr int kBRow = kColumns + 8;
     static constexpr int kFloats = 2 * 2 * kColumns + 3 * kColumns + 2 * kRows;
 
+    // What the blocks of a cluster send: of each column sum(B') and shift B, of each tile that another block owns its sums and those
+    // of its rows.
+    __host__ __device__ static constexpr int sent_tiles(int cluster) { return (cluster - 1) * (kTiles / cluster) * 3; }
+    __host__ __device__ static constexpr int sent_bytes(int cluster) { return cluster == 1 ? 0 : 8 * cluster * kColumns + sent_tiles(cluster) * (16 * 32 * (kHead / 8) + 8 * 8); }
+
     // Steps of 16 are shared by two warps where B' is made.
     __host__ __device__ static int padded(int k) { return (k + 31) / 32 * 32; }
     __host__ __device__ static int a_row(int k) { return padded(k) + 8; }
+    // The contracted elements of a block, but for the last of a cluster, which may have fewer. One block has them all.
+    __host__ __device__ static int slice(int k, int cluster) { return cluster == 1 ? k : padded((k + cluster - 1) / cluster); }
     // Queries, keys and values take the place of B.
     __host__ __device__ static int b_rows(int k) { return max(padded(k), kRows); }
-    static int bytes(int k, int key_tiles) { return 16 * 32 * kTiles * key_tiles + 4 * (kFloats + kRows) + 2 * (kRows * a_row(k) + b_rows(k) * kBRow + 2 * padded(k)); }
+    static int bytes(int k, int key_tiles, int cluster) {
+        const int own = slice(k, cluster);
+        return 16 * 32 * (kTiles / cluster) * key_tiles + sent_bytes(cluster) + 4 * (kFloats + kRows) + 2 * (kRows * a_row(own) + b_rows(own) * kBRow + 2 * padded(own));
+    }
     static_assert(4 * (kFloats + kRows) % 16 == 0);
 
 private:
     __host__ __device__ static int max(int a, int b) { return a > b ? a : b; }
 };
 
-// TILES: tiles of 8 keys. Grid: groups * heads, heads fastest.
-template <int TILES> __global__ void __launch_bounds__(AttnHeadsShared::kThreads, 2) attn_heads_kernel(const __grid_constant__ AttnHeadsArgs p) {
+// TILES: tiles of 8 keys. CLUSTER: blocks that share a head. Grid: groups * heads * CLUSTER, heads faster than groups.
+template <int TILES, int CLUSTER> __global__ void __launch_bounds__(AttnHeadsShared::kThreads, 2) attn_heads_kernel(const __grid_constant__ AttnHeadsArgs p) {
 #if __CUDA_ARCH__ >= 900
     using namespace ptx;
     using Shared = AttnHeadsShared;
     constexpr int kRows = Shared::kRows, kHead = Shared::kHead, kColumns = Shared::kColumns, kBRow = Shared::kBRow, kTiles = Shared::kTiles, kWarps = Shared::kWarps, kThreads = Shared::kThreads;
     constexpr int kN = 4;      // 8-column tiles of a warp
+    constexpr int kOwn = kTiles / CLUSTER;  // row tiles of a block; tile i is that of block i % CLUSTER
     constexpr int kParts = 4;  // in which A arrives
     constexpr uint32_t kOnes[2] = {0x3c003c00u, 0x3c003c00u};
 
     let_next_start();
+    if constexpr (CLUSTER > 1) cluster_arrive();
     extern __shared__ __align__(16) unsigned char shared[];
     const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32, g = lane / 4, t = lane % 4;
     const int tile = warp % kTiles, part = warp / kTiles;  // part: queries, keys or values
     uint32_t head;
-    const uint32_t group = p.by_heads.divmod(blockIdx.x, head);
+    const uint32_t group = p.by_heads.divmod(blockIdx.x / CLUSTER, head);
+    const int rank = static_cast<int>(blockIdx.x % CLUSTER), slice = Shared::slice(p.k, CLUSTER), k0 = rank * slice, depth = CLUSTER == 1 ? p.k : min(p.k - k0, slice);
     const int inner = p.attend.heads * kHead, tokens = p.attend.n, row_tiles = (tokens + 15) / 16;
-    const int padded = Shared::padded(p.k), a_row = Shared::a_row(p.k);
+    const int padded = Shared::padded(depth), a_row = Shared::a_row(slice);
 
     // What is of one size comes first, so that its addresses are constants.
-    float4* const score_bias = reinterpret_cast<float4*>(shared);  // [row tile][key tile][lane]
+    float4* const score_bias = reinterpret_cast<float4*>(shared);  // [own row tile][key tile][lane]
+    // From other blocks: [block][own row tile][queries, keys or values][column tile][lane], and of the rows [...][g]; from all: [block][column].
+    static_assert(Shared::sent_bytes(CLUSTER) % 16 == 0);
+    float4* const sent = score_bias + kOwn * TILES * 32;
+    float2 *const sent_rows = reinterpret_cast<float2*>(sent + Shared::sent_tiles(CLUSTER) * kN * 32), *const sent_columns = sent_rows + Shared::sent_tiles(CLUSTER) * 8;
     // Of the columns: each half of the contracted index's sum(B') and shift B; then sum(B'), shift B + bias, bias. Of the rows: sums.
-    float *const shares = reinterpret_cast<float*>(score_bias + kTiles * TILES * 32), *const column_sums = shares + 2 * 2 * kColumns;
+    float *const shares = reinterpret_cast<float*>(sent) + Shared::sent_bytes(CLUSTER) / 4, *const column_sums = shares + 2 * 2 * kColumns;
     float *const offsets = column_sums + kColumns, *const biases = offsets + kColumns, *const row_sums = biases + kColumns, *const row_squares = row_sums + kRows;
     int* const mapped_rows = reinterpret_cast<int*>(row_squares + kRows);
     __half *const a = reinterpret_cast<__half*>(mapped_rows + kRows), *const b = a + kRows * a_row;
-    __half *const scale = b + Shared::b_rows(p.k) * kBRow, *const shift = scale + padded;
+    __half *const scale = b + Shared::b_rows(slice) * kBRow, *const shift = scale + padded;
 
     // Before the kernel before this one is done: weights, and where the rows are. Rows of B beyond the last are zeros.
     {
         constexpr int kPieces = kColumns / 8, kStep = kThreads / kPieces;
         const int piece = tid % kPieces * 8;
-        const __half* from = p.b + piece / kHead * inner + static_cast<int>(head) * kHead + piece % kHead;
+        const __half* from = p.b + k0 * (3 * inner) + piece / kHead * inner + static_cast<int>(head) * kHead + piece % kHead;
 #pragma unroll 4
-        for (int row = tid / kPieces; row < padded; row += kStep) copy16(b + row * kBRow + piece, row < p.k ? from + row * (3 * inner) : from, row < p.k);
-        for (int c = 8 * tid; c < padded; c += 8 * kThreads) copy16(scale + c, c < p.k ? p.scale + c : p.scale, c < p.k), copy16(shift + c, c < p.k ? p.shift + c : p.shift, c < p.k);
+        for (int row = tid / kPieces; row < padded; row += kStep) copy16(b + row * kBRow + piece, row < depth ? from + row * (3 * inner) : from, row < depth);
+        for (int c = 8 * tid; c < padded; c += 8 * kThreads)
+            copy16(scale + c, c < depth ? p.scale + k0 + c : p.scale, c < depth), copy16(shift + c, c < depth ? p.shift + k0 + c : p.shift, c < depth);
     }
     commit_copies();
     if (tid < kRows) {
@@ -123,10 +145,18 @@ template <int TILES> __global__ void __launch_bounds__(AttnHeadsShared::kThreads
         }
     }
     __syncthreads();
+    if constexpr (CLUSTER > 1) cluster_wait();  // all blocks are there to be written to
     if (tid < kColumns) {
         const float bias = __half2float(p.bias[tid / kHead * inner + static_cast<int>(head) * kHead + tid % kHead]);
-        column_sums[tid] = shares[tid] + shares[2 * kColumns + tid];
-        offsets[tid] = shares[kColumns + tid] + shares[3 * kColumns + tid] + bias, biases[tid] = bias;
+        biases[tid] = bias;
+        const float sum = shares[tid] + shares[2 * kColumns + tid], shifted = shares[kColumns + tid] + shares[3 * kColumns + tid];
+        if constexpr (CLUSTER > 1) {
+            const uint32_t to = shared_address(sent_columns + rank * kColumns + tid);
+#pragma unroll
+            for (int z = 0; z < CLUSTER; ++z) store_remote(remote(to, z), sum, shifted);
+        } else {
+            column_sums[tid] = sum, offsets[tid] = shifted + bias;
+        }
     }
 
     {
@@ -142,11 +172,11 @@ template <int TILES> __global__ void __launch_bounds__(AttnHeadsShared::kThreads
 #pragma unroll 3
                 for (int row = warp; row < rows; row += kWarps) {
                     const int64_t from = mapped_rows[row];
-                    const bool exists = c < p.k && from >= 0;
-                    const __half* at = p.a + (exists ? from * p.k + c : 0);
+                    const bool exists = c < depth && from >= 0;
+                    const __half* at = p.a + (exists ? from * p.k + k0 + c : 0);
                     if (p.a2) {
                         Pack<__half, 8> x;
-                        if (exists) x.raw = *reinterpret_cast<const uint4*>(at), add_packs<__half, 8>(x, Pack<__half, 8>(*reinterpret_cast<const uint4*>(p.a2 + from * p.k + c)));
+                        if (exists) x.raw = *reinterpret_cast<const uint4*>(at), add_packs<__half, 8>(x, Pack<__half, 8>(*reinterpret_cast<const uint4*>(p.a2 + from * p.k + k0 + c)));
                         *reinterpret_cast<uint4*>(a + row * a_row + c) = x.raw;
                     } else {
                         copy16(a + row * a_row + c, at, exists);
@@ -156,15 +186,16 @@ template <int TILES> __global__ void __launch_bounds__(AttnHeadsShared::kThreads
             commit_copies();
         }
     }
-    // While the rows are on their way. The three warps of a tile share its keys.
-    if (tile < row_tiles) {
+    // While the rows are on their way. A block's warps share the keys of its own tiles.
+    if (const int own = warp % kOwn, own_tile = own * CLUSTER + rank; own_tile < row_tiles) {
         const ScoreBias<__half> scores(p.attend, group, static_cast<int>(head));
-        constexpr int kShare = (TILES + 2) / 3;
+        constexpr int kSharers = kWarps / kOwn, kShare = (TILES + kSharers - 1) / kSharers;
+        const int first = warp / kOwn * kShare;
         float f[kShare][4];
-        scores.fragments<kShare>(tile * 16 + g, tile * 16 + g + 8, part * kShare * 8 + 2 * t, f);
+        scores.fragments<kShare>(own_tile * 16 + g, own_tile * 16 + g + 8, first * 8 + 2 * t, f);
 #pragma unroll
         for (int n = 0; n < kShare; ++n)
-            if (part * kShare + n < TILES) score_bias[(tile * TILES + part * kShare + n) * 32 + lane] = make_float4(f[n][0], f[n][1], f[n][2], f[n][3]);
+            if (first + n < TILES) score_bias[(own * TILES + first + n) * 32 + lane] = make_float4(f[n][0], f[n][1], f[n][2], f[n][3]);
     }
 
     float acc[kN][4] = {};
@@ -208,44 +239,113 @@ template <int TILES> __global__ void __launch_bounds__(AttnHeadsShared::kThreads
             }
         }
     }
-    if (part == 0) {
-        if (t == 0) row_sums[tile * 16 + g] = norm[0], row_sums[tile * 16 + g + 8] = norm[2];
-    } else if (t == g / 2) {
-        const float low = g % 2 ? norm[1] : norm[0], high = g % 2 ? norm[3] : norm[2];
-        row_squares[tile * 16 + (part - 1) * 8 + g] = part == 1 ? low : high;
+    // Of a row this lane's sum, or none: of elements (rows g and g + 8 of the tile), or of squares.
+    const bool has_sums = t == (part == 0 ? 0 : g / 2);
+    float2 sums = make_float2(norm[0], norm[2]);
+    if (part == 1) sums.x = g % 2 ? norm[1] : norm[0];
+    if (part == 2) sums.x = g % 2 ? norm[3] : norm[2];
+    const bool owned = CLUSTER == 1 || tile % CLUSTER == rank;
+    if constexpr (CLUSTER > 1) {
+        const auto sent_tile = [&](int block) { return (block * kOwn + tile / CLUSTER) * 3 + part; };
+        if (!owned && tile < row_tiles) {
+            const int owner = tile % CLUSTER, to = sent_tile((rank - owner + CLUSTER - 1) % CLUSTER);
+            const uint32_t at = remote(shared_address(sent + to * kN * 32 + lane), owner);
+#pragma unroll
+            for (int n = 0; n < kN; ++n)
+                store_remote(at + n * 32 * 16, make_uint4(__float_as_uint(acc[n][0]), __float_as_uint(acc[n][1]), __float_as_uint(acc[n][2]), __float_as_uint(acc[n][3])));
+            if (has_sums) store_remote(remote(shared_address(sent_rows + to * 8 + g), owner), sums.x, sums.y);
+        }
+        cluster_arrive(), cluster_wait();
+        if (tid < kColumns) {
+            float2 sum{};
+#pragma unroll
+            for (int z = 0; z < CLUSTER; ++z) sum.x += sent_columns[z * kColumns + tid].x, sum.y += sent_columns[z * kColumns + tid].y;
+            column_sums[tid] = sum.x, offsets[tid] = sum.y + biases[tid];
+        }
+        if (owned && tile < row_tiles) {
+#pragma unroll 1
+            for (int block = 0; block < CLUSTER - 1; ++block) {
+                const int from = sent_tile(block);
+#pragma unroll
+                for (int n = 0; n < kN; ++n) {
+                    const float4 v = sent[(from * kN + n) * 32 + lane];
+                    acc[n][0] += v.x, acc[n][1] += v.y, acc[n][2] += v.z, acc[n][3] += v.w;
+                }
+                if (has_sums) sums.x += sent_rows[from * 8 + g].x, sums.y += sent_rows[from * 8 + g].y;
+            }
+        }
+    }
+    if (has_sums && owned) {
+        if (part == 0) row_sums[tile * 16 + g] = sums.x, row_sums[tile * 16 + g + 8] = sums.y;
+        else row_squares[tile * 16 + (part - 1) * 8 + g] = sums.x;
     }
     __syncthreads();
     // The product's end; rounded, it takes the place of B.
+    if (owned) {
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-        const int row = tile * 16 + h * 8 + g;
-        const bool exists = mapped_rows[row] >= 0;
-        const float mean = row_sums[row] * p.each;
-        float variance = fmaf(-mean, mean, row_squares[row] * p.each);
-        // As exact_variance, which as a call would make the products wait in memory.
-        if (exists && mean * mean > 64.f * variance) {
-            float square = 0;
-#pragma unroll 1
-            for (int i = 0; i < p.k; i += 8) {
+        for (int h = 0; h < 2; ++h) {
+            const int row = tile * 16 + h * 8 + g;
+            const bool exists = mapped_rows[row] >= 0;
+            const float mean = row_sums[row] * p.each;
+            float variance = fmaf(-mean, mean, row_squares[row] * p.each);
+            // As exact_variance, which as a call would make the products wait in memory.
+            const bool far = exists && mean * mean > 64.f * variance;
+            auto add_squares = [&](uint4 piece, float& square) {
                 float f[8];
-                Pack<__half, 8>(*reinterpret_cast<const uint4*>(a + row * a_row + i)).floats(f);
+                Pack<__half, 8>(piece).floats(f);
 #pragma unroll
                 for (int e = 0; e < 8; ++e) f[e] -= mean, square = fmaf(f[e], f[e], square);
+            };
+            if constexpr (CLUSTER == 1) {
+                if (far) {
+                    float square = 0;
+#pragma unroll 1
+                    for (int i = 0; i < p.k; i += 8) add_squares(*reinterpret_cast<const uint4*>(a + row * a_row + i), square);
+                    variance = square * p.each;
+                }
+            } else if (__any_sync(0xffffffffu, far)) {
+                // The others' slices are read where they are; four lanes have the same row.
+                float square = 0;
+#pragma unroll 1
+                for (int z = 0; z < CLUSTER; ++z) {
+                    const uint32_t at = remote(shared_address(a + row * a_row + 8 * t), z);
+                    const int end = min(p.k - z * slice, slice) - 8 * t;
+#pragma unroll 1
+                    for (int i = 0; i < end; i += 32) add_squares(load_remote(at + 2 * i), square);
+                }
+                square += __shfl_xor_sync(0xffffffffu, square, 1);
+                square += __shfl_xor_sync(0xffffffffu, square, 2);
+                if (far) variance = square * p.each;
             }
-            variance = square * p.each;
-        }
-        const float factor = rsqrtf(variance + p.epsilon);
+            const float factor = rsqrtf(variance + p.epsilon);
+            uint32_t r[kN];
 #pragma unroll
-        for (int n = 0; n < kN; ++n) {
-            const int c = part * kHead + n * 8 + 2 * t;
-            float v[2];
+            for (int n = 0; n < kN; ++n) {
+                const int c = part * kHead + n * 8 + 2 * t;
+                float v[2];
 #pragma unroll
-            for (int e = 0; e < 2; ++e) v[e] = exists ? fmaf(acc[n][2 * h + e] - mean * column_sums[c + e], factor, offsets[c + e]) : biases[c + e];
-            *reinterpret_cast<uint32_t*>(b + row * kBRow + c) = pack_halves(v[0], v[1]);
+                for (int e = 0; e < 2; ++e) v[e] = exists ? fmaf(acc[n][2 * h + e] - mean * column_sums[c + e], factor, offsets[c + e]) : biases[c + e];
+                r[n] = pack_halves(v[0], v[1]);
+            }
+            __half* const to = b + row * kBRow + part * kHead;
+            if constexpr (CLUSTER == 1) {
+#pragma unroll
+                for (int n = 0; n < kN; ++n) *reinterpret_cast<uint32_t*>(to + n * 8 + 2 * t) = r[n];
+            } else {
+                exchange_tiles(r, t);
+                const uint4 piece = make_uint4(r[0], r[1], r[2], r[3]);
+                if (part == 0) {
+                    *reinterpret_cast<uint4*>(to + 8 * t) = piece;
+                } else {
+#pragma unroll
+                    for (int z = 0; z < CLUSTER; ++z) store_remote(remote(shared_address(to + 8 * t), z), piece);
+                }
+            }
         }
     }
-    __syncthreads();
-    if (part != 0 || tile >= row_tiles) return;
+    if constexpr (CLUSTER > 1) cluster_arrive(), cluster_wait();  // nothing is written to another block from here on
+    else __syncthreads();
+    if (part != 0 || tile >= row_tiles || !owned) return;
 
     // 16 queries a warp, with all keys at once.
     uint32_t queries[2][4];
@@ -259,7 +359,7 @@ template <int TILES> __global__ void __launch_bounds__(AttnHeadsShared::kThreads
         load_matrices4(keys, b + (n * 8 + lane % 8) * kBRow + kHead + lane / 8 * 8);
         s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0.f;
         multiply(s[n], queries[0], {keys[0], keys[1]}), multiply(s[n], queries[1], {keys[2], keys[3]});
-        const float4 f = score_bias[(tile * TILES + n) * 32 + lane];
+        const float4 f = score_bias[(tile / CLUSTER * TILES + n) * 32 + lane];
         s[n][0] = fmaf(s[n][0], factor, f.x), s[n][1] = fmaf(s[n][1], factor, f.y);
         s[n][2] = fmaf(s[n][2], factor, f.z), s[n][3] = fmaf(s[n][3], factor, f.w);
     }
