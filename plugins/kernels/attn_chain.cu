@@ -37,11 +37,22 @@ GemmProducts beside(const AttnBlockProblem& q) {
     return mlp;
 }
 
+// The best guess; without a tile in the second plan there is none.
+GemmPair best(const AttnBlockProblem& q) {
+    GemmPair pair = block_gemm_best_pair(products(q), beside(q));
+    if (const int cluster_log2 = attn_heads_best(q); cluster_log2 >= 0) {
+        // More channels than the first product has room for, the blocks of a cluster may have it for.
+        if (pair.first.tile < 0) pair.second = block_gemm_best(second_product(q));
+        pair.first = GemmPlan{-1, cluster_log2, 0};
+    }
+    return pair;
+}
+
 }  // namespace
 
 bool attn_chain_fits(const AttnBlockProblem& q) {
     return q.dtype == DType::kHalf && aligned_to(16, q.x, q.residual, q.norm_scale, q.norm_bias, q.w_qkv, q.b_qkv, q.w_proj, q.b_proj, q.y) &&
-           block_gemm_best_pair(products(q), beside(q)).first.tile >= 0;
+           best(q).second.tile >= 0;
 }
 
 bool attn_chain_valid(const GemmPair& pair, const AttnBlockProblem& q) {
@@ -51,22 +62,24 @@ bool attn_chain_valid(const GemmPair& pair, const AttnBlockProblem& q) {
 
 std::vector<GemmPair> attn_chain_pairs(const AttnBlockProblem& q) {
     const std::vector<GemmPair> chains = block_gemm_pairs(products(q), beside(q), false);
+    std::vector<GemmPlan> seconds;
+    for (const GemmPair& pair : chains)
+        if (pair.first.id() == chains.front().first.id()) seconds.push_back(pair.second);
+    if (chains.empty()) seconds.push_back(block_gemm_best(second_product(q)));
     std::vector<GemmPair> pairs;
     for (const int cluster_log2 : attn_heads_clusters(q))
-        for (const GemmPair& pair : chains)
-            if (pair.first.id() == chains.front().first.id()) pairs.push_back({GemmPlan{-1, cluster_log2, 0}, pair.second, pair.second.cost});
+        for (const GemmPlan& second : seconds) pairs.push_back({GemmPlan{-1, cluster_log2, 0}, second, second.cost});
     pairs.insert(pairs.end(), chains.begin(), chains.end());
     return pairs;
 }
 
 cudaError_t attn_chain(const AttnBlockProblem& q, int64_t qkv, const GemmPair* pair, cudaStream_t stream) {
     auto* const rows = static_cast<__half*>(q.workspace);
-    const GemmPair chosen = pair ? *pair : block_gemm_best_pair(products(q), beside(q));
+    const GemmPair chosen = pair ? *pair : best(q);
     auto [first, second] = products(q);
     first.out = rows + qkv, second.a = rows;
-    const int cluster_log2 = !pair ? attn_heads_best(q) : pair->first.tile < 0 ? pair->first.cluster_log2 : -1;
-    if (cluster_log2 >= 0) {
-        const cudaError_t status = attn_heads(q, cluster_log2, rows, stream);
+    if (chosen.first.tile < 0) {
+        const cudaError_t status = attn_heads(q, chosen.first.cluster_log2, rows, stream);
         return status != cudaSuccess ? status : block_gemm(second, chosen.second, stream);
     }
     if (const cudaError_t status = block_gemm(first, chosen.first, stream); status != cudaSuccess) return status;

@@ -79,7 +79,9 @@ class Library:
         count = self.lib.trt_opt_attn_block_tactics(HALF, ctypes.c_int64(images), tokens, channels, heads, self.window(window), found, 64)
         forms = {}
         for tactic in list(found)[:count]:
-            forms.setdefault("two kernels" if tactic & 255 == 0 else "three kernels", tactic)
+            blocks = 1 << (tactic >> 4 & 15)
+            name = "three kernels" if tactic & 15 else "two kernels" if blocks == 1 else f"two kernels, clusters of {blocks}"
+            forms.setdefault(name, tactic)
         return forms
 
     def tnt_inner_block(self, x, p, y, workspace, heads):
@@ -523,9 +525,10 @@ def bench_network(lib, rounds):
             for i in range(s.blocks):
                 s.in_form(form, s.by_turns)(i)
 
+    forms = sorted({name for s in stages for name in s.forms})
     variants = {"all": [lambda: run(stages)] * 8}
     variants.update({f"stage {i + 1}": [lambda s=s: run([s])] * 8 for i, s in enumerate(stages)})
-    variants.update({f"all, attention in {name}": [lambda name=name: run(stages, name)] * 8 for name in ("two kernels", "three kernels")})
+    variants.update({f"all, attention in {name}": [lambda name=name: run(stages, name)] * 8 for name in forms})
     times, failed = time_variants(variants, rounds)
     return {"op": "network", "us": times, "failed": failed}
 

@@ -445,12 +445,12 @@ void check(Checker& c, AttentionCase a) {
     }
 }
 
-// Two products: tile and cluster of each (plugins/kernels/mlp_chain.h); without a first one attn_heads stands in its place.
+// Two products: tile and cluster of each (plugins/kernels/mlp_chain.h); attn_heads stands in place of a first one without a tile.
 int32_t chain_tactic(int tile, int cluster, int tile2, int cluster2) { return 1 << 30 | (tile2 | cluster2 << 4) << 8 | tile | cluster << 4; }
 std::string tactic_label(int32_t tactic) {
     char label[96];
     auto cluster = [](int32_t id) { return 1 << (id >> 4 & 15); };
-    if ((tactic >> 30 & 1) && !(tactic & 255)) std::snprintf(label, sizeof(label), " heads, tile%d cluster%d", tactic >> 8 & 15, cluster(tactic >> 8));
+    if ((tactic >> 30 & 1) && !(tactic & 15)) std::snprintf(label, sizeof(label), " heads cluster%d, tile%d cluster%d", cluster(tactic), tactic >> 8 & 15, cluster(tactic >> 8));
     else if (tactic >> 30 & 1) std::snprintf(label, sizeof(label), " tile%d cluster%d, tile%d cluster%d", tactic & 15, cluster(tactic), tactic >> 8 & 15, cluster(tactic >> 8));
     else std::snprintf(label, sizeof(label), " tile%d cluster%d groups%d", tactic & 15, cluster(tactic), tactic >> 8);
     return label;
@@ -883,7 +883,17 @@ void edge_cases(Checker& c) {
             check(c, AttnBlockCase{t, 2, 96, 2, 32, g, B::kDense, g.windows(), M::kDense, g.windows(), w % 2 == 1});
             check(c, AttnBlockCase{t, 2, 72, 2, 32, g, B::kNone, 1, M::kNone, 1, false, 0, 20.f});
             check(c, AttnBlockCase{t, 2, 96, 2, 32, {}, h % 2 ? B::kDense : B::kNone, 1, M::kNone, 1, w % 2 == 0, 0, 0, h * w});
+            // Only blocks of a cluster have room for these, and the last of them has less to do.
+            check(c, AttnBlockCase{t, 1, 712, 1, 32, g, B::kTable, 1, M::kShift, 1, h % 2 == 0, 0, w % 2 ? 20.f : 0.f});
+            check(c, AttnBlockCase{t, 1, 1160, 1, 32, g, B::kDense, g.windows(), M::kDense, g.windows(), w % 2 == 0});
+            check(c, AttnBlockCase{t, 2, 648, 2, 32, {}, h % 2 ? B::kDense : B::kNone, 1, M::kNone, 1, w % 2 == 1, 0, h % 2 ? 20.f : 0.f, h * w});
         }
+        for (int channels : {616, 640, 768, 776, 1024, 1144, 1152, 1216, 1312, 1536, 1544, 1848, 2048})
+            for (bool residual : {false, true}) {
+                check(c, AttnBlockCase{t, 1, channels, 2, 32, grid(9, 12, 7, 7, 2, 3, residual), B::kTable, 1, M::kShift, 1, residual});
+                check(c, AttnBlockCase{t, 2, channels, 1, 32, {}, residual ? B::kDense : B::kNone, 1, M::kNone, 1, residual, 0, 20.f, 64 - channels / 8 % 3});
+            }
+        check(c, AttnBlockCase{t, 1, 1536, 48, 32, grid(7, 7, 7, 7, 0, 0), B::kTable}), check(c, AttnBlockCase{t, 3, 768, 24, 32, grid(7, 7, 7, 7, 0, 0), B::kTable, 1, M::kNone, 1, true});
         for (int images : {2, 3, 9}) check(c, AttnBlockCase{t, images, 96, 3, 32, grid(56, 56, 7, 7, 3, 3), B::kTable, 1, M::kShift, 1, images == 3});
 
         // Without windows: ViT, sequences and words of TNT, the stages of UniFormer; dense biases; one token; no multiples of eight
@@ -943,9 +953,9 @@ void random_cases(Checker& c, int count, uint64_t seed) {
         check(c, b);
         // What attn_heads takes, or nearly.
         AttnBlockCase head = w;
-        head.channels = 8 * pick(1, 84), head.d = 32, head.shift = 0, head.offset = pick(0, 2) ? 0.f : 20.f;
+        head.channels = 8 * pick(1, pick(0, 2) ? 84 : 256), head.d = 32, head.shift = 0, head.offset = pick(0, 2) ? 0.f : 20.f;
         check(c, head);
-        b.channels = 8 * pick(1, 84), b.d = 32, b.shift = 0, b.tokens = pick(1, 66);
+        b.channels = 8 * pick(1, pick(0, 2) ? 84 : 256), b.d = 32, b.shift = 0, b.tokens = pick(1, 66);
         check(c, b);
 
         const int size = pick(1, 18);
