@@ -17,6 +17,7 @@
 #include "bridge_end.cuh"
 #include "gelu.cuh"
 #include "mma.cuh"
+#include "norm_fold.cuh"
 #include "ptx.cuh"
 #include "quad_map.cuh"
 #include "window_map.cuh"
@@ -64,19 +65,21 @@ template <int BM, int BN, int WARPS_M, int WARPS_N, int WARPS_K> struct GemmTile
     static constexpr int kBRow = BN + 8;          // an odd number of 16-byte pieces, so that ldmatrix meets no bank twice
     static constexpr int kSumRow = BN + 8;        // floats; 8 modulo 32, so that the pairs of a quarter-warp meet no bank twice
     static constexpr bool kNorms = 32 % kPieces == 0;           // can be an instance that normalizes
-    static constexpr int kNormFloats = (3 + 2 * kWarps) * BN;  // its sums over columns
-    static_assert(BM == 16 * WARPS_M * kM && BN == 32 * WARPS_N && kThreads % kPieces == 0 && BM <= kThreads);
+    // Of an instance that normalizes: its sums over columns, which so many warps share; moments of a bridge take the shares' place.
+    static constexpr int kShares = kThreads / BN, kShareFloats = 2 * kShares * BN;
+    static constexpr int kMomentFloats = BM * kBridgeMaxCluster * static_cast<int>(sizeof(RowMoments) / sizeof(float));
+    static_assert(BM == 16 * WARPS_M * kM && BN == 32 * WARPS_N && kThreads % kPieces == 0 && kThreads % BN == 0 && BM <= kThreads);
 
     __host__ __device__ static int padded(int slice) { return (slice + 15) / 16 * 16; }
     __host__ __device__ static int a_row(int slice) { return padded(slice) + 8; }
-    static int shared_bytes(bool norm, int slice, int cluster) { return bytes(norm, slice, WARPS_K > 1 || cluster > 1); }
+    static int shared_bytes(bool norm, int slice, int cluster) { return bytes(slice, WARPS_K > 1 || cluster > 1) + (norm ? norm_bytes(slice, kShareFloats) : 0); }
     // Of an instance that normalizes what comes out too: its sums always wait in shared memory.
-    static int bridge_bytes(int width) { return bytes(true, width, true); }
+    static int bridge_bytes(int width) { return bytes(width, true) + norm_bytes(width, kShareFloats > kMomentFloats ? kShareFloats : kMomentFloats); }
 
 private:
-    static int bytes(bool norm, int slice, bool sums) {
-        return 2 * (BM * a_row(slice) + padded(slice) * kBRow) + 4 * (BM + (norm ? kNormFloats : 0) + (sums ? WARPS_K * BM * kSumRow : 0));
-    }
+    static int bytes(int slice, bool sums) { return 2 * (BM * a_row(slice) + padded(slice) * kBRow) + 4 * (BM + (sums ? WARPS_K * BM * kSumRow : 0)); }
+    // Scale and shift, and what is of the columns.
+    static int norm_bytes(int slice, int floats) { return 2 * 2 * padded(slice) + 4 * (3 * BN + floats); }
 };
 
 // r[i]: this lane's two columns of tile i; becomes pair i of the tile that has the lane's number among its four. Its own inverse.
@@ -127,14 +130,15 @@ template <class Tile, bool NORM, class Args = BlockGemmArgs> __global__ void __l
     const int a_row = Tile::a_row(p.slice);
     __half* const a = reinterpret_cast<__half*>(shared);
     __half* const b = a + BM * a_row;
-    int* const mapped_rows = reinterpret_cast<int*>(b + Tile::padded(p.slice) * kBRow);
+    [[maybe_unused]] __half *const scale = b + Tile::padded(p.slice) * kBRow, *const shift = scale + Tile::padded(p.slice);
+    int* const mapped_rows = reinterpret_cast<int*>(NORM ? shift + Tile::padded(p.slice) : scale);
     float* const sums = reinterpret_cast<float*>(mapped_rows + BM);
-    // Of the columns: sum(B'), shift B + bias, bias; then each warp's share of the first two.
+    // Of the columns: sum(B'), shift B + bias, bias; then shares of sum(B') and shift B.
     float *const column_sums = sums + (kWarpsK > 1 || cluster > 1 || kBridge ? kWarpsK * BM * Tile::kSumRow : 0), *const offsets = column_sums + BN, *const biases = offsets + BN;
     float* const shares = biases + BN;
 
     // Before the kernel before this one is done: weights, and where the rows are. Rows of B beyond the last are copies of it,
-    // which A's zeros meet.
+    // which A's zeros meet, and where A is normalized zeros of the scale and the shift.
     {
         constexpr int kStep = kThreads / Tile::kPieces;
         const int piece = tid % Tile::kPieces * 8;
@@ -142,6 +146,8 @@ template <class Tile, bool NORM, class Args = BlockGemmArgs> __global__ void __l
         const __half* from = exists ? p.b + k0 * p.n + column + piece : p.b;
 #pragma unroll 4
         for (int row = tid / Tile::kPieces; row < padded; row += kStep) copy16(b + row * kBRow + piece, from + (exists ? min(row, depth - 1) * p.n : 0), exists);
+        if constexpr (NORM)
+            for (int c = 8 * tid; c < padded; c += 8 * kThreads) copy16(scale + c, c < depth ? p.scale + c : p.scale, c < depth), copy16(shift + c, c < depth ? p.shift + c : p.shift, c < depth);
     }
     commit_copies();
     if constexpr (kMerge) {
@@ -160,39 +166,17 @@ template <class Tile, bool NORM, class Args = BlockGemmArgs> __global__ void __l
         for (int m = 0; m < kM; ++m) acc[m][n][0] = acc[m][n][2] = offset.x, acc[m][n][1] = acc[m][n][3] = offset.y;
     }
     if constexpr (NORM) {
-        constexpr int kStep = kThreads / Tile::kPieces;
-        const int piece = tid % Tile::kPieces * 8;
-        float sum[8] = {}, shifted[8] = {};
+        constexpr int kGroups = BN / 32, kShares = Tile::kShares;
+        const int c = warp % kGroups * 32, share = warp / kGroups;
+        const float bias = tid < BN && column + tid < p.n ? __half2float(p.bias[column + tid]) : 0.f;
         wait_copies<0>();
-        // What this thread has copied itself.
-#pragma unroll 2
-        for (int row = tid / Tile::kPieces; row < depth; row += kStep) {
-            const float scale = __half2float(p.scale[row]), shift = __half2float(p.shift[row]);
-            auto* at = reinterpret_cast<uint4*>(b + row * kBRow + piece);
-            float f[8];
-            Pack<__half, 8>(*at).floats(f);
-#pragma unroll
-            for (int e = 0; e < 8; ++e) shifted[e] = fmaf(f[e], shift, shifted[e]), f[e] *= scale;
-            const auto scaled = Pack<__half, 8>::of(f);
-            *at = scaled.raw;
-            scaled.floats(f);
-#pragma unroll
-            for (int e = 0; e < 8; ++e) sum[e] += f[e];
-        }
-#pragma unroll
-        for (int e = 0; e < 8; ++e) {
-#pragma unroll
-            for (int step = Tile::kPieces; step < 32; step *= 2) {
-                sum[e] += __shfl_xor_sync(0xffffffffu, sum[e], step);
-                shifted[e] += __shfl_xor_sync(0xffffffffu, shifted[e], step);
-            }
-            if (lane < Tile::kPieces) shares[(2 * warp) * BN + piece + e] = sum[e], shares[(2 * warp + 1) * BN + piece + e] = shifted[e];
-        }
+        __syncthreads();
+        fold_norm<2>(b + c, kBRow, scale, shift, 16 * share, padded, 16 * kShares, shares + 2 * share * BN + c, shares + (2 * share + 1) * BN + c);
         __syncthreads();
         if (tid < BN) {
             float sum = 0, shifted = 0;
-            for (int w = 0; w < kWarps; ++w) sum += shares[2 * w * BN + tid], shifted += shares[(2 * w + 1) * BN + tid];
-            const float bias = column + tid < p.n ? __half2float(p.bias[column + tid]) : 0.f;
+#pragma unroll
+            for (int i = 0; i < kShares; ++i) sum += shares[2 * i * BN + tid], shifted += shares[(2 * i + 1) * BN + tid];
             column_sums[tid] = sum, offsets[tid] = shifted + bias, biases[tid] = bias;
         }
     }
@@ -410,10 +394,7 @@ template <class Tile, bool NORM, class Args = BlockGemmArgs> __global__ void __l
             activate(v, p.activation);
             *reinterpret_cast<uint2*>(p.out + to * p.n + column + c) = make_uint2(pack_halves(v[0], v[1]), pack_halves(v[2], v[3]));
         }
-        if constexpr (kBridge) {
-            static_assert(2 * BM * kBridgeMaxCluster <= 2 * kWarps * BN);
-            end_bridge<BM, BN, kThreads>(p.end, sums, kSumRow, reinterpret_cast<RowMoments*>(shares), rows, row0, column, column_tile, p.by_columns.divisor);
-        }
+        if constexpr (kBridge) end_bridge<BM, BN, kThreads>(p.end, sums, kSumRow, reinterpret_cast<RowMoments*>(shares), rows, row0, column, column_tile, p.by_columns.divisor);
     }
 #endif
 }
