@@ -120,10 +120,11 @@ template <class Tile, bool NORM, class Args = BlockGemmArgs> __global__ void __l
     const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32, g = lane / 4, t = lane % 4;
     const int warp_k = warp / (Tile::kWarpsM * Tile::kWarpsN);
     const int warp_row = warp / Tile::kWarpsN % Tile::kWarpsM * (16 * kM), warp_column = warp % Tile::kWarpsN * (8 * kN);
-    const int cluster = 1 << p.cluster_log2;
+    // Where A is normalized a block has all of the contracted index; of a bridge's cluster its end knows.
+    const int cluster_log2 = NORM ? 0 : p.cluster_log2, cluster = 1 << cluster_log2;
     const uint32_t rank = blockIdx.x & (cluster - 1);
     uint32_t column_tile;
-    const int64_t row0 = int64_t{p.by_columns.divmod(blockIdx.x >> p.cluster_log2, column_tile)} * BM;
+    const int64_t row0 = int64_t{p.by_columns.divmod(blockIdx.x >> cluster_log2, column_tile)} * BM;
     const int rows = static_cast<int>(min(int64_t{BM}, p.rows - row0)), column = static_cast<int>(column_tile) * BN;
     const int k0 = static_cast<int>(rank) * p.slice, depth = min(p.k - k0, p.slice), padded = Tile::padded(depth);
 
@@ -165,23 +166,26 @@ template <class Tile, bool NORM, class Args = BlockGemmArgs> __global__ void __l
 #pragma unroll
         for (int m = 0; m < kM; ++m) acc[m][n][0] = acc[m][n][2] = offset.x, acc[m][n][1] = acc[m][n][3] = offset.y;
     }
+    [[maybe_unused]] const float column_bias = NORM && tid < BN && column + tid < p.n ? __half2float(p.bias[column + tid]) : 0.f;
     if constexpr (NORM) {
-        constexpr int kGroups = BN / 32, kShares = Tile::kShares;
+        constexpr int kGroups = BN / 32;
         const int c = warp % kGroups * 32, share = warp / kGroups;
-        const float bias = tid < BN && column + tid < p.n ? __half2float(p.bias[column + tid]) : 0.f;
         wait_copies<0>();
         __syncthreads();
-        fold_norm<2>(b + c, kBRow, scale, shift, 16 * share, padded, 16 * kShares, shares + 2 * share * BN + c, shares + (2 * share + 1) * BN + c);
-        __syncthreads();
-        if (tid < BN) {
-            float sum = 0, shifted = 0;
-#pragma unroll
-            for (int i = 0; i < kShares; ++i) sum += shares[2 * i * BN + tid], shifted += shares[(2 * i + 1) * BN + tid];
-            column_sums[tid] = sum, offsets[tid] = shifted + bias, biases[tid] = bias;
-        }
+        fold_norm<2>(b + c, kBRow, scale, shift, 16 * share, padded, 16 * Tile::kShares, shares + 2 * share * BN + c, shares + (2 * share + 1) * BN + c);
     }
+    [[maybe_unused]] auto sum_columns = [&] {
+        __syncthreads();
+        if (tid >= BN) return;
+        float sum = 0, shifted = column_bias;
+#pragma unroll
+        for (int i = 0; i < Tile::kShares; ++i) sum += shares[2 * i * BN + tid], shifted += shares[(2 * i + 1) * BN + tid];
+        column_sums[tid] = sum, offsets[tid] = shifted, biases[tid] = column_bias;
+    };
+    // A bridge's cluster writes to where the shares are.
+    if constexpr (kBridge) sum_columns();
     if (kBridge || cluster > 1) cluster_arrive();
-    __syncthreads();
+    if constexpr (!NORM) __syncthreads();
     // Where this lane's rows of the output are, in elements; < 0: nowhere.
     const int own_column = column + warp_column + 8 * t;
     int64_t own_rows[kM][2];
@@ -239,6 +243,8 @@ template <class Tile, bool NORM, class Args = BlockGemmArgs> __global__ void __l
                 }
         }
     }
+
+    if constexpr (NORM && !kBridge) sum_columns();  // while the rows are on their way
 
     // Row g times ones is in element 0, row g + 8 in element 2; rows times themselves are on the diagonals.
     float row_sum[NORM ? kM : 1][4] = {}, row_square[NORM ? kM : 1][2][4] = {};
@@ -350,7 +356,7 @@ template <class Tile, bool NORM, class Args = BlockGemmArgs> __global__ void __l
     } else {
         // sums[sender][row of the owner][column]
         constexpr int kSumRow = Tile::kSumRow;
-        const int share_log2 = __ffs(BM) - 1 - p.cluster_log2, share = 1 << share_log2, sender = static_cast<int>(rank) * kWarpsK + warp_k;
+        const int share_log2 = __ffs(BM) - 1 - cluster_log2, share = 1 << share_log2, sender = static_cast<int>(rank) * kWarpsK + warp_k;
         if (cluster > 1) cluster_wait();  // all blocks are there to be written to
 #pragma unroll
         for (int m = 0; m < kM; ++m)
