@@ -13,13 +13,12 @@ namespace {
 
 struct Shape {
     int rows, columns, warps, warps_k, warp_rows;
-    bool norms;
     int (*shared)(bool norm, int slice, int cluster);
     GemmLauncher* launch;
     MergeGemmLauncher* merge;  // null: cannot merge patches
 };
 template <class Tile> constexpr Shape shape(GemmLauncher* launch, MergeGemmLauncher* merge = nullptr) {
-    return {Tile::kRows, Tile::kColumns, Tile::kWarps, Tile::kWarpsK, 16 * Tile::kM, Tile::kNorms, Tile::shared_bytes, launch, merge};
+    return {Tile::kRows, Tile::kColumns, Tile::kWarps, Tile::kWarpsK, 16 * Tile::kM, Tile::shared_bytes, launch, merge};
 }
 const Shape kShapes[] = {shape<GemmTile16x64>(launch_gemm_16x64, launch_merge_gemm_16x64), shape<GemmTile32x32>(launch_gemm_32x32, launch_merge_gemm_32x32),
                          shape<GemmTile32x64>(launch_gemm_32x64, launch_merge_gemm_32x64), shape<GemmTile32x96>(launch_gemm_32x96),
@@ -84,7 +83,7 @@ float cost(const Cut& cut, const GemmPlan& plan, const BlockGemmProblem& q) {
 
 bool block_gemm_valid(const GemmPlan& plan, const BlockGemmProblem& q) {
     if (!valid_problem(q) || plan.tile < 0 || plan.tile >= kShapeCount || plan.cluster_log2 < 0 || plan.cluster_log2 > kMaxClusterLog2) return false;
-    if (q.norm && (plan.cluster_log2 > 0 || !kShapes[plan.tile].norms)) return false;
+    if (q.norm && plan.cluster_log2 > 0) return false;
     if (q.quads.used() && !kShapes[plan.tile].merge) return false;
     const Cut cut(plan, q);
     return int64_t{cut.cluster - 1} * cut.slice < q.k && cut.shared <= device().shared && cut.blocks <= INT32_MAX;

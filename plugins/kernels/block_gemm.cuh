@@ -64,11 +64,10 @@ template <int BM, int BN, int WARPS_M, int WARPS_N, int WARPS_K> struct GemmTile
     static constexpr int kParts = 4;              // in which A arrives
     static constexpr int kBRow = BN + 8;          // an odd number of 16-byte pieces, so that ldmatrix meets no bank twice
     static constexpr int kSumRow = BN + 8;        // floats; 8 modulo 32, so that the pairs of a quarter-warp meet no bank twice
-    static constexpr bool kNorms = 32 % kPieces == 0;           // can be an instance that normalizes
     // Of an instance that normalizes: its sums over columns, which so many warps share; moments of a bridge take the shares' place.
-    static constexpr int kShares = kThreads / BN, kShareFloats = 2 * kShares * BN;
+    static constexpr int kShares = kWarps * kFoldColumns / BN, kShareFloats = 2 * kShares * BN;
     static constexpr int kMomentFloats = BM * kBridgeMaxCluster * static_cast<int>(sizeof(RowMoments) / sizeof(float));
-    static_assert(BM == 16 * WARPS_M * kM && BN == 32 * WARPS_N && kThreads % kPieces == 0 && kThreads % BN == 0 && BM <= kThreads);
+    static_assert(BM == 16 * WARPS_M * kM && BN == 32 * WARPS_N && kThreads % kPieces == 0 && kWarps * kFoldColumns % BN == 0 && BM <= kThreads);
 
     __host__ __device__ static int padded(int slice) { return (slice + 15) / 16 * 16; }
     __host__ __device__ static int a_row(int slice) { return padded(slice) + 8; }
@@ -168,11 +167,11 @@ template <class Tile, bool NORM, class Args = BlockGemmArgs> __global__ void __l
     }
     [[maybe_unused]] const float column_bias = NORM && tid < BN && column + tid < p.n ? __half2float(p.bias[column + tid]) : 0.f;
     if constexpr (NORM) {
-        constexpr int kGroups = BN / 32;
-        const int c = warp % kGroups * 32, share = warp / kGroups;
+        constexpr int kGroups = BN / kFoldColumns;
+        const int c = warp % kGroups * kFoldColumns, share = warp / kGroups;
         wait_copies<0>();
         __syncthreads();
-        fold_norm<2>(b + c, kBRow, scale, shift, 16 * share, padded, 16 * Tile::kShares, shares + 2 * share * BN + c, shares + (2 * share + 1) * BN + c);
+        fold_norm(b + c, kBRow, scale, shift, 16 * share, padded, 16 * Tile::kShares, shares + 2 * share * BN + c, shares + (2 * share + 1) * BN + c);
     }
     [[maybe_unused]] auto sum_columns = [&] {
         __syncthreads();

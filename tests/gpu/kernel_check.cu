@@ -815,6 +815,9 @@ void edge_cases(Checker& c) {
         check(c, MlpCase{t, 1000, 320, 1280, true, true, 0, true});
         check(c, MlpCase{t, 100, 40, 72, false, true, 0, true});
         check(c, MlpCase{t, 77, 8, 8, true, false, 0, true});
+        // Steps of 16 contracted elements that the warps do not share evenly, columns of no whole tiles, means far from zero
+        for (auto [channels, hidden] : {std::pair{16, 8}, {24, 40}, {56, 104}, {104, 264}, {136, 96}, {200, 360}, {264, 72}, {392, 200}, {520, 136}, {776, 88}})
+            check(c, MlpCase{t, 70, channels, hidden, channels % 16 == 0, hidden % 16 == 0, 0, true, channels % 3 ? 20.f : 0.f});
         if (t == DType::kHalf) check(c, MlpCase{t, 4 * 3136, 96, 384}), check(c, MlpCase{t, 4 * 784, 192, 768});
         for (int64_t rows : {1, 15, 16, 17, 33, 64, 65, 129, 300}) check(c, MlpCase{t, rows, 96, 384, rows % 2 == 0});
         check(c, MlpCase{t, 5, 2048, 8192, true});
