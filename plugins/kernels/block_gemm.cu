@@ -126,8 +126,8 @@ std::vector<GemmPlan> shared_plans(const BlockGemmProblem& own, const BlockGemmP
 }  // namespace
 
 std::vector<GemmPair> block_gemm_pairs(const GemmProducts& own, const GemmProducts& beside, bool few_rows) {
-    // More than the best tile of the second product make little difference, but clusters have to fit the device.
-    const std::vector<GemmPlan> a = shared_plans(own.first, beside.first, few_rows, 1), b = shared_plans(own.second, beside.second, few_rows, 2);
+    constexpr size_t kTiles = 2;  // that the estimate may take one for the other
+    const std::vector<GemmPlan> a = shared_plans(own.first, beside.first, few_rows, kTiles), b = shared_plans(own.second, beside.second, few_rows, kTiles);
     std::vector<GemmPair> pairs;
     for (const GemmPlan& i : a)
         for (const GemmPlan& j : b) pairs.push_back({i, j, i.cost + j.cost});
