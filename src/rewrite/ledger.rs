@@ -33,10 +33,12 @@ pub enum Kind {
     TntInnerBlock,
     /// What TNT adds of the words of a patch to its token: a product between two norms, and the add, as one op.
     TntBridge,
+    /// A patch merge, with its norm, and the product behind it, as one op.
+    PatchMergeBlock,
 }
 
 impl Kind {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::LayerNorm,
         Self::Attention,
         Self::Gelu,
@@ -47,6 +49,7 @@ impl Kind {
         Self::AttnBlock,
         Self::TntInnerBlock,
         Self::TntBridge,
+        Self::PatchMergeBlock,
     ];
     /// The kinds that are fused unless something else is asked for: blocks are not, since whether one is faster than
     /// its parts depends on the sizes and the GPU.
@@ -69,6 +72,7 @@ impl Kind {
             Self::AttnBlock => "attn-block",
             Self::TntInnerBlock => "tnt-inner-block",
             Self::TntBridge => "tnt-bridge",
+            Self::PatchMergeBlock => "patch-merge-block",
         }
     }
 }

@@ -1,8 +1,8 @@
 //! A typical node of each op: what plugin libraries are tried with.
 
 use super::{
-    Attention, AttnBlock, LayerNorm, Layout, Mask, MlpBlock, NormPool, OpDef, PatchMerge, TntBridge, TntInnerBlock,
-    Window, WindowMap,
+    Attention, AttnBlock, LayerNorm, Layout, Mask, MlpBlock, NormPool, OpDef, PatchMerge, PatchMergeBlock, TntBridge,
+    TntInnerBlock, Window, WindowMap,
 };
 use crate::onnx::proto::AttributeProto;
 
@@ -11,13 +11,13 @@ pub fn example(def: &OpDef) -> Vec<AttributeProto> {
     let map = WindowMap::EXAMPLE;
     let mask = Some(Mask::Shift(-100.0));
     let attention = Attention { num_heads: 3, scale: 0.176_776_7, layout: Layout::Qkv, bias: None, mask, map };
+    let merge = PatchMerge { epsilon: 1e-5, grid: [56; 2], order: [0, 2, 1, 3], rank: 3 };
     match def.name {
         "TrtOptLayerNorm" => LayerNorm { epsilon: 1e-5, axes: 1, map, reverse: false }.attributes(true, None),
         "TrtOptAttention" => attention.node(&[]).attributes,
         "TrtOptWindow" => Window { map, reverse: true, rank: 3 }.attributes(true),
-        "TrtOptPatchMerge" => {
-            PatchMerge { epsilon: 1e-5, grid: [56; 2], order: [0, 2, 1, 3], rank: 3 }.attributes(true)
-        }
+        "TrtOptPatchMerge" => merge.attributes(true),
+        "TrtOptPatchMergeBlock" => PatchMergeBlock { merge }.attributes(true),
         "TrtOptMlpBlock" => MlpBlock { epsilon: 1e-5, tanh: false }.attributes(true),
         "TrtOptSwinAttnBlock" => AttnBlock { epsilon: 1e-5, attention }.attributes(true),
         "TrtOptAttnBlock" => {

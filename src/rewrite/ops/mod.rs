@@ -9,6 +9,7 @@ mod layer_norm;
 mod mlp_block;
 mod norm_pool;
 mod patch_merge;
+mod patch_merge_block;
 mod tnt_bridge;
 mod tnt_inner_block;
 mod window;
@@ -22,6 +23,7 @@ pub use layer_norm::{Addends, LayerNorm, Part};
 pub use mlp_block::{MAX_CHANNELS, MAX_HIDDEN, MULTIPLE, MlpBlock, MlpWeights};
 pub use norm_pool::NormPool;
 pub use patch_merge::PatchMerge;
+pub use patch_merge_block::{PatchMergeBlock, PatchMergeWeights};
 pub use tnt_bridge::{TntBridge, TntBridgeWeights};
 pub use tnt_inner_block::{TntInnerBlock, TntInnerWeights};
 pub use window::{Window, WindowMap};
@@ -113,6 +115,7 @@ pub static OPS: &[&OpDef] = &[
     &tnt_inner_block::DEF,
     &tnt_bridge::DEF,
     &norm_pool::DEF,
+    &patch_merge_block::DEF,
 ];
 
 const fn port(name: &'static str, doc: &'static str) -> PortDef {

@@ -60,7 +60,11 @@ impl PatchMerge {
     }
 
     pub fn of(node: &Node) -> Option<Self> {
-        is(node, &DEF).then_some(())?;
+        is(node, &DEF).then(|| Self::read(node))?
+    }
+
+    /// The attributes of a node that has them all.
+    pub(super) fn read(node: &Node) -> Option<Self> {
         Some(Self {
             epsilon: node.float("epsilon")?,
             grid: pair(node, "grid")?,
@@ -97,16 +101,37 @@ fn shapes(graph: &Graph, node: &Node) -> Option<Shapes> {
 
 fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
     let (merge, x) = (PatchMerge::of(node)?, node.input(0)?);
-    let (dtype, channels) = (graph.dtype(x)?, *reshapeable(graph, x)?.last()?);
     let out = merge.shape(graph.shape(x)?)?;
-    let [h, w] = merge.grid;
-    let mut input = body.input("x");
-    if node.int("residual")? != 0 {
-        let r = body.input("residual");
-        input = body.op("Add", &[&input, &r], vec![]);
-    }
+    let s = stream(body, node)?;
     let (scale, bias) = (body.input("scale"), body.input("bias"));
-    let map = body.reshape(&input, &[-1, h, w, channels]);
+    let y = normalized(body, graph, x, &merge, [&s, &scale, &bias])?;
+    let dims: Vec<i64> = std::iter::once(Some(-1)).chain(out[1..].iter().map(Dim::int)).collect::<Option<_>>()?;
+    let y = body.reshape(&y, &dims);
+    body.output(&y, "y");
+    Some(())
+}
+
+/// What is merged: input `x`, or its sum with `residual`.
+pub(super) fn stream(body: &mut Body, node: &Node) -> Option<String> {
+    let x = body.input("x");
+    if node.int("residual")? == 0 {
+        return Some(x);
+    }
+    let r = body.input("residual");
+    Some(body.op("Add", &[&x, &r], vec![]))
+}
+
+/// The merged and normalized map `[B, ceil(H/2), ceil(W/2), 4C]`, in the type of `x`.
+pub(super) fn normalized(
+    body: &mut Body,
+    graph: &Graph,
+    x: ValueId,
+    merge: &PatchMerge,
+    [s, scale, bias]: [&str; 3],
+) -> Option<String> {
+    let (dtype, channels) = (graph.dtype(x)?, *reshapeable(graph, x)?.last()?);
+    let [h, w] = merge.grid;
+    let map = body.reshape(s, &[-1, h, w, channels]);
     let map = body.pad_end(&map, &[0, h % 2, w % 2, 0], dtype);
     let mut parts = vec![];
     for quadrant in merge.order {
@@ -115,11 +140,7 @@ fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
     }
     let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
     let merged = body.concat(&parts, 3);
-    let [wide, scale, bias] = [&merged, &scale, &bias].map(|v| body.cast(v, DType::F32));
+    let [wide, scale, bias] = [&merged, scale, bias].map(|v| body.cast(v, DType::F32));
     let normal = body.layer_norm(&wide, &scale, &bias, 1, merge.epsilon);
-    let y = body.cast(&normal, dtype);
-    let dims: Vec<i64> = std::iter::once(Some(-1)).chain(out[1..].iter().map(Dim::int)).collect::<Option<_>>()?;
-    let y = body.reshape(&y, &dims);
-    body.output(&y, "y");
-    Some(())
+    Some(body.cast(&normal, dtype))
 }

@@ -235,6 +235,8 @@ pub mod limits {
     /// FLOPs of a bridge's product. TNT-S has 0.058e9 at batch 1, where the bridge is 1.3 to 1.4 times as fast as its parts; at
     /// batch 32 it takes 3.6 times as long. Between these nothing was measured.
     pub const BRIDGE_FLOPS: i64 = 100_000_000;
+    /// FLOPs of the product of a patch merge. The three of Swin-T have 0.116e9 each at batch 1; above that nothing was measured.
+    pub const MERGE_FLOPS: i64 = 250_000_000;
 }
 
 /// FLOPs of products with the rows of the leading `axes`, an open one of which counts as 1.

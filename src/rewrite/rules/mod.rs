@@ -10,6 +10,7 @@ mod layer_norm;
 mod mlp_block;
 mod norm_pool;
 mod patch_merge;
+mod patch_merge_block;
 mod projections;
 mod residual;
 mod straighten;
@@ -41,6 +42,8 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     tnt_bridge::residuals(engine)?;
     // What residual adds the windows and blocks have left goes into the patch merges and norms.
     patch_merge::residuals(engine)?;
+    // With that add.
+    patch_merge_block::run(engine)?;
     residual::run(engine)?;
     // Takes the norms with the adds that they have taken.
     norm_pool::run(engine)?;

@@ -102,11 +102,19 @@ fn absorb(graph: &Graph, id: NodeId) -> Option<Patch> {
     Some(patch)
 }
 
+/// Merges that are not fused: the nodes that the ledger knows them by, and what they give.
+pub fn unfused(graph: &Graph) -> Vec<(NodeId, ValueId)> {
+    let merges = movement::ends(graph).into_iter().filter_map(|out| merge(graph, out));
+    merges.filter(|merge| merge.map.is_ok()).map(|merge| (merge.anchor, merge.out)).collect()
+}
+
 /// Grid and order of a merge.
 type MergeMap = ([i64; 2], [i64; 4]);
 
 /// A chain that puts tokens side by side on the channel axis.
 struct Merge {
+    /// What it is called after.
+    anchor: NodeId,
     out: ValueId,
     label: String,
     map: std::result::Result<MergeMap, Miss>,
@@ -126,7 +134,7 @@ fn merge(graph: &Graph, out: ValueId) -> Option<Merge> {
     let map = classified(graph, out, from, channels, &region).map_err(|mismatch| {
         Miss::new(&label, "the chain is no patch merge").expected(mismatch.expected, mismatch.found)
     });
-    Some(Merge { out, label, map })
+    Some(Merge { anchor, out, label, map })
 }
 
 /// A join of four on the last axis, or a transposition of a map cut in two along both axes.
