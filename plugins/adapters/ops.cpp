@@ -229,63 +229,139 @@ private:
     WindowGrid window_;
 };
 
-class PatchMerge final : public Op {
-public:
-    explicit PatchMerge(Attributes given) : Op(std::move(given)) {
-        epsilon_ = epsilon(attributes_);
-        residual_ = flag(attributes_, "residual");
-        grid_.grid_h = attributes_.integers("grid")[0], grid_.grid_w = attributes_.integers("grid")[1];
-        expect(grid_.grid_h > 0 && grid_.grid_w > 0 && int64_t{grid_.grid_h} * grid_.grid_w <= (int64_t{1} << 30), "attribute 'grid' must be two positive sizes");
-        const auto& order = attributes_.integers("order");
+// What a patch merge has, alone or with a product behind it.
+struct Merging {
+    float norm_epsilon;
+    bool residual;
+    WindowGrid grid;
+    int32_t order[4];
+    int32_t rank;
+
+    explicit Merging(const Attributes& a) {
+        norm_epsilon = epsilon(a);
+        residual = flag(a, "residual");
+        grid.grid_h = a.integers("grid")[0], grid.grid_w = a.integers("grid")[1];
+        if (grid.grid_h <= 0 || grid.grid_w <= 0 || int64_t{grid.grid_h} * grid.grid_w > kMergeMaxTokens) a.fail("attribute 'grid' must be two positive sizes, of at most 2^29 tokens");
+        const auto& quadrants = a.integers("order");
         int seen = 0;
         for (int i = 0; i < 4; ++i) {
-            expect(order[i] >= 0 && order[i] < 4, "attribute 'order' must hold quadrants 0 to 3");
-            order_[i] = order[i];
-            seen |= 1 << order[i];
+            if (quadrants[i] < 0 || quadrants[i] > 3) a.fail("attribute 'order' must hold quadrants 0 to 3");
+            order[i] = quadrants[i];
+            seen |= 1 << quadrants[i];
         }
-        expect(seen == 15, "attribute 'order' must name each quadrant once");
-        rank_ = attributes_.integer("rank");
-        expect(rank_ == 3 || rank_ == 4, "attribute 'rank' must be 3 or 4");
+        if (seen != 15) a.fail("attribute 'order' must name each quadrant once");
+        rank = a.integer("rank");
+        if (rank != 3 && rank != 4) a.fail("attribute 'rank' must be 3 or 4");
     }
+    // Where scale and bias begin.
+    int32_t parameters() const { return residual ? 2 : 1; }
+    // All axes but the last.
+    void shape(const Attributes& a, const DimsExprs* in, DimsExprs& out, IExprBuilder& build) const {
+        check_tokens(a, in[0], grid);
+        const int32_t h = (grid.grid_h + 1) / 2, w = (grid.grid_w + 1) / 2;
+        out.nbDims = rank;
+        out.d[0] = in[0].d[0];
+        if (rank == 4) out.d[1] = build.constant(h), out.d[2] = build.constant(w);
+        else out.d[1] = build.constant(h * w);
+    }
+    // Everything but the images and the pointers.
+    PatchMergeProblem problem(const Attributes& a, const PluginTensorDesc* in) const {
+        const Dims& x = in[0].dims;
+        if (x.nbDims != 3 && x.nbDims != 4) a.fail("input x must be [B, H*W, C] or [B, H, W, C]");
+        PatchMergeProblem p;
+        p.dtype = dtype(in[0]);
+        p.channels = x.d[x.nbDims - 1];
+        const int32_t first = parameters();
+        for (int32_t i = first; i < first + 2; ++i)
+            if (volume(in[i].dims, 0, in[i].dims.nbDims) != 4 * p.channels) a.fail("the norm's scale and bias must have 4C elements");
+        if (residual && volume(in[1].dims, 0, in[1].dims.nbDims) != volume(x, 0, x.nbDims)) a.fail("input residual must have the shape of x");
+        p.grid_h = grid.grid_h, p.grid_w = grid.grid_w;
+        for (int i = 0; i < 4; ++i) p.order[i] = order[i];
+        p.epsilon = norm_epsilon;
+        return p;
+    }
+    void point(const void* const* in, PatchMergeProblem& p) const {
+        p.x = in[0];
+        if (residual) p.residual = in[1];
+        p.scale = in[parameters()], p.bias = in[parameters() + 1];
+    }
+};
+
+class PatchMerge final : public Op {
+public:
+    explicit PatchMerge(Attributes given) : Op(std::move(given)), merging_(attributes_) {}
     std::unique_ptr<Op> clone() const override { return std::make_unique<PatchMerge>(*this); }
-    int32_t inputs() const override { return residual_ ? 4 : 3; }
+    int32_t inputs() const override { return merging_.parameters() + 2; }
     int32_t outputs() const override { return 1; }
     void shapes(const DimsExprs* in, DimsExprs* out, IExprBuilder& build) const override {
-        check_tokens(attributes_, in[0], grid_);
-        const int32_t h = (grid_.grid_h + 1) / 2, w = (grid_.grid_w + 1) / 2;
-        out[0].nbDims = rank_;
-        out[0].d[0] = in[0].d[0];
-        if (rank_ == 4) out[0].d[1] = build.constant(h), out[0].d[2] = build.constant(w);
-        else out[0].d[1] = build.constant(h * w);
-        out[0].d[rank_ - 1] = times(in[0].d[in[0].nbDims - 1], 4, build);
+        merging_.shape(attributes_, in, out[0], build);
+        out[0].d[out[0].nbDims - 1] = times(in[0].d[in[0].nbDims - 1], 4, build);
     }
     cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, void*, int32_t,
                     cudaStream_t stream) const override {
-        const Dims& x = in_desc[0].dims;
-        PatchMergeProblem p;
-        p.dtype = dtype(in_desc[0]);
-        p.images = images_of(attributes_, x, grid_);
-        p.channels = x.d[x.nbDims - 1];
-        const int first = inputs() - 2;
-        for (int i = first; i < first + 2; ++i)
-            expect(volume(in_desc[i].dims, 0, in_desc[i].dims.nbDims) == 4 * p.channels, "inputs scale and bias must have 4C elements");
-        if (residual_) {
-            expect(volume(in_desc[1].dims, 0, in_desc[1].dims.nbDims) == volume(x, 0, x.nbDims), "input residual must have the shape of x");
-            p.residual = in[1];
-        }
-        p.grid_h = grid_.grid_h, p.grid_w = grid_.grid_w;
-        for (int i = 0; i < 4; ++i) p.order[i] = order_[i];
-        p.epsilon = epsilon_;
-        p.x = in[0], p.scale = in[first], p.bias = in[first + 1], p.y = out[0];
+        PatchMergeProblem p = merging_.problem(attributes_, in_desc);
+        p.images = images_of(attributes_, in_desc[0].dims, merging_.grid);
+        merging_.point(in, p);
+        p.y = out[0];
         return patch_merge(p, stream);
     }
 
 private:
-    float epsilon_;
-    bool residual_;
-    WindowGrid grid_;
-    int32_t order_[4];
-    int32_t rank_;
+    Merging merging_;
+};
+
+class PatchMergeBlock final : public Op {
+public:
+    explicit PatchMergeBlock(Attributes given) : Op(std::move(given)), merging_(attributes_) {}
+    std::unique_ptr<Op> clone() const override { return std::make_unique<PatchMergeBlock>(*this); }
+    int32_t inputs() const override { return weights() + 2; }
+    int32_t outputs() const override { return 1; }
+    void shapes(const DimsExprs* in, DimsExprs* out, IExprBuilder& build) const override {
+        expect(in[weights()].nbDims == 2, "input w must be a matrix");
+        merging_.shape(attributes_, in, out[0], build);
+        out[0].d[out[0].nbDims - 1] = in[weights()].d[1];
+    }
+    cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, void* workspace, int32_t tactic,
+                    cudaStream_t stream) const override {
+        PatchMergeBlockProblem p = sized_problem(in_desc);
+        merging_.point(in, p.merge);
+        p.w = in[weights()], p.b = in[weights() + 1];
+        p.y = out[0];
+        p.workspace = workspace;
+        return patch_merge_block(p, stream, tactic);
+    }
+    std::vector<int32_t> tactics(const PluginTensorDesc* in_desc) const override { return patch_merge_block_tactics(sized_problem(in_desc)); }
+    size_t workspace(const PluginTensorDesc* in_desc) const override {
+        PatchMergeBlockProblem p = problem(in_desc);
+        const int64_t images = in_desc[0].dims.d[0];
+        // As many as a launch takes, where their number is not known.
+        p.merge.images = images >= 0 ? images : kMergeMaxTokens / (int64_t{p.merge.grid_h} * p.merge.grid_w);
+        return static_cast<size_t>(patch_merge_block_workspace(p));
+    }
+
+private:
+    // Where the product's weights begin.
+    int32_t weights() const { return merging_.parameters() + 2; }
+    // Everything but the pointers.
+    PatchMergeBlockProblem sized_problem(const PluginTensorDesc* in) const {
+        PatchMergeBlockProblem p = problem(in);
+        p.merge.images = images_of(attributes_, in[0].dims, merging_.grid);
+        return p;
+    }
+    // Everything but the images and the pointers.
+    PatchMergeBlockProblem problem(const PluginTensorDesc* in) const {
+        PatchMergeBlockProblem p;
+        p.merge = merging_.problem(attributes_, in);
+        const PluginTensorDesc* w = in + weights();
+        const int64_t width = 4 * p.merge.channels, columns = w[0].dims.nbDims == 2 ? int64_t{w[0].dims.d[1]} : 0;
+        expect(p.merge.channels >= 1 && width <= kMlpMaxHidden && columns >= 1 && columns <= kMlpMaxChannels, "at most 4096 channels before the merge and 2048 behind the product are possible");
+        expect(w[0].dims.d[0] == width, "input w must be [4C, D], where C is the last axis of x");
+        expect(volume(w[1].dims, 0, w[1].dims.nbDims) == columns, "input b must have D elements");
+        p.columns = static_cast<int32_t>(columns);
+        return p;
+    }
+
+    Merging merging_;
 };
 
 // How scores are made of queries and keys: attributes, and the inputs for bias and mask, which come in this order.
@@ -817,6 +893,7 @@ const std::vector<OpDef>& op_definitions() {
         {"TrtOptTntInnerBlock", {{"epsilon1", kFloat, 1}, {"epsilon2", kFloat, 1}, {"whole", kInt, 1}, {"num_heads", kInt, 1}, {"scale", kFloat, 1}, {"approximate", kText, 1}}, make<TntInnerBlock>},
         {"TrtOptTntBridge", {{"epsilon1", kFloat, 1}, {"epsilon2", kFloat, 1}, {"residual", kInt, 1}, {"begin", kInt, 1}}, make<TntBridge>},
         {"TrtOptNormPool", {{"epsilon", kFloat, 1}, {"residual", kInt, 1}}, make<NormPool>},
+        {"TrtOptPatchMergeBlock", {{"epsilon", kFloat, 1}, {"residual", kInt, 1}, {"grid", kInts, 2}, {"order", kInts, 4}, {"rank", kInt, 1}}, make<PatchMergeBlock>},
     };
     return ops;
 }

@@ -84,6 +84,7 @@ inline std::vector<Op> ops() {
     const Fields global = {{"num_heads", ints({6})}, {"scale", real(0.125f)}, {"layout", text("q_k_v")}, {"bias", ints({0})}, {"mask", ints({1})}, {"mask_value", real(0.f)}, {"grid", ints({0, 0})}, {"window", ints({0, 0})}, {"shift", ints({0, 0})}};
     const Fields window = {{"reverse", ints({1})}, {"rank", ints({4})}, {"residual", ints({1})}, {"grid", ints({14, 14})}, {"window", ints({7, 7})}, {"shift", ints({3, 3})}, {"pad_after_roll", ints({1})}};
     const Fields merge = {{"epsilon", real(1e-5f)}, {"residual", ints({1})}, {"grid", ints({14, 14})}, {"order", ints({0, 2, 1, 3})}, {"rank", ints({3})}};
+    const Fields merge_block = {{"epsilon", real(1e-6f)}, {"residual", ints({0})}, {"grid", ints({7, 9})}, {"order", ints({0, 1, 2, 3})}, {"rank", ints({4})}};
     const Fields mlp = {{"epsilon", real(1e-5f)}, {"residual", ints({1})}, {"approximate", text("none")}};
     const Fields mlp_tanh = {{"epsilon", real(1e-6f)}, {"residual", ints({0})}, {"approximate", text("tanh")}};
     const Fields swin = {{"epsilon", real(1e-5f)}, {"residual", ints({1})}, {"num_heads", ints({3})}, {"scale", real(0.1767767f)}, {"bias", ints({2})}, {"mask", ints({2})}, {"mask_value", real(-100.f)}, {"grid", ints({56, 56})}, {"window", ints({7, 7})}, {"shift", ints({3, 3})}, {"pad_after_roll", ints({0})}};
@@ -139,6 +140,10 @@ inline std::vector<Op> ops() {
         {"TrtOptNormPool",
          {pool, pool_plain},
          {{"epsilon", real(-1.f), "'epsilon'"}, {"epsilon", ints({0}), "'epsilon' must be float32"}, {"residual", ints({2}), "'residual' must be 0 or 1"}, {"residual", ints({0, 0}), "'residual' must have 1 value"}, {"residual", gone(), "'residual' is missing"}}},
+        {"TrtOptPatchMergeBlock",
+         {merge, merge_block},
+         {{"order", ints({0, -1, 2, 3}), "'order'"}, {"order", ints({0, 3, 1, 3}), "'order' must name each quadrant once"}, {"order", gone(), "'order' is missing"}, {"residual", ints({-1}), "'residual' must be 0 or 1"}, {"rank", ints({2}), "'rank'"},
+          {"grid", ints({32768, 32768}), "'grid'"}, {"grid", ints({14}), "'grid' must have 2 values"}, {"epsilon", real(-1.f), "'epsilon'"}}},
     };
 }
 
