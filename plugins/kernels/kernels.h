@@ -290,6 +290,9 @@ cudaError_t patch_merge_block(const PatchMergeBlockProblem& problem, cudaStream_
 // Ways of cutting up the problem on the current device that are worth timing, best guess first. Pointers are not looked at.
 std::vector<int32_t> patch_merge_block_tactics(const PatchMergeBlockProblem& problem);
 
+// True if the current device can run the problem's sizes under `tactic` (above 0).
+bool patch_merge_block_tactic_valid(const PatchMergeBlockProblem& problem, int32_t tactic);
+
 // Enough for this problem and for all with fewer images, under any tactic; 0 if it is not valid. Pointers are not looked at.
 int64_t patch_merge_block_workspace(const PatchMergeBlockProblem& problem);
 

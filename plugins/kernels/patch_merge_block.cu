@@ -81,7 +81,7 @@ Plan plan_of_two(const PatchMergeBlockProblem& q, const GemmPlan& gemm) {
 bool tiled(const PatchMergeBlockProblem& q) { return q.merge.dtype == DType::kHalf; }
 
 bool plan_valid(const Plan& plan, const PatchMergeBlockProblem& q) {
-    return tiled(q) && block_gemm_valid(plan.gemm, plan.one ? whole(q, images_of_one(q)) : product(q, images_of_two(q)));
+    return block_gemm_valid(plan.gemm, plan.one ? whole(q, images_of_one(q)) : product(q, images_of_two(q)));
 }
 
 // The best guess; gemm.tile < 0: none fits.
@@ -125,9 +125,7 @@ template <class T> cudaError_t in_two(const PatchMergeBlockProblem& q, const Gem
 cudaError_t patch_merge_block(const PatchMergeBlockProblem& q, cudaStream_t stream, int32_t tactic) {
     if (!valid(q)) return cudaErrorInvalidValue;
     if (q.merge.images == 0) return cudaSuccess;
-    Plan plan = Plan::of(tactic);
-    if (!aligned(q)) plan = {};
-    else if (tactic <= 0 || !plan_valid(plan, q)) plan = best_plan(q);
+    const Plan plan = !aligned(q) ? Plan{} : patch_merge_block_tactic_valid(q, tactic) ? Plan::of(tactic) : best_plan(q);
     const int64_t step = plan.one ? images_of_one(q) : images_of_two(q);
     for (int64_t from = 0; from < q.merge.images; from += step) {
         const PatchMergeBlockProblem part = some(q, from, std::min(step, q.merge.images - from));
@@ -152,6 +150,10 @@ std::vector<int32_t> patch_merge_block_tactics(const PatchMergeBlockProblem& q) 
     std::vector<int32_t> tactics;
     for (const Plan& plan : plans) tactics.push_back(plan.id());
     return tactics;
+}
+
+bool patch_merge_block_tactic_valid(const PatchMergeBlockProblem& q, int32_t tactic) {
+    return tactic > 0 && valid(q) && q.merge.images > 0 && tiled(q) && Plan::of(tactic).id() == tactic && plan_valid(Plan::of(tactic), q);
 }
 
 // What the device and the pointers say is not looked at, so room is kept for the two kernels in any case.

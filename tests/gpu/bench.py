@@ -63,6 +63,16 @@ class Library:
         self.call("trt_opt_norm_pool", HALF, ctypes.c_int64(images), ctypes.c_int64(tokens), ctypes.c_int64(row), ctypes.c_float(1e-5), pointer(x), pointer(residual),
                   pointer(scale), pointer(bias), pointer(y))
 
+    def patch_merge_block(self, x, p, y, workspace, side, tactic=0):
+        images, _, channels = x.shape
+        self.call("trt_opt_patch_merge_block", HALF, ctypes.c_int64(images), channels, side, side, p["w"].shape[1], ctypes.c_float(1e-5), pointer(x), pointer(p["scale"]), pointer(p["bias"]),
+                  pointer(p["w"]), pointer(p["b"]), pointer(y), pointer(workspace), ctypes.c_int64(workspace.numel()), tactic)
+
+    def patch_merge_block_tactics(self, images, channels, side, columns):
+        found = (ctypes.c_int32 * 64)()
+        count = self.lib.trt_opt_patch_merge_block_tactics(HALF, ctypes.c_int64(images), channels, side, side, columns, found, 64)
+        return list(found)[:count]
+
     def mlp_block(self, x, residual, p, y, workspace, tactic=0):
         rows, channels = x.shape
         self.call("trt_opt_mlp_block", HALF, ctypes.c_int64(rows), channels, p["w1"].shape[1], ctypes.c_float(1e-5), 0, pointer(x), pointer(residual),
@@ -687,13 +697,58 @@ def bench_merge(lib, batch, side, channels, rounds):
             "tb_s": size * 2 / times["ours"] * 1e-6}
 
 
+def bench_merge_block(lib, batch, side, channels, rounds, tactics):
+    """Against the merge and PyTorch's product; weights rotate as in bench_mlp. Behind an MLP block, as in Swin, the start may be hidden."""
+    rows, width, columns = batch * side * side // 4, 4 * channels, 2 * channels
+    moved = 2 * (batch * side * side * channels + width * columns + rows * columns)
+    sets, order = rotation(moved)
+    xs = [rand(batch, side * side, channels) for _ in range(sets)]
+    ys = [torch.empty(batch, side * side // 4, columns, device="cuda", dtype=torch.float16) for _ in range(sets)]
+    ps = [{"scale": rand(width), "bias": rand(width), "w": rand(width, columns) * width**-0.5, "b": rand(columns)} for _ in range(sets)]
+    for p in ps:
+        p["wt"] = p["w"].t().contiguous()
+    mlp = {"scale": rand(channels), "bias": rand(channels), "w1": rand(channels, width) * channels**-0.5, "b1": rand(width), "w2": rand(width, channels) * width**-0.5, "b2": rand(channels)}
+    source, normal = rand(batch * side * side, channels), torch.empty(batch, side * side // 4, width, device="cuda", dtype=torch.float16)
+    workspace, other = (torch.empty(64 << 20, device="cuda", dtype=torch.uint8) for _ in range(2))
+
+    def ours(i, tactic=0):
+        lib.patch_merge_block(xs[i], ps[i], ys[i], workspace, side, tactic)
+
+    def pieces(i):
+        p = ps[i]
+        lib.patch_merge(xs[i], p["scale"], p["bias"], normal, batch, channels, side, side)
+        return F.linear(normal, p["wt"], p["b"])
+
+    def block(i):
+        lib.mlp_block(source, None, mlp, xs[i].view(-1, channels), other)
+
+    ours(0)
+    p = {k: v.float() for k, v in ps[0].items()}
+    grid = xs[0].float().view(batch, side, side, channels)
+    quads = torch.cat([grid[:, dy::2, dx::2] for dy, dx in ((0, 0), (1, 0), (0, 1), (1, 1))], -1).view(batch, -1, width)
+    reference = F.linear(F.layer_norm(quads, (width,), p["scale"], p["bias"], 1e-5), p["wt"], p["b"])
+    error = ((ys[0].float() - reference).norm() / reference.norm()).item()
+    best = lib.patch_merge_block_tactics(batch, channels, side, columns)
+    label = lambda t: f"{'one kernel' if t >> 8 & 1 else 'two kernels'}, tile {t & 15} cluster {1 << (t >> 4 & 15)}"
+    forms = {}
+    for t in best:
+        forms.setdefault(t >> 8 & 1, t)
+    functions = {"ours": ours, "our merge, torch's product": pieces, "an MLP block": block, "our merge, torch's product behind an MLP block": lambda i: (block(i), pieces(i))}
+    for t in best if tactics else forms.values():
+        functions[label(t)] = lambda i, t=t: ours(i, t)
+        functions[label(t) + ", behind an MLP block"] = lambda i, t=t: (block(i), ours(i, t))
+    times, failed = time_variants({k: [lambda i=i, f=f: f(i) for i in order] for k, f in functions.items()}, rounds)
+    return {"op": "patch_merge_block", "shape": [batch, side, side, channels], "tactic": label(best[0]) if best else "none", "error": error, "us": times, "failed": failed, "bytes": moved,
+            "flop": 2 * rows * width * columns}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("lib")
     parser.add_argument("--json")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--tactics", action="store_true", help="time every tactic too")
-    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, norm_pool, sequence, stage, mlp_block, attn_block, tnt_inner_block or tnt_bridge")
+    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, patch_merge_block, norm_pool, sequence, stage, mlp_block, attn_block, tnt_inner_block or tnt_bridge")
     parser.add_argument("--batch", type=int, action="append", help="batch sizes of blocks [default: 1 and 32]")
     args = parser.parse_args()
     lib = Library(args.lib)
@@ -730,6 +785,10 @@ def main():
         if wanted("patch_merge"):
             add(bench_merge(lib, 32, 56, 96, args.rounds))
             add(bench_merge(lib, 32, 14, 384, args.rounds))
+        if wanted("patch_merge_block"):
+            for batch in args.batch or (1, 32):
+                for side, channels in [(56, 96), (28, 192), (14, 384)]:
+                    add(bench_merge_block(lib, batch, side, channels, args.rounds, args.tactics))
         if wanted("norm_pool"):
             for images in args.batch or (1, 32):
                 for tokens, row, residual in [(49, 768, True), (49, 768, False), (49, 1024, True), (64, 512, True)]:

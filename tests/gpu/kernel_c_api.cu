@@ -44,6 +44,27 @@ int trt_opt_norm_pool(int dtype, int64_t images, int64_t tokens, int64_t row, fl
     return norm_pool(p, static_cast<cudaStream_t>(stream));
 }
 
+static PatchMergeBlockProblem patch_merge_block_problem(int dtype, int64_t images, int channels, int h, int w, int columns) {
+    PatchMergeBlockProblem p;
+    p.merge.dtype = static_cast<DType>(dtype), p.merge.images = images, p.merge.channels = channels, p.merge.grid_h = h, p.merge.grid_w = w, p.columns = columns;
+    return p;
+}
+
+// Returns -1 if `workspace_bytes` are too few or `tactic` does not fit.
+int trt_opt_patch_merge_block(int dtype, int64_t images, int channels, int h, int w, int columns, float epsilon, const void* x, const void* scale, const void* bias, const void* weight, const void* b,
+                              void* y, void* workspace, int64_t workspace_bytes, int tactic, void* stream) {
+    PatchMergeBlockProblem p = patch_merge_block_problem(dtype, images, channels, h, w, columns);
+    p.merge.epsilon = epsilon, p.merge.x = x, p.merge.scale = scale, p.merge.bias = bias, p.w = weight, p.b = b, p.y = y, p.workspace = workspace;
+    if (patch_merge_block_workspace(p) > workspace_bytes || (tactic != 0 && !patch_merge_block_tactic_valid(p, tactic))) return -1;
+    return patch_merge_block(p, static_cast<cudaStream_t>(stream), tactic);
+}
+// Up to `most` tactics; returns how many there are.
+int trt_opt_patch_merge_block_tactics(int dtype, int64_t images, int channels, int h, int w, int columns, int32_t* tactics, int most) {
+    const std::vector<int32_t> found = patch_merge_block_tactics(patch_merge_block_problem(dtype, images, channels, h, w, columns));
+    for (int i = 0; i < most && i < static_cast<int>(found.size()); ++i) tactics[i] = found[i];
+    return static_cast<int>(found.size());
+}
+
 // q, k, v: packed [batch, tokens, 3, heads, dim].
 int trt_opt_attention_qkv(int dtype, int64_t batch, int heads, int tokens, int dim, float scale, const void* qkv, void* out, int bias_kind, const void* bias,
                           int64_t bias_period, int mask_kind, const void* mask, int64_t mask_period, float mask_value, const int32_t* window, int tactic, void* stream) {

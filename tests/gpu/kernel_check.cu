@@ -327,6 +327,69 @@ void check(Checker& c, const PoolCase& a) {
     c.compare(name, *y, ref);
 }
 
+struct MergeBlockCase {
+    DType type;
+    int64_t images;
+    int channels, columns, h, w;
+    bool residual = false;
+    int shift = 0;
+    float offset = 0;
+    bool every_tactic = false;  // not only those worth timing
+    int order[4] = {0, 2, 1, 3};
+};
+void check(Checker& c, const MergeBlockCase& a) {
+    char text[160];
+    std::snprintf(text, sizeof(text), "patch_merge_block b%lld c%d d%d %dx%d order%d%d%d%d%s off%d+%g", static_cast<long long>(a.images), a.channels, a.columns, a.h, a.w, a.order[0], a.order[1],
+                  a.order[2], a.order[3], a.residual ? " residual" : "", a.shift, static_cast<double>(a.offset));
+    const std::string name = text;
+    if (!c.wanted(name)) return;
+    const int width = 4 * a.channels;
+    const int64_t rows = a.images * ((a.h + 1) / 2) * ((a.w + 1) / 2), size = a.images * a.h * a.w * a.channels;
+    std::vector<Tensor> in;
+    auto make = [&](int64_t count, float scale, float offset = 0) -> const void* {
+        in.push_back(tensor(a.type, count, a.shift));
+        in.back()->fill(c.next_seed(), scale, offset);
+        return in.back()->data();
+    };
+    PatchMergeBlockProblem p;
+    PatchMergeProblem& m = p.merge;
+    m.dtype = a.type, m.images = a.images, m.channels = a.channels, m.grid_h = a.h, m.grid_w = a.w, p.columns = a.columns;
+    std::memcpy(m.order, a.order, sizeof(m.order));
+    m.x = make(size, 1.5f, a.offset), m.residual = a.residual ? make(size, 1.f) : nullptr;
+    m.scale = make(width, 0.5f, 1.f), m.bias = make(width, 0.5f);
+    p.w = make(int64_t{width} * a.columns, 1.f / std::sqrt(static_cast<float>(width))), p.b = make(a.columns, 0.5f);
+    Tensor y = tensor(a.type, rows * a.columns, a.shift), workspace = tensor(DType::kFloat, (patch_merge_block_workspace(p) + 3) / 4);
+    p.y = y->data(), p.workspace = workspace->data();
+
+    Doubles normal(rows * width), ref(rows * a.columns);
+    auto reference = [&](auto type) {
+        using T = decltype(type);
+        reference::patch_merge<T><<<blocks_for(rows), 128>>>(m, rows, normal.p);
+        reference::product<T><<<blocks_for(rows * a.columns), 128>>>(normal.p, p.w, p.b, rows, width, a.columns, ref.p);
+        CUDA_OK(cudaGetLastError());
+    };
+    if (rows > 0) a.type == DType::kHalf ? reference(__half()) : reference(float());
+    std::vector<int32_t> tactics = patch_merge_block_tactics(p);
+    tactics.insert(tactics.begin(), 0);
+    if (a.every_tactic)
+        for (int one : {0, 1})
+            for (int cluster = 0; cluster <= 3; ++cluster)
+                for (int tile = 1; tile <= 12; ++tile)
+                    if (const int32_t tactic = one << 8 | cluster << 4 | tile; patch_merge_block_tactic_valid(p, tactic)) tactics.push_back(tactic);
+    for (int32_t tactic : tactics) {
+        y->poison(), workspace->poison();
+        std::snprintf(text, sizeof(text), " %s tile%d cluster%d", tactic >> 8 & 1 ? "one" : "two", tactic & 15, 1 << (tactic >> 4 & 15));
+        const std::string label = tactic ? name + text : name;
+        const cudaError_t status = c.run([&](cudaStream_t s) { return patch_merge_block(p, s, tactic); });
+        if (status != cudaSuccess) {
+            c.report(label, a.type, 1e30, 0, 0, cudaGetErrorString(status));
+            continue;
+        }
+        c.compare(label, *y, ref);
+        c.enclosed(label, a.type, *workspace);
+    }
+}
+
 enum class Layout { kQkv, kQKv, kQkV, kQKV, kBhnd };
 const char* const kLayoutNames[] = {"qkv", "q_kv", "qk_v", "q_k_v", "bhnd"};
 
@@ -748,6 +811,16 @@ void edge_cases(Checker& c) {
                 check(c, "patch_merge c" + std::to_string(channels) + " " + std::to_string(h) + "x" + std::to_string(w) + s, MergeCase{t, 2, channels, h, w, {0, 2, 1, 3}, h == 5 ? 1 : 0, w == 7 || w == 8});
         check(c, "patch_merge order" + s, MergeCase{t, 3, 32, 6, 6, {0, 1, 2, 3}});
         check(c, "patch_merge wide" + s, MergeCase{t, 1, 2048, 4, 4, {0, 2, 1, 3}});
+        // The merges of Swin-T, then of Swin-B and L, whose rows do not fit the one kernel; odd grids, sizes that fill no tile, and those that no tensor core takes
+        for (auto [channels, side] : {std::pair{96, 56}, {192, 28}, {384, 14}})
+            for (int64_t images : {1, 4}) check(c, MergeBlockCase{t, images, channels, 2 * channels, side, side, images == 4, 0, 0, images == 1});
+        for (int channels : {128, 256, 512, 768}) check(c, MergeBlockCase{t, 1, channels, 2 * channels, 14, 14, channels == 512});
+        for (auto [h, w] : {std::pair{1, 1}, {1, 6}, {7, 2}, {5, 8}, {13, 9}}) check(c, MergeBlockCase{t, 3, 56, 104, h, w, w != 8, 0, 0, true, {1, 3, 0, 2}});
+        for (int columns : {8, 40, 64, 72, 200, 1032}) check(c, MergeBlockCase{t, 2, 24, columns, 9, 10, columns == 40});
+        for (auto [channels, columns] : {std::pair{6, 16}, {8, 12}, {5, 7}, {1, 1}, {100, 200}}) check(c, MergeBlockCase{t, 3, channels, columns, 7, 6, channels != 5});
+        for (int shift : {1, 2, 4}) check(c, MergeBlockCase{t, 2, 32, 64, 5, 4, shift == 2, shift});
+        check(c, MergeBlockCase{t, 0, 96, 192, 56, 56}), check(c, MergeBlockCase{t, 700, 192, 64, 14, 14, true});
+        for (bool residual : {false, true}) check(c, MergeBlockCase{t, 2, 48, 96, 8, 7, residual, 0, 20.f, true});
         for (int64_t channels : {96, 30, 5}) check(c, "patch_merge c" + std::to_string(channels) + " 14x13" + s, MergeCase{t, 3, channels, 14, 13, {0, 2, 1, 3}, channels == 30 ? 1 : 0, true});
 
         // Swin, PyramidTNT; then clusters of every size and blocks of every kind, rows of every number of accesses, and those that have none
@@ -940,6 +1013,9 @@ void random_cases(Checker& c, int count, uint64_t seed) {
         MergeCase m{t, pick(1, 4), pick(0, 1) ? pick(1, 300) : 8 * pick(1, 60), pick(1, 20), pick(1, 20), {pick(0, 3), pick(0, 3), pick(0, 3), pick(0, 3)}, shift, pick(0, 1) == 1};
         check(c, "patch_merge random" + s, m);
         check(c, PoolCase{t, pick(1, pick(0, 1) ? 8 : 200), pick(1, pick(0, 1) ? 64 : 300), pick(0, 2) ? 8 * pick(1, 300) : pick(1, 600), pick(0, 1) == 1, shift});
+        MergeBlockCase merge{t, pick(1, 4), pick(0, 3) ? 8 * pick(1, 60) : pick(1, 200), pick(0, 3) ? 8 * pick(1, 80) : pick(1, 300), pick(1, 20), pick(1, 20), pick(0, 1) == 1, shift, pick(0, 3) ? 0.f : 20.f};
+        std::copy(m.order, m.order + 4, merge.order);
+        check(c, merge);
 
         const int channels = pick(0, 3) ? 8 * pick(1, 100) : pick(1, 300), times = pick(1, 4);
         check(c, MlpCase{t, pick(0, 1) ? pick(1, 100) : pick(100, 1000), channels, pick(0, 3) ? channels * times : 8 * pick(1, 150), pick(0, 1) == 1, pick(0, 1) == 1, shift});
@@ -996,6 +1072,7 @@ void large_cases(Checker& c) {
     check(c, "window large", WindowCase{DType::kHalf, 7200, 96, true, true, grid(56, 56, 7, 7, 3, 3)});
     check(c, "window partition large", WindowCase{DType::kHalf, 7200, 96, false, false, grid(56, 56, 7, 7, 3, 3)});
     check(c, PoolCase{DType::kHalf, 60000, 49, 768, true});
+    check(c, MergeBlockCase{DType::kHalf, 7200, 96, 192, 56, 56, true});
     check(c, "patch_merge large", MergeCase{DType::kHalf, 7200, 96, 56, 56, {0, 2, 1, 3}, 0, true});
     check(c, AttentionCase{DType::kHalf, 64 * 2400, 3, 49, 49, 32, 32, Layout::kQkv, AttentionBias::kTable, 1, true, AttentionMask::kShift, 1, grid(56, 56, 7, 7, 3, 3)});
     check(c, AttentionCase{DType::kHalf, 6000000, 4, 16, 16, 6, 6, Layout::kQkV});
@@ -1024,6 +1101,17 @@ void refusals(Checker& c) {
     NormPoolProblem p;
     p.images = 1, p.row = 8;
     expect("refuse a mean over no tokens", norm_pool(p, nullptr));
+    PatchMergeBlockProblem o;
+    o.merge.images = 1, o.merge.channels = 5, o.merge.grid_h = o.merge.grid_w = 4, o.columns = 8;
+    expect("refuse a merge and product without workspace", patch_merge_block(o, nullptr));
+    o.workspace = &o, o.merge.order[2] = 4;
+    expect("refuse a merge and product of no order", patch_merge_block(o, nullptr));
+    o.merge.order[2] = 1, o.columns = kMlpMaxChannels + 1;
+    expect("refuse a merge and product of too many columns", patch_merge_block(o, nullptr));
+    o.columns = 8, o.merge.channels = kMlpMaxHidden / 4 + 1;
+    expect("refuse a merge and product of too many channels", patch_merge_block(o, nullptr));
+    o.merge.channels = 5, o.merge.grid_h = kMergeMaxTokens;
+    expect("refuse a merge and product of too many tokens", patch_merge_block(o, nullptr));
     MlpBlockProblem b;
     b.rows = 1, b.channels = kMlpMaxChannels + 8, b.hidden = 8;
     expect("refuse too many channels", mlp_block(b, nullptr, nullptr));

@@ -110,7 +110,7 @@ template <class T> __global__ void patch_merge(PatchMergeProblem p, int64_t rows
         const int iy = 2 * yy + quadrant / 2, ix = 2 * x + quadrant % 2;
         if (iy >= p.grid_h || ix >= p.grid_w) return 0.0;
         const int64_t at = ((image * p.grid_h + iy) * p.grid_w + ix) * p.channels + i % p.channels;
-        return get<T>(p.x, at) + (p.residual ? get<T>(p.residual, at) : 0.0);
+        return p.residual ? rounded<T>(get<T>(p.x, at) + get<T>(p.residual, at)) : get<T>(p.x, at);
     };
     double mean = 0, variance = 0;
     for (int64_t i = 0; i < c4; ++i) mean += value(i);

@@ -174,6 +174,15 @@ def cases():
     yield Case("patch_merge_residual", {"x": m, "r": mr}, {"g": mg, "b": mb},
                [node("TrtOptPatchMerge", ["x", "r", "g", "b"], ["y"], epsilon=1e-5, residual=1, grid=[14, 14], order=[0, 2, 1, 3], rank=3)],
                {"y": layer_norm(quads, mg, mb, 1e-5, (-1,)).reshape(2, 49, 256)}, dynamic=True)
+    for name, h, w, extra, rank in (("patch_merge_block", 14, 14, False, 4), ("patch_merge_block_odd", 7, 9, True, 3)):
+        m, mr = rand(2, h, w, 64), rand(2, h, w, 64)
+        constants = {"g": 1 + rand(256, scale=0.2), "bn": rand(256, scale=0.2), "w": rand(256, 128, scale=1 / 16), "b": rand(128, scale=0.2)}
+        padded = np.pad(m + mr if extra else m, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)))
+        quads = np.concatenate([padded[:, dy::2, dx::2] for dy, dx in ((0, 0), (1, 0), (0, 1), (1, 1))], -1)
+        y = layer_norm(quads, constants["g"], constants["bn"], 1e-5, (-1,)) @ constants["w"] + constants["b"]
+        yield Case(name, {"x": m, "r": mr} if extra else {"x": m}, constants,
+                   [node("TrtOptPatchMergeBlock", ["x", *(["r"] if extra else []), *constants], ["y"], epsilon=1e-5, residual=int(extra), grid=[h, w], order=[0, 2, 1, 3], rank=rank)],
+                   {"y": y if rank == 4 else y.reshape(2, -1, 128)}, dynamic=True)
 
     for name, shape, extra in (("norm_pool", (2, 49, 768), False), ("norm_pool_residual", (2, 7, 7, 768), True), ("norm_pool_rows_of_no_access", (3, 10, 30), True)):
         x, r, g, b = rand(*shape), rand(*shape), 1 + rand(shape[-1], scale=0.2), rand(shape[-1], scale=0.2)
