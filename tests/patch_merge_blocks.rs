@@ -293,7 +293,7 @@ fn a_product_of_other_rows_is_missed() {
 fn sizes_that_the_plugin_does_not_take_are_missed() {
     Parts::new(SIDE, 12, COLUMNS).missed_because(TWELVE_CHANNELS);
     Parts::new(SIDE, CHANNELS, 12).missed_because(TWELVE_CHANNELS);
-    Parts::new(2, CHANNELS, 2056).missed_because("the block is too large");
+    Parts::new(SIDE, CHANNELS, 2056).missed_because("the block is too large");
 }
 
 /// 2 * 2 * 784 * 384 * 192 are 0.231 GFLOP, 24 columns more 0.261.
