@@ -41,7 +41,14 @@ pub fn run(engine: &mut Engine) -> Result<()> {
             }
             Ok(map) => match merge.patch(engine.graph(), *map) {
                 Err(miss) => Err(miss),
-                Ok((patch, name)) => engine.apply(patch)?.map(|()| Some(name)),
+                Ok((patch, name)) => {
+                    let norm = merge.norm_after(engine.graph()).map(|(id, _)| engine.graph().node_label(id)).ok();
+                    let applied = engine.apply(patch)?;
+                    if applied.is_ok() {
+                        engine.absorb_sites(&norm.into_iter().collect(), &name);
+                    }
+                    applied.map(|()| Some(name))
+                }
             },
         };
         let label = &merge.label;

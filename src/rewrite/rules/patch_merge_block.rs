@@ -7,7 +7,7 @@
 //! Runs on what the rule of patch merges has left, when the residual adds are in them. Where the norm comes behind the product, as in
 //! Swin v2, there is no fused patch merge; the ledger says so.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use crate::error::Result;
 use crate::ir::{Dim, Graph, NodeId, ValueId};
@@ -26,30 +26,35 @@ const RULE: &str = "patch-merge-block";
 
 pub fn run(engine: &mut Engine) -> Result<()> {
     let asked = engine.options().kinds.contains(&Kind::PatchMergeBlock);
-    let late = if asked { norms_behind_products(engine.graph()) } else { BTreeMap::new() };
+    let late = if asked { norms_behind_products(engine.graph()) } else { BTreeSet::new() };
     let rule = Rule {
         kind: Kind::PatchMergeBlock,
         name: RULE,
         part: Kind::PatchMerge,
         part_of: &|_, anchor| vec![anchor],
-        fusion: &|graph, anchor, label| match late.get(&anchor) {
-            Some(norm) => Err(Miss::new(graph.node_label(*norm), "the norm comes behind the product, as in Swin v2")
-                .expected("a norm over the merged channels, then the product", "the product, then a norm")),
-            None => Block::of(graph, anchor, label)?.fusion(graph, label),
+        fusion: &|graph, anchor, label| {
+            if late.contains(&anchor) {
+                let (expected, found) = ("a norm of the merged channels, then the product", "the product, then a norm");
+                return Err(
+                    Miss::new(label, "the norm comes behind the product, as in Swin v2").expected(expected, found)
+                );
+            }
+            Block::of(graph, anchor, label)?.fusion(graph, label)
         },
     };
-    rule.run_if_asked(engine, |graph, id| PatchMerge::of(graph.node(id)).is_some() || late.contains_key(&id))
+    rule.run_if_asked(engine, |graph, id| PatchMerge::of(graph.node(id)).is_some() || late.contains(&id))
 }
 
-/// Of the merges that are followed by a product and then a fused norm: the node that the ledger knows them by, and the norm.
-fn norms_behind_products(graph: &Graph) -> BTreeMap<NodeId, NodeId> {
-    let norm_behind = |out: ValueId| {
-        let (merged, _) = ahead(graph, out, &mut vec![]).ok()?;
-        let (_, product) = Linear::after(graph, merged).ok()?;
-        let (_, norm) = ahead(graph, product, &mut vec![]).ok()?;
-        LayerNorm::of(graph.node(norm)).map(|_| norm)
+/// The merges that are followed by a product and then a fused norm, by the nodes that the ledger knows them by.
+fn norms_behind_products(graph: &Graph) -> BTreeSet<NodeId> {
+    let norm_behind = |out: ValueId| -> Outcome<bool> {
+        let (merged, _) = ahead(graph, out, &mut vec![])?;
+        let (_, product) = Linear::after(graph, merged)?;
+        let (_, next) = ahead(graph, product, &mut vec![])?;
+        Ok(LayerNorm::of(graph.node(next)).is_some())
     };
-    patch_merge::unfused(graph).into_iter().filter_map(|(anchor, out)| Some((anchor, norm_behind(out)?))).collect()
+    let late = patch_merge::unfused(graph).into_iter().filter(|&(_, out)| norm_behind(out).unwrap_or(false));
+    late.map(|(anchor, _)| anchor).collect()
 }
 
 /// A whole block.
