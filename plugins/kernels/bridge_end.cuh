@@ -71,6 +71,22 @@ struct RowMoments {
 };
 constexpr int kBridgeMaxCluster = 8;
 
+// Mean and factor of a row of n values, from the moments of its parts: `width` values each, but for the last.
+struct RowStatistics {
+    float mean, factor;
+};
+__device__ __forceinline__ RowStatistics row_statistics(const RowMoments* parts, uint32_t count, int width, int n, float epsilon) {
+    float sum = 0, square = 0;
+    for (uint32_t z = 0; z < count; ++z) sum += parts[z].sum;
+    const float mean = sum / static_cast<float>(n);
+    for (uint32_t z = 0; z < count; ++z) {
+        const auto values = static_cast<float>(min(width, n - static_cast<int>(z) * width));
+        const float difference = parts[z].sum / values - mean;
+        square += fmaf(values * difference, difference, parts[z].square);
+    }
+    return {mean, rsqrtf(square / static_cast<float>(n) + epsilon)};
+}
+
 // Ends BM rows of BN columns of the product, from `row0` and `column` on, of which the blocks of a cluster have the n columns
 // between them. Row r of them begins at v + r * stride, in shared memory; columns [4c, 4c + 4) of it are written by thread
 // r * BN / 4 + c, modulo their number. `moments`: BM * kBridgeMaxCluster of them, in shared memory that no block of
@@ -106,16 +122,7 @@ __device__ __forceinline__ void end_bridge(const BridgeEnd<__half>& p, const flo
     for (int i = 0; i < kItems; ++i) {
         if (!ends(i)) continue;
         const int r = first + i * kStep;
-        const RowMoments* const parts = moments + r * kBridgeMaxCluster;
-        float sum = 0, square = 0;
-        for (uint32_t z = 0; z < cluster; ++z) sum += parts[z].sum;
-        const float mean = sum / static_cast<float>(p.n);
-        for (uint32_t z = 0; z < cluster; ++z) {
-            const auto count = static_cast<float>(min(BN, p.n - static_cast<int>(z) * BN));
-            const float difference = parts[z].sum / count - mean;
-            square += fmaf(count * difference, difference, parts[z].square);
-        }
-        const float factor = rsqrtf(square / static_cast<float>(p.n) + p.epsilon);
+        const auto [mean, factor] = row_statistics(moments + r * kBridgeMaxCluster, cluster, BN, p.n, p.epsilon);
         const float4 f = *reinterpret_cast<const float4*>(v + r * stride + c);
         const float normal[4] = {(f.x - mean) * factor, (f.y - mean) * factor, (f.z - mean) * factor, (f.w - mean) * factor};
         p.put<4>(token(i), column + c, s[i], normal);

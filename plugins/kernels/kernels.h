@@ -295,5 +295,27 @@ bool patch_merge_block_tactic_valid(const PatchMergeBlockProblem& problem, int32
 
 // Enough for this problem and for all with fewer images, under any tactic; 0 if it is not valid. Pointers are not looked at.
 int64_t patch_merge_block_workspace(const PatchMergeBlockProblem& problem);
+// y = normalize(W * patch + b) for each of the patches, patch_h x patch_w pixels of all channels, that `x` falls into; rows and columns of
+// pixels that fill no patch are left out. Without `scale` nothing is normalized. All but x must be constants, as those of MlpBlockProblem.
+struct PatchEmbedProblem {
+    DType dtype = DType::kHalf;        // of all but x
+    DType image = DType::kHalf;        // of x: kFloat, whose pixels are rounded to dtype, or dtype
+    int64_t images = 0;
+    int32_t channels = 0, height = 0, width = 0;  // of x
+    int32_t patch_h = 0, patch_w = 0;             // channels * patch_h * patch_w up to kEmbedMaxPatch
+    int32_t columns = 0;                          // up to kMlpMaxChannels
+    float epsilon = 1e-5f;
+    const void* x = nullptr;           // [images, channels, height, width]
+    const void* w = nullptr;           // [columns, channels, patch_h, patch_w]
+    const void* b = nullptr;           // [columns], or null: no offset
+    const void *scale = nullptr, *bias = nullptr;  // [columns] both, or null: no norm
+    void* y = nullptr;                 // [images, tokens(), columns]
+
+    int32_t tokens() const { return height / patch_h * (width / patch_w); }
+    int32_t patch() const { return channels * patch_h * patch_w; }
+};
+constexpr int32_t kEmbedMaxPatch = 16384;
+
+cudaError_t patch_embed(const PatchEmbedProblem& problem, cudaStream_t stream);
 
 }  // namespace trt_opt

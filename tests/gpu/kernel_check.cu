@@ -773,6 +773,54 @@ void check(Checker& c, const BridgeCase& a) {
     c.enclosed(name, a.type, *workspace);
 }
 
+struct EmbedCase {
+    DType image, type;
+    int64_t images;
+    int channels, height, width, patch_h, patch_w, columns;
+    bool offset = true, norm = true;
+    int shift = 0;
+    float mean = 0;
+};
+void check(Checker& c, const EmbedCase& a) {
+    char text[160];
+    std::snprintf(text, sizeof(text), "patch_embed %sb%lld c%d %dx%d patch%dx%d d%d%s%s off%d+%g", a.image == a.type ? "" : "of_float ", static_cast<long long>(a.images), a.channels, a.height, a.width, a.patch_h,
+                  a.patch_w, a.columns, a.offset ? " offset" : "", a.norm ? " norm" : "", a.shift, static_cast<double>(a.mean));
+    const std::string name = text;
+    if (!c.wanted(name)) return;
+    PatchEmbedProblem p;
+    p.image = a.image, p.dtype = a.type, p.images = a.images, p.channels = a.channels, p.height = a.height, p.width = a.width, p.patch_h = a.patch_h, p.patch_w = a.patch_w, p.columns = a.columns, p.epsilon = 1e-3f;
+    const int64_t rows = a.images * p.tokens(), size = rows * a.columns;
+    std::vector<Tensor> in;
+    auto make = [&](DType type, int64_t count, float scale, float offset = 0) -> const void* {
+        in.push_back(tensor(type, count, a.shift));
+        in.back()->fill(c.next_seed(), scale, offset);
+        return in.back()->data();
+    };
+    p.x = make(a.image, a.images * a.channels * a.height * a.width, 1.5f, a.mean);
+    p.w = make(a.type, int64_t{a.columns} * p.patch(), 1.f / std::sqrt(static_cast<float>(p.patch())));
+    if (a.offset) p.b = make(a.type, a.columns, 0.5f, a.mean);
+    if (a.norm) p.scale = make(a.type, a.columns, 0.5f, 1.f), p.bias = make(a.type, a.columns, 0.5f);
+    Tensor y = tensor(a.type, size, a.shift);
+    p.y = y->data();
+
+    Doubles product(size), ref(size);
+    auto reference = [&](auto image, auto type) {
+        using X = decltype(image);
+        using T = decltype(type);
+        reference::patch_product<X, T><<<blocks_for(size), 128>>>(p, a.norm ? product.p : ref.p);
+        if (a.norm) reference::normalize<T><<<blocks_for(rows), 128>>>(product.p, p.scale, p.bias, rows, a.columns, static_cast<double>(p.epsilon), ref.p);
+        CUDA_OK(cudaGetLastError());
+    };
+    if (rows > 0) {
+        if (a.type == DType::kFloat) reference(float(), float());
+        else if (a.image == DType::kFloat) reference(float(), __half());
+        else reference(__half(), __half());
+    }
+    const cudaError_t status = c.run([&](cudaStream_t s) { return patch_embed(p, s); });
+    if (status != cudaSuccess) return c.report(name, a.type, 1e30, 0, 0, cudaGetErrorString(status));
+    c.compare(name, *y, ref);
+}
+
 WindowGrid grid(int h, int w, int wh, int ww, int sh, int sw, int after = 0) { return {h, w, wh, ww, sh, sw, after}; }
 
 void edge_cases(Checker& c) {
@@ -922,6 +970,21 @@ void edge_cases(Checker& c) {
         for (int shift : {1, 2, 4}) check(c, BridgeCase{t, 2, 11, 1, 10, 96, 96, shift == 2, shift});
         check(c, BridgeCase{t, 0, 197, 1, 196, 384, 384});
         check(c, BridgeCase{t, 2, 50, 1, 49, 96, 96, false, 0, 20.f}), check(c, BridgeCase{t, 2, 50, 1, 49, 384, 384, true, 0, 20.f});
+        for (DType x : {t, DType::kFloat}) {
+            // Swin, UniFormer and ViT; then columns that fill no tile, patches of one step and of several slices, edges that fill no patch
+            for (int64_t images : {1, 2, 32}) check(c, EmbedCase{x, t, images, 3, 224, 224, 4, 4, 96});
+            check(c, EmbedCase{x, t, 1, 3, 224, 224, 4, 4, 64}), check(c, EmbedCase{x, t, 1, 64, 56, 56, 2, 2, 128}), check(c, EmbedCase{x, t, 1, 128, 28, 28, 2, 2, 320}), check(c, EmbedCase{x, t, 1, 320, 14, 14, 2, 2, 512});
+            check(c, EmbedCase{x, t, 1, 3, 224, 224, 16, 16, 384, true, false}), check(c, EmbedCase{x, t, 8, 3, 224, 224, 16, 16, 768, true, false}), check(c, EmbedCase{x, t, 1, 3, 224, 224, 32, 32, 768});
+            for (int columns = 4; columns <= 140; columns += 4) check(c, EmbedCase{x, t, 1, 3, 20, 36, 4, 4, columns, columns % 8 == 0, columns % 12 != 0});
+            for (int columns = 4; columns <= 1100; columns += columns < 136 ? 12 : 60) check(c, EmbedCase{x, t, 3, 8, 10, 14, 2, 2, columns, columns % 8 == 0, columns % 36 != 0});
+            for (auto [channels, patch_h, patch_w] : {std::tuple{1, 1, 4}, {1, 4, 4}, {2, 4, 4}, {4, 4, 4}, {3, 2, 8}, {3, 1, 16}, {5, 2, 4}, {1, 3, 4}, {7, 2, 4}, {24, 8, 8}, {40, 8, 8}, {96, 8, 8}, {3, 4, 2}, {10, 5, 12}, {3, 2, 2}, {2, 3, 3}, {5, 1, 1}})
+                for (int columns : {40, 96, 200}) check(c, EmbedCase{x, t, 2, channels, 3 * patch_h + patch_h / 2, 5 * patch_w, patch_h, patch_w, columns, columns == 40});
+            for (int width : {16, 17, 18, 19, 20, 22}) check(c, EmbedCase{x, t, 2, 3, 19, width, 4, 4, 96}), check(c, EmbedCase{x, t, 2, 8, 19, width, 2, 2, 72}), check(c, EmbedCase{x, t, 5, 4, 8, width, 8, 8, 12});
+            for (int shift : {1, 2, 4}) check(c, EmbedCase{x, t, 2, 3, 16, 16, 4, 4, 96, true, shift != 2, shift}), check(c, EmbedCase{x, t, 2, 16, 8, 8, 2, 2, 96, true, true, shift});
+            check(c, EmbedCase{x, t, 0, 3, 16, 16, 4, 4, 96}), check(c, EmbedCase{x, t, 300, 16, 8, 8, 2, 2, 96}), check(c, EmbedCase{x, t, 70, 16, 14, 14, 2, 2, 320});
+            check(c, EmbedCase{x, t, 2, 3, 32, 32, 4, 4, 96, true, true, 0, 20.f}), check(c, EmbedCase{x, t, 2, 16, 16, 16, 2, 2, 320, true, true, 0, 20.f});
+            if (t == DType::kFloat) break;
+        }
         check(c, InnerCase{t, 50, 16, 4, 6, 96, false, false, 0, 20.f}), check(c, InnerCase{t, 50, 16, 4, 8, 128, true, false, 0, 20.f});
 
         // Swin's stages, with and without shift; the last stage's map is one window
@@ -1043,6 +1106,10 @@ void random_cases(Checker& c, int count, uint64_t seed) {
         const int covered = pick(1, 60), begin = pick(0, 3);
         check(c, BridgeCase{t, pick(1, 20), begin + covered + pick(0, 2), begin, covered, pick(0, 3) ? 8 * pick(1, 80) : pick(1, 300), pick(0, 3) ? 8 * pick(1, 80) : pick(1, 300), pick(0, 1) == 1, shift});
 
+        const int patch_w = pick(0, 2) ? 2 * pick(1, 8) : pick(1, 9), patch_h = pick(1, 8);
+        check(c, EmbedCase{pick(0, 1) ? t : DType::kFloat, t, pick(1, 12), pick(1, 20), patch_h * pick(1, 8) + pick(0, patch_h - 1), patch_w * pick(1, 8) + (pick(0, 3) ? 0 : pick(0, patch_w - 1)), patch_h, patch_w,
+                           pick(0, 3) ? 4 * pick(1, 140) : pick(1, 300), pick(0, 1) == 1, pick(0, 1) == 1, shift});
+
         AttentionCase a{t, pick(1, 40), pick(1, 8), pick(1, 80), pick(1, 80), pick(1, 40), 0, static_cast<Layout>(pick(0, 4))};
         if (pick(0, 3) == 0) a.d = 8 * pick(1, 16);
         if (pick(0, 4) == 0) a.n = pick(80, 400);
@@ -1144,6 +1211,17 @@ void refusals(Checker& c) {
     expect("refuse a bridge that begins before the tokens", tnt_bridge(t, nullptr));
     t.begin = 1, t.channels = kMlpMaxChannels + 1;
     expect("refuse a bridge of too many channels", tnt_bridge(t, nullptr));
+    PatchEmbedProblem e;
+    e.images = 1, e.channels = 3, e.height = 3, e.width = 8, e.patch_h = e.patch_w = 4, e.columns = 8;
+    expect("refuse an image lower than a patch", patch_embed(e, nullptr));
+    e.height = 8, e.columns = kMlpMaxChannels + 1;
+    expect("refuse an embedding of too many columns", patch_embed(e, nullptr));
+    e.columns = 8, e.scale = &e;
+    expect("refuse a norm without a bias", patch_embed(e, nullptr));
+    e.scale = nullptr, e.dtype = DType::kFloat;
+    expect("refuse an image of less precision than the tokens", patch_embed(e, nullptr));
+    e.dtype = DType::kHalf, e.height = e.width = 1024, e.patch_h = e.patch_w = 128;
+    expect("refuse a patch of too many pixels", patch_embed(e, nullptr));
     LayerNormProblem n;
     n.rows = 10, n.row = 8, n.window = grid(4, 4, 2, 2, 0, 0);
     expect("refuse rows of no whole image", layer_norm(n, nullptr));

@@ -19,6 +19,7 @@ using trt_opt::MlpBlockProblem;
 using trt_opt::NormPoolProblem;
 using trt_opt::PatchMergeProblem;
 using trt_opt::AttnBlockProblem;
+using trt_opt::PatchEmbedProblem;
 using trt_opt::TntBridgeProblem;
 using trt_opt::WindowGrid;
 using trt_opt::WindowProblem;
@@ -267,6 +268,21 @@ template <class T> __global__ void bridge_out(TntBridgeProblem p, const double* 
     if (p.residual) y[i] = rounded<T>(y[i] + get<T>(p.residual, i));
     const int64_t row = i / n % p.tokens - p.begin;
     if (row >= 0 && row < p.covered) y[i] += change[(i / n / p.tokens * p.covered + row) * n + i % n];
+}
+
+// Patches times weights, with the offset. X: of the image, T: of all else.
+template <class X, class T> __global__ void patch_product(PatchEmbedProblem p, double* y) {
+    const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x, n = p.columns, tokens = p.tokens();
+    if (i >= p.images * tokens * n) return;
+    const int64_t column = i % n, token = i / n % tokens, image = i / n / tokens, across = p.width / p.patch_w;
+    double sum = p.b ? get<T>(p.b, column) : 0;
+    for (int64_t c = 0, k = 0; c < p.channels; ++c)
+        for (int64_t dy = 0; dy < p.patch_h; ++dy)
+            for (int64_t dx = 0; dx < p.patch_w; ++dx, ++k) {
+                const int64_t row = token / across * p.patch_h + dy, pixel = token % across * p.patch_w + dx;
+                sum += rounded<T>(get<X>(p.x, ((image * p.channels + c) * p.height + row) * p.width + pixel)) * get<T>(p.w, column * p.patch() + k);
+            }
+    y[i] = sum;
 }
 
 static __global__ void gelu(double* x, int64_t count, bool tanh_form) {
