@@ -17,6 +17,7 @@ using nvinfer1::IExprBuilder;
 using nvinfer1::PluginTensorDesc;
 
 DType dtype(const PluginTensorDesc& t) { return t.type == DataType::kHALF ? DType::kHalf : DType::kFloat; }
+bool linear_float(const PluginTensorDesc& t) { return t.format == nvinfer1::TensorFormat::kLINEAR && (t.type == DataType::kHALF || t.type == DataType::kFLOAT); }
 
 const IDimensionExpr* times(const IDimensionExpr* a, int64_t b, IExprBuilder& build) {
     if (b == 1) return a;
@@ -25,6 +26,11 @@ const IDimensionExpr* times(const IDimensionExpr* a, int64_t b, IExprBuilder& bu
 const IDimensionExpr* divided(const IDimensionExpr* a, int64_t b, IExprBuilder& build) {
     if (a->isConstant()) return build.constant(static_cast<int32_t>(a->getConstantValue() / b));
     return build.operation(DimensionOperation::kFLOOR_DIV, *a, *build.constant(static_cast<int32_t>(b)));
+}
+// The product of both.
+const IDimensionExpr* times(const IDimensionExpr* a, const IDimensionExpr* b, IExprBuilder& build) {
+    if (a->isConstant() && b->isConstant()) return build.constant(static_cast<int32_t>(a->getConstantValue() * b->getConstantValue()));
+    return build.operation(DimensionOperation::kPROD, *a, *b);
 }
 // False if the dimension is known and is not `value`.
 bool may_be(const IDimensionExpr* a, int64_t value) { return !a->isConstant() || a->getConstantValue() == value; }
@@ -862,14 +868,66 @@ private:
     bool residual_;
 };
 
+class PatchEmbed final : public Op {
+public:
+    explicit PatchEmbed(Attributes given) : Op(std::move(given)) {
+        epsilon_ = epsilon(attributes_);
+        offset_ = flag(attributes_, "bias"), norm_ = flag(attributes_, "norm");
+        rank_ = attributes_.integer("rank");
+        expect(rank_ == 3 || rank_ == 4, "attribute 'rank' must be 3 or 4");
+    }
+    std::unique_ptr<Op> clone() const override { return std::make_unique<PatchEmbed>(*this); }
+    int32_t inputs() const override { return 2 + (offset_ ? 1 : 0) + (norm_ ? 2 : 0); }
+    int32_t outputs() const override { return 1; }
+    // The image may be fp32 where all else is fp16.
+    bool supports(int32_t pos, const PluginTensorDesc* tensors) const override {
+        if (!linear_float(tensors[pos])) return false;
+        if (pos == 1) return tensors[1].type == DataType::kHALF || tensors[0].type == DataType::kFLOAT;
+        return pos == 0 || tensors[pos].type == tensors[1].type;
+    }
+    int32_t typed_by() const override { return 1; }
+    void shapes(const DimsExprs* in, DimsExprs* out, IExprBuilder& build) const override {
+        const DimsExprs &x = in[0], &w = in[1];
+        expect(x.nbDims == 4 && w.nbDims == 4, "inputs x and w must be [B, C, H, W] and [D, C, ph, pw]");
+        for (int i = 0; i < 4; ++i) expect(w.d[i]->isConstant() && w.d[i]->getConstantValue() > 0, "the axes of input w must be known");
+        expect(may_be(x.d[1], w.d[1]->getConstantValue()), "inputs x and w must have as many channels");
+        const IDimensionExpr *h = divided(x.d[2], w.d[2]->getConstantValue(), build), *across = divided(x.d[3], w.d[3]->getConstantValue(), build);
+        out[0].nbDims = rank_;
+        out[0].d[0] = x.d[0];
+        if (rank_ == 4) out[0].d[1] = h, out[0].d[2] = across;
+        else out[0].d[1] = times(h, across, build);
+        out[0].d[rank_ - 1] = w.d[0];
+    }
+    cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, void*, int32_t, cudaStream_t stream) const override {
+        const Dims &x = in_desc[0].dims, &w = in_desc[1].dims;
+        expect(x.nbDims == 4 && w.nbDims == 4 && x.d[1] == w.d[1], "inputs x and w must be [B, C, H, W] and [D, C, ph, pw]");
+        expect(x.d[2] >= w.d[2] && x.d[3] >= w.d[3], "input x must not be smaller than a patch");
+        expect(w.d[0] <= kMlpMaxChannels && volume(w, 1, 4) <= kEmbedMaxPatch, "at most 2048 columns and patches of 16384 values are possible");
+        for (int32_t i = 2; i < inputs(); ++i) expect(volume(in_desc[i].dims, 0, in_desc[i].dims.nbDims) == w.d[0], "inputs b, norm_scale and norm_bias must have D elements");
+        PatchEmbedProblem p;
+        p.dtype = dtype(in_desc[1]), p.image = dtype(in_desc[0]);
+        p.images = x.d[0], p.channels = static_cast<int32_t>(x.d[1]), p.height = static_cast<int32_t>(x.d[2]), p.width = static_cast<int32_t>(x.d[3]);
+        p.patch_h = static_cast<int32_t>(w.d[2]), p.patch_w = static_cast<int32_t>(w.d[3]), p.columns = static_cast<int32_t>(w.d[0]);
+        p.epsilon = epsilon_;
+        p.x = in[0], p.w = in[1];
+        if (offset_) p.b = in[2];
+        if (norm_) p.scale = in[inputs() - 2], p.bias = in[inputs() - 1];
+        p.y = out[0];
+        return patch_embed(p, stream);
+    }
+
+private:
+    float epsilon_;
+    bool offset_, norm_;
+    int32_t rank_;
+};
+
 template <class T> std::unique_ptr<Op> make(Attributes attributes) { return std::make_unique<T>(std::move(attributes)); }
 
 }  // namespace
 
-bool Op::supports(int32_t pos, const PluginTensorDesc& first, const PluginTensorDesc& tensor) const {
-    if (tensor.format != nvinfer1::TensorFormat::kLINEAR) return false;
-    if (pos == 0) return tensor.type == DataType::kHALF || tensor.type == DataType::kFLOAT;
-    return tensor.type == first.type;
+bool Op::supports(int32_t pos, const PluginTensorDesc* tensors) const {
+    return linear_float(tensors[pos]) && tensors[pos].type == tensors[0].type;
 }
 
 const std::vector<OpDef>& op_definitions() {
@@ -894,6 +952,7 @@ const std::vector<OpDef>& op_definitions() {
         {"TrtOptTntBridge", {{"epsilon1", kFloat, 1}, {"epsilon2", kFloat, 1}, {"residual", kInt, 1}, {"begin", kInt, 1}}, make<TntBridge>},
         {"TrtOptNormPool", {{"epsilon", kFloat, 1}, {"residual", kInt, 1}}, make<NormPool>},
         {"TrtOptPatchMergeBlock", {{"epsilon", kFloat, 1}, {"residual", kInt, 1}, {"grid", kInts, 2}, {"order", kInts, 4}, {"rank", kInt, 1}}, make<PatchMergeBlock>},
+        {"TrtOptPatchEmbed", {{"epsilon", kFloat, 1}, {"bias", kInt, 1}, {"norm", kInt, 1}, {"rank", kInt, 1}}, make<PatchEmbed>},
     };
     return ops;
 }

@@ -51,8 +51,11 @@ public:
     // What an autotuner may try for these shapes, all above 0; empty: nothing to choose from.
     virtual std::vector<int32_t> tactics(const nvinfer1::PluginTensorDesc*) const { return {}; }
 
-    // Tensor `pos` (inputs, then outputs): linear fp16 or fp32, one type for all.
-    bool supports(int32_t pos, const nvinfer1::PluginTensorDesc& first, const nvinfer1::PluginTensorDesc& tensor) const;
+    // Whether tensor `pos` (inputs, then outputs) may be what it is, those before it being what they are: linear fp16 or fp32, one type
+    // for all.
+    virtual bool supports(int32_t pos, const nvinfer1::PluginTensorDesc* tensors) const;
+    // The input whose type the outputs have.
+    virtual int32_t typed_by() const { return 0; }
     const Attributes& attributes() const { return attributes_; }
 
 protected:

@@ -43,7 +43,7 @@ public:
         });
     }
     bool supportsFormatCombination(int32_t pos, PluginTensorDesc const* tensors, int32_t inputs, int32_t outputs) noexcept override {
-        return inputs == op_->inputs() && outputs == op_->outputs() && op_->supports(pos, tensors[0], tensors[pos]);
+        return inputs == op_->inputs() && outputs == op_->outputs() && op_->supports(pos, tensors);
     }
     void configurePlugin(DynamicPluginTensorDesc const* in, int32_t inputs, DynamicPluginTensorDesc const* out, int32_t outputs) noexcept override {
         guarded<int>(getPluginType(), 0, [&] {
@@ -65,7 +65,7 @@ public:
     }
 
     // IPluginV2Ext
-    DataType getOutputDataType(int32_t, DataType const* in, int32_t) const noexcept override { return in[0]; }
+    DataType getOutputDataType(int32_t, DataType const* in, int32_t) const noexcept override { return in[op_->typed_by()]; }
     void attachToContext(cudnnContext*, cublasContext*, IGpuAllocator*) noexcept override {}
     void detachFromContext() noexcept override {}
 

@@ -41,7 +41,7 @@ public:
     int32_t getNbOutputs() const noexcept override { return op_->outputs(); }
     int32_t getOutputDataTypes(DataType* out, int32_t outputs, DataType const* in, int32_t inputs) const noexcept override {
         if (!counts(inputs, outputs)) return -1;
-        for (int32_t i = 0; i < outputs; ++i) out[i] = in[0];
+        for (int32_t i = 0; i < outputs; ++i) out[i] = in[op_->typed_by()];
         return 0;
     }
     int32_t getOutputShapes(DimsExprs const* in, int32_t inputs, DimsExprs const*, int32_t, DimsExprs* out, int32_t outputs, IExprBuilder& build) noexcept override {
@@ -49,7 +49,12 @@ public:
         return guarded<int32_t>(name(), -1, [&] { return op_->shapes(in, out, build), 0; });
     }
     bool supportsFormatCombination(int32_t pos, DynamicPluginTensorDesc const* tensors, int32_t inputs, int32_t outputs) noexcept override {
-        return counts(inputs, outputs) && op_->supports(pos, tensors[0].desc, tensors[pos].desc);
+        if (!counts(inputs, outputs)) return false;
+        return guarded<bool>(name(), false, [&] {
+            std::vector<PluginTensorDesc> known;
+            for (int32_t i = 0; i <= pos; ++i) known.push_back(tensors[i].desc);
+            return op_->supports(pos, known.data());
+        });
     }
     int32_t configurePlugin(DynamicPluginTensorDesc const* in, int32_t inputs, DynamicPluginTensorDesc const*, int32_t outputs) noexcept override {
         if (!counts(inputs, outputs)) return -1;

@@ -45,8 +45,8 @@ pub struct Args {
     /// Where the rewritten model goes [default: MODEL.fused.onnx beside the input]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Kinds of site to fuse [default: all but mlp-block, swin-attn-block, attn-block, tnt-inner-block, tnt-bridge and
-    /// patch-merge-block]
+    /// Kinds of site to fuse [default: all but mlp-block, swin-attn-block, attn-block, tnt-inner-block, tnt-bridge,
+    /// patch-merge-block and patch-embed]
     #[arg(long, value_name = "KIND,...", value_delimiter = ',')]
     fuse: Vec<Kind>,
     /// Kinds to fuse besides: blocks made of the others, up to the size where they pay (an open batch counts as 1)

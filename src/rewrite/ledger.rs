@@ -35,10 +35,12 @@ pub enum Kind {
     TntBridge,
     /// A patch merge, with its norm, and the product behind it, as one op.
     PatchMergeBlock,
+    /// A convolution whose strides are its kernel, as tokens, and the norm behind it, as one op.
+    PatchEmbed,
 }
 
 impl Kind {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::LayerNorm,
         Self::Attention,
         Self::Gelu,
@@ -50,6 +52,7 @@ impl Kind {
         Self::TntInnerBlock,
         Self::TntBridge,
         Self::PatchMergeBlock,
+        Self::PatchEmbed,
     ];
     /// The kinds that are fused unless something else is asked for: blocks are not, since whether one is faster than
     /// its parts depends on the sizes and the GPU.
@@ -73,6 +76,7 @@ impl Kind {
             Self::TntInnerBlock => "tnt-inner-block",
             Self::TntBridge => "tnt-bridge",
             Self::PatchMergeBlock => "patch-merge-block",
+            Self::PatchEmbed => "patch-embed",
         }
     }
 }

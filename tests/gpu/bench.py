@@ -15,7 +15,7 @@ import statistics
 import torch
 import torch.nn.functional as F
 
-HALF = 1
+FLOAT, HALF = 0, 1
 
 
 def pointer(t):
@@ -105,6 +105,11 @@ class Library:
         count = self.lib.trt_opt_mlp_block_tactics(HALF, ctypes.c_int64(rows), channels, hidden, found, 64)
         return list(found)[:count]
 
+
+    def patch_embed(self, x, p, y, norm):
+        (images, channels, height, width), (columns, _, patch_h, patch_w) = x.shape, p["w"].shape
+        self.call("trt_opt_patch_embed", HALF if x.dtype == torch.float16 else FLOAT, HALF, ctypes.c_int64(images), channels, height, width, patch_h, patch_w, columns, ctypes.c_float(1e-5), pointer(x),
+                  pointer(p["w"]), pointer(p["b"]), pointer(p["scale"] if norm else None), pointer(p["bias"] if norm else None), pointer(y))
 
     def tnt_bridge(self, x, words, p, y, workspace):
         (images, tokens, channels), (_, covered, width) = x.shape, words.shape
@@ -685,6 +690,37 @@ def bench_tnt_inner(lib, patches, tokens, channels, heads, rounds):
                           2 * (2 * patches * tokens * channels + 12 * channels * channels), rounds, order)
 
 
+def bench_embed(lib, images, channels, side, patch, columns, norm, rounds):
+    """From a float image, as a network has it, and from a half one, against torch's convolution (channels last, its best form) and our norm.
+    Inputs and weights rotate."""
+    tokens = (side // patch) ** 2
+    sets, order = rotation(images * (2 * channels * side * side + 2 * tokens * columns) + 2 * columns * channels * patch * patch)
+    xs, ys = [rand(images, channels, side, side) for _ in range(sets)], [torch.empty(images, tokens, columns, device="cuda", dtype=torch.float16) for _ in range(sets)]
+    floats = [x.float() for x in xs]
+    lasts = [x.to(memory_format=torch.channels_last) for x in xs]
+    ps = [{"w": rand(columns, channels, patch, patch) * (channels * patch * patch) ** -0.5, "b": rand(columns), "scale": rand(columns), "bias": rand(columns)} for _ in range(sets)]
+    for p in ps:
+        p["last"] = p["w"].to(memory_format=torch.channels_last)
+
+    def torch_of(x, i):
+        # With the channels last, tokens are but another view.
+        y = F.conv2d(x, ps[i]["last"], ps[i]["b"], stride=patch).permute(0, 2, 3, 1).reshape(images, tokens, columns)
+        if norm:
+            lib.layer_norm(y, None, ps[i]["scale"], ps[i]["bias"], ys[i], None, columns)
+
+    lib.patch_embed(floats[0], ps[0], ys[0], norm)
+    p = {k: v.float() for k, v in ps[0].items()}
+    reference = F.conv2d(xs[0].float(), p["w"], p["b"], stride=patch).flatten(2).transpose(1, 2)
+    if norm:
+        reference = F.layer_norm(reference, (columns,), p["scale"], p["bias"], 1e-5)
+    error = ((ys[0].float() - reference).norm() / reference.norm()).item()
+    functions = {"ours of float": lambda i: lib.patch_embed(floats[i], ps[i], ys[i], norm), "ours of half": lambda i: lib.patch_embed(xs[i], ps[i], ys[i], norm),
+                 "torch of float": lambda i: torch_of(floats[i].to(torch.float16, memory_format=torch.channels_last), i), "torch of half channels last": lambda i: torch_of(lasts[i], i)}
+    times, failed = time_variants({k: [lambda i=i, f=f: f(i) for i in order] for k, f in functions.items()}, rounds)
+    return {"op": "patch_embed", "shape": [images, channels, side, patch, columns], "norm": norm, "error": error, "us": times, "failed": failed,
+            "bytes": images * (4 * channels * side * side + 2 * tokens * columns) + 2 * columns * channels * patch * patch, "flop": 2 * images * tokens * columns * channels * patch * patch}
+
+
 def bench_merge(lib, batch, side, channels, rounds):
     size = batch * side * side * channels * 2
     sets, order = rotation(size * 2)
@@ -748,7 +784,7 @@ def main():
     parser.add_argument("--json")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--tactics", action="store_true", help="time every tactic too")
-    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, patch_merge_block, norm_pool, sequence, stage, mlp_block, attn_block, tnt_inner_block or tnt_bridge")
+    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, patch_merge_block, norm_pool, sequence, stage, mlp_block, attn_block, tnt_inner_block, tnt_bridge or patch_embed")
     parser.add_argument("--batch", type=int, action="append", help="batch sizes of blocks [default: 1 and 32]")
     args = parser.parse_args()
     lib = Library(args.lib)
@@ -816,6 +852,11 @@ def main():
             for batch in args.batch or (1, 32):
                 for tokens, covered, width, channels in [(197, 196, 384, 384), (1024, 1024, 128, 128), (256, 256, 256, 256), (64, 64, 512, 512)]:
                     add(bench_bridge(lib, batch, tokens, covered, width, channels, args.rounds))
+        if wanted("patch_embed"):
+            # Swin-T, the four of UniFormer-S, ViT-S and ViT-B.
+            for batch in args.batch or (1, 32):
+                for channels, side, patch, columns, norm in [(3, 224, 4, 96, True), (3, 224, 4, 64, True), (64, 56, 2, 128, True), (128, 28, 2, 320, True), (320, 14, 2, 512, True), (3, 224, 16, 384, False), (3, 224, 16, 768, False)]:
+                    add(bench_embed(lib, batch, channels, side, patch, columns, norm, args.rounds))
     if args.json:
         with open(args.json, "w") as f:
             json.dump({"device": torch.cuda.get_device_name(), "torch": torch.__version__, "results": results}, f, indent=1)

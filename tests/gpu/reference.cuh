@@ -272,15 +272,15 @@ template <class T> __global__ void bridge_out(TntBridgeProblem p, const double* 
 
 // Patches times weights, with the offset. X: of the image, T: of all else.
 template <class X, class T> __global__ void patch_product(PatchEmbedProblem p, double* y) {
-    const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x, n = p.columns, tokens = p.tokens();
+    const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x, n = p.columns, across = p.width / p.patch_w, tokens = p.height / p.patch_h * across;
     if (i >= p.images * tokens * n) return;
-    const int64_t column = i % n, token = i / n % tokens, image = i / n / tokens, across = p.width / p.patch_w;
+    const int64_t patch = int64_t{p.channels} * p.patch_h * p.patch_w, column = i % n, token = i / n % tokens, image = i / n / tokens;
     double sum = p.b ? get<T>(p.b, column) : 0;
     for (int64_t c = 0, k = 0; c < p.channels; ++c)
         for (int64_t dy = 0; dy < p.patch_h; ++dy)
             for (int64_t dx = 0; dx < p.patch_w; ++dx, ++k) {
                 const int64_t row = token / across * p.patch_h + dy, pixel = token % across * p.patch_w + dx;
-                sum += rounded<T>(get<X>(p.x, ((image * p.channels + c) * p.height + row) * p.width + pixel)) * get<T>(p.w, column * p.patch() + k);
+                sum += rounded<T>(get<X>(p.x, ((image * p.channels + c) * p.height + row) * p.width + pixel)) * get<T>(p.w, column * patch + k);
             }
     y[i] = sum;
 }

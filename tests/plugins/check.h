@@ -97,6 +97,8 @@ inline std::vector<Op> ops() {
     const Fields bridge_residual = {{"epsilon1", real(1e-6f)}, {"epsilon2", real(1e-5f)}, {"residual", ints({1})}, {"begin", ints({0})}};
     const Fields pool = {{"epsilon", real(1e-5f)}, {"residual", ints({1})}};
     const Fields pool_plain = {{"epsilon", real(0.f)}, {"residual", ints({0})}};
+    const Fields embed = {{"epsilon", real(1e-5f)}, {"bias", ints({1})}, {"norm", ints({1})}, {"rank", ints({4})}};
+    const Fields embed_plain = {{"epsilon", real(0.f)}, {"bias", ints({0})}, {"norm", ints({0})}, {"rank", ints({3})}};
     return {
         {"TrtOptLayerNorm",
          {norm, plain, part},
@@ -144,6 +146,10 @@ inline std::vector<Op> ops() {
          {merge, merge_block},
          {{"order", ints({0, -1, 2, 3}), "'order'"}, {"order", ints({0, 3, 1, 3}), "'order' must name each quadrant once"}, {"order", gone(), "'order' is missing"}, {"residual", ints({-1}), "'residual' must be 0 or 1"}, {"rank", ints({2}), "'rank'"},
           {"grid", ints({32768, 32768}), "'grid'"}, {"grid", ints({14}), "'grid' must have 2 values"}, {"epsilon", real(-1.f), "'epsilon'"}}},
+        {"TrtOptPatchEmbed",
+         {embed, embed_plain},
+         {{"epsilon", real(-1.f), "'epsilon'"}, {"bias", ints({2}), "'bias' must be 0 or 1"}, {"norm", ints({-1}), "'norm' must be 0 or 1"}, {"norm", real(1.f), "'norm' must be int32"}, {"rank", ints({5}), "'rank' must be 3 or 4"},
+          {"rank", gone(), "'rank' is missing"}}},
     };
 }
 

@@ -3,7 +3,7 @@
 //! The table holds for opsets 11 to 23. An op that it does not name stays in float32.
 
 use crate::ir::Node;
-use crate::rewrite::ops;
+use crate::rewrite::ops::{self, PatchEmbed};
 
 /// Which float32 ports of a node become float16 if the node does; all of them but for those listed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -12,11 +12,13 @@ pub struct Ports {
     pub fixed_inputs: &'static [usize],
     /// Output slots that ONNX fixes at float32.
     pub fixed_outputs: &'static [usize],
+    /// Input slots that may be of either type where the node is float16.
+    pub any_inputs: &'static [usize],
     /// Its inputs may be of either type, whatever the type of its outputs: casts, and ops that ask for a shape.
     pub reads_any: bool,
 }
 
-const ALL: Ports = Ports { fixed_inputs: &[], fixed_outputs: &[], reads_any: false };
+const ALL: Ports = Ports { fixed_inputs: &[], fixed_outputs: &[], any_inputs: &[], reads_any: false };
 const READS: Ports = Ports { reads_any: true, ..ALL };
 
 /// The ports of a node that may be float16, or why it must stay in float32.
@@ -26,7 +28,12 @@ pub fn ports(node: &Node, opset: i64) -> Result<Ports, &'static str> {
     }
     if !node.domain.is_empty() {
         // Plugin ops take float16 and compute statistics, softmax and sums in float32.
-        return if ops::definition(node).is_some() { Ok(ALL) } else { Err("the op is not known here") };
+        return match ops::definition(node) {
+            // Rounds its image itself.
+            Some(_) if PatchEmbed::of(node).is_some() => Ok(Ports { any_inputs: &[0], ..ALL }),
+            Some(_) => Ok(ALL),
+            None => Err("the op is not known here"),
+        };
     }
     let op = node.op.as_str();
     if node.string("reduction").is_some_and(|how| how != "none") {

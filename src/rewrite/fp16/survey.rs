@@ -86,6 +86,7 @@ impl<'a> Survey<'a> {
     pub fn wants(&self, id: NodeId, slot: usize) -> Wants {
         match self.ports.get(&id) {
             Some(ports) if ports.reads_any => Wants::Any,
+            Some(ports) if !self.stays(id) && ports.any_inputs.contains(&slot) => Wants::Any,
             Some(ports) if !self.stays(id) && !ports.fixed_inputs.contains(&slot) => Wants::Half,
             _ => Wants::Float,
         }

@@ -8,6 +8,7 @@ mod example;
 mod layer_norm;
 mod mlp_block;
 mod norm_pool;
+mod patch_embed;
 mod patch_merge;
 mod patch_merge_block;
 mod tnt_bridge;
@@ -22,6 +23,7 @@ pub use example::example;
 pub use layer_norm::{Addends, LayerNorm, Part};
 pub use mlp_block::{MAX_CHANNELS, MAX_HIDDEN, MULTIPLE, MlpBlock, MlpWeights};
 pub use norm_pool::NormPool;
+pub use patch_embed::{MAX_PATCH, PatchEmbed, PatchEmbedWeights};
 pub use patch_merge::PatchMerge;
 pub use patch_merge_block::{PatchMergeBlock, PatchMergeWeights};
 pub use tnt_bridge::{TntBridge, TntBridgeWeights};
@@ -42,7 +44,7 @@ pub const DOMAIN_VERSION: i64 = 1;
 pub const PLUGIN_VERSION: &str = "1";
 pub const PLUGIN_NAMESPACE: &str = "trt_opt";
 
-/// The types of tensors that every op takes; all tensors of a node are of one type.
+/// The types of tensors that every op takes; all tensors of a node are of one type, but for what a port's `doc` says.
 pub const TYPES: [DType; 2] = [DType::F32, DType::F16];
 
 /// The type of an attribute, as TensorRT's `PluginFieldType` has it.
@@ -116,6 +118,7 @@ pub static OPS: &[&OpDef] = &[
     &tnt_bridge::DEF,
     &norm_pool::DEF,
     &patch_merge_block::DEF,
+    &patch_embed::DEF,
 ];
 
 const fn port(name: &'static str, doc: &'static str) -> PortDef {

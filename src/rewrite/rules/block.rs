@@ -237,6 +237,12 @@ pub mod limits {
     pub const BRIDGE_FLOPS: i64 = 100_000_000;
     /// FLOPs of the product of a patch merge. The three of Swin-T have 0.116e9 each at batch 1; above that nothing was measured.
     pub const MERGE_FLOPS: i64 = 250_000_000;
+    /// FLOPs of a patch embedding's product. Not measured: ViT-B/16 has 0.23e9 at batch 1, where its own reading of the image, conversion
+    /// and transposition are what is saved; with many rows the product is what counts, and TensorRT's is the better one.
+    pub const EMBED_FLOPS: i64 = 250_000_000;
+    /// Patches of so many values or fewer and so many columns are bound by memory, which the op moves less of, at any number of rows:
+    /// the kernel has all of their weights in registers. Not measured either.
+    pub const EMBED_ANY_ROWS: [i64; 2] = [48, 128];
 }
 
 /// FLOPs of products with the rows of the leading `axes`, an open one of which counts as 1.

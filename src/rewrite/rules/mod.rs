@@ -9,6 +9,7 @@ mod gelu;
 mod layer_norm;
 mod mlp_block;
 mod norm_pool;
+mod patch_embed;
 mod patch_merge;
 mod patch_merge_block;
 mod projections;
@@ -34,7 +35,8 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     // each kind first the one after it, and attention blocks then the one before, which may be that of an MLP block.
     // The whole before its halves.
     tnt_inner_block::run(engine)?;
-    // What a bridge gives is the stream of the blocks after it.
+    // What an embedding and a bridge give is the stream of the blocks after them.
+    patch_embed::run(engine)?;
     tnt_bridge::run(engine)?;
     attn_block::run(engine)?;
     mlp_block::run(engine)?;

@@ -1,0 +1,456 @@
+//! Patch embeddings as one op: exports and spellings of them are one node each and compute the same, and every near miss
+//! says why.
+
+#[path = "common/block.rs"]
+mod block;
+mod common;
+
+use block::{Net, comparison, int, nodes, only_if_asked_for, rewritten, weight, with};
+use trt_opt::onnx::proto::{AttributeProto, ModelProto, NodeProto, TensorProto};
+use trt_opt::rewrite::{Kind, Options, Status, fp16};
+use trt_opt::testing;
+use trt_opt::verify::{self, Source};
+
+const OP: &str = "TrtOptPatchEmbed";
+
+fn with_embed() -> Options {
+    with(&[Kind::PatchEmbed])
+}
+
+/// All exports, with the embedding alone and with all blocks beside it.
+#[test]
+fn exports_have_all_their_embeddings_and_compute_the_same() {
+    let (mut wrong, mut seen) = (vec![], 0);
+    for path in common::fixtures() {
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        // Of each embedding, whether a norm is behind it. TNT and PyramidTNT have convolutions that overlap.
+        let expected: &[i64] = match name.split('_').next().unwrap() {
+            "swin" => &[1],
+            "vit" => &[0],
+            "uniformer" => &[1, 1],
+            "tnt" | "ptnt" => &[],
+            _ => continue,
+        };
+        seen += expected.len();
+        for options in [with_embed(), with(&Kind::ALL)] {
+            let rewrite = testing::rewrite_with(&path, &options).unwrap();
+            let found: Vec<i64> = nodes(&rewrite.model().proto, OP).iter().map(|n| int(n, "norm")).collect();
+            let missed: Vec<_> = rewrite.ledger().missed(Kind::PatchEmbed).map(|s| s.reason.clone().unwrap()).collect();
+            // The merges of PyramidTNT.
+            let overlap =
+                if name.starts_with("ptnt") { vec!["patches overlap or leave pixels out"; 2] } else { vec![] };
+            if found != expected || missed != overlap {
+                wrong.push(format!("{name}: embeddings {found:?} instead of {expected:?}; missed {missed:?}"));
+            }
+            if let Err(error) = rewrite.compare(&comparison(&name)).and_then(|report| report.check()) {
+                wrong.push(format!("{name}: {error}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(seen > 80, "{seen}");
+}
+
+/// An embedding whose parts are nodes to spoil.
+struct Parts {
+    nodes: Vec<NodeProto>,
+    weights: Vec<TensorProto>,
+    inputs: Vec<(&'static str, Vec<i64>)>,
+    outputs: Vec<(&'static str, Vec<i64>)>,
+    open: bool,
+}
+
+const BATCH: i64 = 2;
+const COLUMNS: i64 = 16;
+
+fn conv(inputs: &[&str], attributes: &[(&str, &[i64])]) -> NodeProto {
+    let attribute = attributes.iter().map(|(name, values)| AttributeProto::ints(name, values)).collect();
+    NodeProto { attribute, ..common::node("Conv", inputs, &["map"]) }
+}
+
+fn transpose(x: &str, perm: &[i64], y: &str) -> NodeProto {
+    NodeProto { attribute: vec![AttributeProto::ints("perm", perm)], ..common::node("Transpose", &[x], &[y]) }
+}
+
+fn norm(x: &str, y: &str) -> NodeProto {
+    NodeProto {
+        attribute: vec![AttributeProto::int("axis", -1), AttributeProto::float("epsilon", 1e-3)],
+        ..common::node("LayerNormalization", &[x, "scale", "bias"], &[y])
+    }
+}
+
+fn ints(name: &str, values: &[i64]) -> TensorProto {
+    TensorProto::from_i64(name, &[values.len() as i64], values)
+}
+
+impl Net for Parts {
+    const KIND: Kind = Kind::PatchEmbed;
+    const OP: &'static str = OP;
+
+    fn nodes(&mut self) -> &mut Vec<NodeProto> {
+        &mut self.nodes
+    }
+
+    fn weights(&mut self) -> &mut Vec<TensorProto> {
+        &mut self.weights
+    }
+
+    fn rewrite(&self, options: &Options) -> testing::Rewrite {
+        let mut proto = common::model(self.nodes.clone(), self.weights.clone());
+        let graph = proto.graph.as_mut().unwrap();
+        let value = |(name, dims): &(&str, Vec<i64>)| match self.open {
+            true => common::open_value(name, "batch", &dims[1..]),
+            false => common::value(name, dims),
+        };
+        graph.input = self.inputs.iter().map(value).collect();
+        graph.output = self.outputs.iter().map(value).collect();
+        rewritten(proto, options)
+    }
+}
+
+impl Parts {
+    /// A map of 2 by 3 patches of 4 by 4 pixels, as a line of tokens, normalized.
+    fn new() -> Self {
+        let nodes = vec![
+            conv(&["x", "w", "b"], &[("strides", &[4, 4]), ("kernel_shape", &[4, 4])]),
+            common::node("Reshape", &["map", "line"], &["l"]),
+            transpose("l", &[0, 2, 1], "t"),
+            norm("t", "y"),
+        ];
+        let weights = vec![
+            ints("line", &[0, 0, -1]),
+            ints("tokens", &[0, -1, COLUMNS]),
+            weight("w", &[COLUMNS, 3, 4, 4]),
+            weight("b", &[COLUMNS]),
+            weight("scale", &[COLUMNS]),
+            weight("bias", &[COLUMNS]),
+        ];
+        Self {
+            nodes,
+            weights,
+            inputs: vec![("x", vec![BATCH, 3, 8, 12])],
+            outputs: vec![("y", vec![BATCH, 6, COLUMNS])],
+            open: false,
+        }
+    }
+
+    /// The tokens stay a map.
+    fn of_map() -> Self {
+        let mut net = Self::new();
+        net.nodes.splice(1..3, [transpose("map", &[0, 2, 3, 1], "t")]);
+        net.outputs[0].1 = vec![BATCH, 2, 3, COLUMNS];
+        net
+    }
+
+    fn without_norm(mut self) -> Self {
+        self.nodes.pop();
+        self.nodes.last_mut().unwrap().output[0] = "y".into();
+        self
+    }
+
+    fn attribute(mut self, attribute: AttributeProto) -> Self {
+        self.nodes[0].attribute.retain(|a| a.name != attribute.name);
+        self.nodes[0].attribute.push(attribute);
+        self
+    }
+
+    /// Of a map of other size.
+    fn size(mut self, [height, width]: [i64; 2], tokens: i64) -> Self {
+        self.inputs[0].1[2..].copy_from_slice(&[height, width]);
+        self.outputs[0].1[1] = tokens;
+        self
+    }
+
+    /// All of it becomes one node, and these after it.
+    fn fused(&self, after: &[&str]) -> NodeProto {
+        let (model, ledger) = self.fuse();
+        let all = &model.graph.as_ref().unwrap().node;
+        let ops: Vec<_> = all.iter().map(|n| n.op_type()).collect();
+        assert_eq!(ops, [&[OP][..], after].concat(), "{:?}", ledger.sites);
+        all[0].clone()
+    }
+
+    fn missed_because(&self, reason: &str) {
+        let site = self.missed();
+        assert!(site.reason.as_deref().is_some_and(|r| r.contains(reason)), "expected {reason}, found {site:?}");
+    }
+
+    fn no_site(&self) {
+        let (model, ledger) = self.fuse();
+        assert!(nodes(&model, OP).is_empty());
+        assert!(ledger.sites.iter().all(|s| s.kind != Kind::PatchEmbed), "{:?}", ledger.sites);
+    }
+}
+
+#[test]
+fn the_embedding_is_one_node_with_all_its_attributes() {
+    for (net, rank) in [(Parts::new(), 3), (Parts::of_map(), 4)] {
+        let node = net.fused(&[]);
+        assert_eq!(node.attribute.iter().find(|a| a.name() == "epsilon").unwrap().f, Some(1e-3));
+        assert_eq!([int(&node, "bias"), int(&node, "norm"), int(&node, "rank")], [1, 1, rank]);
+        assert_eq!((node.input.len(), node.input[0].as_str()), (5, "x"));
+        // The sites of its parts say where they are now: the norm and the embedding.
+        let (_, ledger) = net.fuse();
+        assert_eq!(ledger.sites.len(), 2);
+        for site in &ledger.sites {
+            assert_eq!((site.status, site.into.as_deref()), (Status::Fused, node.name.as_deref()), "{site:?}");
+        }
+        let node = net.without_norm().fused(&[]);
+        assert_eq!([int(&node, "norm"), node.input.len() as i64], [0, 3]);
+    }
+}
+
+#[test]
+fn other_spellings_are_the_same_embedding() {
+    // No offset; attributes that say what is so without them.
+    let mut net = Parts::new();
+    net.nodes[0].input.pop();
+    assert_eq!(int(&net.fused(&[]), "bias"), 0);
+    let net = Parts::new().attribute(AttributeProto::ints("dilations", &[1, 1]));
+    net.attribute(AttributeProto::ints("pads", &[0; 4])).attribute(AttributeProto::int("group", 1)).fused(&[]);
+    Parts::new().attribute(AttributeProto::string("auto_pad", "VALID")).fused(&[]);
+    // Patches fill the map, so that nothing is padded.
+    Parts::new().attribute(AttributeProto::string("auto_pad", "SAME_UPPER")).fused(&[]);
+    // A map that becomes a line, before the norm or behind it.
+    let mut net = Parts::of_map();
+    net.before("y", vec![common::node("Reshape", &["t", "tokens"], &["n"])]);
+    net.node("y").input[0] = "n".into();
+    net.outputs[0].1 = vec![BATCH, 6, COLUMNS];
+    net.fused(&[]);
+    let mut net = Parts::of_map();
+    net.node("y").output[0] = "n".into();
+    net.nodes.push(common::node("Reshape", &["n", "tokens"], &["y"]));
+    net.outputs[0].1 = vec![BATCH, 6, COLUMNS];
+    assert!(net.fuse().0.graph.unwrap().node.iter().all(|n| [OP, "Reshape"].contains(&n.op_type())));
+    // Patches that are no squares.
+    let mut net = Parts::new().size([8, 12], 24);
+    net.set(weight("w", &[COLUMNS, 3, 2, 2]));
+    for name in ["strides", "kernel_shape"] {
+        net = net.attribute(AttributeProto::ints(name, &[2, 2]));
+    }
+    net.fused(&[]);
+    net.set(weight("w", &[COLUMNS, 3, 1, 6]));
+    net.outputs[0].1[1] = 16;
+    for name in ["strides", "kernel_shape"] {
+        net = net.attribute(AttributeProto::ints(name, &[1, 6]));
+    }
+    net.fused(&[]);
+}
+
+#[test]
+fn pixels_that_fill_no_patch_are_left_out() {
+    for size in [[9, 12], [8, 15], [11, 14]] {
+        Parts::new().size(size, 6).fused(&[]);
+    }
+}
+
+#[test]
+fn an_open_batch_is_the_same_embedding() {
+    for mut net in [Parts::new(), Parts::of_map(), Parts::new().without_norm()] {
+        net.open = true;
+        net.fused(&[]);
+    }
+}
+
+/// Of a model in float16 with a float32 image, the cast is left out.
+#[test]
+fn the_image_may_be_of_another_type() {
+    let cast = |x: &str, to: i64, y: &str| NodeProto {
+        attribute: vec![AttributeProto::int("to", to)],
+        ..common::node("Cast", &[x], &[y])
+    };
+    let mut net = Parts::new();
+    for name in ["w", "b", "scale", "bias"] {
+        let values = net.weights.iter().find(|w| w.name() == name).unwrap().clone();
+        let halves: Vec<_> = values.to_f64_vec().unwrap().into_iter().map(half::f16::from_f64).collect();
+        net.set(TensorProto::from_f16(name, &values.dims, &halves));
+    }
+    net.nodes.insert(0, cast("x", 10, "h"));
+    net.node("map").input[0] = "h".into();
+    net.node("y").output[0] = "n".into();
+    net.nodes.push(cast("n", 1, "y"));
+    let rewrite = net.rewrite(&with_embed());
+    let options = verify::Options { rtol: Some(1e-2), ..Default::default() };
+    rewrite.compare(&options).unwrap().check().unwrap();
+    let ops = |model: &ModelProto| model.graph.as_ref().unwrap().node.iter().map(|n| n.op_type().to_owned()).collect();
+    let found: Vec<String> = ops(&rewrite.model().proto);
+    assert_eq!(found, [OP, "Cast"], "{:?}", rewrite.ledger().sites);
+    assert_eq!(nodes(&rewrite.model().proto, OP)[0].input[0], "x");
+}
+
+/// The conversion to float16 leaves the image to the op, where the op's weights change type.
+#[test]
+fn the_image_stays_float32_in_a_float16_graph() {
+    let rewrite = Parts::new().rewrite(&with_embed());
+    let mut model = rewrite.model().clone();
+    let account = fp16::convert(&mut model.proto, None, &fp16::Options::default()).unwrap();
+    assert!(account.converted && account.islands.is_empty(), "{account:?}");
+    let found: Vec<&str> = model.proto.graph.as_ref().unwrap().node.iter().map(|n| n.op_type()).collect();
+    assert_eq!(found, [OP, "Cast"]);
+    assert_eq!(nodes(&model.proto, OP)[0].input[0], "x");
+    let types = |model: &ModelProto| {
+        let weights = &model.graph.as_ref().unwrap().initializer;
+        weights.iter().map(|w| w.data_type.unwrap()).collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(types(&model.proto).into_iter().collect::<Vec<_>>(), [10]);
+    let options = verify::Options { rtol: Some(1e-2), ..Default::default() };
+    let (float, half) = (rewrite.model(), &model);
+    verify::compare(
+        Source::Model { name: "float", model: float },
+        Source::Model { name: "half", model: half },
+        &options,
+    )
+    .unwrap()
+    .check()
+    .unwrap();
+}
+
+#[test]
+fn other_convolutions_are_missed() {
+    let stride = |by: i64| AttributeProto::ints("strides", &[by, by]);
+    Parts::new().size([8, 12], 15).attribute(stride(2)).missed_because("patches overlap or leave pixels out");
+    Parts::new()
+        .size([8, 12], 6)
+        .attribute(stride(5))
+        .size([9, 14], 6)
+        .missed_because("patches overlap or leave pixels out");
+    let padded = Parts::new().attribute(AttributeProto::ints("pads", &[0, 2, 0, 2]));
+    padded.size([8, 12], 8).missed_because("the map is padded");
+    let padded = Parts::new().attribute(AttributeProto::string("auto_pad", "SAME_UPPER"));
+    padded.size([6, 11], 6).missed_because("the map is padded");
+    let dilated = Parts::new().attribute(AttributeProto::ints("dilations", &[2, 1]));
+    dilated.size([11, 12], 6).missed_because("the convolution is dilated");
+    let mut grouped = Parts::new().attribute(AttributeProto::int("group", 2));
+    grouped.inputs[0].1[1] = 6;
+    grouped.missed_because("the convolution is in groups");
+}
+
+#[test]
+fn operands_that_are_computed_are_missed() {
+    for (slot, dims) in [(1, vec![COLUMNS, 3, 4, 4]), (2, vec![COLUMNS])] {
+        let mut net = Parts::new();
+        net.inputs.push(("z", dims));
+        net.nodes[0].input[slot] = "z".into();
+        net.missed_because("an operand of the convolution is no weight");
+    }
+}
+
+#[test]
+fn maps_that_are_read_otherwise_are_missed() {
+    for (value, dims) in [("map", vec![BATCH, COLUMNS, 2, 3]), ("l", vec![BATCH, COLUMNS, 6])] {
+        let mut net = Parts::new();
+        net.outputs.push((value, dims));
+        net.missed_because("an interior value is used otherwise too");
+    }
+    // Tokens may be read by others than the norm, which then stays.
+    let mut net = Parts::new();
+    net.outputs.push(("t", vec![BATCH, 6, COLUMNS]));
+    assert_eq!(int(&net.fused(&["TrtOptLayerNorm"]), "norm"), 0);
+}
+
+#[test]
+fn other_norms_stay_behind_it() {
+    let mut net = Parts::new();
+    net.node("y").attribute[0] = AttributeProto::int("axis", -2);
+    for name in ["scale", "bias"] {
+        net.set(weight(name, &[6, COLUMNS]));
+    }
+    assert_eq!(int(&net.fused(&["TrtOptLayerNorm"]), "norm"), 0);
+}
+
+#[test]
+fn maps_that_become_no_tokens_are_missed() {
+    // Two columns a channel.
+    let mut net = Parts::new();
+    net.set(ints("line", &[BATCH, COLUMNS / 2, 12]));
+    net.outputs[0].1 = vec![BATCH, 12, COLUMNS / 2];
+    for name in ["scale", "bias"] {
+        net.set(weight(name, &[COLUMNS / 2]));
+    }
+    net.missed_because("the map is regrouped otherwise than to tokens");
+    // Another op between.
+    let mut net = Parts::new();
+    net.before("l", vec![common::node("Relu", &["map"], &["r"])]);
+    net.node("l").input[0] = "r".into();
+    net.no_site();
+    // Places the other way round.
+    let mut net = Parts::of_map();
+    net.node("t").attribute[0] = AttributeProto::ints("perm", &[0, 3, 2, 1]);
+    net.outputs[0].1 = vec![BATCH, 3, 2, COLUMNS];
+    net.no_site();
+    // One pixel a patch is a product already.
+    let mut net = Parts::new().size([2, 3], 6);
+    net.set(weight("w", &[COLUMNS, 3, 1, 1]));
+    for name in ["strides", "kernel_shape"] {
+        net = net.attribute(AttributeProto::ints(name, &[1, 1]));
+    }
+    net.no_site();
+}
+
+/// Where nothing but the transposition would be saved, which comes back.
+#[test]
+fn tokens_that_become_a_map_again_are_missed_without_a_norm() {
+    let back = |norm: bool| {
+        let mut net = Parts::of_map();
+        net.node("y").output[0] = "n".into();
+        net.nodes.extend([common::node("Reshape", &["n", "tokens"], &["m"]), transpose("m", &[0, 2, 1], "y")]);
+        net.outputs[0].1 = vec![BATCH, COLUMNS, 6];
+        if !norm {
+            net.nodes.retain(|n| n.output[0] != "n");
+            net.node("m").input[0] = "t".into();
+        }
+        net
+    };
+    assert_eq!(int(&back(true).fused(&["Reshape", "Transpose"]), "norm"), 1);
+    back(false).missed_because("its tokens become a map again");
+}
+
+#[test]
+fn more_than_the_plugin_takes_is_missed() {
+    let mut net = Parts::new().size([80, 240], 3);
+    net.set(weight("w", &[COLUMNS, 3, 80, 80]));
+    for name in ["strides", "kernel_shape"] {
+        net = net.attribute(AttributeProto::ints(name, &[80, 80]));
+    }
+    net.missed_because("the patches are too large");
+}
+
+/// Patches of 4 by 4 by 3 are taken at any number of rows, 2 * 2048 * 512 * 120 = 0.252 GFLOP of larger ones are not.
+#[test]
+fn embeddings_above_the_size_where_they_pay_are_left_to_their_parts() {
+    for (channels, columns, fused) in [(32, 119, 1), (32, 120, 0), (3, 120, 1)] {
+        let mut net = Parts::new();
+        net.inputs[0].1 = vec![1, channels, 256, 128];
+        net.outputs[0].1 = vec![1, 2048, columns];
+        net.set(weight("w", &[columns, channels, 4, 4]));
+        for name in ["b", "scale", "bias"] {
+            net.set(weight(name, &[columns]));
+        }
+        let rewrite = net.rewrite(&with_embed());
+        assert_eq!(nodes(&rewrite.model().proto, OP).len(), fused, "{channels} {columns}");
+        let missed: Vec<_> = rewrite.ledger().missed(Kind::PatchEmbed).collect();
+        assert_eq!(missed.len(), 1 - fused, "{missed:?}");
+        for site in missed {
+            assert_eq!(site.reason.as_deref(), Some("its products are so large that TensorRT's are faster"));
+            let expected = "at most 0.250 GFLOP in its product, or 48 values a patch and 128 columns";
+            assert!(site.expected.as_deref().is_some_and(|e| e.starts_with(expected)), "{site:?}");
+            assert_eq!(site.found.as_deref(), Some("0.252 GFLOP, rows [1, 64, 32]"));
+        }
+    }
+}
+
+#[test]
+fn embeddings_are_not_fused_unless_asked_for_and_can_be_left() {
+    only_if_asked_for(&Parts::new(), "patch-embed");
+}
+
+#[test]
+fn the_cost_of_an_embedding_is_less_than_that_of_its_parts() {
+    let estimate = |options: &Options| {
+        let rewrite = Parts::new().rewrite(options);
+        trt_opt::contents::Contents::of(rewrite.model(), 1).unwrap().estimate
+    };
+    let (parts, embedding) = (estimate(&Options::default()), estimate(&with_embed()));
+    assert!(embedding.launches < parts.launches && embedding.bytes < parts.bytes, "{embedding:?} against {parts:?}");
+    assert_eq!(embedding.macs, parts.macs);
+}
