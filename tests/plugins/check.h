@@ -14,6 +14,7 @@
 
 namespace check {
 
+using nvinfer1::DataType;
 using nvinfer1::PluginField;
 using nvinfer1::PluginFieldCollection;
 using nvinfer1::PluginFieldType;
@@ -209,6 +210,22 @@ inline void creation(Logger& logger, const std::function<bool(const char* op, co
         expect(!create(op.name, &none) && !logger.errors.empty(), std::string(op.name) + " refuses no fields");
         expect(!create(op.name, nullptr), std::string(op.name) + " refuses null");
     }
+}
+
+// The combinations of types that an op with an image takes; `takes(image, rest)` asks for all of its tensors.
+inline void image_types(const std::function<bool(DataType image, DataType rest)>& takes) {
+    constexpr DataType kHalf = DataType::kHALF, kFloat = DataType::kFLOAT;
+    expect(takes(kHalf, kHalf) && takes(kFloat, kFloat), "an image of the type of all else is taken");
+    expect(takes(kFloat, kHalf), "an fp32 image is taken where all else is fp16");
+    expect(!takes(kHalf, kFloat), "an fp16 image is refused where all else is fp32");
+    expect(!takes(DataType::kINT32, kHalf) && !takes(kFloat, DataType::kINT32), "int32 is refused");
+}
+
+// The op with an image, and its fields with all inputs: five of them.
+inline Op op_with_image() {
+    for (const Op& op : ops())
+        if (op.name == std::string("TrtOptPatchEmbed")) return op;
+    std::printf("FAIL no TrtOptPatchEmbed\n"), std::exit(2);
 }
 
 inline void* open_library(const char* path) {

@@ -61,5 +61,20 @@ int main(int argc, char** argv) {
             expect(!Plugin(creator->deserializePlugin("p", nullptr, 0)), std::string(op.name) + " refuses no bytes");
         }
     }
+    const Op embed = op_with_image();
+    auto f = fields_of(embed.valid[0]);
+    const PluginFieldCollection all{static_cast<int32_t>(f.size()), f.data()};
+    const Plugin plugin(creators.at(embed.name)->createPlugin("p", &all));
+    auto* dynamic = static_cast<IPluginV2DynamicExt*>(plugin.get());
+    image_types([&](DataType first, DataType rest) {
+        PluginTensorDesc tensors[6]{};
+        for (auto& t : tensors) t.type = rest, t.format = TensorFormat::kLINEAR;
+        tensors[0].type = first;
+        for (int32_t i = 0; i < 6; ++i)
+            if (!dynamic->supportsFormatCombination(i, tensors, 5, 1)) return false;
+        return true;
+    });
+    const DataType in[5] = {DataType::kFLOAT, DataType::kHALF, DataType::kHALF, DataType::kHALF, DataType::kHALF};
+    expect(dynamic->getOutputDataType(0, in, 5) == DataType::kHALF, "an embedding's tokens are of the type of its weights");
     return finish("creators");
 }

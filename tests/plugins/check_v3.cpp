@@ -100,6 +100,22 @@ void formats(const std::map<std::string, IPluginCreatorV3One*>& creators) {
     for (auto& t : tensors) t.desc.type = DataType::kHALF, t.desc.format = TensorFormat::kLINEAR;
     expect(build->getNbOutputs() == 2 && build->supportsFormatCombination(0, tensors, 5, 2), "a residual and a part make five inputs and two outputs");
     expect(!build->supportsFormatCombination(0, tensors, 4, 2), "four inputs are refused where there is a part");
+
+    const Op embed = op_with_image();
+    f = fields_of(embed.valid[0]);
+    const PluginFieldCollection image{static_cast<int32_t>(f.size()), f.data()};
+    plugin.reset(creators.at(embed.name)->createPlugin("p", &image, TensorRTPhase::kBUILD));
+    build = static_cast<IPluginV3OneBuild*>(plugin->getCapabilityInterface(PluginCapabilityType::kBUILD));
+    image_types([&](DataType first, DataType rest) {
+        for (auto& t : tensors) t.desc.type = rest, t.desc.format = TensorFormat::kLINEAR;
+        tensors[0].desc.type = first;
+        for (int32_t i = 0; i < 6; ++i)
+            if (!build->supportsFormatCombination(i, tensors, 5, 1)) return false;
+        return true;
+    });
+    const DataType in[5] = {DataType::kFLOAT, DataType::kHALF, DataType::kHALF, DataType::kHALF, DataType::kHALF};
+    DataType out = DataType::kINT32;
+    expect(build->getOutputDataTypes(&out, 1, in, 5) == 0 && out == DataType::kHALF, "an embedding's tokens are of the type of its weights");
 }
 
 int through_registry(const char* library, const char* tensorrt) {
