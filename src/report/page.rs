@@ -91,13 +91,11 @@ pub fn summary(view: &View) -> String {
         None => "No run.".to_owned(),
         Some((_, latest)) => {
             let runs = view.runs().count();
-            let engine = |r: &Row| (r.run.clone(), r.model.clone(), r.variant.clone(), r.precision, r.batch);
-            let engines: std::collections::HashSet<_> = view.report.rows.iter().map(engine).collect();
             format!(
                 "{}, TensorRT {}, {} engines measured in {} {}, the latest of {}.",
                 latest.gpu,
                 latest.tensorrt,
-                engines.len(),
+                view.engines(),
                 runs,
                 if runs == 1 { "run" } else { "runs" },
                 latest.date.strftime("%-d %B %Y")
@@ -180,7 +178,7 @@ fn headline(view: &View) -> Markup {
     html! {
         @if let Some(e) = latest {
             p.where {
-                (e.gpu) " \u{b7} TensorRT " (e.tensorrt) " \u{b7} " (view.report.rows.len()) " engines in " (runs)
+                (e.gpu) " \u{b7} TensorRT " (e.tensorrt) " \u{b7} " (view.engines()) " engines in " (runs)
                 @if runs == 1 { " run" } @else { " runs" } " \u{b7} " (e.date.strftime("%-d %B %Y").to_string())
             }
         }

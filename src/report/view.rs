@@ -101,6 +101,12 @@ impl<'a> View<'a> {
         self.runs.iter().filter_map(|id| environment.get_key_value(*id)).map(|(id, e)| (id.as_str(), e))
     }
 
+    /// How many engines were measured, in whatever mode.
+    pub fn engines(&self) -> usize {
+        let engine = |r: &'a Row| (&r.run, &r.model, r.variant.as_str(), r.precision, r.batch);
+        self.report.rows.iter().map(engine).collect::<BTreeSet<_>>().len()
+    }
+
     /// The models, in the order of tables.
     pub fn models(&self) -> Vec<&'a str> {
         let mut models: Vec<&str> = self.rows.iter().map(|r| r.model.as_str()).collect();
