@@ -7,7 +7,7 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use block::{comparison, int, nodes, rewritten, weight};
+use block::{comparison, int, ints, nodes, rewritten, weight};
 use trt_opt::onnx::proto::{AttributeProto, ModelProto, NodeProto, TensorProto};
 use trt_opt::rewrite::{Kind, Options, Site, Status, Target};
 use trt_opt::{testing, verify};
@@ -92,10 +92,6 @@ fn transpose(x: &str, perm: &[i64], y: &str) -> NodeProto {
 
 fn cast(x: &str, to: i64, y: &str) -> NodeProto {
     NodeProto { attribute: vec![AttributeProto::int("to", to)], ..common::node("Cast", &[x], &[y]) }
-}
-
-fn ints(name: &str, values: &[i64]) -> TensorProto {
-    TensorProto::from_i64(name, &[values.len() as i64], values)
 }
 
 impl Parts {

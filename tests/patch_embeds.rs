@@ -5,7 +5,10 @@
 mod block;
 mod common;
 
-use block::{Net, comparison, int, nodes, only_if_asked_for, rewritten, weight, with};
+use block::{
+    Net, comparison, costs_less_than_its_parts, int, ints, made_up_to_its_size, nodes, only_if_asked_for, rewritten,
+    weight, with,
+};
 use trt_opt::onnx::proto::{AttributeProto, ModelProto, NodeProto, TensorProto};
 use trt_opt::rewrite::{Kind, Options, Status, fp16};
 use trt_opt::testing;
@@ -73,14 +76,7 @@ fn transpose(x: &str, perm: &[i64], y: &str) -> NodeProto {
 }
 
 fn norm(x: &str, y: &str) -> NodeProto {
-    NodeProto {
-        attribute: vec![AttributeProto::int("axis", -1), AttributeProto::float("epsilon", 1e-3)],
-        ..common::node("LayerNormalization", &[x, "scale", "bias"], &[y])
-    }
-}
-
-fn ints(name: &str, values: &[i64]) -> TensorProto {
-    TensorProto::from_i64(name, &[values.len() as i64], values)
+    block::norm(x, "scale", "bias", y, 1e-3)
 }
 
 impl Net for Parts {
@@ -418,7 +414,7 @@ fn more_than_the_plugin_takes_is_missed() {
 /// Patches of 4 by 4 by 3 are taken at any number of rows, 2 * 2048 * 512 * 120 = 0.252 GFLOP of larger ones are not.
 #[test]
 fn embeddings_above_the_size_where_they_pay_are_left_to_their_parts() {
-    for (channels, columns, fused) in [(32, 119, 1), (32, 120, 0), (3, 120, 1)] {
+    for (channels, columns, fused) in [(32, 119, true), (32, 120, false), (3, 120, true)] {
         let mut net = Parts::new();
         net.inputs[0].1 = vec![1, channels, 256, 128];
         net.outputs[0].1 = vec![1, 2048, columns];
@@ -426,16 +422,14 @@ fn embeddings_above_the_size_where_they_pay_are_left_to_their_parts() {
         for name in ["b", "scale", "bias"] {
             net.set(weight(name, &[columns]));
         }
-        let rewrite = net.rewrite(&with_embed());
-        assert_eq!(nodes(&rewrite.model().proto, OP).len(), fused, "{channels} {columns}");
-        let missed: Vec<_> = rewrite.ledger().missed(Kind::PatchEmbed).collect();
-        assert_eq!(missed.len(), 1 - fused, "{missed:?}");
-        for site in missed {
-            assert_eq!(site.reason.as_deref(), Some("its products are so large that TensorRT's are faster"));
-            let expected = "at most 0.250 GFLOP in its product, or 48 values a patch and 128 columns";
-            assert!(site.expected.as_deref().is_some_and(|e| e.starts_with(expected)), "{site:?}");
-            assert_eq!(site.found.as_deref(), Some("0.252 GFLOP, rows [1, 64, 32]"));
-        }
+        made_up_to_its_size(
+            &net,
+            fused,
+            [
+                "at most 0.250 GFLOP in its product, or 48 values a patch and 128 columns",
+                "0.252 GFLOP, rows [1, 64, 32]",
+            ],
+        );
     }
 }
 
@@ -446,11 +440,6 @@ fn embeddings_are_not_fused_unless_asked_for_and_can_be_left() {
 
 #[test]
 fn the_cost_of_an_embedding_is_less_than_that_of_its_parts() {
-    let estimate = |options: &Options| {
-        let rewrite = Parts::new().rewrite(options);
-        trt_opt::contents::Contents::of(rewrite.model(), 1).unwrap().estimate
-    };
-    let (parts, embedding) = (estimate(&Options::default()), estimate(&with_embed()));
-    assert!(embedding.launches < parts.launches && embedding.bytes < parts.bytes, "{embedding:?} against {parts:?}");
-    assert_eq!(embedding.macs, parts.macs);
+    let [parts, block] = costs_less_than_its_parts(&Parts::new());
+    assert_eq!(block, parts);
 }

@@ -4,7 +4,10 @@
 mod block;
 mod common;
 
-use block::{Net, comparison, int, nodes, only_if_asked_for, rewritten, weight, with};
+use block::{
+    Net, comparison, costs_less_than_its_parts, int, ints, made_up_to_its_size, nodes, only_if_asked_for,
+    rewritten_parts, weight, with,
+};
 use trt_opt::onnx::proto::{AttributeProto, NodeProto, TensorProto};
 use trt_opt::rewrite::{Kind, Options, Status};
 use trt_opt::testing;
@@ -70,14 +73,7 @@ const CHANNELS: i64 = 8;
 const COLUMNS: i64 = 16;
 
 fn norm(x: &str, name: &str, y: &str) -> NodeProto {
-    NodeProto {
-        attribute: vec![AttributeProto::int("axis", -1), AttributeProto::float("epsilon", 1e-3)],
-        ..common::node("LayerNormalization", &[x, &format!("{name}_scale"), &format!("{name}_bias")], &[y])
-    }
-}
-
-fn ints(name: &str, values: &[i64]) -> TensorProto {
-    TensorProto::from_i64(name, &[values.len() as i64], values)
+    block::norm(x, &format!("{name}_scale"), &format!("{name}_bias"), y, 1e-3)
 }
 
 impl Net for Parts {
@@ -93,11 +89,7 @@ impl Net for Parts {
     }
 
     fn rewrite(&self, options: &Options) -> testing::Rewrite {
-        let mut proto = common::model(self.nodes.clone(), self.weights.clone());
-        let graph = proto.graph.as_mut().unwrap();
-        graph.input = self.inputs.iter().map(|(name, dims)| common::value(name, dims)).collect();
-        graph.output = self.outputs.iter().map(|(name, dims)| common::value(name, dims)).collect();
-        rewritten(proto, options)
+        rewritten_parts(&self.nodes, &self.weights, [&self.inputs, &self.outputs], options)
     }
 }
 
@@ -299,19 +291,12 @@ fn sizes_that_the_plugin_does_not_take_are_missed() {
 /// 2 * 2 * 784 * 384 * 192 are 0.231 GFLOP, 24 columns more 0.261.
 #[test]
 fn blocks_above_the_size_that_was_measured_are_left_to_their_parts() {
-    for (columns, fused) in [(192, 1), (216, 0)] {
-        let rewrite = Parts::new(56, 96, columns).rewrite(&with_block());
-        assert_eq!(nodes(&rewrite.model().proto, OP).len(), fused, "{columns}");
-        let missed: Vec<_> = rewrite.ledger().missed(Kind::PatchMergeBlock).collect();
-        assert_eq!(missed.len(), 1 - fused, "{missed:?}");
-        for site in missed {
-            assert_eq!(site.reason.as_deref(), Some("its products are so large that TensorRT's are faster"));
-            assert!(
-                site.expected.as_deref().is_some_and(|e| e.starts_with("at most 0.250 GFLOP in its product")),
-                "{site:?}"
-            );
-            assert_eq!(site.found.as_deref(), Some("0.261 GFLOP, rows [2, 28, 28]"));
-        }
+    for (columns, fused) in [(192, true), (216, false)] {
+        made_up_to_its_size(
+            &Parts::new(56, 96, columns),
+            fused,
+            ["at most 0.250 GFLOP in its product", "0.261 GFLOP, rows [2, 28, 28]"],
+        );
     }
 }
 
@@ -322,11 +307,6 @@ fn blocks_are_not_fused_unless_asked_for_and_can_be_left() {
 
 #[test]
 fn the_cost_of_a_block_is_less_than_that_of_its_parts() {
-    let estimate = |options: &Options| {
-        let rewrite = Parts::usual().rewrite(options);
-        trt_opt::contents::Contents::of(rewrite.model(), 1).unwrap().estimate
-    };
-    let (parts, block) = (estimate(&Options::default()), estimate(&with_block()));
-    assert!(block.launches < parts.launches && block.bytes < parts.bytes, "{block:?} against {parts:?}");
-    assert_eq!(block.macs, parts.macs);
+    let [parts, block] = costs_less_than_its_parts(&Parts::usual());
+    assert_eq!(block, parts);
 }

@@ -14,6 +14,22 @@ template <class T> struct GemmPlainArgs {
 
 constexpr int kGemmPlainTile = 64, kGemmPlainDepth = 16, kGemmPlainThreads = 256;
 
+// What a thread's 4 x 4 elements of a tile get of kGemmPlainDepth contracted ones in shared memory: rows `down` to `down` + 3, and of columns
+// `across` and each sixteenth after it.
+template <int A, int B>
+__device__ __forceinline__ void gemm_plain_step(const float (&a)[kGemmPlainDepth][A], const float (&b)[kGemmPlainDepth][B], int down, int across, float (&sum)[4][4]) {
+#pragma unroll 4
+    for (int k = 0; k < kGemmPlainDepth; ++k) {
+        float left[4], right[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) left[i] = a[k][down + i], right[i] = b[k][across + 16 * i];
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+#pragma unroll
+            for (int j = 0; j < 4; ++j) sum[i][j] = fmaf(left[i], right[j], sum[i][j]);
+    }
+}
+
 // A block makes a 64 x 64 tile of the product, a thread 4 x 4 elements of it. `out(row, column, sum)` has the rest.
 template <class T, class Out> __global__ void __launch_bounds__(kGemmPlainThreads) gemm_plain_kernel(const GemmPlainArgs<T> p, const Out out) {
     constexpr int kTile = kGemmPlainTile, kDepth = kGemmPlainDepth;
@@ -33,16 +49,7 @@ template <class T, class Out> __global__ void __launch_bounds__(kGemmPlainThread
             b[k][column] = depth + k < p.k && column0 + column < p.n ? to_float(p.b[int64_t{depth + k} * p.n + column0 + column]) : 0.f;
         }
         __syncthreads();
-#pragma unroll 4
-        for (int k = 0; k < kDepth; ++k) {
-            float left[4], right[4];
-#pragma unroll
-            for (int i = 0; i < 4; ++i) left[i] = a[k][down + i], right[i] = b[k][across + 16 * i];
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-#pragma unroll
-                for (int j = 0; j < 4; ++j) sum[i][j] = fmaf(left[i], right[j], sum[i][j]);
-        }
+        gemm_plain_step(a, b, down, across, sum);
         __syncthreads();
     }
 #pragma unroll

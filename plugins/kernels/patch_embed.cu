@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "gemm_plain.cuh"
 #include "kernels.h"
 #include "launch.cuh"
 #include "patch_embed_launch.h"
@@ -37,11 +38,9 @@ template <class X, class T> struct PlainArgs {
     PatchMap map;
 };
 
-constexpr int kPlainTile = 64, kPlainDepth = 16, kPlainThreads = 256;
-
 // A block makes a 64 x 64 tile of the product, a thread 4 x 4 elements of it.
-template <class X, class T> __global__ void __launch_bounds__(kPlainThreads) patch_embed_plain_kernel(const __grid_constant__ PlainArgs<X, T> p) {
-    constexpr int kTile = kPlainTile, kDepth = kPlainDepth;
+template <class X, class T> __global__ void __launch_bounds__(kGemmPlainThreads) patch_embed_plain_kernel(const __grid_constant__ PlainArgs<X, T> p) {
+    constexpr int kTile = kGemmPlainTile, kDepth = kGemmPlainDepth;
     __shared__ int64_t starts[kTile];
     __shared__ float a[kDepth][kTile + 1], b[kDepth][kTile + 1];
     const int tid = threadIdx.x, down = tid / 16 * 4, across = tid % 16;
@@ -52,26 +51,17 @@ template <class X, class T> __global__ void __launch_bounds__(kPlainThreads) pat
     float sum[4][4] = {};
     for (int depth = 0; depth < p.k; depth += kDepth) {
         // Neighbouring tokens have neighbouring pixels; weights lie side by side along k.
-        for (int i = tid; i < kTile * kDepth; i += kPlainThreads) {
+        for (int i = tid; i < kTile * kDepth; i += kGemmPlainThreads) {
             const int k = i / kTile, row = i % kTile;
             // Rounded as the operand of a product of T.
             a[k][row] = depth + k < p.k ? to_float(from_float<T>(to_float(p.x[starts[row] + p.map.of_element(static_cast<uint32_t>(depth + k))]))) : 0.f;
         }
-        for (int i = tid; i < kTile * kDepth; i += kPlainThreads) {
+        for (int i = tid; i < kTile * kDepth; i += kGemmPlainThreads) {
             const int column = i / kDepth, k = i % kDepth;
             b[k][column] = depth + k < p.k && column0 + column < p.n ? to_float(p.w[static_cast<int64_t>(column0 + column) * p.k + depth + k]) : 0.f;
         }
         __syncthreads();
-#pragma unroll 4
-        for (int k = 0; k < kDepth; ++k) {
-            float left[4], right[4];
-#pragma unroll
-            for (int i = 0; i < 4; ++i) left[i] = a[k][down + i], right[i] = b[k][across + 16 * i];
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-#pragma unroll
-                for (int j = 0; j < 4; ++j) sum[i][j] = fmaf(left[i], right[j], sum[i][j]);
-        }
+        gemm_plain_step(a, b, down, across, sum);
         __syncthreads();
     }
 #pragma unroll
@@ -87,8 +77,8 @@ template <class X, class T> __global__ void __launch_bounds__(kPlainThreads) pat
 template <class X, class T> cudaError_t plain(const PatchEmbedProblem& q, cudaStream_t stream) {
     const auto rows = static_cast<uint32_t>(q.images * q.tokens());
     const PlainArgs<X, T> p{static_cast<const X*>(q.x), static_cast<const T*>(q.w), static_cast<const T*>(q.b), static_cast<T*>(q.y), rows, q.patch(), q.columns, map_of(q)};
-    const dim3 grid((rows + kPlainTile - 1) / kPlainTile, static_cast<uint32_t>((q.columns + kPlainTile - 1) / kPlainTile));
-    patch_embed_plain_kernel<<<grid, kPlainThreads, 0, stream>>>(p);
+    const dim3 grid((rows + kGemmPlainTile - 1) / kGemmPlainTile, static_cast<uint32_t>((q.columns + kGemmPlainTile - 1) / kGemmPlainTile));
+    patch_embed_plain_kernel<<<grid, kGemmPlainThreads, 0, stream>>>(p);
     return cudaGetLastError();
 }
 

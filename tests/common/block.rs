@@ -2,7 +2,7 @@
 #![allow(dead_code)] // Each test file uses some of it.
 
 use trt_opt::ir::Graph;
-use trt_opt::onnx::proto::{ModelProto, NodeProto, TensorProto};
+use trt_opt::onnx::proto::{AttributeProto, ModelProto, NodeProto, TensorProto};
 use trt_opt::onnx::{self, Model};
 use trt_opt::rewrite::{Kind, Ledger, Options, Site, Standard, Target};
 use trt_opt::{testing, verify};
@@ -32,6 +32,18 @@ pub fn weight(name: &str, dims: &[i64]) -> TensorProto {
     TensorProto::from_f32(name, dims, &values)
 }
 
+pub fn ints(name: &str, values: &[i64]) -> TensorProto {
+    TensorProto::from_i64(name, &[values.len() as i64], values)
+}
+
+/// A layer norm of the last axis.
+pub fn norm(x: &str, scale: &str, bias: &str, y: &str, epsilon: f32) -> NodeProto {
+    NodeProto {
+        attribute: vec![AttributeProto::int("axis", -1), AttributeProto::float("epsilon", epsilon)],
+        ..common::node("LayerNormalization", &[x, scale, bias], &[y])
+    }
+}
+
 /// How a rewritten export is compared with the original.
 pub fn comparison(export: &str) -> verify::Options {
     verify::Options {
@@ -48,10 +60,36 @@ pub fn left_for_its_size(rewrite: &testing::Rewrite, kind: Kind, rows: &str) {
     let ledger = rewrite.ledger();
     let missed: Vec<_> = ledger.missed(kind).collect();
     assert_eq!((missed.len(), ledger.count(kind).total), (1, 1), "{missed:?}");
-    assert_eq!(missed[0].reason.as_deref(), Some("its products are so large that TensorRT's are faster"));
+    assert_eq!(missed[0].reason.as_deref(), Some(TOO_LARGE));
     assert_eq!(missed[0].found, Some(format!("0.351 GFLOP, rows {rows}")));
     assert!(missed[0].expected.as_deref().is_some_and(|e| e.starts_with("at most 0.350 GFLOP")), "{missed:?}");
     assert_eq!([Kind::LayerNorm, Kind::Attention].map(|k| ledger.count(k).fused), [1, 1]);
+}
+
+const TOO_LARGE: &str = "its products are so large that TensorRT's are faster";
+
+/// The one block is made, or missed for its size with these words.
+pub fn made_up_to_its_size<N: Net>(net: &N, made: bool, [expected, found]: [&str; 2]) {
+    let rewrite = net.rewrite(&with(&[N::KIND]));
+    assert_eq!(nodes(&rewrite.model().proto, N::OP).len(), usize::from(made));
+    let missed: Vec<_> = rewrite.ledger().missed(N::KIND).collect();
+    assert_eq!(missed.len(), usize::from(!made), "{missed:?}");
+    for site in missed {
+        assert_eq!(site.reason.as_deref(), Some(TOO_LARGE));
+        assert!(site.expected.as_deref().is_some_and(|e| e.starts_with(expected)), "{site:?}");
+        assert_eq!(site.found.as_deref(), Some(found));
+    }
+}
+
+/// A block is estimated to cost less than its parts. The multiply-adds of the parts and of the block.
+pub fn costs_less_than_its_parts<N: Net>(net: &N) -> [u64; 2] {
+    let estimate = |options: &Options| {
+        let rewrite = net.rewrite(options);
+        trt_opt::contents::Contents::of(rewrite.model(), 1).unwrap().estimate
+    };
+    let (parts, block) = (estimate(&Options::default()), estimate(&with(&[N::KIND])));
+    assert!(block.launches < parts.launches && block.bytes < parts.bytes, "{block:?} against {parts:?}");
+    [parts.macs, block.macs]
 }
 
 /// A block whose parts are nodes to spoil.
@@ -97,6 +135,20 @@ pub trait Net {
         assert_eq!(sites.len(), 1, "{:?}", ledger.sites);
         sites[0].clone()
     }
+}
+
+/// Rewrites a graph whose inputs and outputs have these shapes.
+pub fn rewritten_parts(
+    nodes: &[NodeProto],
+    weights: &[TensorProto],
+    [inputs, outputs]: [&[(&str, Vec<i64>)]; 2],
+    options: &Options,
+) -> testing::Rewrite {
+    let mut proto = common::model(nodes.to_vec(), weights.to_vec());
+    let graph = proto.graph.as_mut().unwrap();
+    graph.input = inputs.iter().map(|(name, dims)| common::value(name, dims)).collect();
+    graph.output = outputs.iter().map(|(name, dims)| common::value(name, dims)).collect();
+    rewritten(proto, options)
 }
 
 /// Rewrites a model in memory.
