@@ -399,7 +399,7 @@ template <class Tile, bool NORM, class Args = BlockGemmArgs> __global__ void __l
             activate(v, p.activation);
             *reinterpret_cast<uint2*>(p.out + to * p.n + column + c) = make_uint2(pack_halves(v[0], v[1]), pack_halves(v[2], v[3]));
         }
-        if constexpr (kBridge) end_bridge<BM, BN, kThreads>(p.end, sums, kSumRow, reinterpret_cast<RowMoments*>(shares), rows, row0, column, column_tile, p.by_columns.divisor);
+        if constexpr (kBridge) end_bridge<BM, BN, kThreads>(p.end, sums, kSumRow, reinterpret_cast<RowMoments*>(shares), rows, row0, column, column_tile, p.by_columns.divisor, blockIdx.x, gridDim.x);
     }
 #endif
 }

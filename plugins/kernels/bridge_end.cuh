@@ -28,7 +28,8 @@ struct BridgeTokens {
     }
 };
 
-template <class T> struct BridgeEnd {
+// STREAM: there is one; else it is 0.
+template <class T, bool STREAM = true> struct BridgeEnd {
     const T *x, *residual;   // [images, tokens, n]; residual may be null
     const T *scale, *shift;  // [n]
     T* out;                  // like x
@@ -39,9 +40,13 @@ template <class T> struct BridgeEnd {
     // s, from element `i` on.
     template <int VEC> __device__ __forceinline__ Pack<T, VEC> stream(int64_t i) const {
         using Raw = typename Pack<T, VEC>::Raw;
-        Pack<T, VEC> s(*reinterpret_cast<const Raw*>(x + i));
-        if (residual) add_packs<T, VEC>(s, Pack<T, VEC>(*reinterpret_cast<const Raw*>(residual + i)));
-        return s;
+        if constexpr (STREAM) {
+            Pack<T, VEC> s(*reinterpret_cast<const Raw*>(x + i));
+            if (residual) add_packs<T, VEC>(s, Pack<T, VEC>(*reinterpret_cast<const Raw*>(residual + i)));
+            return s;
+        } else {
+            return Pack<T, VEC>();
+        }
     }
     // Columns [c, c + VEC) of a row that is normalized already, onto the stream.
     template <int VEC> __device__ __forceinline__ void put(int64_t token, int c, const Pack<T, VEC>& s, const float (&normal)[VEC]) const {
@@ -90,9 +95,11 @@ __device__ __forceinline__ RowStatistics row_statistics(const RowMoments* parts,
 // Ends BM rows of BN columns of the product, from `row0` and `column` on, of which the blocks of a cluster have the n columns
 // between them. Row r of them begins at v + r * stride, in shared memory; columns [4c, 4c + 4) of it are written by thread
 // r * BN / 4 + c, modulo their number. `moments`: BM * kBridgeMaxCluster of them, in shared memory that no block of
-// the cluster needs for anything else. All blocks have arrived at the cluster's barrier, and not waited for it.
-template <int BM, int BN, int THREADS>
-__device__ __forceinline__ void end_bridge(const BridgeEnd<__half>& p, const float* v, int stride, RowMoments* moments, int rows, int64_t row0, int column, uint32_t rank, uint32_t cluster) {
+// the cluster needs for anything else. All blocks have arrived at the cluster's barrier, and not waited for it. Block `block` of `blocks` copies
+// tokens without a row.
+template <int BM, int BN, int THREADS, class End>
+__device__ __forceinline__ void end_bridge(const End& p, const float* v, int stride, RowMoments* moments, int rows, int64_t row0, int column, uint32_t rank, uint32_t cluster, uint32_t block,
+                                           uint32_t blocks) {
     using namespace ptx;
     constexpr int kLanes = BN / 4, kStep = THREADS / kLanes, kItems = BM / kStep;  // lanes of a row; rows of a thread
     static_assert(32 % kLanes == 0 && kLanes >= kBridgeMaxCluster && THREADS % kLanes == 0 && BM % kStep == 0);
@@ -104,7 +111,7 @@ __device__ __forceinline__ void end_bridge(const BridgeEnd<__half>& p, const flo
     Pack<__half, 4> s[kItems];
 #pragma unroll
     for (int i = 0; i < kItems; ++i)
-        if (ends(i)) s[i] = p.stream<4>(token(i) * p.n + column + c);
+        if (ends(i)) s[i] = p.template stream<4>(token(i) * p.n + column + c);
     cluster_wait();  // all blocks are there to be written to
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
@@ -116,7 +123,7 @@ __device__ __forceinline__ void end_bridge(const BridgeEnd<__half>& p, const flo
         if (lane < static_cast<int>(cluster)) store_remote(remote(shared_address(moments + r * kBridgeMaxCluster + rank), lane), sum, square);
     }
     cluster_arrive();
-    p.copy_others<8>(uint64_t{blockIdx.x} * THREADS + threadIdx.x, uint64_t{gridDim.x} * THREADS);
+    p.template copy_others<8>(uint64_t{block} * THREADS + threadIdx.x, uint64_t{blocks} * THREADS);
     cluster_wait();
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
@@ -125,7 +132,7 @@ __device__ __forceinline__ void end_bridge(const BridgeEnd<__half>& p, const flo
         const auto [mean, factor] = row_statistics(moments + r * kBridgeMaxCluster, cluster, BN, p.n, p.epsilon);
         const float4 f = *reinterpret_cast<const float4*>(v + r * stride + c);
         const float normal[4] = {(f.x - mean) * factor, (f.y - mean) * factor, (f.z - mean) * factor, (f.w - mean) * factor};
-        p.put<4>(token(i), column + c, s[i], normal);
+        p.template put<4>(token(i), column + c, s[i], normal);
     }
 }
 

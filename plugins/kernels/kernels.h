@@ -264,13 +264,37 @@ struct TntBridgeProblem {
     const void *scale1 = nullptr, *bias1 = nullptr; // [width]
     const void *w = nullptr, *b = nullptr;          // [width, channels], [channels]
     const void *scale2 = nullptr, *bias2 = nullptr; // [channels]
-    void* y = nullptr;                              // shape of x; none of the inputs
+    void* y = nullptr;                              // shape of x; x itself, or none of the inputs
     void* workspace = nullptr;                      // tnt_bridge_workspace bytes, aligned to 16; nothing in it is kept
 };
 cudaError_t tnt_bridge(const TntBridgeProblem& problem, cudaStream_t stream);
 
 // Enough for this problem and for all with fewer images; 0 if it is not valid. Pointers are not looked at.
 int64_t tnt_bridge_workspace(const TntBridgeProblem& problem);
+
+constexpr int32_t kWordsMaxLayers = 32, kWordsMaxBridges = 32;
+// The blocks of a chain over words, and the bridges that read them. words(0) = inner.x; words(i + 1) = tnt_inner_block of layer i over words(i).
+// out[j] = normalize2(normalize1(words(after[j])) * W_j + b_j) in `covered` tokens of each image from `begin` on, 0 in the others.
+struct TntWordsProblem {
+    TntInnerBlockProblem inner;  // weights are those of all layers, one behind the other: [layers, ...]; y and workspace are the function's to fill in
+    int32_t layers = 0;          // 1 to kWordsMaxLayers
+    int32_t bridges = 0;         // 0 to kWordsMaxBridges
+    int32_t after[kWordsMaxBridges] = {};           // 0 to layers, ascending
+    int64_t images = 0;                             // inner.patches = images * covered * (width / (inner.tokens * inner.channels))
+    int32_t tokens = 0, begin = 0, covered = 0, width = 0, channels = 0;   // as TntBridgeProblem
+    float epsilon1 = 1e-5f, epsilon2 = 1e-5f;       // of the bridges
+    const void *scale1 = nullptr, *bias1 = nullptr; // [bridges, width]
+    const void *w = nullptr, *b = nullptr;          // [bridges, width, channels], [bridges, channels]
+    const void *scale2 = nullptr, *bias2 = nullptr; // [bridges, channels]
+    void* out[kWordsMaxBridges] = {};               // [images, tokens, channels] each
+    void* y = nullptr;                              // words(layers), or null where nobody reads them
+    void* workspace = nullptr;                      // tnt_words_workspace bytes, aligned to 16; nothing in it is kept
+};
+// All but inner.x must be constants, as those of MlpBlockProblem. `out` and `y` are none of the inputs, nor each other.
+cudaError_t tnt_words(const TntWordsProblem& problem, cudaStream_t stream);
+
+// Enough for this problem and for all with fewer patches; 0 if it is not valid, or if none is needed. Pointers are not looked at.
+int64_t tnt_words_workspace(const TntWordsProblem& problem);
 
 // y = normalize(merged) * W + b, where the merged and normalized rows are those of a patch merge. The norm's and the product's weights
 // must be constants, as those of MlpBlockProblem.

@@ -60,6 +60,17 @@ __device__ __forceinline__ uint32_t transposed(uint32_t pair) {
     return r;
 }
 
+// Barrier `id` (1 to 15; 0 is that of __syncthreads) of so many threads of a block, whole warps: one that waits, and one that only says that
+// it is there. What was written before either is seen behind one that waited.
+__device__ __forceinline__ void barrier_wait(int id, int threads) {
+    __syncwarp();
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+__device__ __forceinline__ void barrier_arrive(int id, int threads) {
+    __syncwarp();
+    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
 // The two halves of a barrier of all threads of a cluster. What was written before the arrival is seen after the wait.
 __device__ __forceinline__ void cluster_arrive() {
 #if __CUDA_ARCH__ >= 900

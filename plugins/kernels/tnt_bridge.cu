@@ -10,15 +10,6 @@
 namespace trt_opt {
 namespace {
 
-constexpr int64_t kMostTokens = int64_t{1} << 30;  // of a launch; positions are 32-bit
-
-bool valid(const TntBridgeProblem& q) {
-    auto within = [](int32_t v, int32_t most) { return v > 0 && v <= most; };
-    return q.images >= 0 && within(q.tokens, kAttnMaxTokens) && within(q.covered, q.tokens) && q.begin >= 0 && q.begin <= q.tokens - q.covered && within(q.width, kMlpMaxHidden) &&
-           within(q.channels, kMlpMaxChannels) && q.images <= INT64_MAX / 64 / q.tokens / kMlpMaxHidden;
-}
-
-int64_t images_of_launch(const TntBridgeProblem& q) { return std::min(q.images, kMostTokens / q.tokens); }
 int64_t rows(const TntBridgeProblem& q) { return q.images * q.covered; }
 
 template <class T> BridgeEnd<T> end_of(const TntBridgeProblem& q) {
@@ -149,9 +140,9 @@ template <class T> cudaError_t in_steps(const TntBridgeProblem& q, cudaStream_t 
 }  // namespace
 
 cudaError_t tnt_bridge(const TntBridgeProblem& whole, cudaStream_t stream) {
-    if (!valid(whole)) return cudaErrorInvalidValue;
+    if (!tnt_bridge_valid(whole)) return cudaErrorInvalidValue;
     if (whole.images == 0) return cudaSuccess;
-    const int64_t bytes = whole.dtype == DType::kHalf ? 2 : 4, step = images_of_launch(whole);
+    const int64_t bytes = whole.dtype == DType::kHalf ? 2 : 4, step = tnt_bridge_images(whole);
     auto on = [&](const void* p, int64_t elements) { return p ? static_cast<const unsigned char*>(p) + elements * bytes : nullptr; };
     for (int64_t from = 0; from < whole.images; from += step) {
         TntBridgeProblem q = whole;
@@ -169,6 +160,6 @@ cudaError_t tnt_bridge(const TntBridgeProblem& whole, cudaStream_t stream) {
 }
 
 // What the device and the pointers say is not looked at, so room is kept for the case that they do not suit the one kernel.
-int64_t tnt_bridge_workspace(const TntBridgeProblem& q) { return valid(q) ? Rooms(q, images_of_launch(q) * q.covered).total : 0; }
+int64_t tnt_bridge_workspace(const TntBridgeProblem& q) { return tnt_bridge_valid(q) ? Rooms(q, tnt_bridge_images(q) * q.covered).total : 0; }
 
 }  // namespace trt_opt

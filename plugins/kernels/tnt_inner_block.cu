@@ -8,12 +8,6 @@
 namespace trt_opt {
 namespace {
 
-bool valid(const TntInnerBlockProblem& q) {
-    auto positive = [](int32_t v) { return v > 0; };
-    return q.patches >= 0 && positive(q.tokens) && q.tokens <= (1 << 16) && positive(q.channels) && q.channels <= kMlpMaxChannels && positive(q.hidden) &&
-           q.hidden <= kMlpMaxHidden && positive(q.heads) && q.channels % q.heads == 0 && q.channels / q.heads <= 128 && q.patches <= INT64_MAX / 64 / q.tokens / kMlpMaxHidden;
-}
-
 // What the device and the pointers say is not asked for in `workspace`, so room is kept for the case that they do not suit.
 bool fits(const TntInnerBlockProblem& q, InnerArgs& p) { return device().major >= 8 && tnt_inner_arguments(q, p) && 16 * p.shared <= device().shared; }
 
@@ -84,7 +78,7 @@ template <class T> cudaError_t in_steps(const TntInnerBlockProblem& q, cudaStrea
 }  // namespace
 
 cudaError_t tnt_inner_block(const TntInnerBlockProblem& q, cudaStream_t stream) {
-    if (!valid(q)) return cudaErrorInvalidValue;
+    if (!tnt_inner_valid(q)) return cudaErrorInvalidValue;
     if (q.patches == 0) return cudaSuccess;
     InnerArgs p;
     if (fits(q, p)) return q.channels / q.heads <= 8 ? launch_tnt_inner_8(p, stream) : launch_tnt_inner_16(p, stream);
@@ -93,7 +87,7 @@ cudaError_t tnt_inner_block(const TntInnerBlockProblem& q, cudaStream_t stream) 
 }
 
 int64_t tnt_inner_block_workspace(const TntInnerBlockProblem& q) {
-    if (!valid(q)) return 0;
+    if (!tnt_inner_valid(q)) return 0;
     return Rooms(q).total * (q.dtype == DType::kHalf ? 2 : 4);
 }
 

@@ -43,11 +43,15 @@ struct InnerArgs {
 
 namespace inner {
 
+// Where unit `i` goes.
+template <int UNIT> __device__ __forceinline__ int place(const InnerPart& p, uint32_t i) {
+    uint32_t in_row, in_segment, in_group;
+    const uint32_t row = p.row.divmod(i, in_row), segment = p.segment.divmod(in_row, in_segment), group = p.group.divmod(row, in_group);
+    return p.to + group * p.to_group + in_group * p.to_row + segment * p.to_segment + in_segment * UNIT;
+}
 template <int UNIT> __device__ __forceinline__ void fetch(const InnerPart& p, __half* shared) {
     for (uint32_t i = threadIdx.x; i < p.units; i += kInnerThreads) {
-        uint32_t in_row, in_segment, in_group;
-        const uint32_t row = p.row.divmod(i, in_row), segment = p.segment.divmod(in_row, in_segment), group = p.group.divmod(row, in_group);
-        __half* const to = shared + p.to + group * p.to_group + in_group * p.to_row + segment * p.to_segment + in_segment * UNIT;
+        __half* const to = shared + place<UNIT>(p, i);
         const __half* const from = p.from + int64_t{i} * UNIT;
         if constexpr (UNIT == 1) *to = *from;
         else ptx::copy<2 * UNIT>(to, from);
@@ -217,6 +221,63 @@ template <int STEPS> __device__ __forceinline__ void load_patch(uint32_t (&raw)[
         }
 }
 
+template <int STEPS> __device__ __forceinline__ void unpack_patch(float (&s)[2 * STEPS][4], const uint32_t (&raw)[2 * STEPS][2]) {
+#pragma unroll
+    for (int j = 0; j < 2 * STEPS; ++j)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const float2 v = __half22float2(*reinterpret_cast<const __half2*>(&raw[j][i]));
+            s[j][2 * i] = v.x, s[j][2 * i + 1] = v.y;
+        }
+}
+template <int STEPS> __device__ __forceinline__ void store_patch(__half* words, const uint32_t (&raw)[2 * STEPS][2], const InnerArgs& p, int64_t patch, int g, int t) {
+    __half* const y = words + patch * p.tokens * p.channels;
+#pragma unroll
+    for (int j = 0; j < 2 * STEPS; ++j)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const int row = g + 8 * i, column = 8 * j + 2 * t;
+            if (row < p.tokens && column < p.channels) *reinterpret_cast<uint32_t*>(y + row * p.channels + column) = raw[j][i];
+        }
+}
+
+// A patch through the block, in place. `shared`: the weights.
+template <int STEPS, int HEAD> __device__ __forceinline__ void transform(float (&s)[2 * STEPS][4], const InnerArgs& p, const __half* shared, int g, int t) {
+    const auto weights = [&](InnerTensor tensor) { return shared + p.parts[tensor].to; };
+    const int qkv_lane = lane_offset(p.qkv_row), proj_lane = lane_offset(p.proj_row), up_lane = lane_offset(p.up_row), down_lane = lane_offset(p.down_row);
+    uint32_t normal[STEPS][4];
+    normalize<STEPS>(normal, s, p, weights(kScale1), weights(kBias1), p.epsilon1, g, t);
+    add_bias<STEPS>(s, weights(kProjBias), t);
+#pragma unroll 2
+    for (int group = 0; group < p.groups; ++group) {
+        float qkv[3][2][4];
+#pragma unroll
+        for (int i = 0; i < 3; ++i) {
+            const int column = 16 * (i * p.groups + group);
+            product<STEPS>(qkv[i], normal, weights(kQkv) + column, p.qkv_row, qkv_lane, weights(kQkvBias) + column, t);
+        }
+        uint32_t context[4];
+        attend<HEAD>(context, qkv[0], qkv[1], qkv[2], p.scale, p.tokens, t);
+        accumulate<STEPS>(s, context, weights(kProj) + 16 * group * p.proj_row, proj_lane);
+    }
+
+    normalize<STEPS>(normal, s, p, weights(kScale2), weights(kBias2), p.epsilon2, g, t);
+    add_bias<STEPS>(s, weights(kDownBias), t);
+#pragma unroll 2
+    for (int column = 0; column < p.hidden; column += 16) {
+        float up[2][4];
+        product<STEPS>(up, normal, weights(kUp) + column, p.up_row, up_lane, weights(kUpBias) + column, t);
+        activate(up[0], p.activation), activate(up[1], p.activation);
+        uint32_t active[4];
+        pack_tiles(active, up[0], up[1]);
+        accumulate<STEPS>(s, active, weights(kDown) + column * p.down_row, down_lane);
+    }
+}
+template <int STEPS> __device__ __forceinline__ void pack_patch(uint32_t (&raw)[2 * STEPS][2], const float (&s)[2 * STEPS][4]) {
+#pragma unroll
+    for (int j = 0; j < 2 * STEPS; ++j) raw[j][0] = pack_halves(s[j][0], s[j][1]), raw[j][1] = pack_halves(s[j][2], s[j][3]);
+}
+
 }  // namespace inner
 
 // STEPS: sixteens of channels, rounded up. HEAD: the head size, rounded up to 8 or 16.
@@ -241,8 +302,6 @@ template <int STEPS, int HEAD> __global__ void __launch_bounds__(kInnerThreads) 
     ptx::wait_for_previous();
 
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const auto weights = [&](InnerTensor tensor) { return shared + p.parts[tensor].to; };
-    const int qkv_lane = lane_offset(p.qkv_row), proj_lane = lane_offset(p.proj_row), up_lane = lane_offset(p.up_row), down_lane = lane_offset(p.down_row);
     const int64_t step = int64_t{gridDim.x} * kInnerWarps;
     int64_t patch = int64_t{blockIdx.x} * kInnerWarps + threadIdx.x / 32;
     uint32_t raw[2 * STEPS][2];
@@ -251,51 +310,13 @@ template <int STEPS, int HEAD> __global__ void __launch_bounds__(kInnerThreads) 
     __syncthreads();
     for (; patch < p.patches; patch += step) {
         float s[2 * STEPS][4];
-#pragma unroll
-        for (int j = 0; j < 2 * STEPS; ++j)
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                const float2 v = __half22float2(*reinterpret_cast<const __half2*>(&raw[j][i]));
-                s[j][2 * i] = v.x, s[j][2 * i + 1] = v.y;
-            }
+        unpack_patch<STEPS>(s, raw);
         load_patch<STEPS>(raw, p, patch + step, g, t);
 
-        uint32_t normal[STEPS][4];
-        normalize<STEPS>(normal, s, p, weights(kScale1), weights(kBias1), p.epsilon1, g, t);
-        add_bias<STEPS>(s, weights(kProjBias), t);
-#pragma unroll 2
-        for (int group = 0; group < p.groups; ++group) {
-            float qkv[3][2][4];
-#pragma unroll
-            for (int i = 0; i < 3; ++i) {
-                const int column = 16 * (i * p.groups + group);
-                product<STEPS>(qkv[i], normal, weights(kQkv) + column, p.qkv_row, qkv_lane, weights(kQkvBias) + column, t);
-            }
-            uint32_t context[4];
-            attend<HEAD>(context, qkv[0], qkv[1], qkv[2], p.scale, p.tokens, t);
-            accumulate<STEPS>(s, context, weights(kProj) + 16 * group * p.proj_row, proj_lane);
-        }
-
-        normalize<STEPS>(normal, s, p, weights(kScale2), weights(kBias2), p.epsilon2, g, t);
-        add_bias<STEPS>(s, weights(kDownBias), t);
-#pragma unroll 2
-        for (int column = 0; column < p.hidden; column += 16) {
-            float up[2][4];
-            product<STEPS>(up, normal, weights(kUp) + column, p.up_row, up_lane, weights(kUpBias) + column, t);
-            activate(up[0], p.activation), activate(up[1], p.activation);
-            uint32_t active[4];
-            pack_tiles(active, up[0], up[1]);
-            accumulate<STEPS>(s, active, weights(kDown) + column * p.down_row, down_lane);
-        }
-
-        __half* const y = p.y + patch * p.tokens * p.channels;
-#pragma unroll
-        for (int j = 0; j < 2 * STEPS; ++j)
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                const int row = g + 8 * i, column = 8 * j + 2 * t;
-                if (row < p.tokens && column < p.channels) *reinterpret_cast<uint32_t*>(y + row * p.channels + column) = pack_halves(s[j][2 * i], s[j][2 * i + 1]);
-            }
+        transform<STEPS, HEAD>(s, p, shared, g, t);
+        uint32_t result[2 * STEPS][2];
+        pack_patch<STEPS>(result, s);
+        store_patch<STEPS>(p.y, result, p, patch, g, t);
     }
 #endif
 }

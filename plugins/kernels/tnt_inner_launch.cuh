@@ -13,6 +13,12 @@ namespace trt_opt {
 using TntInnerLauncher = cudaError_t(const InnerArgs&, cudaStream_t);
 TntInnerLauncher launch_tnt_inner_8, launch_tnt_inner_16;  // by head size, rounded up
 
+inline bool tnt_inner_valid(const TntInnerBlockProblem& q) {
+    auto positive = [](int32_t v) { return v > 0; };
+    return q.patches >= 0 && positive(q.tokens) && q.tokens <= (1 << 16) && positive(q.channels) && q.channels <= kMlpMaxChannels && positive(q.hidden) &&
+           q.hidden <= kMlpMaxHidden && positive(q.heads) && q.channels % q.heads == 0 && q.channels / q.heads <= 128 && q.patches <= INT64_MAX / 64 / q.tokens / kMlpMaxHidden;
+}
+
 // Whether sizes and pointers suit the one kernel, and what it is told. Asks nothing of the device.
 inline bool tnt_inner_arguments(const TntInnerBlockProblem& q, InnerArgs& p) {
     const int c = q.channels, d = q.heads > 0 ? c / q.heads : 0, padded = (c + 15) / 16 * 16, head = d <= 8 ? 8 : 16;
