@@ -116,6 +116,15 @@ class Library:
         self.call("trt_opt_tnt_bridge", HALF, ctypes.c_int64(images), tokens, covered, width, channels, ctypes.c_float(1e-5), pointer(x), pointer(words),
                   *(pointer(p[k]) for k in ("scale1", "bias1", "w", "b", "scale2", "bias2")), pointer(y), pointer(workspace), ctypes.c_int64(workspace.numel()))
 
+    def tnt_words(self, x, p, bridges, after, tokens, outs, y, workspace, heads):
+        (patches, words, channels), (_, width, out_channels) = x.shape, bridges["w"].shape
+        names, bridge_names = ["scale1", "bias1", "w_qkv", "b_qkv", "w_proj", "b_proj", "scale2", "bias2", "w1", "b1", "w2", "b2"], ["scale1", "bias1", "w", "b", "scale2", "bias2"]
+        weights = (ctypes.c_void_p * 18)(*[p[n].data_ptr() for n in names], *[bridges[n].data_ptr() for n in bridge_names])
+        images = outs[0].shape[0]
+        self.call("trt_opt_tnt_words", HALF, ctypes.c_int64(images), tokens, patches // images, words, channels, p["w1"].shape[2], heads, p["w1"].shape[0], out_channels, len(after),
+                  (ctypes.c_int32 * len(after))(*after), ctypes.c_float(1e-5), pointer(x), weights, (ctypes.c_void_p * len(outs))(*[o.data_ptr() for o in outs]), pointer(y), pointer(workspace),
+                  ctypes.c_int64(workspace.numel()))
+
 
 def capture(launches):
     """One graph of all launches, run once before for lazy set-up."""
@@ -476,6 +485,47 @@ def bench_bridge(lib, images, tokens, covered, width, channels, rounds):
     return {"op": "tnt_bridge", "shape": [images, tokens, covered, width, channels], "error": error, "us": times, "failed": failed, "bytes": moved, "flop": 2 * images * covered * width * channels}
 
 
+def bench_tnt_words(lib, images, covered, words, channels, heads, layers, out_channels, rounds):
+    """A bridge behind each layer, against the ops that it replaces: a block and a bridge a layer. Words and weights rotate."""
+    hidden, width, tokens = 4 * channels, words * channels, covered + 1
+    patches = images * covered
+    moved = 2 * (patches * width + layers * (12 * channels * channels + width * out_channels + images * tokens * out_channels))
+    sets, order = rotation(moved)
+    xs = [rand(patches, words, channels) for _ in range(sets)]
+    ps, bridges = [], []
+    for _ in range(sets):
+        w = lambda *shape: rand(layers, *shape) * shape[0] ** -0.5
+        ps.append({"w_qkv": w(channels, 3 * channels), "w_proj": w(channels, channels), "w1": w(channels, hidden), "w2": w(hidden, channels), "b_qkv": rand(layers, 3 * channels), "b_proj": rand(layers, channels),
+                   "b1": rand(layers, hidden), "b2": rand(layers, channels), **{f"{n}{i}": rand(layers, channels) for n in ("scale", "bias") for i in (1, 2)}})
+        bridges.append({"scale1": rand(layers, width), "bias1": rand(layers, width), "w": w(width, out_channels), "b": rand(layers, out_channels), "scale2": rand(layers, out_channels), "bias2": rand(layers, out_channels)})
+    outs = [[torch.empty(images, tokens, out_channels, device="cuda", dtype=torch.float16) for _ in range(layers)] for _ in range(sets)]
+    alone, stream, zeros = torch.empty_like(outs[0][0]), [torch.empty_like(xs[0]) for _ in range(layers + 1)], torch.zeros_like(outs[0][0])
+    workspace = torch.empty(1 << 30, device="cuda", dtype=torch.uint8)
+    part = lambda p, j: {k: v[j] for k, v in p.items()}
+    after = list(range(1, layers + 1))
+
+    def ours(i):
+        lib.tnt_words(xs[i], ps[i], bridges[i], after, tokens, outs[i], None, workspace, heads)
+
+    def chain_only(i):
+        lib.tnt_words(xs[i], ps[i], bridges[i], [], tokens, outs[i], stream[-1], workspace, heads)
+
+    def separate(i, to=None):
+        for j in range(layers):
+            x = xs[i] if j == 0 else stream[j]
+            lib.tnt_inner_block(x, part(ps[i], j), stream[j + 1], workspace, heads)
+            lib.tnt_bridge(zeros, stream[j + 1].view(images, covered, width), part(bridges[i], j), to[j] if to else alone, workspace)
+
+    ours(0)
+    expected = [torch.empty_like(o) for o in outs[0]]
+    separate(0, expected)
+    error = max(((o.double() - e.double()).norm() / e.double().norm()).item() for o, e in zip(outs[0], expected))
+    functions = {"ours": ours, "ours without bridges": chain_only, "block by block, bridge by bridge": separate}
+    times, failed = time_variants({k: [lambda i=i, f=f: f(i) for i in order] for k, f in functions.items()}, rounds)
+    return {"op": "tnt_words", "shape": [images, covered, words, channels, heads, layers, out_channels], "error": error, "us": times, "failed": failed, "bytes": moved,
+            "flop": layers * patches * words * (24 * channels * channels + 4 * words * channels + 2 * channels * out_channels)}
+
+
 class SwinStage:
     """The blocks of a stage of Swin-T at batch 1 as in the network, with weights of their own for `blocks` blocks."""
 
@@ -784,7 +834,7 @@ def main():
     parser.add_argument("--json")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--tactics", action="store_true", help="time every tactic too")
-    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, patch_merge_block, norm_pool, sequence, stage, mlp_block, attn_block, tnt_inner_block, tnt_bridge or patch_embed")
+    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, patch_merge_block, norm_pool, sequence, stage, mlp_block, attn_block, tnt_inner_block, tnt_bridge, tnt_words or patch_embed")
     parser.add_argument("--batch", type=int, action="append", help="batch sizes of blocks [default: 1 and 32]")
     args = parser.parse_args()
     lib = Library(args.lib)
@@ -852,6 +902,11 @@ def main():
             for batch in args.batch or (1, 32):
                 for tokens, covered, width, channels in [(197, 196, 384, 384), (1024, 1024, 128, 128), (256, 256, 256, 256), (64, 64, 512, 512)]:
                     add(bench_bridge(lib, batch, tokens, covered, width, channels, args.rounds))
+        if wanted("tnt_words"):
+            # TNT-S, and wider words.
+            for batch in args.batch or (1, 32):
+                for covered, words, channels, heads, layers, out_channels in [(196, 16, 24, 4, 12, 384), (256, 16, 32, 2, 6, 256)]:
+                    add(bench_tnt_words(lib, batch, covered, words, channels, heads, layers, out_channels, args.rounds))
         if wanted("patch_embed"):
             # Swin-T, the four of UniFormer-S, ViT-S and ViT-B.
             for batch in args.batch or (1, 32):

@@ -659,6 +659,42 @@ void check(Checker& c, const AttnBlockCase& a) {
     }
 }
 
+// A block over words, in place.
+template <class T> void inner_block_of_doubles(const TntInnerBlockProblem& p, Doubles& words) {
+    const int64_t rows = p.patches * p.tokens, size = rows * p.channels, normal_row = p.whole ? int64_t{p.tokens} * p.channels : p.channels;
+    const int d = p.channels / p.heads;
+    Doubles normal(size), wide(rows * std::max(3 * p.channels, p.hidden)), context(size);
+    auto normalize = [&](const void* scale, const void* bias, float epsilon) {
+        reference::normalize<T><<<blocks_for(size / normal_row), 128>>>(words.p, scale, bias, size / normal_row, normal_row, static_cast<double>(epsilon), normal.p);
+    };
+    auto product = [&](const Doubles& x, const void* w, const void* b, int k, int n, Doubles& to) { reference::product<T><<<blocks_for(rows * n), 128>>>(x.p, w, b, rows, k, n, to.p); };
+    normalize(p.scale1, p.bias1, p.epsilon1);
+    product(normal, p.w_qkv, p.b_qkv, p.channels, 3 * p.channels, wide);
+    AttentionProblem attend;
+    attend.batch = p.patches, attend.heads = p.heads, attend.queries = attend.keys = p.tokens, attend.dim = attend.value_dim = d, attend.scale = p.scale;
+    auto part = [&](int i) { return HeadView{wide.p + i * p.channels, int64_t{p.tokens} * 3 * p.channels, 3 * p.channels, d}; };
+    attend.q = part(0), attend.k = part(1), attend.v = part(2);
+    reference::attention<T, double><<<blocks_for(rows * p.heads), 128>>>(attend, context.p);
+    product(context, p.w_proj, p.b_proj, p.channels, p.channels, normal);
+    reference::add<<<blocks_for(size), 128>>>(words.p, normal.p, size);
+    normalize(p.scale2, p.bias2, p.epsilon2);
+    product(normal, p.w1, p.b1, p.channels, p.hidden, wide);
+    reference::gelu<<<blocks_for(rows * p.hidden), 128>>>(wide.p, rows * p.hidden, p.tanh_gelu);
+    product(wide, p.w2, p.b2, p.hidden, p.channels, context);
+    reference::add<<<blocks_for(size), 128>>>(words.p, context.p, size);
+    CUDA_OK(cudaGetLastError());
+}
+// A bridge from words in double, onto p.x or onto zeros.
+template <class T> void bridge_of_doubles(const TntBridgeProblem& p, const Doubles& words, Doubles& y) {
+    const int64_t rows = p.images * p.covered, size = p.images * p.tokens * p.channels;
+    Doubles normal(rows * p.width), product(rows * p.channels), change(rows * p.channels);
+    reference::normalize<T><<<blocks_for(rows), 128>>>(words.p, p.scale1, p.bias1, rows, p.width, static_cast<double>(p.epsilon1), normal.p);
+    reference::product<T><<<blocks_for(rows * p.channels), 128>>>(normal.p, p.w, p.b, rows, p.width, p.channels, product.p);
+    reference::normalize<T><<<blocks_for(rows), 128>>>(product.p, p.scale2, p.bias2, rows, p.channels, static_cast<double>(p.epsilon2), change.p);
+    reference::bridge_out<T><<<blocks_for(size), 128>>>(p, change.p, y.p);
+    CUDA_OK(cudaGetLastError());
+}
+
 struct InnerCase {
     DType type;
     int64_t patches;
@@ -695,29 +731,11 @@ void check(Checker& c, const InnerCase& a) {
     Tensor y = tensor(a.type, size, a.shift), workspace = tensor(DType::kFloat, (tnt_inner_block_workspace(p) + 3) / 4);
     p.y = y->data(), p.workspace = workspace->data();
 
-    Doubles normal(size), wide(rows * std::max(3 * channels, a.hidden)), context(size), ref(size);
+    Doubles ref(size);
     auto reference = [&](auto type) {
         using T = decltype(type);
-        auto normalize = [&](const void* scale, const void* bias, float epsilon) {
-            reference::normalize<T><<<blocks_for(size / normal_row), 128>>>(ref.p, scale, bias, size / normal_row, normal_row, static_cast<double>(epsilon), normal.p);
-        };
-        auto product = [&](const Doubles& x, const void* w, const void* b, int k, int n, Doubles& to) { reference::product<T><<<blocks_for(rows * n), 128>>>(x.p, w, b, rows, k, n, to.p); };
         reference::widen<T><<<blocks_for(size), 128>>>(p.x, size, ref.p);
-        normalize(p.scale1, p.bias1, p.epsilon1);
-        product(normal, p.w_qkv, p.b_qkv, channels, 3 * channels, wide);
-        AttentionProblem attend;
-        attend.batch = a.patches, attend.heads = a.heads, attend.queries = attend.keys = a.tokens, attend.dim = attend.value_dim = a.d, attend.scale = p.scale;
-        auto part = [&](int i) { return HeadView{wide.p + i * channels, int64_t{a.tokens} * 3 * channels, 3 * channels, a.d}; };
-        attend.q = part(0), attend.k = part(1), attend.v = part(2);
-        reference::attention<T, double><<<blocks_for(rows * a.heads), 128>>>(attend, context.p);
-        product(context, p.w_proj, p.b_proj, channels, channels, normal);
-        reference::add<<<blocks_for(size), 128>>>(ref.p, normal.p, size);
-        normalize(p.scale2, p.bias2, p.epsilon2);
-        product(normal, p.w1, p.b1, channels, a.hidden, wide);
-        reference::gelu<<<blocks_for(rows * a.hidden), 128>>>(wide.p, rows * a.hidden, a.tanh_gelu);
-        product(wide, p.w2, p.b2, a.hidden, channels, context);
-        reference::add<<<blocks_for(size), 128>>>(ref.p, context.p, size);
-        CUDA_OK(cudaGetLastError());
+        inner_block_of_doubles<T>(p, ref);
     };
     if (rows > 0) a.type == DType::kHalf ? reference(__half()) : reference(float());
     const cudaError_t status = c.run([&](cudaStream_t s) { return tnt_inner_block(p, s); });
@@ -756,20 +774,91 @@ void check(Checker& c, const BridgeCase& a) {
     Tensor y = tensor(a.type, size, a.shift), workspace = tensor(DType::kFloat, (tnt_bridge_workspace(p) + 3) / 4);
     p.y = y->data(), p.workspace = workspace->data();
 
-    Doubles words(rows * a.width), normal(rows * a.width), product(rows * a.channels), change(rows * a.channels), ref(size);
+    Doubles words(rows * a.width), ref(size);
     auto reference = [&](auto type) {
         using T = decltype(type);
         reference::widen<T><<<blocks_for(rows * a.width), 128>>>(p.words, rows * a.width, words.p);
-        reference::normalize<T><<<blocks_for(rows), 128>>>(words.p, p.scale1, p.bias1, rows, a.width, static_cast<double>(p.epsilon1), normal.p);
-        reference::product<T><<<blocks_for(rows * a.channels), 128>>>(normal.p, p.w, p.b, rows, a.width, a.channels, product.p);
-        reference::normalize<T><<<blocks_for(rows), 128>>>(product.p, p.scale2, p.bias2, rows, a.channels, static_cast<double>(p.epsilon2), change.p);
-        reference::bridge_out<T><<<blocks_for(size), 128>>>(p, change.p, ref.p);
-        CUDA_OK(cudaGetLastError());
+        bridge_of_doubles<T>(p, words, ref);
     };
     if (rows > 0) a.type == DType::kHalf ? reference(__half()) : reference(float());
     const cudaError_t status = c.run([&](cudaStream_t s) { return tnt_bridge(p, s); });
     if (status != cudaSuccess) return c.report(name, a.type, 1e30, 0, 0, cudaGetErrorString(status));
     c.compare(name, *y, ref);
+    c.enclosed(name, a.type, *workspace);
+}
+
+struct WordsCase {
+    DType type;
+    int64_t images;
+    int tokens, begin, covered, patches, words, heads, d, hidden, layers, channels;  // tokens of an image; patches of a token; words of a patch
+    std::vector<int> after;
+    bool last = false;  // the last words are asked for
+    bool whole = false, tanh_gelu = false;
+    int shift = 0;
+    float offset = 0;
+};
+void check(Checker& c, const WordsCase& a) {
+    char text[200];
+    std::snprintf(text, sizeof(text), "tnt_words b%lld n%d from%d m%d x%d of%d h%d d%d hidden%d layers%d c%d%s%s%s off%d+%g after", static_cast<long long>(a.images), a.tokens, a.begin, a.covered, a.patches, a.words,
+                  a.heads, a.d, a.hidden, a.layers, a.channels, a.last ? " last" : "", a.whole ? " whole" : "", a.tanh_gelu ? " tanh" : "", a.shift, static_cast<double>(a.offset));
+    std::string name = text;
+    for (int after : a.after) name += "," + std::to_string(after);
+    if (!c.wanted(name)) return;
+    TntWordsProblem p;
+    TntInnerBlockProblem& i = p.inner;
+    const auto bridges = static_cast<int64_t>(a.after.size()), layers = int64_t{a.layers};
+    const int64_t channels = int64_t{a.heads} * a.d, patches = a.images * a.covered * a.patches, size = patches * a.words * channels, out_size = a.images * a.tokens * a.channels;
+    const int64_t normal_row = a.whole ? a.words * channels : channels, width = a.patches * a.words * channels;
+    std::vector<Tensor> in, out;
+    auto make = [&](int64_t count, float scale, float offset = 0) -> const void* {
+        in.push_back(tensor(a.type, count, a.shift));
+        in.back()->fill(c.next_seed(), scale, offset);
+        return in.back()->data();
+    };
+    auto root = [](int64_t k) { return 1.f / std::sqrt(static_cast<float>(k)); };
+    i.dtype = a.type, i.patches = patches, i.tokens = a.words, i.channels = static_cast<int>(channels), i.hidden = a.hidden, i.heads = a.heads;
+    i.scale = root(a.d), i.epsilon2 = 1e-3f, i.whole = a.whole, i.tanh_gelu = a.tanh_gelu;
+    i.x = make(size, 1.5f, a.offset);
+    i.scale1 = make(layers * normal_row, 0.5f, 1.f), i.bias1 = make(layers * normal_row, 0.5f), i.scale2 = make(layers * normal_row, 0.5f, 1.f), i.bias2 = make(layers * normal_row, 0.5f);
+    i.w_qkv = make(layers * 3 * channels * channels, root(channels)), i.b_qkv = make(layers * 3 * channels, 0.5f);
+    i.w_proj = make(layers * channels * channels, root(channels)), i.b_proj = make(layers * channels, 0.5f);
+    i.w1 = make(layers * channels * a.hidden, root(channels)), i.b1 = make(layers * a.hidden, 0.5f);
+    i.w2 = make(layers * channels * a.hidden, root(a.hidden)), i.b2 = make(layers * channels, 0.5f);
+    p.layers = a.layers, p.bridges = static_cast<int>(bridges), p.images = a.images, p.tokens = a.tokens, p.begin = a.begin, p.covered = a.covered, p.width = static_cast<int>(width), p.channels = a.channels;
+    p.epsilon2 = 1e-3f;
+    p.scale1 = make(bridges * width, 0.5f, 1.f), p.bias1 = make(bridges * width, 0.5f), p.w = make(bridges * width * a.channels, root(width)), p.b = make(bridges * a.channels, 0.5f);
+    p.scale2 = make(bridges * a.channels, 0.5f, 1.f), p.bias2 = make(bridges * a.channels, 0.5f);
+    for (int64_t j = 0; j < bridges; ++j) p.after[j] = a.after[j], out.push_back(tensor(a.type, out_size, a.shift)), p.out[j] = out.back()->data();
+    Tensor y = tensor(a.type, size, a.shift), workspace = tensor(DType::kFloat, (tnt_words_workspace(p) + 3) / 4);
+    p.y = a.last ? y->data() : nullptr, p.workspace = workspace->data();
+
+    const cudaError_t status = c.run([&](cudaStream_t s) { return tnt_words(p, s); });
+    if (status != cudaSuccess) return c.report(name, a.type, 1e30, 0, 0, cudaGetErrorString(status));
+    Doubles words(size), ref(out_size);
+    auto compare = [&](auto type) {
+        using T = decltype(type);
+        auto on = [&](const void* w, int64_t elements) -> const void* { return static_cast<const T*>(w) + elements; };
+        if (size > 0) reference::widen<T><<<blocks_for(size), 128>>>(i.x, size, words.p);
+        int64_t j = 0;
+        for (int layer = 0; layer <= a.layers; ++layer) {
+            for (; j < bridges && a.after[j] == layer; ++j) {
+                TntBridgeProblem b;
+                b.images = a.images, b.tokens = a.tokens, b.begin = a.begin, b.covered = a.covered, b.width = p.width, b.channels = a.channels, b.epsilon1 = p.epsilon1, b.epsilon2 = p.epsilon2;
+                b.scale1 = on(p.scale1, j * width), b.bias1 = on(p.bias1, j * width), b.w = on(p.w, j * width * a.channels), b.b = on(p.b, j * a.channels);
+                b.scale2 = on(p.scale2, j * a.channels), b.bias2 = on(p.bias2, j * a.channels);
+                if (size > 0) bridge_of_doubles<T>(b, words, ref);
+                c.compare(name + " bridge" + std::to_string(j), *out[j], ref);
+            }
+            if (layer == a.layers) break;
+            TntInnerBlockProblem b = i;
+            b.scale1 = on(i.scale1, layer * normal_row), b.bias1 = on(i.bias1, layer * normal_row), b.scale2 = on(i.scale2, layer * normal_row), b.bias2 = on(i.bias2, layer * normal_row);
+            b.w_qkv = on(i.w_qkv, layer * 3 * channels * channels), b.b_qkv = on(i.b_qkv, layer * 3 * channels), b.w_proj = on(i.w_proj, layer * channels * channels), b.b_proj = on(i.b_proj, layer * channels);
+            b.w1 = on(i.w1, layer * channels * a.hidden), b.b1 = on(i.b1, int64_t{layer} * a.hidden), b.w2 = on(i.w2, layer * channels * a.hidden), b.b2 = on(i.b2, layer * channels);
+            if (size > 0) inner_block_of_doubles<T>(b, words);
+        }
+        if (a.last) c.compare(name + " words", *y, words);
+    };
+    a.type == DType::kHalf ? compare(__half()) : compare(float());
     c.enclosed(name, a.type, *workspace);
 }
 
@@ -969,6 +1058,27 @@ void edge_cases(Checker& c) {
         for (auto [width, channels] : {std::pair{64, 12}, {60, 16}, {7, 5}, {640, 640}, {96, 2048}}) check(c, BridgeCase{t, 3, 11, 1, 10, width, channels, true});
         for (int shift : {1, 2, 4}) check(c, BridgeCase{t, 2, 11, 1, 10, 96, 96, shift == 2, shift});
         check(c, BridgeCase{t, 0, 197, 1, 196, 384, 384});
+        // TNT-S with a bridge before the first layer and behind each; TNT-B, PyramidTNT's stages; without bridges, with several behind one layer
+        for (int64_t images : {1, 2, 32}) check(c, WordsCase{t, images, 197, 1, 196, 1, 16, 4, 6, 96, 12, 384, {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, images == 2});
+        check(c, WordsCase{t, 1, 197, 1, 196, 1, 16, 4, 10, 160, 12, 640, {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}});
+        for (auto [covered, words, heads] : {std::tuple{256, 16, 2}, {64, 16, 4}, {16, 16, 8}}) check(c, WordsCase{t, 1, covered, 0, covered, 1, words, heads, 32 / heads, 128, 6, 512, {1, 2, 4, 6}, heads == 4, true});
+        check(c, WordsCase{t, 1, 1024, 0, 1024, 1, 16, 2, 4, 32, 2, 128, {1, 2}, false, true}), check(c, WordsCase{t, 3, 100, 0, 100, 1, 16, 4, 6, 96, 5, 384, {}, true});
+        check(c, WordsCase{t, 2, 50, 1, 49, 1, 16, 4, 6, 96, 4, 192, {0, 0, 2, 2, 2, 4}, false, false, true}), check(c, WordsCase{t, 2, 50, 1, 49, 1, 16, 4, 6, 96, 4, 192, {0, 0}}), check(c, WordsCase{t, 2, 50, 1, 49, 1, 16, 4, 6, 96, 4, 192, {3}, true});
+        for (int d = 4; d <= 16; ++d) check(c, WordsCase{t, 2, 30, d % 2, 27, 1, 16, 2, d, 8 * d, 3, 24 * d, {1, 2, 3}, d % 3 == 0, d % 4 == 1});
+        for (int words = 1; words <= 16; ++words) check(c, WordsCase{t, words, 12, 1, 11, 1 + words % 2, words, 2, 8, 40, 1 + words % 5, 8 * words, {1}, words % 2 == 1, words % 3 == 0, words % 4 == 0});
+        for (int channels = 8; channels <= 1024; channels += channels < 128 ? 24 : 56) check(c, WordsCase{t, 2, 40, 3, 33, 1, 8, 2, 6, 48, 2, channels, {0, 2}});
+        // Weights that leave room for one layer or none, rows of no single kernel, odd sizes, alignment; the largest numbers of layers and bridges
+        check(c, WordsCase{t, 2, 20, 1, 19, 1, 16, 4, 16, 256, 3, 384, {1, 2, 3}}), check(c, WordsCase{t, 2, 20, 1, 19, 1, 16, 16, 3, 192, 3, 96, {1, 3}, true}), check(c, WordsCase{t, 2, 20, 1, 19, 1, 17, 4, 6, 96, 3, 384, {1, 2, 3}});
+        check(c, WordsCase{t, 2, 20, 1, 19, 3, 16, 4, 6, 96, 3, 384, {1, 3}, true}), check(c, WordsCase{t, 2, 20, 1, 19, 1, 16, 2, 32, 256, 2, 100, {2}, true}), check(c, WordsCase{t, 2, 20, 1, 19, 1, 16, 3, 5, 60, 3, 65, {0, 2}, true});
+        check(c, WordsCase{t, 2, 20, 1, 19, 1, 16, 2, 6, 17, 4, 40, {2, 4}}), check(c, WordsCase{t, 1, 20, 1, 19, 1, 16, 4, 6, 96, 2, 1032, {1, 2}});
+        for (int shift : {1, 2, 4}) check(c, WordsCase{t, 2, 20, 1, 19, 1, 16, 4, 6, 96, 3, 192, {0, 1, 3}, shift == 2, false, false, shift}), check(c, WordsCase{t, 2, 20, 1, 19, 1, 16, 3, 8, 96, 3, 192, {0, 2}, shift == 1, false, false, shift});
+        {
+            WordsCase most{t, 1, 30, 0, 30, 1, 4, 2, 4, 32, kWordsMaxLayers, 64, {}, true};
+            for (int j = 0; j < kWordsMaxBridges; ++j) most.after.push_back(j + 1);
+            check(c, most);
+        }
+        check(c, WordsCase{t, 0, 197, 1, 196, 1, 16, 4, 6, 96, 12, 384, {0, 12}, true});
+        check(c, WordsCase{t, 2, 50, 1, 49, 1, 16, 4, 6, 96, 2, 384, {0, 1, 2}, true, false, false, 0, 20.f});
         check(c, BridgeCase{t, 2, 50, 1, 49, 96, 96, false, 0, 20.f}), check(c, BridgeCase{t, 2, 50, 1, 49, 384, 384, true, 0, 20.f});
         for (DType x : {t, DType::kFloat}) {
             // Swin, UniFormer and ViT; then columns that fill no tile, patches of one step and of several slices, edges that fill no patch
@@ -1106,6 +1216,12 @@ void random_cases(Checker& c, int count, uint64_t seed) {
         const int covered = pick(1, 60), begin = pick(0, 3);
         check(c, BridgeCase{t, pick(1, 20), begin + covered + pick(0, 2), begin, covered, pick(0, 3) ? 8 * pick(1, 80) : pick(1, 300), pick(0, 3) ? 8 * pick(1, 80) : pick(1, 300), pick(0, 1) == 1, shift});
 
+        WordsCase chain{t, pick(1, 8), begin + covered + pick(0, 2), begin, covered, pick(0, 3) ? 1 : 2, pick(0, 3) ? 16 : pick(1, 20), pick(1, std::max(1, 48 / size)), size, pick(0, 1) ? 8 * pick(1, 24) : pick(1, 200), pick(1, 6),
+                        pick(0, 3) ? 8 * pick(1, 80) : pick(1, 300), {}, pick(0, 1) == 1, pick(0, 1) == 1, pick(0, 1) == 1, shift};
+        for (int j = 0; j <= chain.layers; ++j)
+            for (int n = pick(0, 4) ? pick(0, 1) : 2; n > 0; --n) chain.after.push_back(j);
+        check(c, chain);
+
         const int patch_w = pick(0, 2) ? 2 * pick(1, 8) : pick(1, 9), patch_h = pick(1, 8);
         check(c, EmbedCase{pick(0, 1) ? t : DType::kFloat, t, pick(1, 12), pick(1, 20), patch_h * pick(1, 8) + pick(0, patch_h - 1), patch_w * pick(1, 8) + (pick(0, 3) ? 0 : pick(0, patch_w - 1)), patch_h, patch_w,
                            pick(0, 3) ? 4 * pick(1, 140) : pick(1, 300), pick(0, 1) == 1, pick(0, 1) == 1, shift});
@@ -1211,6 +1327,20 @@ void refusals(Checker& c) {
     expect("refuse a bridge that begins before the tokens", tnt_bridge(t, nullptr));
     t.begin = 1, t.channels = kMlpMaxChannels + 1;
     expect("refuse a bridge of too many channels", tnt_bridge(t, nullptr));
+    TntWordsProblem chain;
+    chain.inner.patches = 9, chain.inner.tokens = 16, chain.inner.channels = 24, chain.inner.hidden = 96, chain.inner.heads = 4, chain.layers = 2, chain.bridges = 2, chain.after[0] = 1, chain.after[1] = 2;
+    chain.images = 1, chain.tokens = 10, chain.begin = 1, chain.covered = 9, chain.width = 384, chain.channels = 384;
+    expect("refuse a chain over words without workspace", tnt_words(chain, nullptr));
+    chain.workspace = &chain, chain.layers = 0;
+    expect("refuse a chain of no blocks", tnt_words(chain, nullptr));
+    chain.layers = kWordsMaxLayers + 1;
+    expect("refuse a chain of too many blocks", tnt_words(chain, nullptr));
+    chain.layers = 2, chain.after[1] = 3;
+    expect("refuse a bridge behind the last block", tnt_words(chain, nullptr));
+    chain.after[0] = 2, chain.after[1] = 1;
+    expect("refuse bridges out of order", tnt_words(chain, nullptr));
+    chain.after[0] = 1, chain.inner.patches = 10;
+    expect("refuse words that are not those of the tokens", tnt_words(chain, nullptr));
     PatchEmbedProblem e;
     e.images = 1, e.channels = 3, e.height = 3, e.width = 8, e.patch_h = e.patch_w = 4, e.columns = 8;
     expect("refuse an image lower than a patch", patch_embed(e, nullptr));

@@ -260,11 +260,11 @@ template <class T> __global__ void widen(const void* x, int64_t count, double* y
     const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
     if (i < count) y[i] = get<T>(x, i);
 }
-// What is added to some of the tokens of a bridge.
+// What is added to some of the tokens of a bridge. p.x null: to zeros.
 template <class T> __global__ void bridge_out(TntBridgeProblem p, const double* change, double* y) {
     const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x, n = p.channels;
     if (i >= p.images * p.tokens * n) return;
-    y[i] = get<T>(p.x, i);
+    y[i] = p.x ? get<T>(p.x, i) : 0;
     if (p.residual) y[i] = rounded<T>(y[i] + get<T>(p.residual, i));
     const int64_t row = i / n % p.tokens - p.begin;
     if (row >= 0 && row < p.covered) y[i] += change[(i / n / p.tokens * p.covered + row) * n + i % n];
