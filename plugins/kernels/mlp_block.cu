@@ -1,11 +1,13 @@
-// Chooses between one kernel and two for an MLP block and how the one is cut up, and sums what its groups of blocks give.
+// Chooses between one kernel, one of clusters for a few rows, and two for an MLP block and how the one is cut up, and sums what its groups of blocks give.
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "kernels.h"
 #include "launch.cuh"
 #include "mlp_block_launch.cuh"
 #include "mlp_chain.h"
+#include "mlp_cluster.h"
 
 namespace trt_opt {
 
@@ -165,11 +167,17 @@ bool valid(const MlpBlockProblem& q) {
     return q.rows >= 0 && q.channels > 0 && q.channels <= kMlpMaxChannels && q.hidden > 0 && q.hidden <= kMlpMaxHidden;
 }
 
-// The tactics that are worth timing, of one kernel and of two, cheapest first by the estimates.
+// The tactics that are worth timing, of one kernel and of two, cheapest first by the estimates, behind those of clusters that share out a
+// few rows, whose estimate is not fitted to anything yet.
 std::vector<int32_t> candidates(const MlpBlockProblem& q, size_t most) {
     const std::vector<Plan> one = plans(q);
     const std::vector<GemmPair> two = mlp_chain_plans(q);
     std::vector<int32_t> tactics;
+    float others = std::numeric_limits<float>::infinity();
+    if (!one.empty()) others = one.front().cost;
+    if (!two.empty()) others = std::min(others, two.front().cost);
+    for (const MlpClusterPlan& plan : mlp_cluster_plans(q))
+        if (tactics.size() < most && plan.cost <= others) tactics.push_back(plan.id());
     size_t i = 0, j = 0;
     while (tactics.size() < most && (i < one.size() || j < two.size())) {
         if (i == one.size() || (j < two.size() && two[j].cost <= one[i].cost)) tactics.push_back(two[j++].id());
@@ -205,6 +213,7 @@ cudaError_t mlp_block(const MlpBlockProblem& q, void* workspace, cudaStream_t st
     if (!mlp_block_tactic_valid(q, tactic)) tactic = best_tactic(q);
     if (tactic == 0) return mlp_plain_f16(q, stream);
     if (GemmPair::is_id(tactic)) return workspace && aligned_to(16, workspace) ? mlp_chain(q, GemmPair::of(tactic), workspace, stream) : cudaErrorInvalidValue;
+    if (MlpClusterPlan::is_id(tactic)) return mlp_cluster(q, MlpClusterPlan::of(tactic), stream);
     const Plan plan = Plan::of(tactic);
     if (plan.groups > 1 && (!workspace || !aligned_to(16, workspace))) return cudaErrorInvalidValue;
 
@@ -226,13 +235,14 @@ std::vector<int32_t> mlp_block_tactics(const MlpBlockProblem& q) {
     if (!valid(q) || !tiled(q) || q.rows <= 0) return {};
     std::vector<int32_t> tactics = candidates(q, kWorthTiming);
     // Among kernels of other layers the one kernel takes half as long again as behind itself, which is how tactics are timed.
-    const auto pairs = std::stable_partition(tactics.begin(), tactics.end(), GemmPair::is_id);
-    if (pairs != tactics.begin()) tactics.erase(pairs, tactics.end());
+    const auto others = std::stable_partition(tactics.begin(), tactics.end(), [](int32_t id) { return MlpClusterPlan::is_id(id) || GemmPair::is_id(id); });
+    if (others != tactics.begin() && GemmPair::is_id(*(others - 1))) tactics.erase(others, tactics.end());
     return tactics;
 }
 
 bool mlp_block_tactic_valid(const MlpBlockProblem& q, int32_t tactic) {
     if (GemmPair::is_id(tactic)) return valid(q) && tiled(q) && q.rows > 0 && mlp_chain_valid(GemmPair::of(tactic), q);
+    if (MlpClusterPlan::is_id(tactic)) return valid(q) && tiled(q) && mlp_cluster_valid(MlpClusterPlan::of(tactic), q);
     return tactic > 0 && valid(q) && tiled(q) && sizes_fit(Plan::of(tactic), q, device()) && runs(Plan::of(tactic), q);
 }
 

@@ -18,6 +18,7 @@ struct MlpClusterArgs {
     __half* y;
     int64_t rows;
     int k, hidden, slice, cluster;
+    bool late;                   // W2 is fetched after the first product
     float each, epsilon;         // 1 / k
     Activation activation;
     FastDiv by_cluster, by_own;  // own_tiles
@@ -25,13 +26,18 @@ struct MlpClusterArgs {
 };
 
 // What a block has in shared memory: rows, the first weights, the second, bias, sums of columns and of rows. Before the rows come the fold has their place,
-// after the first product what is hidden and the sums that blocks exchange have that of the first weights.
+// after the first product what is hidden and the sums that blocks exchange have that of the first weights. Where there is no room for both weights
+// the second ones are late: they come into the place of the first, and what is hidden and the sums have a place of their own instead.
 template <class Tile> struct MlpClusterShared {
     __host__ __device__ static int rows_bytes(int k) { return max(2 * Tile::kRows * Tile::rows_row(k), Tile::fold_bytes(k)); }
-    __host__ __device__ static int first_bytes(int k, int slice, int cluster) { return max(2 * Tile::padded(k) * Tile::first_row(slice), Tile::hidden_bytes(slice) + Tile::received_bytes(k, slice, cluster)); }
-    static int bytes(int k, int slice, int cluster) {
-        return rows_bytes(k) + first_bytes(k, slice, cluster) + 2 * (slice * Tile::second_row(k) + Tile::padded_columns(k)) + 4 * (2 * slice + Tile::kRowFloats);
+    __host__ __device__ static int second_bytes(int k, int slice) { return 2 * slice * Tile::second_row(k); }
+    __host__ __device__ static int first_bytes(int k, int slice, int cluster, bool late) {
+        return max(2 * Tile::padded(k) * Tile::first_row(slice), late ? second_bytes(k, slice) : exchanged_bytes(k, slice, cluster));
     }
+    static int bytes(int k, int slice, int cluster, bool late) {
+        return rows_bytes(k) + first_bytes(k, slice, cluster, late) + (late ? exchanged_bytes(k, slice, cluster) : second_bytes(k, slice)) + 2 * Tile::padded_columns(k) + 4 * (2 * slice + Tile::kRowFloats);
+    }
+    __host__ __device__ static int exchanged_bytes(int k, int slice, int cluster) { return Tile::hidden_bytes(slice) + Tile::received_bytes(k, slice, cluster); }
 
 private:
     __host__ __device__ static int max(int a, int b) { return a > b ? a : b; }
@@ -54,9 +60,11 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) mlp_c
     __half* const a = reinterpret_cast<__half*>(shared);
     __half *const scale = a, *const shift = scale + padded;
     float* const shares = reinterpret_cast<float*>(shift + padded);
-    unsigned char* const place = shared + Shared::rows_bytes(p.k);
-    __half *const first = reinterpret_cast<__half*>(place), *const second = reinterpret_cast<__half*>(place + Shared::first_bytes(p.k, p.slice, p.cluster));
-    __half* const bias2 = second + p.slice * Tile::second_row(p.k);
+    // Of the weights and what is exchanged two share a place.
+    unsigned char *const place = shared + Shared::rows_bytes(p.k), *const place2 = place + Shared::first_bytes(p.k, p.slice, p.cluster, p.late);
+    __half *const first = reinterpret_cast<__half*>(place), *const second = reinterpret_cast<__half*>(p.late ? place : place2);
+    unsigned char* const exchanged = p.late ? place2 : place;
+    __half* const bias2 = reinterpret_cast<__half*>(place2 + (p.late ? Shared::exchanged_bytes(p.k, p.slice, p.cluster) : Shared::second_bytes(p.k, p.slice)));
     float *const column_sums = reinterpret_cast<float*>(bias2 + Tile::padded_columns(p.k)), *const offsets = column_sums + p.slice;
 
     // Before the kernel before this one is done: weights. What is past the end is zeros.
@@ -75,7 +83,7 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) mlp_c
         for (int c = 8 * tid; c < padded; c += 8 * Tile::kThreads) copy16(scale + c, c < p.k ? p.scale + c : p.scale, c < p.k), copy16(shift + c, c < p.k ? p.shift + c : p.shift, c < p.k);
     }
     commit_copies();
-    {
+    auto fetch_second = [&] {
         uint32_t piece;
         const int row_first = static_cast<int>(p.by_second.divmod(static_cast<uint32_t>(tid), piece)), step = Tile::kThreads / static_cast<int>(p.by_second.divisor), column = 8 * static_cast<int>(piece);
         const bool exists = column < p.k;
@@ -86,8 +94,16 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) mlp_c
                 copy16(second + row * Tile::second_row(p.k) + column, there ? p.w2 + int64_t{hidden0 + row} * p.k + column : p.w2, there);
             }
         }
-        for (int c = 8 * tid; c < p.k; c += 8 * Tile::kThreads) copy16(bias2 + c, p.b2 + c, true);
+    };
+    if (!p.late) {
+        fetch_second();
+    } else {
+        const auto* from = reinterpret_cast<const unsigned char*>(p.w2 + int64_t{hidden0} * p.k);
+        const int lines = min(p.slice, p.hidden - hidden0) * p.k / 64;
+#pragma unroll 1
+        for (int i = tid; i < lines; i += Tile::kThreads) prefetch_l2(from + i * 128);
     }
+    for (int c = 8 * tid; c < p.k; c += 8 * Tile::kThreads) copy16(bias2 + c, p.b2 + c, true);
     commit_copies();
     const float bias = tid < p.slice && hidden0 + tid < p.hidden ? __half2float(p.b1[hidden0 + tid]) : 0.f;
     wait_copies<1>();
@@ -123,9 +139,9 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) mlp_c
     m.each = p.each, m.epsilon = p.epsilon, m.activation = p.activation;
     m.rows = a, m.first = first, m.column_sums = column_sums, m.offsets = offsets, m.second = second, m.bias2 = bias2;
     m.row_floats = offsets + p.slice;
-    m.hidden = first, m.received = place + Tile::hidden_bytes(p.slice);
+    m.hidden = reinterpret_cast<__half*>(exchanged), m.received = exchanged + Tile::hidden_bytes(p.slice);
     auto arrived = [&](int part) {
-        // The second weights were asked for before the rows.
+        // The second weights were asked for before the rows, if they are not late.
         if (part == 0) wait_copies<3>();
         else if (part == 1) wait_copies<2>();
         else if (part == 2) wait_copies<1>();
@@ -133,7 +149,10 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) mlp_c
         __syncthreads();
         return part + 1 < kParts ? min(padded, (part + 1) * kPart) : padded;
     };
-    cluster_mlp<Tile>(m, arrived, [] {}, [] {}, [&](int row) { return row < rows ? p.y + (row0 + row) * p.k : nullptr; });
+    auto first_done = [&] {
+        if (p.late) fetch_second(), commit_copies();
+    };
+    cluster_mlp<Tile>(m, arrived, first_done, [&] { wait_copies<0>(); }, [&](int row) { return row < rows ? p.y + (row0 + row) * p.k : nullptr; });
 #endif
 }
 
@@ -146,9 +165,11 @@ template <class F> auto with_tile(const MlpClusterPlan& plan, F&& f) {
 
 int cluster_of(const MlpClusterPlan& plan, const MlpBlockProblem& q) { return (q.hidden + plan.slice - 1) / plan.slice; }
 int64_t tiles_of(const MlpClusterPlan& plan, const MlpBlockProblem& q) { return (q.rows + plan.rows - 1) / plan.rows; }
-int shared_of(const MlpClusterPlan& plan, const MlpBlockProblem& q) {
-    return with_tile(plan, [&](auto tile, auto) { return MlpClusterShared<decltype(tile)>::bytes(q.channels, plan.slice, cluster_of(plan, q)); });
+int shared_of(const MlpClusterPlan& plan, const MlpBlockProblem& q, bool late) {
+    return with_tile(plan, [&](auto tile, auto) { return MlpClusterShared<decltype(tile)>::bytes(q.channels, plan.slice, cluster_of(plan, q), late); });
 }
+bool late(const MlpClusterPlan& plan, const MlpBlockProblem& q) { return shared_of(plan, q, false) > device().shared; }
+int shared_of(const MlpClusterPlan& plan, const MlpBlockProblem& q) { return shared_of(plan, q, late(plan, q)); }
 
 // Whether the device can run the plan, as far as sizes tell.
 bool sizes_fit(const MlpClusterPlan& plan, const MlpBlockProblem& q) {
@@ -189,8 +210,8 @@ int clusters_at_once(const MlpClusterPlan& plan, const MlpBlockProblem& q) {
 
 // The estimate's constants, not measured: clocks a nanosecond; what is before the rows are there and after the sums are; clocks of shared memory for 16 contracted
 // elements of a warp's tile, four accesses; of GELU for a row of a thread's columns; bytes a clock through distributed shared memory; of each block more
-// to wait for.
-constexpr float kClock = 1.75f, kAround = 3800, kStep = 16, kSums = 1.2f, kActivate = 12, kExchanged = 15, kBlock = 30;
+// to wait for; clocks before the first of what is fetched late, and its bytes a clock.
+constexpr float kClock = 1.75f, kAround = 3800, kStep = 16, kSums = 1.2f, kActivate = 12, kExchanged = 15, kBlock = 30, kLate = 1000, kFetched = 50;
 
 float cost(const MlpClusterPlan& plan, const MlpBlockProblem& q) {
     const auto groups = static_cast<float>(plan.rows / 32 * (plan.slice / 32)), channels = static_cast<float>(q.channels), rows = static_cast<float>(plan.rows);
@@ -198,7 +219,8 @@ float cost(const MlpClusterPlan& plan, const MlpBlockProblem& q) {
     const float first = groups * channels / 16 * kStep * kSums, second = rows / 32 * channels / 32 * slice / 16 * kStep;
     const float activate = rows * slice * kActivate / 128;
     const float exchange = rows * channels * (plan.half_sums ? 2 : 4) * (cluster - 1) / cluster / kExchanged;
-    return kAround + (first + second + activate + exchange) / kClock + kBlock * cluster;
+    const float fetch = late(plan, q) ? kLate + channels * slice * 2 / kFetched : 0;
+    return kAround + (first + second + activate + exchange + fetch) / kClock + kBlock * cluster;
 }
 
 }  // namespace
@@ -212,7 +234,9 @@ std::vector<MlpClusterPlan> mlp_cluster_plans(const MlpBlockProblem& q) {
         for (int slice = 32; slice <= 256; slice += 32)
             for (bool half_sums : {false, true}) {
                 MlpClusterPlan plan{rows, slice, half_sums, 0};
-                if (!sizes_fit(plan, q) || tiles_of(plan, q) > clusters_at_once(plan, q)) continue;
+                if (!sizes_fit(plan, q)) continue;
+                const bool wider = sizes_fit({rows, slice - 32, half_sums, 0}, q) && cluster_of({rows, slice - 32, half_sums, 0}, q) == cluster_of(plan, q);  // for nothing
+                if (wider || tiles_of(plan, q) > clusters_at_once(plan, q)) continue;
                 plan.cost = cost(plan, q);
                 plans.push_back(plan);
             }
@@ -228,7 +252,7 @@ cudaError_t mlp_cluster(const MlpBlockProblem& q, const MlpClusterPlan& plan, cu
     const int cluster = cluster_of(plan, q), shared = shared_of(plan, q);
     MlpClusterArgs p{};
     p.x = in(q.x), p.residual = in(q.residual), p.scale = in(q.scale), p.shift = in(q.bias), p.w1 = in(q.w1), p.b1 = in(q.b1), p.w2 = in(q.w2), p.b2 = in(q.b2);
-    p.y = static_cast<__half*>(q.y), p.rows = q.rows, p.k = q.channels, p.hidden = q.hidden, p.slice = plan.slice, p.cluster = cluster;
+    p.y = static_cast<__half*>(q.y), p.rows = q.rows, p.k = q.channels, p.hidden = q.hidden, p.slice = plan.slice, p.cluster = cluster, p.late = late(plan, q);
     p.each = 1.f / static_cast<float>(q.channels), p.epsilon = q.epsilon, p.activation = q.tanh_gelu ? Activation::kGeluTanh : Activation::kGelu;
     p.by_cluster = FastDiv(static_cast<uint32_t>(cluster)), p.by_first = FastDiv(static_cast<uint32_t>(plan.slice / 8));
     return with_tile(plan, [&](auto tile, auto kernel) {

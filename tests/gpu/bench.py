@@ -364,6 +364,8 @@ def tactic_name(tactic):
     if tactic >> 30 & 1:
         product = lambda i: f"({i & 15}, {1 << (i >> 4 & 15)})"
         return f"chain {product(tactic) if tactic & 255 else 'heads'}, {product(tactic >> 8)}"
+    if tactic >> 29 & 1:
+        return f"cluster of {32 << (tactic & 1)} rows, slice {(tactic >> 4 & 15) * 32}" + (", fp16 sums" if tactic & 2 else "")
     return f"tile {tactic & 15} cluster {1 << (tactic >> 4 & 15)} groups {tactic >> 8}"
 
 
@@ -441,7 +443,8 @@ def bench_mlp(lib, rows, channels, hidden, rounds, tactics):
         first = min(firsts, key=firsts.get)
         more = time_tactics([chain_tactic((first & 15, first >> 4 & 15), product) for product in products])
         scanned.update(firsts), scanned.update(more)
-    for tactic in dict.fromkeys(best[:1] + sorted(scanned, key=scanned.get)[:3]):
+    clustered = [t for t in best if t >> 29 == 1]
+    for tactic in dict.fromkeys(best[:1] + clustered + ([usual] if usual else []) + sorted(scanned, key=scanned.get)[:3]):
         variants["chained, " + tactic_name(tactic)] = [lambda i=i, t=tactic: chained(i, t) for i in order]
     times, failed = time_variants(variants, rounds)
     return {"op": "mlp_block", "shape": [rows, channels, hidden], "tactic": tactic_name(best[0]), "error": error, "us": times, "failed": failed, "scanned": {tactic_name(t): v for t, v in scanned.items()},
@@ -540,7 +543,7 @@ class SwinStage:
             self.mlp.append({"scale": rand(c), "bias": rand(c), "w1": p["w_1"], "b1": p["b_1"], "w2": p["w_2"], "b2": p["b_2"]})
         self.x, self.y = rand(1, self.side**2, c), rand(1, self.side**2, c)
         self.forms = lib.attn_block_forms(1, self.side**2, c, self.heads, self.window(0))
-        self.tactic = 0  # of the attention blocks
+        self.tactic = self.mlp_tactic = 0  # of the attention blocks, of the MLP blocks
 
     def window(self, i):
         shift = 3 * (i % 2) if self.side > 7 else 0
@@ -550,7 +553,12 @@ class SwinStage:
         self.lib.attn_block(a, self.attn[i], b, self.workspace, self.heads, self.window(i), self.tactic)
 
     def perceptron(self, i, a, b):
-        self.lib.mlp_block(a[0], None, self.mlp[i], b[0], self.workspace)
+        self.lib.mlp_block(a[0], None, self.mlp[i], b[0], self.workspace, self.mlp_tactic)
+
+    def mlp_tactics(self):
+        """One kernel of clusters in the ways that are worth timing, and the best guess of two products."""
+        found = self.lib.mlp_block_tactics(self.side**2, self.channels, 4 * self.channels)
+        return [t for t in found if t >> 29 == 1] + [t for t in found if t >> 30 & 1][:1]
 
     def by_turns(self, i):
         self.attention(i, self.x, self.y)
@@ -575,6 +583,12 @@ def bench_stage(lib, stage, rounds):
     functions = {"attention, then MLP": s.by_turns, "attention twice": s.twice(s.attention), "MLP twice": s.twice(s.perceptron)}
     for name in s.forms:
         functions[f"attention, then MLP, {name}"], functions[f"attention twice, {name}"] = s.in_form(name, s.by_turns), s.in_form(name, s.twice(s.attention))
+    for tactic in s.mlp_tactics():
+        def run(i, tactic=tactic):
+            s.mlp_tactic = tactic
+            s.by_turns(i)
+            s.mlp_tactic = 0
+        functions[f"attention, then MLP in {tactic_name(tactic)}"] = run
     times, failed = time_variants({k: [lambda i=i, f=f: f(i) for i in order] for k, f in functions.items()}, rounds)
     times["by turns, more than each by itself"] = times["attention, then MLP"] - (times["attention twice"] + times["MLP twice"]) / 2
     return {"op": "stage", "stage": stage + 1, "us": times, "failed": failed}

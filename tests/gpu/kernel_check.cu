@@ -508,6 +508,8 @@ void check(Checker& c, AttentionCase a) {
     }
 }
 
+// The kernel of clusters: rows of a tile, 32 or 64, hidden columns of a block, and whether sums are sent in fp16 (plugins/kernels/mlp_cluster.h).
+int32_t cluster_tactic(int rows, int slice, bool half_sums) { return 1 << 29 | (slice / 32) << 4 | (half_sums ? 2 : 0) | (rows == 64 ? 1 : 0); }
 // Two products: tile and cluster of each (plugins/kernels/mlp_chain.h); attn_heads stands in place of a first one without a tile.
 int32_t chain_tactic(int tile, int cluster, int tile2, int cluster2) { return 1 << 30 | (tile2 | cluster2 << 4) << 8 | tile | cluster << 4; }
 std::string tactic_label(int32_t tactic) {
@@ -515,6 +517,7 @@ std::string tactic_label(int32_t tactic) {
     auto cluster = [](int32_t id) { return 1 << (id >> 4 & 15); };
     if ((tactic >> 30 & 1) && !(tactic & 15)) std::snprintf(label, sizeof(label), " heads cluster%d, tile%d cluster%d", cluster(tactic), tactic >> 8 & 15, cluster(tactic >> 8));
     else if (tactic >> 30 & 1) std::snprintf(label, sizeof(label), " tile%d cluster%d, tile%d cluster%d", tactic & 15, cluster(tactic), tactic >> 8 & 15, cluster(tactic >> 8));
+    else if (tactic >> 29 & 1) std::snprintf(label, sizeof(label), " cluster of %d rows, slice%d%s", 32 << (tactic & 1), (tactic >> 4 & 15) * 32, tactic & 2 ? ", fp16 sums" : "");
     else std::snprintf(label, sizeof(label), " tile%d cluster%d groups%d", tactic & 15, cluster(tactic), tactic >> 8);
     return label;
 }
@@ -571,6 +574,11 @@ void check(Checker& c, const MlpCase& a) {
             for (auto [cluster, cluster2] : {std::pair{0, 0}, {0, 1}, {1, 2}, {0, 3}, {2, 0}})
                 for (int other : {tile, (tile + 3) % 12 + 1})
                     if (const int32_t tactic = chain_tactic(tile, cluster, other, cluster2); mlp_block_tactic_valid(p, tactic)) tactics.push_back(tactic);
+    if (a.every_tactic && a.type == DType::kHalf)
+        for (int rows : {32, 64})
+            for (int slice = 96; slice <= 256; slice += 32)
+                for (bool half_sums : {false, true})
+                    if (const int32_t tactic = cluster_tactic(rows, slice, half_sums); mlp_block_tactic_valid(p, tactic)) tactics.push_back(tactic);
     for (int32_t tactic : tactics) {
         y->poison(), workspace->poison();
         const std::string label = tactic_label(tactic);
@@ -1030,6 +1038,9 @@ void edge_cases(Checker& c) {
             check(c, MlpCase{t, 70, channels, hidden, channels % 16 == 0, hidden % 16 == 0, 0, true, channels % 3 ? 20.f : 0.f});
         if (t == DType::kHalf) check(c, MlpCase{t, 4 * 3136, 96, 384}), check(c, MlpCase{t, 4 * 784, 192, 768});
         for (int64_t rows : {1, 15, 16, 17, 33, 64, 65, 129, 300}) check(c, MlpCase{t, rows, 96, 384, rows % 2 == 0});
+        // Clusters: rows that fill no tile, few tiles of the output and blocks without one, hidden columns that fill no slice, means far from zero.
+        for (int64_t rows : {1, 31, 33, 65}) check(c, MlpCase{t, rows, 384, 1536, rows % 4 == 1, rows == 31, 0, true, rows == 33 ? 20.f : 0.f});
+        for (auto [channels, hidden] : {std::pair{24, 1000}, {200, 776}, {256, 1024}, {320, 1144}, {512, 520}}) check(c, MlpCase{t, 50, channels, hidden, channels == 200, channels == 320, 0, true, channels == 256 ? 20.f : 0.f});
         check(c, MlpCase{t, 5, 2048, 8192, true});
         check(c, MlpCase{t, 7, 2048, 40}), check(c, MlpCase{t, 7, 16, 16384}), check(c, MlpCase{t, 49, 1536, 6144});
         // No multiples of eight, no alignment

@@ -204,7 +204,9 @@ fn machine_code(environment: &Environment, library: &Path, archs: &[String]) -> 
             let attention = name.contains("attention_resident_kernel") || name.contains("attention_stream_kernel");
             // Empty for sm_75, where the plain kernel runs, and for all before sm_90.
             let mlp = (name.contains("mlp_block_kernel") || name.contains("tnt_inner_kernel")) && arch != "75";
-            let product = (name.contains("block_gemm_kernel") || name.contains("attn_heads_kernel"))
+            let product = (name.contains("block_gemm_kernel")
+                || name.contains("attn_heads_kernel")
+                || name.contains("mlp_cluster_kernel"))
                 && arch.parse().is_ok_and(|a: u32| a >= 90);
             if attention || mlp || product {
                 kernels += 1;
