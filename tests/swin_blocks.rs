@@ -11,7 +11,7 @@ use block::{
 };
 use trt_opt::onnx::proto::{AttributeProto, ModelProto, NodeProto, TensorProto};
 use trt_opt::rewrite::ops::{WindowMap, region, table_index};
-use trt_opt::rewrite::{Kind, Options, Standard, Status, Target};
+use trt_opt::rewrite::{Kind, Options, Site, Standard, Status, Target};
 use trt_opt::{testing, verify};
 
 const OP: &str = "TrtOptSwinAttnBlock";
@@ -534,4 +534,222 @@ fn the_cost_of_a_block_is_less_than_that_of_its_parts() {
     let [_, block] = costs_less_than_its_parts(&Parts::new(Form::default()));
     let (rows, channels) = (IMAGES * SIDE * SIDE, 16);
     assert_eq!(block, (rows * channels * 4 * channels + rows * TOKENS * 2 * channels) as u64);
+}
+
+// ---- with the MLP behind it ----
+
+const WHOLE: &str = "TrtOptSwinBlock";
+
+/// The block, and an MLP block that reads what it gives.
+struct Whole(Parts);
+
+impl Net for Whole {
+    const KIND: Kind = Kind::SwinBlock;
+    const OP: &'static str = WHOLE;
+
+    fn nodes(&mut self) -> &mut Vec<NodeProto> {
+        &mut self.0.nodes
+    }
+
+    fn weights(&mut self) -> &mut Vec<TensorProto> {
+        &mut self.0.weights
+    }
+
+    fn rewrite(&self, options: &Options) -> testing::Rewrite {
+        self.0.rewrite(options)
+    }
+}
+
+impl Whole {
+    fn new(form: Form, hidden: i64) -> Self {
+        let channels = form.channels;
+        let mut net = Parts::new(form);
+        let last = net.node("y");
+        (last.name, last.output[0]) = (Some("Add_arrived".into()), "m".into());
+        let scalar = |name: &str, v: f32| TensorProto::from_f32(name, &[], &[v]);
+        net.weights.extend([
+            weight("mlp_scale", &[channels]),
+            weight("mlp_bias", &[channels]),
+            weight("w1", &[channels, hidden]),
+            weight("b1", &[hidden]),
+            weight("w2", &[hidden, channels]),
+            weight("b2", &[channels]),
+            scalar("sqrt_2", std::f32::consts::SQRT_2),
+            scalar("one", 1.0),
+            scalar("half", 0.5),
+        ]);
+        net.nodes.push(block::norm("m", "mlp_scale", "mlp_bias", "mlp_n", 1e-3));
+        for (op, inputs, output) in
+            [("MatMul", ["mlp_n", "w1"], "h"), ("Add", ["b1", "h"], "hb"), ("Div", ["hb", "sqrt_2"], "hd")]
+        {
+            net.add(op, &inputs, output);
+        }
+        net.add("Erf", &["hd"], "e");
+        for (op, inputs, output) in [
+            ("Add", ["e", "one"], "e1"),
+            ("Mul", ["hb", "e1"], "he"),
+            ("Mul", ["he", "half"], "g"),
+            ("MatMul", ["g", "w2"], "o"),
+            ("Add", ["o", "b2"], "ob"),
+            ("Add", ["m", "ob"], "y"),
+        ] {
+            net.add(op, &inputs, output);
+        }
+        Self(net)
+    }
+
+    /// Two heads of 32, on 64 channels.
+    fn form() -> Form {
+        Form { channels: 64, head: 32, ..Form::default() }
+    }
+
+    fn usual() -> Self {
+        Self::new(Self::form(), 128)
+    }
+
+    /// The one site is missed for this reason, and its halves are fused.
+    fn missed_because(&self, reason: &str) -> Site {
+        let (model, _) = self.fuse();
+        assert_eq!(count(&model, OP), 1);
+        let site = self.missed();
+        assert!(site.reason.as_ref().is_some_and(|found| found.contains(reason)), "expected {reason}: {site:?}");
+        site
+    }
+}
+
+#[test]
+fn a_whole_block_is_one_node() {
+    let (model, ledger) = Whole::usual().fuse();
+    let all = &model.graph.as_ref().unwrap().node;
+    assert_eq!(all.iter().map(|n| n.op_type()).collect::<Vec<_>>(), [WHOLE], "{:?}", ledger.sites);
+    let node = &all[0];
+    let float = |name: &str| attribute(node, name).f;
+    assert_eq!([float("epsilon"), float("mlp_epsilon")], [Some(1e-5), Some(1e-3)]);
+    assert_eq!((int(node, "residual"), int(node, "mask"), node.input.len()), (1, 2, 15));
+    assert_eq!(node.input[9..], ["mlp_scale", "mlp_bias", "w1", "b1", "w2", "b2"]);
+    // All sites say where they are now: two norms, the attention, the window, the GELU, both halves and the whole.
+    assert_eq!(ledger.sites.len(), 8, "{:?}", ledger.sites);
+    for site in &ledger.sites {
+        assert_eq!((site.status, site.into.as_deref()), (Status::Fused, node.name.as_deref()), "{site:?}");
+    }
+    let whole = ledger.sites.iter().find(|s| s.kind == Kind::SwinBlock).unwrap();
+    assert_eq!(whole.node, "Softmax_p");
+    // Without an add before it, and without a mask.
+    let net = Whole::new(Form { sum: false, shift: 0, back: 0, mask: None, ..Whole::form() }, 128);
+    let (model, _) = net.fuse();
+    let node = nodes(&model, WHOLE)[0];
+    assert_eq!((int(node, "residual"), int(node, "mask"), node.input.len()), (0, 0, 14));
+}
+
+/// The tokens of a map in a row, as some exports have them between the halves.
+#[test]
+fn reshapes_between_the_halves_move_nothing() {
+    let mut net = Whole::usual();
+    net.0.node("m").output[0] = "map_m".into();
+    let channels = net.0.form.channels;
+    net.before("mlp_n", vec![common::node("Reshape", &["map_m", "row"], &["m"])]);
+    net.set(TensorProto::from_i64("row", &[3], &[IMAGES, SIDE * SIDE, channels]));
+    let (model, ledger) = net.fuse();
+    let ops: Vec<_> = model.graph.as_ref().unwrap().node.iter().map(|n| n.op_type()).collect();
+    assert_eq!(ops, [WHOLE, "Reshape"], "{:?}", ledger.sites);
+}
+
+#[test]
+fn whole_blocks_are_not_fused_unless_asked_for_and_can_be_left() {
+    block::only_if_asked_for(&Whole::usual(), "swin-block");
+    // Left, its halves remain.
+    let mut options = with(&[Kind::SwinBlock]);
+    let left = |reason: &str| Standard { kind: Kind::SwinBlock, node: Some("Softmax_p".into()), reason: reason.into() };
+    options.standard = vec![left("slower")];
+    let rewrite = Whole::usual().rewrite(&options);
+    let proto = &rewrite.model().proto;
+    assert_eq!([OP, "TrtOptMlpBlock", WHOLE].map(|op| count(proto, op)), [1, 1, 0]);
+    let ledger = rewrite.ledger();
+    assert_eq!((ledger.count(Kind::SwinBlock).kept, ledger.count(Kind::SwinAttnBlock).fused), (1, 1));
+}
+
+/// Groups of `tune`: the whole comes behind its halves, and has them and all in them as its parts.
+#[test]
+fn wholes_are_groups_made_of_their_halves() {
+    use trt_opt::ablation::tune::{self, By};
+    let graph = |rewrite: &testing::Rewrite| trt_opt::ir::Graph::take(&mut rewrite.model().proto.clone()).unwrap();
+    let net = Whole::usual();
+    let halves = net.rewrite(&Options { kinds: tune::kinds_without_wholes(), ..Options::default() });
+    let all = net.rewrite(&with(&Kind::ALL));
+    let blocks = tune::blocks(halves.ledger(), &graph(&halves), By::Stage);
+    let wholes = tune::wholes(all.ledger(), &graph(&all), By::Stage);
+    let kinds = |groups: &[tune::Group]| groups.iter().map(|g| g.kind).collect::<Vec<_>>();
+    assert_eq!(kinds(&blocks), [Kind::SwinAttnBlock, Kind::MlpBlock]);
+    assert_eq!(kinds(&wholes), [Kind::SwinBlock]);
+    assert_eq!(blocks.iter().map(|g| g.parts.len()).collect::<Vec<_>>(), [3, 2]);
+    assert_eq!(wholes[0].parts.len(), 7, "{:?}", wholes[0].parts);
+    // With both halves left out and the whole taken, the whole is made of them all the same.
+    let groups = [blocks, wholes].concat();
+    let made = |left: &[usize]| {
+        let standard = tune::standard(&groups, &left.iter().copied().collect());
+        let proto = net.rewrite(&Options { standard, ..with(&Kind::ALL) }).model().proto.clone();
+        [WHOLE, OP, "TrtOptMlpBlock"].map(|op| count(&proto, op))
+    };
+    assert_eq!(made(&[0, 1]), [1, 0, 0]);
+    assert_eq!(made(&[0, 2]), [0, 0, 1]);
+    assert_eq!(made(&[0, 1, 2]), [0; 3]);
+    assert_eq!(made(&[2]), [0, 1, 1]);
+}
+
+#[test]
+fn what_is_no_whole_block_keeps_its_halves() {
+    // What the attention block gives is read otherwise, too.
+    let mut net = Whole::usual();
+    net.0.outputs.push("m".into());
+    net.missed_because("an interior value is used otherwise too");
+    // Something between the halves.
+    let mut net = Whole::usual();
+    net.0.node("m").output[0] = "m0".into();
+    net.before("mlp_n", vec![common::node("Tanh", &["m0"], &["m"])]);
+    net.missed_because("no MLP block reads what the attention block gives");
+    // The MLP block takes in another add.
+    let mut net = Whole::usual();
+    net.0.node("m").output[0] = "m0".into();
+    net.before("mlp_n", vec![common::node("Add", &["m0", "x"], &["m"])]);
+    net.missed_because("the MLP block adds something else to what the attention block gives");
+    // The MLP is no block, by its weights.
+    Whole::new(Whole::form(), 132).missed_because("no MLP block reads what the attention block gives");
+}
+
+#[test]
+fn sizes_that_one_kernel_does_not_take_are_left_to_the_halves() {
+    let missed = |form: Form, hidden: i64, reason: &str, found: &str| {
+        let site = Whole::new(form, hidden).missed_because(reason);
+        assert_eq!(site.found.as_deref(), Some(found));
+        assert!(site.expected.is_some());
+    };
+    let attention = "one kernel takes no such attention";
+    missed(Form { head: 16, ..Whole::form() }, 128, attention, "2 heads of 16, 64 channels, 16 tokens");
+    missed(Form { channels: 32, ..Whole::form() }, 128, attention, "2 heads of 32, 32 channels, 16 tokens");
+    missed(Whole::form(), 144, "one kernel takes no such MLP", "144");
+}
+
+/// 32 images of 4 windows with 2 heads are 256 blocks of the kernel.
+#[test]
+fn more_windows_than_pay_are_left_to_the_halves() {
+    let left = Standard { kind: Kind::SwinBlock, node: None, reason: "slower".into() };
+    let options = Options { standard: vec![left], ..with(&[Kind::SwinBlock]) };
+    // The halves alone, which no constant binds to a number of images.
+    let halves = Whole::usual().rewrite(&options).model().proto.clone();
+    for (images, fused) in [(32, 1), (33, 0)] {
+        let mut proto = halves.clone();
+        let graph = proto.graph.as_mut().unwrap();
+        let map = [images, SIDE, SIDE, Whole::form().channels];
+        graph.input = ["x", "r"].map(|name| common::value(name, &map)).into();
+        graph.output = vec![common::value("y", &map)];
+        graph.value_info.clear();
+        let rewrite = rewritten(proto, &with(&[Kind::SwinBlock]));
+        let ledger = rewrite.ledger();
+        assert_eq!((ledger.count(Kind::SwinBlock).fused, count(&rewrite.model().proto, WHOLE)), (fused, fused));
+        for site in ledger.missed(Kind::SwinBlock) {
+            assert_eq!(site.reason.as_deref(), Some("it has so many windows that its halves are faster"));
+            assert_eq!(site.found.as_deref(), Some("33 images of 4 windows with 2 heads"));
+        }
+        assert_eq!(ledger.count(Kind::SwinBlock).total, 1);
+    }
 }

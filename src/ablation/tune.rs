@@ -3,7 +3,8 @@
 //! Sites that are alike (of one kind and, unless told otherwise, of one shape, which is one stage of a network) make a
 //! [`Group`]. Starting with everything fused but blocks, [`search`] first takes one group of blocks at a time, builds and
 //! times the engine with and without it in the same interleaved rounds, and keeps the blocks if that is faster beyond
-//! noise. Then it leaves out one group of other sites at a time, and leaves it to TensorRT if that is faster; what is part
+//! noise. Blocks that are made of other blocks come behind those, so that each has to be faster than the best of its parts.
+//! Then it leaves out one group of other sites at a time, and leaves it to TensorRT if that is faster; what is part
 //! of a block is not asked for again. The outcome is last timed against the model without plugins, which wins if it is
 //! faster.
 
@@ -36,7 +37,7 @@ pub struct Group {
     pub shape: Option<String>,
     /// As the ledger names them.
     pub nodes: Vec<String>,
-    /// Of blocks: the sites of other kinds that they are made of.
+    /// Of blocks: the sites of other kinds that they are made of, which may be blocks.
     #[serde(skip)]
     pub parts: BTreeSet<(Kind, String)>,
 }
@@ -84,14 +85,29 @@ pub fn groups(ledger: &Ledger, graph: &Graph, by: By) -> Vec<Group> {
     groups
 }
 
-/// The groups of blocks alone, and what they are made of; of a model that was rewritten with blocks.
+/// The kinds that are made of no blocks of other kinds: what a model is rewritten with for [`blocks`].
+pub fn kinds_without_wholes() -> BTreeSet<Kind> {
+    Kind::ALL.into_iter().filter(|kind| kind.made_of().is_empty()).collect()
+}
+
+/// The groups of blocks alone, and what they are made of; of a model that was rewritten with blocks, but none that are made of
+/// others: those take the place of their parts in the ledger.
 pub fn blocks(ledger: &Ledger, graph: &Graph, by: By) -> Vec<Group> {
+    with_parts(ledger, graph, by, |kind| kind.is_block() && kind.made_of().is_empty())
+}
+
+/// The groups of blocks that are made of other blocks, and these and what they are made of; of a model that was rewritten with all kinds.
+pub fn wholes(ledger: &Ledger, graph: &Graph, by: By) -> Vec<Group> {
+    with_parts(ledger, graph, by, |kind| !kind.made_of().is_empty())
+}
+
+fn with_parts(ledger: &Ledger, graph: &Graph, by: By, of: impl Fn(Kind) -> bool) -> Vec<Group> {
     let mut blocks = groups(ledger, graph, by);
-    blocks.retain(|group| group.kind.is_block());
+    blocks.retain(|group| of(group.kind));
     for group in &mut blocks {
         let into = |site: &&Site| site.kind == group.kind && group.nodes.contains(&site.node);
         let nodes: BTreeSet<&str> = ledger.sites.iter().filter(into).filter_map(|s| s.into.as_deref()).collect();
-        let inside = |site: &&Site| !site.kind.is_block() && site.into.as_deref().is_some_and(|n| nodes.contains(n));
+        let inside = |site: &&Site| site.kind != group.kind && site.into.as_deref().is_some_and(|n| nodes.contains(n));
         group.parts = ledger.sites.iter().filter(inside).map(|s| (s.kind, s.node.clone())).collect();
     }
     blocks
@@ -99,9 +115,13 @@ pub fn blocks(ledger: &Ledger, graph: &Graph, by: By) -> Vec<Group> {
 
 /// The group without the sites that are parts of blocks that are not `left`.
 fn free(groups: &[Group], left: &BTreeSet<usize>, number: usize) -> Group {
-    let mut group = groups[number].clone();
     let blocks = groups.iter().enumerate().filter(|(i, g)| g.kind.is_block() && !left.contains(i));
-    let taken: BTreeSet<_> = blocks.flat_map(|(_, block)| &block.parts).collect();
+    without(&groups[number], &blocks.flat_map(|(_, block)| &block.parts).collect())
+}
+
+/// The group without these sites.
+fn without(group: &Group, taken: &BTreeSet<&(Kind, String)>) -> Group {
+    let mut group = group.clone();
     group.nodes.retain(|node| !taken.contains(&(group.kind, node.clone())));
     group
 }
@@ -181,13 +201,20 @@ impl Outcome {
     /// The sites that the rewrite leaves to TensorRT.
     pub fn standard(&self) -> Vec<Standard> {
         let left = self.decisions.iter().filter(|d| d.left);
-        left.flat_map(|decision| decision.group.standard(decision.reason())).collect()
+        left.flat_map(|d| self.apart(&d.group).standard(d.reason()).collect::<Vec<_>>()).collect()
+    }
+
+    /// The group without the sites that are parts of blocks that were taken, which may have been decided after it.
+    fn apart(&self, group: &Group) -> Group {
+        let blocks = self.decisions.iter().filter(|d| !d.left && d.group.kind.is_block());
+        without(group, &blocks.flat_map(|d| &d.group.parts).collect())
     }
 
     /// What the choice is, in words.
     pub fn describe(&self) -> String {
         let list = |left: bool, block: bool| {
             let these = self.decisions.iter().filter(|d| d.left == left && d.group.kind.is_block() == block);
+            let these = these.filter(|d| !self.apart(&d.group).nodes.is_empty());
             these.map(|d| d.group.to_string()).collect::<Vec<_>>().join(", ")
         };
         let (left, blocks) = (list(true, false), list(false, true));
@@ -254,7 +281,7 @@ pub fn expected(groups: &[Group]) -> Result<Vec<Candidate>> {
     Ok(candidates)
 }
 
-/// Looks for the fastest choice of groups, of which those of blocks come first. `progress` is told each decision.
+/// Looks for the fastest choice of groups, of which those of blocks come first, and those made of other blocks behind these. `progress` is told each decision.
 pub fn search(
     groups: &[Group],
     lab: &mut dyn Lab,
@@ -442,6 +469,31 @@ mod tests {
         assert!(outcome.standard()[0].reason.starts_with("left as its parts: the model takes "));
     }
 
+    /// A block made of blocks is tried against the best of them, and then its parts are what it is made of, whatever was found of them.
+    #[test]
+    fn blocks_of_blocks_take_their_parts_from_those_that_were_left() {
+        let mut whole = group(Kind::SwinBlock, 2);
+        whole.parts = [(Kind::SwinAttnBlock, 0), (Kind::MlpBlock, 1), (Kind::Attention, 3)]
+            .map(|(kind, i)| (kind, format!("node_{i}")))
+            .into();
+        let mut mlps = group(Kind::MlpBlock, 1);
+        // Of another stage: stays left out.
+        mlps.nodes.push("node_9".into());
+        let groups = [block(0, &[3]), mlps, whole, group(Kind::Attention, 3), group(Kind::Attention, 4)];
+        let times = [(20.0, 40.0), (20.0, 20.0), (20.0, 40.0), (20.0, 40.0), (20.0, 40.0)];
+        let mut lab = simulated(400.0, 400.0, &times);
+        let outcome = search(&groups, &mut lab, &Bootstrap::default(), &mut |_| {}).unwrap();
+        let without = |left: &[usize]| Candidate::Without(left.iter().copied().collect());
+        assert_eq!(lab.asked[4..6], [without(&[1]), without(&[1, 2])]);
+        assert_eq!(outcome.choice, without(&[1]));
+        let left =
+            |standard: Vec<Standard>| standard.into_iter().map(|s| (s.kind, s.node.unwrap())).collect::<Vec<_>>();
+        assert_eq!(left(outcome.standard()), [(Kind::MlpBlock, "node_9".into())]);
+        assert_eq!(left(standard(&groups, &[1].into())), [(Kind::MlpBlock, "node_9".into())]);
+        assert_eq!(left(standard(&groups, &[1, 2].into())).len(), 3);
+        assert_eq!(outcome.describe(), "everything fused; blocks: swin-block [1, 2]");
+    }
+
     /// Where every group pays, the search asks for nothing but what was expected; in that order, and for all of it.
     #[test]
     fn a_search_of_groups_that_pay_is_foreseen() {
@@ -495,7 +547,7 @@ mod tests {
 
     #[test]
     fn blocks_are_groups_with_their_parts() {
-        let with_blocks = Options { kinds: Kind::ALL.into(), ..Options::default() };
+        let with_blocks = Options { kinds: kinds_without_wholes(), ..Options::default() };
         let (ledger, graph) = fused("swin_ts17", &with_blocks);
         let by_kind = blocks(&ledger, &graph, By::Kind);
         let kinds = [Kind::SwinAttnBlock, Kind::MlpBlock, Kind::PatchEmbed, Kind::PatchMergeBlock];
@@ -517,9 +569,11 @@ mod tests {
         for name in ["swin_ts17", "swin_pad_dy18", "swin_original_ts13", "vit_ts17"] {
             let default = fused(name, &Options::default());
             let all = Options { kinds: Kind::ALL.into(), ..Options::default() };
-            let (ledger, graph) = fused(name, &all);
-            let blocks = blocks(&ledger, &graph, By::Stage);
+            let (ledger, graph) = fused(name, &Options { kinds: kinds_without_wholes(), ..all.clone() });
+            let mut blocks = blocks(&ledger, &graph, By::Stage);
             assert!(!blocks.is_empty());
+            let (ledger, graph) = fused(name, &all);
+            blocks.extend(wholes(&ledger, &graph, By::Stage));
             let left = (0..blocks.len()).collect();
             let without = fused(name, &Options { standard: standard(&blocks, &left), ..all });
             let text = |graph: &Graph| crate::ir::print(graph);

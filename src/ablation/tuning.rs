@@ -77,12 +77,15 @@ impl Tuning<'_> {
         EngineLab { tuning: self, groups: &self.groups()?, built, jobs: vec![] }.prepare()
     }
 
-    /// What there is to choose among, blocks first.
+    /// What there is to choose among, blocks first, those made of other blocks behind these.
     fn groups(&self) -> Result<Vec<Group>> {
         let default = rewrite::Options { target: self.target, ..Default::default() };
-        let blocks = rewrite::Options { kinds: Kind::ALL.into(), ..default.clone() };
+        let blocks = rewrite::Options { kinds: tune::kinds_without_wholes(), ..default.clone() };
         let (ledger, graph) = self.rewritten(blocks)?;
         let mut groups = tune::blocks(&ledger, &graph, self.by);
+        let all = rewrite::Options { kinds: Kind::ALL.into(), ..default.clone() };
+        let (ledger, graph) = self.rewritten(all)?;
+        groups.extend(tune::wholes(&ledger, &graph, self.by));
         let (ledger, graph) = self.rewritten(default)?;
         groups.extend(tune::groups(&ledger, &graph, self.by));
         if groups.is_empty() {

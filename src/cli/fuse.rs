@@ -46,10 +46,11 @@ pub struct Args {
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Kinds of site to fuse [default: all but mlp-block, swin-attn-block, attn-block, tnt-inner-block, tnt-bridge,
-    /// patch-merge-block and patch-embed]
+    /// patch-merge-block, patch-embed and swin-block]
     #[arg(long, value_name = "KIND,...", value_delimiter = ',')]
     fuse: Vec<Kind>,
-    /// Kinds to fuse besides: blocks made of the others, up to the size where they pay (an open batch counts as 1)
+    /// Kinds to fuse besides: blocks made of the others, up to the size where they pay (an open batch counts as 1). Of a
+    /// kind that is made of other blocks, those too
     #[arg(long, value_name = "KIND,...", value_delimiter = ',')]
     also: Vec<Kind>,
     /// Kinds or rules to leave out
@@ -133,7 +134,7 @@ impl Args {
         }
         let mut kinds: BTreeSet<Kind> =
             if self.fuse.is_empty() { Kind::DEFAULT.into() } else { self.fuse.into_iter().collect() };
-        kinds.extend(self.also);
+        kinds.extend(self.also.iter().flat_map(|kind| kind.made_of()).chain(&self.also));
         let mut skip = BTreeSet::new();
         for name in self.skip.into_iter().filter(|n| !n.is_empty()) {
             match Kind::from_str(&name, true) {

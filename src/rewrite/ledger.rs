@@ -37,10 +37,12 @@ pub enum Kind {
     PatchMergeBlock,
     /// A convolution whose strides are its kernel, as tokens, and the norm behind it, as one op.
     PatchEmbed,
+    /// A window attention block and the MLP block that reads what it gives, as one op.
+    SwinBlock,
 }
 
 impl Kind {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::LayerNorm,
         Self::Attention,
         Self::Gelu,
@@ -53,6 +55,7 @@ impl Kind {
         Self::TntBridge,
         Self::PatchMergeBlock,
         Self::PatchEmbed,
+        Self::SwinBlock,
     ];
     /// The kinds that are fused unless something else is asked for: blocks are not, since whether one is faster than
     /// its parts depends on the sizes and the GPU.
@@ -61,6 +64,14 @@ impl Kind {
     /// Whether sites of this kind are made of fused sites of other kinds.
     pub fn is_block(self) -> bool {
         !Self::DEFAULT.contains(&self)
+    }
+
+    /// Of a kind that is made of blocks of other kinds: those.
+    pub fn made_of(self) -> &'static [Self] {
+        match self {
+            Self::SwinBlock => &[Self::SwinAttnBlock, Self::MlpBlock],
+            _ => &[],
+        }
     }
 
     pub fn name(self) -> &'static str {
@@ -77,6 +88,7 @@ impl Kind {
             Self::TntBridge => "tnt-bridge",
             Self::PatchMergeBlock => "patch-merge-block",
             Self::PatchEmbed => "patch-embed",
+            Self::SwinBlock => "swin-block",
         }
     }
 }

@@ -9,10 +9,10 @@ use trt_opt::{testing, verify};
 
 use super::common;
 
-/// The default kinds and these.
+/// The default kinds and these, and what blocks these are made of.
 pub fn with(kinds: &[Kind]) -> Options {
     let mut options = Options::default();
-    options.kinds.extend(kinds);
+    options.kinds.extend(kinds.iter().flat_map(|kind| kind.made_of()).chain(kinds));
     options
 }
 

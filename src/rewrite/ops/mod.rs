@@ -11,6 +11,7 @@ mod norm_pool;
 mod patch_embed;
 mod patch_merge;
 mod patch_merge_block;
+mod swin_block;
 mod tnt_bridge;
 mod tnt_inner_block;
 mod window;
@@ -26,6 +27,7 @@ pub use norm_pool::NormPool;
 pub use patch_embed::{MAX_PATCH, PatchEmbed, PatchEmbedWeights};
 pub use patch_merge::PatchMerge;
 pub use patch_merge_block::{PatchMergeBlock, PatchMergeWeights};
+pub use swin_block::SwinBlock;
 pub use tnt_bridge::{TntBridge, TntBridgeWeights};
 pub use tnt_inner_block::{TntInnerBlock, TntInnerWeights};
 pub use window::{Window, WindowMap};
@@ -119,6 +121,7 @@ pub static OPS: &[&OpDef] = &[
     &norm_pool::DEF,
     &patch_merge_block::DEF,
     &patch_embed::DEF,
+    &swin_block::DEF,
 ];
 
 const fn port(name: &'static str, doc: &'static str) -> PortDef {
