@@ -227,6 +227,9 @@ struct SwinBlockProblem {
     void* y = nullptr;          // shape of attn.x; none of the inputs
     void* workspace = nullptr;  // swin_block_workspace bytes, aligned to 16; nothing in it is kept between calls
 };
+// What the one kernel takes, in fp16 on sm_90: channels = heads * kSwinHeadSize, hidden a multiple of 32 * heads, if there is room in shared
+// memory. Other sizes are put together of the two blocks.
+constexpr int32_t kSwinMaxHeads = 16, kSwinHeadSize = 32, kSwinMaxTokens = 64, kSwinMaxHiddenOfHead = 128;
 
 // `tactic`: 0 or one of swin_block_tactics; one that does not fit falls back to what 0 would choose.
 cudaError_t swin_block(const SwinBlockProblem& problem, cudaStream_t stream, int32_t tactic = 0);
