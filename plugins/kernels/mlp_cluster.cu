@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "launch.cuh"
 #include "mlp_cluster.cuh"
@@ -159,8 +160,12 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) mlp_c
 // Calls f(tile, kernel) with the plan's instance.
 template <class F> auto with_tile(const MlpClusterPlan& plan, F&& f) {
     auto use = [&](auto tile) { return f(tile, mlp_cluster_kernel<decltype(tile)>); };
-    if (plan.rows == 64) return plan.half_sums ? use(ClusterMlpTile<64, kThreads, true>{}) : use(ClusterMlpTile<64, kThreads, false>{});
-    return plan.half_sums ? use(ClusterMlpTile<32, kThreads, true>{}) : use(ClusterMlpTile<32, kThreads, false>{});
+    auto rows_of = [&](auto rows) {
+        constexpr int kRows = decltype(rows)::value;
+        if (plan.counted) return plan.half_sums ? use(ClusterMlpTile<kRows, kThreads, true, true>{}) : use(ClusterMlpTile<kRows, kThreads, false, true>{});
+        return plan.half_sums ? use(ClusterMlpTile<kRows, kThreads, true>{}) : use(ClusterMlpTile<kRows, kThreads, false>{});
+    };
+    return plan.rows == 64 ? rows_of(std::integral_constant<int, 64>{}) : rows_of(std::integral_constant<int, 32>{});
 }
 
 int cluster_of(const MlpClusterPlan& plan, const MlpBlockProblem& q) { return (q.hidden + plan.slice - 1) / plan.slice; }
@@ -190,7 +195,7 @@ int clusters_at_once(const MlpClusterPlan& plan, const MlpBlockProblem& q) {
     };
     thread_local Entry entries[32];
     const int cluster = cluster_of(plan, q), shared = shared_of(plan, q), id = device().id;
-    Entry& e = entries[static_cast<uint32_t>(plan.id() % 16 * 7 + cluster * 3 + shared / 16) % 32];
+    Entry& e = entries[static_cast<uint32_t>(plan.id() % 256 * 7 + cluster * 3 + shared / 16) % 32];
     if (e.device == id && e.plan == plan.id() && e.cluster == cluster && e.shared == shared) return e.clusters;
     const int clusters = with_tile(plan, [&](auto, auto kernel) {
         cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
@@ -233,16 +238,21 @@ std::vector<MlpClusterPlan> mlp_cluster_plans(const MlpBlockProblem& q) {
         if (rows == 64 && q.rows <= 32) continue;
         for (int slice = 32; slice <= 256; slice += 32)
             for (bool half_sums : {false, true}) {
-                MlpClusterPlan plan{rows, slice, half_sums, 0};
-                if (!sizes_fit(plan, q)) continue;
-                const bool wider = sizes_fit({rows, slice - 32, half_sums, 0}, q) && cluster_of({rows, slice - 32, half_sums, 0}, q) == cluster_of(plan, q);  // for nothing
-                if (wider || tiles_of(plan, q) > clusters_at_once(plan, q)) continue;
+                MlpClusterPlan plan{rows, slice, half_sums}, narrower{rows, slice - 32, half_sums};
+                if (!sizes_fit(plan, q) || tiles_of(plan, q) > clusters_at_once(plan, q)) continue;
+                if (sizes_fit(narrower, q) && cluster_of(narrower, q) == cluster_of(plan, q)) continue;  // wider for nothing
                 plan.cost = cost(plan, q);
                 plans.push_back(plan);
             }
     }
     std::sort(plans.begin(), plans.end(), [](const MlpClusterPlan& a, const MlpClusterPlan& b) { return a.cost < b.cost; });
     if (plans.size() > kMostOffered) plans.resize(kMostOffered);
+    // Whether counting pays is not known: the best is offered with it too, behind the others.
+    if (!plans.empty()) {
+        MlpClusterPlan counted = plans.front();
+        counted.counted = true, counted.cost = plans.back().cost;
+        if (sizes_fit(counted, q) && tiles_of(counted, q) <= clusters_at_once(counted, q)) plans.push_back(counted);
+    }
     return plans;
 }
 

@@ -6,7 +6,8 @@
 // fetched. What the products then take is the time to read the weights from shared memory once for each 32 rows.
 //
 // Blocks push their sums of the output to the block that owns them, 16 x 16 elements at a time as the tensor cores' lanes have them, in 512-byte
-// stores. Two barriers of the cluster: all are done with what lay where sums will be; all sums are there.
+// stores. Two barriers of the cluster: all are done with what lay where sums will be; all sums are there. In place of the second a block may count
+// what has come to it.
 #pragma once
 
 #include "gelu.cuh"
@@ -17,16 +18,18 @@
 namespace trt_opt {
 
 // A tile of BM rows (32 or 64) by blocks of THREADS threads. HALF_SUMS: a block's sums of the output are rounded to fp16 where they are
-// sent, which halves what the cluster exchanges.
-template <int BM, int THREADS, bool HALF_SUMS> struct ClusterMlpTile {
-    static constexpr bool kHalfSums = HALF_SUMS;
+// sent, which halves what the cluster exchanges. Each is about as large as their sum over the root of their number, so that all of them together cost one rounding
+// of the sum to fp16, as two kernels with the sum in memory between them would have it. COUNTED: a block waits for the bytes that are sent to it, not
+// for a barrier.
+template <int BM, int THREADS, bool HALF_SUMS, bool COUNTED = false> struct ClusterMlpTile {
+    static constexpr bool kHalfSums = HALF_SUMS, kCounted = COUNTED;
     static constexpr int kRows = BM, kThreads = THREADS, kWarps = THREADS / 32;
     static constexpr int kUnit = 32;                   // rows and columns of a warp's tile of either product
     static constexpr int kRowGroups = BM / kUnit;
     static constexpr int kMinSlice = 3 * kUnit;        // three warps of the same rows share out the rows' sums
     static constexpr int kMaxSlice = (kWarps / kRowGroups < 8 ? kWarps / kRowGroups : 8) * kUnit;
     static constexpr int kTileBytes = 16 * 16 * (HALF_SUMS ? 2 : 4);  // of the output, as it is sent
-    static constexpr int kRowFloats = 4 * BM;          // sums and squares of rows, by halves of the contracted index
+    static constexpr int kRowFloats = 4 * BM + (COUNTED ? 4 : 0);  // sums and squares of rows, by halves of the contracted index, and a barrier
     static_assert(BM % kUnit == 0 && THREADS % 32 == 0 && kMaxSlice >= kMinSlice);
 
     // Elements of a row of what is in shared memory: odd numbers of 16-byte pieces, so that ldmatrix meets no bank twice.
@@ -97,7 +100,7 @@ struct ClusterMlp {
 //   void second_there(): waits until this thread's copies of `second` and bias2 are done; a barrier of the block follows.
 //   __half* out(int row): where row `row` of the tile goes, [k], aligned to 4 bytes; null: nowhere.
 // Every block needs `rows` (s is added from it), all four callables are called by all threads. After it returns no other block writes to this one or reads
-// from it: a block may end. Nothing in shared memory but `rows`, B', the sums of columns, `second` and bias2 is kept.
+// from it: a block may end. With counted sums it is called once a kernel. Nothing in shared memory but `rows`, B', the sums of columns, `second` and bias2 is kept.
 template <class Tile, class Arrived, class FirstDone, class SecondThere, class Out>
 __device__ __forceinline__ void cluster_mlp(const ClusterMlp& p, Arrived&& arrived, FirstDone&& first_done, SecondThere&& second_there, Out&& out) {
     using namespace ptx;
@@ -105,6 +108,13 @@ __device__ __forceinline__ void cluster_mlp(const ClusterMlp& p, Arrived&& arriv
     constexpr uint32_t kOnes = 0x3c003c00u;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     const int rows_row = Tile::rows_row(p.k), hidden_row = Tile::hidden_row(p.slice);
+
+    [[maybe_unused]] float* const counter = p.row_floats + 4 * BM;
+    const int own = static_cast<int>(p.by_own.divisor);  // tiles of the output
+    if constexpr (Tile::kCounted) {
+        const int first = p.rank * own, last = min(first + own, Tile::tiles(p.k));
+        if (threadIdx.x == 0) expect_bytes(counter, static_cast<uint32_t>(p.cluster * max(last - first, 0) * Tile::kTileBytes));
+    }
 
     // acc += 32 rows of A times 32 columns of B, from step `k` to `end`. The next step's operands are asked for before this step's are used.
     auto product = [&](const __half*& a, int a_row, const __half*& b, int b_row, int& k, int end, int step, auto&& multiply_all) {
@@ -231,12 +241,12 @@ __device__ __forceinline__ void cluster_mlp(const ClusterMlp& p, Arrived&& arriv
             for (int n = 0; n < kN; ++n) *reinterpret_cast<uint32_t*>(to + n * 8) = pack_halves(v[2 * n], v[2 * n + 1]);
         }
     }
-    cluster_arrive();  // from here on this block's `received` may be written to
+    cluster_arrive_relaxed();  // from here on this block's `received` may be written to
     second_there();
     __syncthreads();
 
     // The second product, sent as it comes.
-    const int column_units = Tile::padded_columns(p.k) / kUnit, own = static_cast<int>(p.by_own.divisor);
+    const int column_units = Tile::padded_columns(p.k) / kUnit;
 #pragma unroll 1
     for (int u = warp; u < kRowGroups * column_units || u < kWarps; u += kWarps) {
         const int rows0 = u % kRowGroups * kUnit, c0 = u / kRowGroups * kUnit;
@@ -266,17 +276,23 @@ __device__ __forceinline__ void cluster_mlp(const ClusterMlp& p, Arrived&& arriv
                 uint32_t slot;
                 const uint32_t owner = p.by_own.divmod(static_cast<uint32_t>((c0 / 16 + n / 2) * (BM / 16) + rows0 / 16 + m), slot);
                 const uint32_t at = remote(shared_address(p.received + (p.rank * own + static_cast<int>(slot)) * Tile::kTileBytes + lane * 16), owner);
+                [[maybe_unused]] const uint32_t count = Tile::kCounted ? remote(shared_address(counter), owner) : 0;
+                auto send = [&](uint32_t to, uint4 v) {
+                    if constexpr (Tile::kCounted) store_counted(to, v, count);
+                    else store_remote(to, v);
+                };
                 if constexpr (Tile::kHalfSums) {
-                    store_remote(at, make_uint4(pack_halves(acc[m][n][0], acc[m][n][1]), pack_halves(acc[m][n][2], acc[m][n][3]), pack_halves(acc[m][n + 1][0], acc[m][n + 1][1]),
+                    send(at, make_uint4(pack_halves(acc[m][n][0], acc[m][n][1]), pack_halves(acc[m][n][2], acc[m][n][3]), pack_halves(acc[m][n + 1][0], acc[m][n + 1][1]),
                                                 pack_halves(acc[m][n + 1][2], acc[m][n + 1][3])));
                 } else {
 #pragma unroll
                     for (int e = 0; e < 2; ++e)
-                        store_remote(at + e * 512, make_uint4(__float_as_uint(acc[m][n + e][0]), __float_as_uint(acc[m][n + e][1]), __float_as_uint(acc[m][n + e][2]), __float_as_uint(acc[m][n + e][3])));
+                        send(at + e * 512, make_uint4(__float_as_uint(acc[m][n + e][0]), __float_as_uint(acc[m][n + e][1]), __float_as_uint(acc[m][n + e][2]), __float_as_uint(acc[m][n + e][3])));
                 }
             }
     }
-    cluster_arrive(), cluster_wait();
+    if constexpr (Tile::kCounted) wait_bytes(counter);
+    else cluster_arrive(), cluster_wait();
 
     // What this block owns: eight columns of 16 rows a warp.
 #pragma unroll 1

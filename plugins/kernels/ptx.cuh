@@ -78,6 +78,13 @@ __device__ __forceinline__ void cluster_arrive() {
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 #endif
 }
+// The same for blocks that only have read what others will write to: nothing is waited for.
+__device__ __forceinline__ void cluster_arrive_relaxed() {
+#if __CUDA_ARCH__ >= 900
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+#endif
+}
 __device__ __forceinline__ void cluster_wait() {
 #if __CUDA_ARCH__ >= 900
     __syncwarp();
@@ -103,6 +110,27 @@ __device__ __forceinline__ void store_remote(uint32_t address, uint4 v) {
     asm volatile("st.shared::cluster.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 #else
     asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+#endif
+}
+// 16 bytes to a block of the cluster, which count at its barrier (expect_bytes); both addresses are of that block.
+__device__ __forceinline__ void store_counted(uint32_t address, uint4 v, uint32_t barrier) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(barrier) : "memory");
+#endif
+}
+// Makes a barrier of 8 bytes of this block's shared memory that opens once, when so many bytes have come. By one thread, before a barrier of the cluster
+// that is before the first of them.
+__device__ __forceinline__ void expect_bytes(void* barrier, uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+    const uint32_t at = shared_address(barrier);
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(at) : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    asm volatile("{.reg .b64 state;\n\tmbarrier.arrive.expect_tx.shared::cta.b64 state, [%0], %1;}" ::"r"(at), "r"(bytes) : "memory");
+#endif
+}
+__device__ __forceinline__ void wait_bytes(const void* barrier) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("{.reg .pred p;\n\tWAIT: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], 0;\n\t@!p bra WAIT;}" ::"r"(shared_address(barrier)) : "memory");
 #endif
 }
 __device__ __forceinline__ uint4 load_remote(uint32_t address) {

@@ -378,7 +378,7 @@ def tactic_name(tactic):
         product = lambda i: f"({i & 15}, {1 << (i >> 4 & 15)})"
         return f"chain {product(tactic) if tactic & 255 else 'heads'}, {product(tactic >> 8)}"
     if tactic >> 29 & 1:
-        return f"cluster of {32 << (tactic & 1)} rows, slice {(tactic >> 4 & 15) * 32}" + (", fp16 sums" if tactic & 2 else "")
+        return f"cluster of {32 << (tactic & 1)} rows, slice {(tactic >> 4 & 15) * 32}" + (", fp16 sums" if tactic & 2 else "") + (", counted" if tactic & 4 else "")
     return f"tile {tactic & 15} cluster {1 << (tactic >> 4 & 15)} groups {tactic >> 8}"
 
 

@@ -508,8 +508,8 @@ void check(Checker& c, AttentionCase a) {
     }
 }
 
-// The kernel of clusters: rows of a tile, 32 or 64, hidden columns of a block, and whether sums are sent in fp16 (plugins/kernels/mlp_cluster.h).
-int32_t cluster_tactic(int rows, int slice, bool half_sums) { return 1 << 29 | (slice / 32) << 4 | (half_sums ? 2 : 0) | (rows == 64 ? 1 : 0); }
+// The kernel of clusters: rows of a tile, 32 or 64, hidden columns of a block, and whether sums are sent in fp16 and counted (plugins/kernels/mlp_cluster.h).
+int32_t cluster_tactic(int rows, int slice, bool half_sums, bool counted) { return 1 << 29 | (slice / 32) << 4 | (counted ? 4 : 0) | (half_sums ? 2 : 0) | (rows == 64 ? 1 : 0); }
 // Two products: tile and cluster of each (plugins/kernels/mlp_chain.h); attn_heads stands in place of a first one without a tile.
 int32_t chain_tactic(int tile, int cluster, int tile2, int cluster2) { return 1 << 30 | (tile2 | cluster2 << 4) << 8 | tile | cluster << 4; }
 std::string tactic_label(int32_t tactic) {
@@ -517,7 +517,7 @@ std::string tactic_label(int32_t tactic) {
     auto cluster = [](int32_t id) { return 1 << (id >> 4 & 15); };
     if ((tactic >> 30 & 1) && !(tactic & 15)) std::snprintf(label, sizeof(label), " heads cluster%d, tile%d cluster%d", cluster(tactic), tactic >> 8 & 15, cluster(tactic >> 8));
     else if (tactic >> 30 & 1) std::snprintf(label, sizeof(label), " tile%d cluster%d, tile%d cluster%d", tactic & 15, cluster(tactic), tactic >> 8 & 15, cluster(tactic >> 8));
-    else if (tactic >> 29 & 1) std::snprintf(label, sizeof(label), " cluster of %d rows, slice%d%s", 32 << (tactic & 1), (tactic >> 4 & 15) * 32, tactic & 2 ? ", fp16 sums" : "");
+    else if (tactic >> 29 & 1) std::snprintf(label, sizeof(label), " cluster of %d rows, slice%d%s%s", 32 << (tactic & 1), (tactic >> 4 & 15) * 32, tactic & 2 ? ", fp16 sums" : "", tactic & 4 ? ", counted" : "");
     else std::snprintf(label, sizeof(label), " tile%d cluster%d groups%d", tactic & 15, cluster(tactic), tactic >> 8);
     return label;
 }
@@ -577,8 +577,8 @@ void check(Checker& c, const MlpCase& a) {
     if (a.every_tactic && a.type == DType::kHalf)
         for (int rows : {32, 64})
             for (int slice = 96; slice <= 256; slice += 32)
-                for (bool half_sums : {false, true})
-                    if (const int32_t tactic = cluster_tactic(rows, slice, half_sums); mlp_block_tactic_valid(p, tactic)) tactics.push_back(tactic);
+                for (auto [half_sums, counted] : {std::pair{false, false}, {true, false}, {false, true}, {true, true}})
+                    if (const int32_t tactic = cluster_tactic(rows, slice, half_sums, counted); mlp_block_tactic_valid(p, tactic)) tactics.push_back(tactic);
     for (int32_t tactic : tactics) {
         y->poison(), workspace->poison();
         const std::string label = tactic_label(tactic);
