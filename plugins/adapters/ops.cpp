@@ -771,17 +771,44 @@ private:
     bool tanh_;
 };
 
+// Attributes of a block over words, alone or as a layer of many.
+struct Layer {
+    int32_t heads;
+    float epsilon1, epsilon2, scale;
+    bool whole, tanh;
+
+    explicit Layer(const Attributes& a) {
+        epsilon1 = epsilon(a, "epsilon1"), epsilon2 = epsilon(a, "epsilon2");
+        whole = flag(a, "whole");
+        heads = a.integer("num_heads");
+        if (heads <= 0) a.fail("attribute 'num_heads' must be positive");
+        scale = a.real("scale");
+        if (!std::isfinite(scale)) a.fail("attribute 'scale' must be finite");
+        tanh = tanh_gelu(a);
+    }
+    // Everything but the pointers, for words of this shape and so many hidden columns.
+    TntInnerBlockProblem problem(const Attributes& a, const PluginTensorDesc& words, int64_t hidden) const {
+        const Dims& x = words.dims;
+        const int64_t tokens = x.d[1], channels = x.d[2];
+        if (tokens < 1 || tokens > (1 << 16)) a.fail("1 to 65536 tokens are possible");
+        if (channels < 1 || channels > kMlpMaxChannels || hidden < 1 || hidden > kMlpMaxHidden) a.fail("at most 2048 channels and 16384 hidden columns are possible");
+        if (channels % heads != 0 || channels / heads > 128) a.fail("the channels must be heads of 1 to 128 each");
+        TntInnerBlockProblem p;
+        p.dtype = dtype(words);
+        p.patches = x.d[0], p.tokens = static_cast<int32_t>(tokens), p.channels = static_cast<int32_t>(channels), p.hidden = static_cast<int32_t>(hidden);
+        p.heads = heads, p.scale = scale, p.epsilon1 = epsilon1, p.epsilon2 = epsilon2, p.whole = whole, p.tanh_gelu = tanh;
+        return p;
+    }
+    // Inputs 1 to 12 of an op.
+    static void point(const void* const* in, TntInnerBlockProblem& p) {
+        p.x = in[0], p.scale1 = in[1], p.bias1 = in[2], p.w_qkv = in[3], p.b_qkv = in[4], p.w_proj = in[5], p.b_proj = in[6];
+        p.scale2 = in[7], p.bias2 = in[8], p.w1 = in[9], p.b1 = in[10], p.w2 = in[11], p.b2 = in[12];
+    }
+};
+
 class TntInnerBlock final : public Op {
 public:
-    explicit TntInnerBlock(Attributes given) : Op(std::move(given)) {
-        epsilon1_ = epsilon(attributes_, "epsilon1"), epsilon2_ = epsilon(attributes_, "epsilon2");
-        whole_ = flag(attributes_, "whole");
-        heads_ = attributes_.integer("num_heads");
-        if (heads_ <= 0) attributes_.fail("attribute 'num_heads' must be positive");
-        scale_ = attributes_.real("scale");
-        if (!std::isfinite(scale_)) attributes_.fail("attribute 'scale' must be finite");
-        tanh_ = tanh_gelu(attributes_);
-    }
+    explicit TntInnerBlock(Attributes given) : Op(std::move(given)), layer_(attributes_) {}
     std::unique_ptr<Op> clone() const override { return std::make_unique<TntInnerBlock>(*this); }
     int32_t inputs() const override { return 13; }
     int32_t outputs() const override { return 1; }
@@ -793,8 +820,7 @@ public:
     cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, void* workspace, int32_t,
                     cudaStream_t stream) const override {
         TntInnerBlockProblem p = problem(in_desc);
-        p.x = in[0], p.scale1 = in[1], p.bias1 = in[2], p.w_qkv = in[3], p.b_qkv = in[4], p.w_proj = in[5], p.b_proj = in[6];
-        p.scale2 = in[7], p.bias2 = in[8], p.w1 = in[9], p.b1 = in[10], p.w2 = in[11], p.b2 = in[12];
+        Layer::point(in, p);
         p.y = out[0];
         p.workspace = workspace;
         return tnt_inner_block(p, stream);
@@ -811,26 +837,18 @@ private:
         const Dims& x = in[0].dims;
         expect(x.nbDims == 3, "input x must be [B, N, C]");
         const int64_t tokens = x.d[1], channels = x.d[2];
-        expect(tokens >= 1 && tokens <= (1 << 16), "1 to 65536 tokens are possible");
         const auto matrix = [&](int i, int64_t rows, int64_t columns) { return in[i].dims.nbDims == 2 && in[i].dims.d[0] == rows && in[i].dims.d[1] == columns; };
         const int64_t hidden = in[9].dims.nbDims == 2 ? int64_t{in[9].dims.d[1]} : 0;
-        expect(channels >= 1 && channels <= kMlpMaxChannels && hidden >= 1 && hidden <= kMlpMaxHidden, "at most 2048 channels and 16384 hidden columns are possible");
+        const TntInnerBlockProblem p = layer_.problem(attributes_, in[0], hidden);
         expect(matrix(3, channels, 3 * channels) && matrix(5, channels, channels), "inputs w_qkv and w_proj must be [C, 3*C] and [C, C], where C is the last axis of x");
         expect(matrix(9, channels, hidden) && matrix(11, hidden, channels), "inputs w1 and w2 must be [C, H] and [H, C], where C is the last axis of x");
         const auto elements = [&](int i) { return volume(in[i].dims, 0, in[i].dims.nbDims); };
-        for (int i : {1, 2, 7, 8}) expect(elements(i) == (whole_ ? tokens * channels : channels), "the norms' scales and biases must have C elements, with whole = 1 N*C");
+        for (int i : {1, 2, 7, 8}) expect(elements(i) == (layer_.whole ? tokens * channels : channels), "the norms' scales and biases must have C elements, with whole = 1 N*C");
         expect(elements(4) == 3 * channels && elements(6) == channels && elements(10) == hidden && elements(12) == channels, "inputs b_qkv, b_proj, b1 and b2 must have 3*C, C, H and C elements");
-        expect(channels % heads_ == 0 && channels / heads_ <= 128, "the channels must be heads of 1 to 128 each");
-        TntInnerBlockProblem p;
-        p.dtype = dtype(in[0]);
-        p.patches = x.d[0], p.tokens = static_cast<int32_t>(tokens), p.channels = static_cast<int32_t>(channels), p.hidden = static_cast<int32_t>(hidden);
-        p.heads = heads_, p.scale = scale_, p.epsilon1 = epsilon1_, p.epsilon2 = epsilon2_, p.whole = whole_, p.tanh_gelu = tanh_;
         return p;
     }
 
-    int32_t heads_;
-    float epsilon1_, epsilon2_, scale_;
-    bool whole_, tanh_;
+    Layer layer_;
 };
 
 class TntBridge final : public Op {
@@ -893,6 +911,102 @@ private:
     float epsilon1_, epsilon2_;
     int32_t begin_;
     bool residual_;
+};
+
+class TntWords final : public Op {
+public:
+    explicit TntWords(Attributes given) : Op(std::move(given)), layer_(attributes_) {
+        epsilon1_ = epsilon(attributes_, "bridge_epsilon1"), epsilon2_ = epsilon(attributes_, "bridge_epsilon2");
+        tokens_ = attributes_.integer("tokens"), begin_ = attributes_.integer("begin"), covered_ = attributes_.integer("covered");
+        if (tokens_ < 1 || tokens_ > kAttnMaxTokens) attributes_.fail("attribute 'tokens' must be 1 to 65536");
+        if (begin_ < 0) attributes_.fail("attribute 'begin' must not be negative");
+        if (covered_ < 1 || int64_t{begin_} + covered_ > tokens_) attributes_.fail("attribute 'covered' must be at least 1, and 'begin' and 'covered' together at most 'tokens'");
+        words_ = flag(attributes_, "words");
+        const auto& after = attributes_.integers("after");
+        static_assert(kWordsMaxBridges == 32 && kWordsMaxLayers == 32, "attribute 'after' has 32 values");
+        while (bridges_ < kWordsMaxBridges && after[bridges_] >= 0) ++bridges_;
+        if (bridges_ == 0) attributes_.fail("attribute 'after' must name a layer");
+        for (int32_t j = 0; j < kWordsMaxBridges; ++j) {
+            if (j < bridges_ ? after[j] > kWordsMaxLayers || (j > 0 && after[j] < after[j - 1]) : after[j] != -1)
+                attributes_.fail("attribute 'after' must be layers from 0 to 32, ascending, and then -1");
+        }
+    }
+    std::unique_ptr<Op> clone() const override { return std::make_unique<TntWords>(*this); }
+    int32_t inputs() const override { return 19; }
+    int32_t outputs() const override { return bridges_ + (words_ ? 1 : 0); }
+    void shapes(const DimsExprs* in, DimsExprs* out, IExprBuilder& build) const override {
+        expect(in[0].nbDims == 3, "input x must be [P, N, C]");
+        for (int i : {3, 5, 9, 11, kBridge + 2}) expect(in[i].nbDims == 3, "inputs w_qkv, w_proj, w1, w2 and bridge_w must be matrices, one behind the other");
+        const IDimensionExpr *n = in[0].d[1], *c = in[0].d[2], *width = in[kBridge].nbDims == 2 ? in[kBridge].d[1] : nullptr;
+        expect(width && n->isConstant() && c->isConstant() && width->isConstant(), "the tokens and channels of x and the columns of bridge_scale1 must be known");
+        DimsExprs& first = out[0];
+        first.nbDims = 3;
+        first.d[0] = divided(in[0].d[0], rows_of_image(int64_t{n->getConstantValue()} * c->getConstantValue(), width->getConstantValue()), build);
+        first.d[1] = build.constant(tokens_);
+        first.d[2] = in[kBridge + 2].d[2];
+        for (int32_t j = 1; j < bridges_; ++j) out[j] = first;
+        if (words_) out[bridges_] = in[0];
+    }
+    cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, void* workspace, int32_t,
+                    cudaStream_t stream) const override {
+        TntWordsProblem p = problem(in_desc);
+        Layer::point(in, p.inner);
+        const void* const* w = in + kBridge;
+        p.scale1 = w[0], p.bias1 = w[1], p.w = w[2], p.b = w[3], p.scale2 = w[4], p.bias2 = w[5];
+        for (int32_t j = 0; j < bridges_; ++j) p.out[j] = out[j];
+        if (words_) p.y = out[bridges_];
+        p.workspace = workspace;
+        return tnt_words(p, stream);
+    }
+    size_t workspace(const PluginTensorDesc* in_desc) const override {
+        expect(in_desc[0].dims.nbDims != 3 || in_desc[0].dims.d[0] >= 0, "the workspace has a part for each patch, and how many there are is not known");
+        return static_cast<size_t>(tnt_words_workspace(problem(in_desc)));
+    }
+
+private:
+    // The first input of the bridges' weights.
+    static constexpr int32_t kBridge = 13;
+
+    // Patches of an image, where each has `patch` values and a row of words `width`.
+    int64_t rows_of_image(int64_t patch, int64_t width) const {
+        expect(patch >= 1 && width >= patch && width % patch == 0, "the columns of bridge_scale1 must be a multiple of the values of a patch, N*C");
+        return covered_ * (width / patch);
+    }
+    // Everything but the pointers.
+    TntWordsProblem problem(const PluginTensorDesc* in) const {
+        const Dims &x = in[0].dims, &w1 = in[9].dims, &bridge = in[kBridge + 2].dims;
+        expect(x.nbDims == 3 && w1.nbDims == 3 && bridge.nbDims == 3, "inputs x, w1 and bridge_w must be [P, N, C], [L, C, H] and [J, K, D]");
+        const int64_t tokens = x.d[1], channels = x.d[2], layers = w1.d[0], hidden = w1.d[2], width = bridge.d[1], columns = bridge.d[2];
+        TntWordsProblem p;
+        p.inner = layer_.problem(attributes_, in[0], hidden);
+        expect(layers >= 1 && layers <= kWordsMaxLayers && attributes_.integers("after")[bridges_ - 1] <= layers, "1 to 32 layers are possible, and as many as attribute 'after' says");
+        expect(columns >= 1 && columns <= kMlpMaxChannels && width >= 1 && width <= kMlpMaxHidden, "at most 2048 channels and 16384 values a row of words are possible");
+        const int64_t rows = rows_of_image(tokens * channels, width);
+        expect(x.d[0] % rows == 0, "the patches of x must be those of whole images");
+        const auto matrices = [&](int i, int64_t count, int64_t height, int64_t across) {
+            const Dims& d = in[i].dims;
+            return d.nbDims == 3 && d.d[0] == count && d.d[1] == height && d.d[2] == across;
+        };
+        const auto vectors = [&](int i, int64_t count, int64_t length) { return in[i].dims.nbDims == 2 && in[i].dims.d[0] == count && in[i].dims.d[1] == length; };
+        expect(matrices(3, layers, channels, 3 * channels) && matrices(5, layers, channels, channels), "inputs w_qkv and w_proj must be [L, C, 3*C] and [L, C, C], where C is the last axis of x");
+        expect(matrices(9, layers, channels, hidden) && matrices(11, layers, hidden, channels), "inputs w1 and w2 must be [L, C, H] and [L, H, C], where C is the last axis of x");
+        for (int i : {1, 2, 7, 8}) expect(vectors(i, layers, layer_.whole ? tokens * channels : channels), "the scales and biases of the layers' norms must be [L, C], with whole = 1 [L, N*C]");
+        expect(vectors(4, layers, 3 * channels) && vectors(6, layers, channels) && vectors(10, layers, hidden) && vectors(12, layers, channels), "inputs b_qkv, b_proj, b1 and b2 must be [L, 3*C], [L, C], [L, H] and [L, C]");
+        expect(bridge.d[0] == bridges_, "input bridge_w must have as many matrices as attribute 'after' says");
+        expect(vectors(kBridge, bridges_, width) && vectors(kBridge + 1, bridges_, width), "inputs bridge_scale1 and bridge_bias1 must be [J, K]");
+        for (int i : {3, 4, 5}) expect(vectors(kBridge + i, bridges_, columns), "inputs bridge_b, bridge_scale2 and bridge_bias2 must be [J, D]");
+        p.layers = static_cast<int32_t>(layers), p.bridges = bridges_;
+        for (int32_t j = 0; j < bridges_; ++j) p.after[j] = attributes_.integers("after")[static_cast<size_t>(j)];
+        p.images = x.d[0] / rows;
+        p.tokens = tokens_, p.begin = begin_, p.covered = covered_, p.width = static_cast<int32_t>(width), p.channels = static_cast<int32_t>(columns);
+        p.epsilon1 = epsilon1_, p.epsilon2 = epsilon2_;
+        return p;
+    }
+
+    Layer layer_;
+    float epsilon1_, epsilon2_;
+    int32_t tokens_, begin_, covered_, bridges_ = 0;
+    bool words_;
 };
 
 class NormPool final : public Op {
@@ -1022,6 +1136,9 @@ const std::vector<OpDef>& op_definitions() {
         {"TrtOptSwinBlock",
          {{"epsilon", kFloat, 1}, {"residual", kInt, 1}, {"num_heads", kInt, 1}, {"scale", kFloat, 1}, {"bias", kInt, 1}, {"mask", kInt, 1}, {"mask_value", kFloat, 1}, {"grid", kInts, 2}, {"window", kInts, 2}, {"shift", kInts, 2}, {"pad_after_roll", kInt, 1}, {"mlp_epsilon", kFloat, 1}, {"approximate", kText, 1}},
          make<SwinBlock>},
+        {"TrtOptTntWords",
+         {{"epsilon1", kFloat, 1}, {"epsilon2", kFloat, 1}, {"whole", kInt, 1}, {"num_heads", kInt, 1}, {"scale", kFloat, 1}, {"approximate", kText, 1}, {"bridge_epsilon1", kFloat, 1}, {"bridge_epsilon2", kFloat, 1}, {"tokens", kInt, 1}, {"begin", kInt, 1}, {"covered", kInt, 1}, {"after", kInts, 32}, {"words", kInt, 1}},
+         make<TntWords>},
     };
     return ops;
 }

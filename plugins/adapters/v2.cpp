@@ -37,9 +37,9 @@ public:
         return guarded<DimsExprs>(getPluginType(), none, [&] {
             check_counts(inputs, op_->outputs());
             if (output < 0 || output >= op_->outputs()) op_->attributes().fail("has no output " + std::to_string(output));
-            DimsExprs out[2]{};
-            op_->shapes(in, out, build);
-            return out[output];
+            std::vector<DimsExprs> out(static_cast<size_t>(op_->outputs()));
+            op_->shapes(in, out.data(), build);
+            return out[static_cast<size_t>(output)];
         });
     }
     bool supportsFormatCombination(int32_t pos, PluginTensorDesc const* tensors, int32_t inputs, int32_t outputs) noexcept override {

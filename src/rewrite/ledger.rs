@@ -39,10 +39,12 @@ pub enum Kind {
     PatchEmbed,
     /// A window attention block and the MLP block that reads what it gives, as one op.
     SwinBlock,
+    /// The blocks over words of all layers of TNT, and the bridges from any of these words to tokens, as one op.
+    TntWords,
 }
 
 impl Kind {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::LayerNorm,
         Self::Attention,
         Self::Gelu,
@@ -56,6 +58,7 @@ impl Kind {
         Self::PatchMergeBlock,
         Self::PatchEmbed,
         Self::SwinBlock,
+        Self::TntWords,
     ];
     /// The kinds that are fused unless something else is asked for: blocks are not, since whether one is faster than
     /// its parts depends on the sizes and the GPU.
@@ -70,6 +73,7 @@ impl Kind {
     pub fn made_of(self) -> &'static [Self] {
         match self {
             Self::SwinBlock => &[Self::SwinAttnBlock, Self::MlpBlock],
+            Self::TntWords => &[Self::TntInnerBlock, Self::TntBridge],
             _ => &[],
         }
     }
@@ -89,6 +93,7 @@ impl Kind {
             Self::PatchMergeBlock => "patch-merge-block",
             Self::PatchEmbed => "patch-embed",
             Self::SwinBlock => "swin-block",
+            Self::TntWords => "tnt-words",
         }
     }
 }

@@ -103,6 +103,11 @@ inline std::vector<Op> ops() {
     const Fields inner_whole = {{"epsilon1", real(1e-5f)}, {"epsilon2", real(1e-5f)}, {"whole", ints({1})}, {"num_heads", ints({2})}, {"scale", real(0.5f)}, {"approximate", text("tanh")}};
     const Fields bridge = {{"epsilon1", real(1e-5f)}, {"epsilon2", real(1e-6f)}, {"residual", ints({0})}, {"begin", ints({1})}};
     const Fields bridge_residual = {{"epsilon1", real(1e-6f)}, {"epsilon2", real(1e-5f)}, {"residual", ints({1})}, {"begin", ints({0})}};
+    // Layers 1 to 12, or others, behind which bridges read.
+    const auto after = [](std::vector<int32_t> layers) { return layers.resize(32, -1), ints(layers); };
+    const auto words_of = [](Fields layer, const Fields& bridges) { return layer.insert(layer.end(), bridges.begin(), bridges.end()), layer; };
+    const Fields words = words_of(inner, {{"bridge_epsilon1", real(1e-5f)}, {"bridge_epsilon2", real(1e-6f)}, {"tokens", ints({197})}, {"begin", ints({1})}, {"covered", ints({196})}, {"after", after({1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12})}, {"words", ints({0})}});
+    const Fields words_whole = words_of(inner_whole, {{"bridge_epsilon1", real(0.f)}, {"bridge_epsilon2", real(1e-5f)}, {"tokens", ints({16})}, {"begin", ints({0})}, {"covered", ints({16})}, {"after", after({0, 0, 2})}, {"words", ints({1})}});
     const Fields pool = {{"epsilon", real(1e-5f)}, {"residual", ints({1})}};
     const Fields pool_plain = {{"epsilon", real(0.f)}, {"residual", ints({0})}};
     const Fields embed = {{"epsilon", real(1e-5f)}, {"bias", ints({1})}, {"norm", ints({1})}, {"rank", ints({4})}};
@@ -162,6 +167,12 @@ inline std::vector<Op> ops() {
          {swin_block, swin_block_dense},
          {{"epsilon", real(-1.f), "'epsilon'"}, {"mlp_epsilon", real(__builtin_nanf("")), "'mlp_epsilon'"}, {"mlp_epsilon", gone(), "'mlp_epsilon' is missing"}, {"approximate", text("erf"), "'approximate' must be none or tanh"},
           {"residual", ints({2}), "'residual' must be 0 or 1"}, {"num_heads", ints({0}), "'num_heads'"}, {"window", ints({0, 0}), "'window'"}, {"mask", ints({3}), "'mask'"}}},
+        {"TrtOptTntWords",
+         {words, words_whole},
+         {{"epsilon1", real(-1.f), "'epsilon1'"}, {"bridge_epsilon1", real(__builtin_nanf("")), "'bridge_epsilon1'"}, {"bridge_epsilon2", gone(), "'bridge_epsilon2' is missing"}, {"num_heads", ints({0}), "'num_heads'"}, {"whole", ints({2}), "'whole' must be 0 or 1"},
+          {"tokens", ints({0}), "'tokens' must be 1 to 65536"}, {"begin", ints({-1}), "'begin' must not be negative"}, {"covered", ints({197}), "'covered' must be at least 1"}, {"covered", ints({0}), "'covered' must be at least 1"},
+          {"after", after({}), "'after' must name a layer"}, {"after", after({2, 1}), "'after' must be layers"}, {"after", after({33}), "'after' must be layers"}, {"after", after({1, -1, 2}), "'after' must be layers"}, {"after", ints({1, 2}), "'after' must have 32 values"},
+          {"words", ints({2}), "'words' must be 0 or 1"}}},
     };
 }
 

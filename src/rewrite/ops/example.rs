@@ -2,7 +2,7 @@
 
 use super::{
     Attention, AttnBlock, LayerNorm, Layout, Mask, MlpBlock, NormPool, OpDef, PatchEmbed, PatchMerge, PatchMergeBlock,
-    SwinBlock, TntBridge, TntInnerBlock, Window, WindowMap,
+    SwinBlock, TntBridge, TntInnerBlock, TntWords, Window, WindowMap,
 };
 use crate::onnx::proto::AttributeProto;
 
@@ -13,6 +13,7 @@ pub fn example(def: &OpDef) -> Vec<AttributeProto> {
     let attention = Attention { num_heads: 3, scale: 0.176_776_7, layout: Layout::Qkv, bias: None, mask, map };
     let merge = PatchMerge { epsilon: 1e-5, grid: [56; 2], order: [0, 2, 1, 3], rank: 3 };
     let mlp = MlpBlock { epsilon: 1e-5, tanh: false };
+    let layer = TntInnerBlock { epsilon: [1e-5; 2], whole: false, num_heads: 4, scale: 0.408_248_3, tanh: false };
     match def.name {
         "TrtOptLayerNorm" => LayerNorm { epsilon: 1e-5, axes: 1, map, reverse: false }.attributes(true, None),
         "TrtOptAttention" => attention.node(&[]).attributes,
@@ -26,9 +27,11 @@ pub fn example(def: &OpDef) -> Vec<AttributeProto> {
             let attention = Attention { mask: None, map: WindowMap::NONE, ..attention };
             AttnBlock { epsilon: 1e-6, attention }.attributes(true)
         }
-        "TrtOptTntInnerBlock" => {
-            let epsilon = [1e-5; 2];
-            TntInnerBlock { epsilon, whole: false, num_heads: 4, scale: 0.408_248_3, tanh: false }.attributes()
+        "TrtOptTntInnerBlock" => layer.attributes(),
+        "TrtOptTntWords" => {
+            let after = (1..=12).collect();
+            TntWords { layer, epsilon: [1e-5; 2], tokens: 197, begin: 1, covered: 196, after, words: false }
+                .attributes()
         }
         "TrtOptTntBridge" => TntBridge { epsilon: [1e-5; 2], begin: 1 }.attributes(true),
         "TrtOptNormPool" => NormPool { epsilon: 1e-5 }.attributes(true),

@@ -14,6 +14,7 @@ mod patch_merge_block;
 mod swin_block;
 mod tnt_bridge;
 mod tnt_inner_block;
+mod tnt_words;
 mod window;
 
 use std::collections::BTreeMap;
@@ -30,6 +31,7 @@ pub use patch_merge_block::{PatchMergeBlock, PatchMergeWeights};
 pub use swin_block::SwinBlock;
 pub use tnt_bridge::{TntBridge, TntBridgeWeights};
 pub use tnt_inner_block::{TntInnerBlock, TntInnerWeights};
+pub use tnt_words::{MAX_WORDS, TntWords};
 pub use window::{Window, WindowMap};
 
 use crate::analysis::cost::{Cost, byte_size};
@@ -122,6 +124,7 @@ pub static OPS: &[&OpDef] = &[
     &patch_merge_block::DEF,
     &patch_embed::DEF,
     &swin_block::DEF,
+    &tnt_words::DEF,
 ];
 
 const fn port(name: &'static str, doc: &'static str) -> PortDef {

@@ -128,15 +128,7 @@ fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
         s = body.op("Add", &[&s, &r], vec![]);
     }
     let values = ["words", "scale1", "bias1", "w", "b", "scale2", "bias2"].map(|name| body.input(name));
-    let [words, scale1, bias1, w, b, scale2, bias2] = values.map(|v| body.cast(&v, DType::F32));
-    // The product's operand is rounded, its sum is not.
-    let normal = body.layer_norm(&words, &scale1, &bias1, 1, bridge.epsilon[0]);
-    let normal = body.cast(&normal, dtype);
-    let normal = body.cast(&normal, DType::F32);
-    let product = body.op("MatMul", &[&normal, &w], vec![]);
-    let product = body.op("Add", &[&product, &b], vec![]);
-    let change = body.layer_norm(&product, &scale2, &bias2, 1, bridge.epsilon[1]);
-    let change = body.pad(&change, &[0, before, 0], &[0, behind, 0], DType::F32);
+    let change = steps(body, values, bridge.epsilon, [before, behind], dtype);
     let s = body.cast(&s, DType::F32);
     let y = body.op("Add", &[&s, &change], vec![]);
     let y = body.cast(&y, dtype);
@@ -144,14 +136,39 @@ fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
     Some(())
 }
 
+/// What a bridge adds to the tokens, with zeros for so many before and behind those of the words, as a float value. `values`: the words and
+/// the weights, in the order of the inputs.
+pub(super) fn steps(
+    body: &mut Body,
+    values: [String; 7],
+    epsilon: [f32; 2],
+    [before, behind]: [i64; 2],
+    dtype: DType,
+) -> String {
+    let [words, scale1, bias1, w, b, scale2, bias2] = values.map(|v| body.cast(&v, DType::F32));
+    // The product's operand is rounded, its sum is not.
+    let normal = body.layer_norm(&words, &scale1, &bias1, 1, epsilon[0]);
+    let normal = body.cast(&normal, dtype);
+    let normal = body.cast(&normal, DType::F32);
+    let product = body.op("MatMul", &[&normal, &w], vec![]);
+    let product = body.op("Add", &[&product, &b], vec![]);
+    let change = body.layer_norm(&product, &scale2, &bias2, 1, epsilon[1]);
+    body.pad(&change, &[0, before, 0], &[0, behind, 0], DType::F32)
+}
+
 /// A norm counts as 8 an element, as in the cost model of standard ops.
 fn work(node: &Node, inputs: &[Vec<i64>], _: &[Vec<i64>]) -> Option<(u64, u64)> {
     let first = first_input(node)?;
     let (words, &[_, channels]) = (inputs.get(first)?, inputs.get(first + 3)?.as_slice()) else { return None };
     let &[images, covered, width] = words.as_slice() else { return None };
-    let rows = count(&[images, covered])?;
+    let (flops, macs) = work_of(count(&[images, covered])?, [width, channels])?;
+    let added = count(inputs.first()?)?.checked_mul(2)?;
+    Some((flops.checked_add(added)?, macs))
+}
+
+/// That of the norms and the product of so many rows.
+pub(super) fn work_of(rows: u64, [width, channels]: [i64; 2]) -> Option<(u64, u64)> {
     let macs = rows.checked_mul(count(&[width, channels])?)?;
     let normalized = rows.checked_mul(count(&[width + channels, 8])?)?;
-    let added = count(inputs.first()?)?.checked_mul(2)?;
-    Some((macs.checked_mul(2)?.checked_add(normalized)?.checked_add(added)?, macs))
+    Some((macs.checked_mul(2)?.checked_add(normalized)?, macs))
 }

@@ -1,7 +1,7 @@
 //! `TrtOptTntInnerBlock`.
 
 use super::body::Body;
-use super::mlp_block::gelu;
+use super::mlp_block::{gelu, is_tanh};
 use super::{
     Attention, AttributeKind, Layout, OpDef, Shapes, WindowMap, attention, attribute, count, is, plugin_node, port,
 };
@@ -42,7 +42,7 @@ pub static DEF: OpDef = OpDef {
     work,
 };
 
-/// The attributes of a `TrtOptTntInnerBlock`.
+/// The attributes of a `TrtOptTntInnerBlock`, or of all layers of a `TrtOptTntWords`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TntInnerBlock {
     /// Of the two norms.
@@ -93,12 +93,11 @@ impl TntInnerBlock {
 
     /// The attributes of a node of this op; `None` of any other.
     pub fn of(node: &Node) -> Option<Self> {
-        is(node, &DEF).then_some(())?;
-        let tanh = match node.string("approximate")? {
-            "none" => false,
-            "tanh" => true,
-            _ => return None,
-        };
+        is(node, &DEF).then(|| Self::read(node))?
+    }
+
+    pub(super) fn read(node: &Node) -> Option<Self> {
+        let tanh = is_tanh(node)?;
         Some(Self {
             epsilon: [node.float("epsilon1")?, node.float("epsilon2")?],
             whole: node.int("whole")? != 0,
@@ -137,6 +136,22 @@ fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
     let (block, x) = (TntInnerBlock::of(node)?, node.input(0)?);
     let dtype = graph.dtype(x)?;
     let [n, c, _] = sizes(graph, node, &block)?;
+    let values: Vec<String> = DEF.inputs.iter().map(|port| body.input(port.name)).collect();
+    let y = steps(body, graph, &block, &values, [n, c], dtype)?;
+    let y = body.cast(&y, dtype);
+    body.output(&y, "y");
+    Some(())
+}
+
+/// What a block computes of its inputs `values`, over `n` tokens of `c` channels, as a float value.
+pub(super) fn steps(
+    body: &mut Body,
+    graph: &Graph,
+    block: &TntInnerBlock,
+    values: &[String],
+    [n, c]: [i64; 2],
+    dtype: DType,
+) -> Option<String> {
     // What one step gives the next is rounded; sums and the residual stream are float.
     let rounded = |body: &mut Body, v: &str| {
         let narrow = body.cast(v, dtype);
@@ -158,7 +173,6 @@ fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
         let product = body.op("MatMul", &[x, w], vec![]);
         body.op("Add", &[&product, b], vec![])
     };
-    let values: Vec<String> = DEF.inputs.iter().map(|port| body.input(port.name)).collect();
     let values: Vec<String> = values.iter().map(|v| body.cast(v, DType::F32)).collect();
     let [x, scale1, bias1, w_qkv, b_qkv, w_proj, b_proj, scale2, bias2, w1, b1, w2, b2] = &values[..] else {
         return None;
@@ -185,16 +199,18 @@ fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
     let active = gelu(body, &up, block.tanh);
     let active = rounded(body, &active);
     let down = linear(body, &active, w2, b2);
-    let y = body.op("Add", &[&s, &down], vec![]);
-    let y = body.cast(&y, dtype);
-    body.output(&y, "y");
-    Some(())
+    Some(body.op("Add", &[&s, &down], vec![]))
 }
 
 /// A norm counts as 8 an element, a softmax as 5 a score and a GELU as 10, as in the cost model of standard ops.
 fn work(node: &Node, inputs: &[Vec<i64>], _: &[Vec<i64>]) -> Option<(u64, u64)> {
     let heads = TntInnerBlock::of(node)?.num_heads;
     let (&[patches, n, c], &[_, hidden]) = (inputs.first()?.as_slice(), inputs.get(9)?.as_slice()) else { return None };
+    work_of(heads, [patches, n, c, hidden])
+}
+
+/// The same from the sizes: patches, their tokens, channels, hidden columns.
+pub(super) fn work_of(heads: i64, [patches, n, c, hidden]: [i64; 4]) -> Option<(u64, u64)> {
     let rows = count(&[patches, n])?;
     let macs = rows.checked_mul(count(&[c, 4 * c + 2 * hidden + 2 * n])?)?;
     let scores = rows.checked_mul(count(&[n, heads])?)?.checked_mul(5)?;

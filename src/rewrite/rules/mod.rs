@@ -18,6 +18,7 @@ mod straighten;
 mod swin_block;
 mod tnt_bridge;
 mod tnt_inner_block;
+mod tnt_words;
 mod window;
 
 use crate::error::Result;
@@ -39,6 +40,8 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     // What an embedding and a bridge give is the stream of the blocks after them.
     patch_embed::run(engine)?;
     tnt_bridge::run(engine)?;
+    // The adds that it leaves go into the attention blocks.
+    tnt_words::run(engine)?;
     attn_block::run(engine)?;
     mlp_block::run(engine)?;
     attn_block::residuals(engine)?;

@@ -1,0 +1,324 @@
+//! The words of TNT: the blocks over words of all layers, each of which reads what the one before gives, and the bridges that read any of these
+//! words.
+//!
+//! ```text
+//! x -> TrtOptTntInnerBlock = words1 -> TrtOptTntInnerBlock = words2 -> ...
+//! s1, words1 -> TrtOptTntBridge -> y1 ;  s2, words2 -> TrtOptTntBridge -> y2 ;  ...
+//! becomes   TrtOptTntWords(x) -> out1, out2, ... [, words] ;  y1 = s1 + out1 ;  y2 = s2 + out2 ;  ...
+//! ```
+//!
+//! No token goes into the words of a chain, since each block reads nothing but the words before it and weights: so the op needs nothing of the
+//! tokens, and there can be no cycle through a bridge. Words that are read otherwise end a chain, and the next layer begins another. Runs before
+//! blocks over the tokens, which take the adds.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::error::Result;
+use crate::ir::{Graph, Node, NodeId, ValueId, shape_text};
+use crate::onnx::DType;
+use crate::onnx::proto::TensorProto;
+use crate::rewrite::Kind;
+use crate::rewrite::engine::{Engine, Miss, Patch};
+use crate::rewrite::ops::{MAX_WORDS, TntBridge, TntBridgeWeights, TntInnerBlock, TntWords};
+use crate::rewrite::pattern::fused_name;
+use crate::rewrite::rules::attn_block::{regroups, root};
+use crate::rewrite::rules::block::{Fusion, Outcome, Rule, output};
+
+const RULE: &str = "tnt-words";
+
+pub fn run(engine: &mut Engine) -> Result<()> {
+    let asked = engine.options().kinds.contains(&Kind::TntWords);
+    let chains = if asked { chains(engine.graph()) } else { BTreeMap::new() };
+    let rule = Rule {
+        kind: Kind::TntWords,
+        name: RULE,
+        part: Kind::TntInnerBlock,
+        part_of: &|_, anchor| vec![anchor],
+        fusion: &|graph, anchor, label| {
+            let chain = chains.get(&anchor).ok_or_else(|| Miss::new(label, "its words are of no chain"))?;
+            Words::of(graph, chain, label)?.fusion(graph, label)
+        },
+    };
+    rule.run_if_asked(engine, |_, id| chains.contains_key(&id))
+}
+
+/// Blocks over words, each of which reads what the one before gives, and the bridges that read these words or what the first one reads.
+struct Chain {
+    layers: Vec<NodeId>,
+    /// With the layer behind which each reads, ascending.
+    bridges: Vec<(i64, NodeId)>,
+    /// Whether something else reads the last words.
+    read: bool,
+}
+
+/// What reads words, themselves or regrouped.
+#[derive(Default)]
+struct Readers {
+    blocks: Vec<NodeId>,
+    bridges: Vec<NodeId>,
+    others: bool,
+}
+
+impl Readers {
+    fn of(graph: &Graph, words: ValueId) -> Self {
+        let mut readers = Self::default();
+        let mut values = vec![words];
+        while let Some(value) = values.pop() {
+            readers.others |= graph.is_output(value) || graph.is_named_elsewhere(value);
+            for &user in graph.uses(value) {
+                let node = graph.node(user);
+                let bridged = || TntBridge::weights(node).is_some_and(|w| w.words == value);
+                if regroups(node) {
+                    values.extend(node.output(0).filter(|_| node.input(0) == Some(value)));
+                } else if TntInnerBlock::of(node).is_some() && node.input(0) == Some(value) {
+                    readers.blocks.push(user);
+                } else if TntBridge::of(node).is_some() && bridged() {
+                    readers.bridges.push(user);
+                } else {
+                    readers.others = true;
+                }
+            }
+        }
+        readers
+    }
+}
+
+/// All chains that a bridge reads words of, by their first block.
+fn chains(graph: &Graph) -> BTreeMap<NodeId, Chain> {
+    let blocks = graph.order().iter().copied().filter(|&id| TntInnerBlock::of(graph.node(id)).is_some());
+    let mut chained = BTreeSet::new();
+    let mut chains = BTreeMap::new();
+    // In the order of the graph the first block of a chain comes first.
+    for first in blocks {
+        if chained.contains(&first) {
+            continue;
+        }
+        let chain = Chain::from(graph, first);
+        chained.extend(chain.layers.iter().copied());
+        if !chain.bridges.is_empty() {
+            chains.insert(first, chain);
+        }
+    }
+    chains
+}
+
+impl Chain {
+    fn from(graph: &Graph, first: NodeId) -> Self {
+        let mut chain = Self { layers: vec![first], bridges: vec![], read: false };
+        // Bridges that read the words before the first block, unless a chain ends there, which has them.
+        if let Some(x) = graph.node(first).input(0).map(|x| root(graph, x))
+            && graph.producer(x).is_none_or(|(_, node)| TntInnerBlock::of(node).is_none())
+        {
+            chain.bridges.extend(Readers::of(graph, x).bridges.into_iter().map(|bridge| (0, bridge)));
+        }
+        let mut last = first;
+        while let Some(words) = graph.node(last).output(0) {
+            let readers = Readers::of(graph, words);
+            let after = chain.layers.len() as i64;
+            chain.bridges.extend(readers.bridges.into_iter().map(|bridge| (after, bridge)));
+            match readers.blocks[..] {
+                [next] if !readers.others && alike(graph, first, next) => {
+                    chain.layers.push(next);
+                    last = next;
+                }
+                _ => {
+                    chain.read = readers.others || !readers.blocks.is_empty();
+                    break;
+                }
+            }
+        }
+        chain
+    }
+}
+
+/// Whether two blocks have the same sizes and attributes.
+fn alike(graph: &Graph, a: NodeId, b: NodeId) -> bool {
+    let (a, b) = (graph.node(a), graph.node(b));
+    let shapes =
+        |node: &Node| -> Option<Vec<Vec<i64>>> { node.inputs[1..].iter().map(|v| graph.static_shape((*v)?)).collect() };
+    let x = |node: &Node| node.input(0).and_then(|v| Some((graph.shape(v)?.to_vec(), graph.dtype(v)?)));
+    TntInnerBlock::of(a) == TntInnerBlock::of(b) && x(a).is_some() && x(a) == x(b) && shapes(a) == shapes(b)
+}
+
+/// A bridge of a chain.
+struct Bridge<'a> {
+    node: &'a Node,
+    weights: TntBridgeWeights,
+    /// What the words are added to, and what is added to that before.
+    stream: ValueId,
+    residual: Option<ValueId>,
+    out: ValueId,
+}
+
+impl<'a> Bridge<'a> {
+    fn of(graph: &'a Graph, id: NodeId) -> Outcome<Self> {
+        let node = graph.node(id);
+        let odd = || Miss::new(graph.node_label(id), "it has other inputs than its op");
+        let weights = TntBridge::weights(node).ok_or_else(odd)?;
+        let stream = node.input(0).ok_or_else(odd)?;
+        let residual = node.input(1).filter(|_| node.int("residual") == Some(1));
+        Ok(Self { node, weights, stream, residual, out: output(graph, id)? })
+    }
+}
+
+/// A chain about to become one node.
+struct Words<'a> {
+    op: TntWords,
+    chain: &'a Chain,
+    bridges: Vec<Bridge<'a>>,
+    x: ValueId,
+    /// What reads it reads the last words.
+    last: ValueId,
+    /// The weights of all layers, then of all bridges, one behind the other.
+    weights: Vec<(&'static str, TensorProto)>,
+}
+
+const LAYER_WEIGHTS: [&str; 12] =
+    ["scale1", "bias1", "w_qkv", "b_qkv", "w_proj", "b_proj", "scale2", "bias2", "w1", "b1", "w2", "b2"];
+const BRIDGE_WEIGHTS: [&str; 6] =
+    ["bridge_scale1", "bridge_bias1", "bridge_w", "bridge_b", "bridge_scale2", "bridge_bias2"];
+
+impl<'a> Words<'a> {
+    fn of(graph: &'a Graph, chain: &'a Chain, label: &str) -> Outcome<Self> {
+        let odd = || Miss::new(label, "it has other inputs than its op");
+        let (first, last) = (chain.layers[0], chain.layers[chain.layers.len() - 1]);
+        let block = graph.node(first);
+        let layer = TntInnerBlock::of(block).ok_or_else(odd)?;
+        let x = block.input(0).ok_or_else(odd)?;
+        let bridges = chain.bridges.iter().map(|&(_, id)| Bridge::of(graph, id)).collect::<Outcome<Vec<_>>>()?;
+        if chain.layers.len() > MAX_WORDS || bridges.len() > MAX_WORDS {
+            return Err(Miss::new(label, "it has more layers or bridges than the plugin takes").expected(
+                format!("at most {MAX_WORDS} of each"),
+                format!("{} layers, {} bridges", chain.layers.len(), bridges.len()),
+            ));
+        }
+        let like = bridges.first().ok_or_else(odd)?;
+        let bridge = TntBridge::of(like.node).ok_or_else(odd)?;
+        for (other, &(_, id)) in bridges.iter().zip(&chain.bridges) {
+            check_alike(graph, like, other, graph.node_label(id))?;
+        }
+        let [tokens, covered] = check_rows(graph, label, x, like)?;
+        let op = TntWords {
+            layer,
+            epsilon: bridge.epsilon,
+            tokens,
+            begin: bridge.begin,
+            covered,
+            after: chain.bridges.iter().map(|&(after, _)| after).collect(),
+            words: chain.read,
+        };
+        let mut weights = vec![];
+        for (i, name) in LAYER_WEIGHTS.into_iter().enumerate() {
+            let all = chain.layers.iter().map(|&id| graph.node(id).input(i + 1)).collect::<Option<Vec<_>>>();
+            weights.push((name, stacked(graph, &all.ok_or_else(odd)?, !name.starts_with('w'))?));
+        }
+        for (i, name) in BRIDGE_WEIGHTS.into_iter().enumerate() {
+            let all: Vec<ValueId> = bridges.iter().map(|b| bridge_weights(&b.weights)[i]).collect();
+            weights.push((name, stacked(graph, &all, false)?));
+        }
+        Ok(Self { op, chain, bridges, x, last: output(graph, last)?, weights })
+    }
+
+    fn fusion(self, graph: &Graph, label: &str) -> Outcome<Fusion> {
+        let unknown = || Miss::new(label, "the shapes of its words and tokens are not known");
+        let name = fused_name(graph, label, "TrtOptTntWords");
+        let mut patch = Patch::new(graph, RULE);
+        let weights: Vec<ValueId> = self
+            .weights
+            .into_iter()
+            .map(|(weight, tensor)| patch.constant(&format!("{name}/{weight}"), tensor))
+            .collect();
+        let outs: Vec<ValueId> = self
+            .bridges
+            .iter()
+            .enumerate()
+            .map(|(i, bridge)| patch.value_like(graph, &format!("{name}/out{i}"), bridge.out))
+            .collect();
+        let mut outputs = outs.clone();
+        if self.chain.read {
+            let shape = graph.shape(self.x).ok_or_else(unknown)?;
+            let words = patch.value(&format!("{name}/words"), graph.dtype(self.x), Some(shape.to_vec()));
+            outputs.push(words);
+            let last = graph.shape(self.last).ok_or_else(unknown)?.to_vec();
+            let last = patch.reshape(graph, words, &last, &format!("{name}/shape")).ok_or_else(unknown)?;
+            patch.replace(self.last, last);
+        }
+        let mut fused = self.op.node(self.x, &weights);
+        fused.name.clone_from(&name);
+        patch.node(fused, outputs);
+        for (bridge, &out) in self.bridges.iter().zip(&outs) {
+            let mut sum = bridge.stream;
+            for (what, addend) in [("residual", bridge.residual), ("sum", Some(out))] {
+                let Some(addend) = addend else { continue };
+                let name = format!("{}/{what}", bridge.node.name);
+                let y = patch.value_like(graph, &name, bridge.out);
+                patch.node(Node { name, ..Node::new("Add", [sum, addend]) }, [y]);
+                sum = y;
+            }
+            patch.replace(bridge.out, sum);
+        }
+        let covers: Vec<NodeId> =
+            self.chain.layers.iter().copied().chain(self.chain.bridges.iter().map(|&(_, id)| id)).collect();
+        patch.cover(covers.iter().copied());
+        Ok(Fusion { patch, name, covers })
+    }
+}
+
+/// Weights of a bridge, in the order of the op's inputs.
+fn bridge_weights(w: &TntBridgeWeights) -> [ValueId; 6] {
+    [w.norm_scale[0], w.norm_bias[0], w.w, w.b, w.norm_scale[1], w.norm_bias[1]]
+}
+
+/// A miss unless two bridges have the same sizes and attributes.
+fn check_alike(graph: &Graph, like: &Bridge, other: &Bridge, label: String) -> Outcome<()> {
+    let text = |bridge: &Bridge| {
+        let shape = |v: ValueId| graph.shape(v).map_or_else(|| "an unknown shape".into(), shape_text);
+        let op = TntBridge::of(bridge.node);
+        let op = op.map_or_else(String::new, |op| format!("from token {} on, epsilons {:?}", op.begin, op.epsilon));
+        format!("{} to {}, {op}", shape(bridge.weights.words), shape(bridge.out))
+    };
+    if text(like) == text(other) {
+        return Ok(());
+    }
+    Err(Miss::new(label, "its bridges are of different sizes").expected(text(like), text(other)))
+}
+
+/// Tokens of an image, and how many of them words are of, if a bridge's row is of whole patches.
+fn check_rows(graph: &Graph, label: &str, x: ValueId, bridge: &Bridge) -> Outcome<[i64; 2]> {
+    let sizes = || {
+        let ([_, n, c], [_, tokens, _]) = (graph.shape(x)?, graph.shape(bridge.out)?) else { return None };
+        let [_, covered, width] = graph.shape(bridge.weights.words)? else { return None };
+        Some((n.int()?.checked_mul(c.int()?)?, tokens.int()?, covered.int()?, width.int()?))
+    };
+    let (patch, tokens, covered, width) =
+        sizes().ok_or_else(|| Miss::new(label, "the shapes of its words and tokens are not known"))?;
+    if width % patch != 0 {
+        return Err(Miss::new(label, "a bridge's rows are not of whole patches of words")
+            .expected(format!("a multiple of {patch} values"), width));
+    }
+    Ok([tokens, covered])
+}
+
+/// The weights, of one type and shape, one behind the other; `flat`: each in a row.
+fn stacked(graph: &Graph, weights: &[ValueId], flat: bool) -> Outcome<TensorProto> {
+    let first = weights[0];
+    let mut data = vec![];
+    for &weight in weights {
+        let at = &graph.value(weight).name;
+        let tensor = graph.constant(weight).ok_or_else(|| {
+            Miss::new(at, "a weight is computed, so that those of all layers cannot be one")
+                .expected("an initializer", "a computed tensor")
+        })?;
+        let found = (graph.dtype(weight), graph.static_shape(weight));
+        if found != (graph.dtype(first), graph.static_shape(first)) {
+            return Err(Miss::new(at, "the weights of its layers are of different types or shapes"));
+        }
+        let bytes = tensor.data().map_err(|error| Miss::new(at, format!("a weight cannot be read: {error}")))?;
+        data.extend_from_slice(&bytes);
+    }
+    let shape = graph.static_shape(first).unwrap_or_default();
+    let shape = if flat { vec![shape.iter().product()] } else { shape };
+    let dtype = graph.dtype(first).unwrap_or(DType::F32);
+    let dims = [&[weights.len() as i64], &shape[..]].concat();
+    Ok(TensorProto::from_raw("", dtype, &dims, data.into()))
+}
