@@ -1,0 +1,394 @@
+//! Chains over words of TNT and PyramidTNT, with their bridges: every export has its own, they compute the same, and every near miss says why.
+
+#[path = "common/block.rs"]
+mod block;
+mod common;
+
+use block::{Net, comparison, costs_less_than_its_parts, int, ints, nodes, only_if_asked_for, rewritten_parts, weight};
+use trt_opt::onnx::proto::{AttributeProto, ModelProto, NodeProto, TensorProto};
+use trt_opt::rewrite::{Kind, Options, Status};
+use trt_opt::testing;
+
+const OP: &str = "TrtOptTntWords";
+const LAYER: &str = "TrtOptTntInnerBlock";
+const BRIDGE: &str = "TrtOptTntBridge";
+
+/// The layers behind which the bridges of a node read.
+fn after(node: &NodeProto) -> Vec<i64> {
+    let after = &node.attribute.iter().find(|a| a.name() == "after").unwrap().ints;
+    assert_eq!(after.len(), 32);
+    after.iter().copied().filter(|&layer| layer >= 0).collect()
+}
+
+/// All exports, with the words alone and with all blocks beside them. Those of TNT have two layers, those of PyramidTNT a layer at each of two
+/// stages.
+#[test]
+fn exports_have_all_their_words_and_compute_the_same() {
+    let mut wrong = vec![];
+    let mut seen = [0, 0];
+    for path in common::fixtures() {
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        let pyramid = name.starts_with("ptnt");
+        if !pyramid && !name.starts_with("tnt") {
+            continue;
+        }
+        seen[usize::from(pyramid)] += 1;
+        for options in [block::with(&[Kind::TntWords]), block::with(&Kind::ALL)] {
+            let rewrite = testing::rewrite_with(&path, &options).unwrap();
+            let (proto, ledger) = (&rewrite.model().proto, rewrite.ledger());
+            let found: Vec<_> = nodes(proto, OP).iter().map(|n| (after(n), int(n, "whole"), int(n, "words"))).collect();
+            // The words of PyramidTNT's first stage go on to the second.
+            let expected = match pyramid {
+                false => vec![(vec![1, 2], 0, 0)],
+                true => vec![(vec![1], 1, 1), (vec![1], 1, 0)],
+            };
+            if found != expected || !nodes(proto, BRIDGE).is_empty() {
+                wrong.push(format!("{name}: {found:?} instead of {expected:?}"));
+            }
+            // Bridges are where the words are; what is left of the blocks over few tokens are those over the tokens.
+            let words: Vec<_> = ledger.sites.iter().filter(|s| s.kind == Kind::TntWords).collect();
+            let into = |site: &&trt_opt::rewrite::Site| words.iter().any(|w| w.into == site.into);
+            let bridges = ledger.sites.iter().filter(|s| s.kind == Kind::TntBridge).filter(into).count();
+            if bridges != 2 || words.iter().any(|s| s.status != Status::Fused) {
+                wrong.push(format!("{name}: {bridges} bridges in words: {words:?}"));
+            }
+            if let Err(error) = rewrite.compare(&comparison(&name)).and_then(|report| report.check()) {
+                wrong.push(format!("{name}: {error}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert_eq!(seen, [10, 10]);
+}
+
+/// Layers and bridges as nodes to spoil: what their rules make of a model.
+struct Parts {
+    nodes: Vec<NodeProto>,
+    weights: Vec<TensorProto>,
+    inputs: Vec<(&'static str, Vec<i64>)>,
+    outputs: Vec<(&'static str, Vec<i64>)>,
+}
+
+const IMAGES: i64 = 2;
+const PATCHES: i64 = 4;
+const WORDS: i64 = 4;
+const INNER: i64 = 8;
+const HIDDEN: i64 = 16;
+const WIDTH: i64 = WORDS * INNER;
+const CHANNELS: i64 = 16;
+const TOKENS: i64 = PATCHES + 1;
+
+fn plugin(op: &str, inputs: Vec<String>, output: &str, attributes: Vec<AttributeProto>) -> NodeProto {
+    let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
+    NodeProto { domain: Some("trt.opt".into()), attribute: attributes, ..common::node(op, &inputs, &[output]) }
+}
+
+impl Net for Parts {
+    const KIND: Kind = Kind::TntWords;
+    const OP: &'static str = OP;
+
+    fn nodes(&mut self) -> &mut Vec<NodeProto> {
+        &mut self.nodes
+    }
+
+    fn weights(&mut self) -> &mut Vec<TensorProto> {
+        &mut self.weights
+    }
+
+    fn rewrite(&self, options: &Options) -> testing::Rewrite {
+        rewritten_parts(&self.nodes, &self.weights, [&self.inputs, &self.outputs], options)
+    }
+}
+
+impl Parts {
+    /// Words w0 to wL; tokens s0, s1, ... of which each but the first is a bridge's result.
+    fn new(layers: usize) -> Self {
+        let mut net = Self {
+            nodes: vec![],
+            weights: vec![ints("rows", &[IMAGES, PATCHES, WIDTH])],
+            inputs: vec![("w0", vec![IMAGES * PATCHES, WORDS, INNER]), ("s0", vec![IMAGES, TOKENS, CHANNELS])],
+            outputs: vec![],
+        };
+        for i in 1..=layers {
+            net.layer(i);
+            net.bridge(i, &format!("w{i}"), &format!("s{}", i - 1), &format!("s{i}"));
+        }
+        // Leaked, since outputs have static names: a handful of bytes a test.
+        net.outputs.push((String::leak(format!("s{layers}")), vec![IMAGES, TOKENS, CHANNELS]));
+        net
+    }
+
+    /// Weights of these shapes, called after a node.
+    fn weights_of(&mut self, node: &str, shapes: &[(&str, &[i64])]) -> Vec<String> {
+        let names: Vec<String> = shapes.iter().map(|(name, _)| format!("{node}_{name}")).collect();
+        self.weights.extend(names.iter().zip(shapes).map(|(name, (_, dims))| weight(name, dims)));
+        names
+    }
+
+    fn layer(&mut self, i: usize) {
+        let (c, h) = (INNER, HIDDEN);
+        let weights = self.weights_of(
+            &format!("layer{i}"),
+            &[
+                ("scale1", &[c]),
+                ("bias1", &[c]),
+                ("w_qkv", &[c, 3 * c]),
+                ("b_qkv", &[3 * c]),
+                ("w_proj", &[c, c]),
+                ("b_proj", &[c]),
+                ("scale2", &[c]),
+                ("bias2", &[c]),
+                ("w1", &[c, h]),
+                ("b1", &[h]),
+                ("w2", &[h, c]),
+                ("b2", &[c]),
+            ],
+        );
+        let inputs = [vec![format!("w{}", i - 1)], weights].concat();
+        let attributes = vec![
+            AttributeProto::float("epsilon1", 1e-5),
+            AttributeProto::float("epsilon2", 1e-3),
+            AttributeProto::int("whole", 0),
+            AttributeProto::int("num_heads", 2),
+            AttributeProto::float("scale", 0.5),
+            AttributeProto::string("approximate", "none"),
+        ];
+        self.nodes.push(plugin(LAYER, inputs, &format!("w{i}"), attributes));
+    }
+
+    fn bridge(&mut self, i: usize, words: &str, from: &str, to: &str) {
+        let (k, c) = (WIDTH, CHANNELS);
+        let weights = self.weights_of(
+            &format!("bridge{i}"),
+            &[("scale1", &[k]), ("bias1", &[k]), ("w", &[k, c]), ("b", &[c]), ("scale2", &[c]), ("bias2", &[c])],
+        );
+        let rows = format!("rows{i}");
+        self.nodes.push(common::node("Reshape", &[words, "rows"], &[&rows]));
+        let inputs = [vec![from.to_owned(), rows], weights].concat();
+        let attributes = vec![
+            AttributeProto::float("epsilon1", 1e-5),
+            AttributeProto::float("epsilon2", 1e-3),
+            AttributeProto::int("residual", 0),
+            AttributeProto::int("begin", 1),
+        ];
+        self.nodes.push(plugin(BRIDGE, inputs, to, attributes));
+    }
+
+    fn attribute(&mut self, output: &str, attribute: AttributeProto) {
+        let node = self.node(output);
+        node.attribute.retain(|a| a.name() != attribute.name());
+        node.attribute.push(attribute);
+    }
+
+    /// What is left: the nodes of the chain, and all others by op.
+    fn fused(&self) -> (Vec<NodeProto>, Vec<String>) {
+        let (model, ledger) = self.fuse();
+        let made: Vec<NodeProto> = nodes(&model, OP).into_iter().cloned().collect();
+        assert_eq!((made.len(), ledger.count(Kind::TntWords).missed), (ledger.sites.len(), 0), "{:?}", ledger.sites);
+        (made, others(&model))
+    }
+
+    fn missed_because(&self, reason: &str) {
+        let site = self.missed();
+        assert!(site.reason.as_ref().is_some_and(|found| found.contains(reason)), "expected {reason}: {site:?}");
+        let layers = self.nodes.iter().filter(|n| n.op_type() == LAYER).count();
+        assert_eq!(nodes(&self.fuse().0, LAYER).len(), layers);
+    }
+}
+
+fn others(model: &ModelProto) -> Vec<String> {
+    let all = model.graph.as_ref().unwrap().node.iter();
+    all.filter(|n| n.op_type() != OP).map(|n| n.op_type().to_owned()).collect()
+}
+
+#[test]
+fn the_words_are_one_node_and_the_tokens_add_what_it_gives() {
+    let net = Parts::new(3);
+    let (made, others) = net.fused();
+    assert_eq!(others, ["Add"; 3]);
+    let node = &made[0];
+    let float = |name: &str| node.attribute.iter().find(|a| a.name() == name).unwrap().f.unwrap();
+    let epsilons = ["epsilon1", "epsilon2", "bridge_epsilon1", "bridge_epsilon2"].map(float);
+    assert_eq!(epsilons, [1e-5, 1e-3, 1e-5, 1e-3]);
+    assert_eq!(["tokens", "begin", "covered", "words"].map(|name| int(node, name)), [TOKENS, 1, PATCHES, 0]);
+    assert_eq!((after(node), node.input.len(), node.output.len()), (vec![1, 2, 3], 19, 3));
+    // Weights of all layers, one behind the other.
+    let rewrite = net.rewrite(&block::with(&[Kind::TntWords]));
+    let graph = rewrite.model().proto.graph.clone().unwrap();
+    let shape = |i: usize| graph.initializer.iter().find(|t| t.name() == node.input[i]).unwrap().dims.clone();
+    assert_eq!([shape(3), shape(15)], [vec![3, INNER, 3 * INNER], vec![3, WIDTH, CHANNELS]]);
+    let w1 = graph.initializer.iter().find(|t| t.name() == node.input[9]).unwrap().to_f64_vec().unwrap();
+    let parts = (1..=3).flat_map(|i| weight(&format!("layer{i}_w1"), &[INNER, HIDDEN]).to_f64_vec().unwrap());
+    assert_eq!(w1, parts.collect::<Vec<_>>());
+}
+
+#[test]
+fn bridges_may_be_fewer_or_more_than_layers() {
+    // None behind the second layer; two behind the third; one of the words before the first.
+    let mut net = Parts::new(3);
+    net.nodes.retain(|n| !["rows2", "s2"].contains(&n.output[0].as_str()));
+    net.input("s3", 0, "s1");
+    net.bridge(4, "w3", "s3", "s4");
+    net.bridge(5, "w0", "s4", "s5");
+    net.outputs[0].0 = "s5";
+    let (made, others) = net.fused();
+    assert_eq!((after(&made[0]), others.len()), (vec![0, 1, 3, 3], 4));
+    // One layer with its bridge.
+    let (made, _) = Parts::new(1).fused();
+    assert_eq!(after(&made[0]), [1]);
+    // No bridge: no site.
+    let mut net = Parts::new(2);
+    net.nodes.retain(|n| n.op_type() == LAYER);
+    net.outputs = vec![("w2", vec![IMAGES * PATCHES, WORDS, INNER])];
+    let (model, ledger) = net.fuse();
+    assert!(nodes(&model, OP).is_empty() && ledger.sites.is_empty());
+}
+
+#[test]
+fn the_last_words_are_given_where_somebody_reads_them() {
+    let mut net = Parts::new(2);
+    net.outputs.push(("w2", vec![IMAGES * PATCHES, WORDS, INNER]));
+    let (made, _) = net.fused();
+    assert_eq!((int(&made[0], "words"), made[0].output.len()), (1, 3));
+}
+
+/// Words that are read otherwise are given by the chain that ends with them.
+#[test]
+fn words_read_otherwise_end_a_chain() {
+    let mut net = Parts::new(4);
+    net.outputs.push(("w2", vec![IMAGES * PATCHES, WORDS, INNER]));
+    let (made, _) = net.fused();
+    let found: Vec<_> = made.iter().map(|n| (after(n), int(n, "words"))).collect();
+    assert_eq!(found, [(vec![1, 2], 1), (vec![1, 2], 0)]);
+    assert_eq!(made[1].input[0], "w2");
+}
+
+/// The words of a layer that needs tokens are another chain's, behind the bridge of those tokens.
+#[test]
+fn words_that_depend_on_tokens_begin_another_chain() {
+    let mut net = Parts::new(2);
+    let at = net.nodes.iter().position(|n| n.output[0] == "w2").unwrap();
+    let mean = NodeProto {
+        attribute: vec![AttributeProto::int("keepdims", 1)],
+        ..common::node("ReduceMean", &["s1"], &["mean"])
+    };
+    net.nodes.splice(at..at, [mean, common::node("Add", &["w1", "mean"], &["mixed"])]);
+    net.input("w2", 0, "mixed");
+    let (made, _) = net.fused();
+    assert_eq!(made.iter().map(|n| (after(n), int(n, "words"))).collect::<Vec<_>>(), [(vec![1], 1), (vec![1], 0)]);
+}
+
+#[test]
+fn layers_of_other_attributes_begin_another_chain() {
+    let mut net = Parts::new(4);
+    for words in ["w3", "w4"] {
+        net.attribute(words, AttributeProto::int("num_heads", 4));
+    }
+    let (made, _) = net.fused();
+    assert_eq!(made.iter().map(|n| int(n, "num_heads")).collect::<Vec<_>>(), [2, 4]);
+    assert_eq!(made.iter().map(|n| int(n, "words")).collect::<Vec<_>>(), [1, 0]);
+}
+
+/// What is added goes into the attention blocks behind the bridges.
+#[test]
+fn attention_blocks_take_the_adds() {
+    let mut net = Parts::new(2);
+    for i in 1..=2 {
+        let (c, to) = (CHANNELS, format!("a{i}"));
+        let weights = net.weights_of(
+            &to,
+            &[
+                ("scale", &[c]),
+                ("bias", &[c]),
+                ("w_qkv", &[c, 3 * c]),
+                ("b_qkv", &[3 * c]),
+                ("w_proj", &[c, c]),
+                ("b_proj", &[c]),
+            ],
+        );
+        let attributes = vec![
+            AttributeProto::float("epsilon", 1e-5),
+            AttributeProto::int("residual", 0),
+            AttributeProto::int("num_heads", 2),
+            AttributeProto::float("scale", 0.4),
+            AttributeProto::int("bias", 0),
+        ];
+        let attention = plugin("TrtOptAttnBlock", [vec![format!("s{i}")], weights].concat(), &to, attributes);
+        let at = net.nodes.iter().position(|n| n.output[0] == format!("s{i}")).unwrap() + 1;
+        net.nodes.insert(at, attention);
+    }
+    net.input("s2", 0, "a1");
+    net.outputs[0].0 = "a2";
+    let rewrite = net.rewrite(&block::with(&[Kind::TntWords, Kind::AttnBlock]));
+    rewrite.compare(&trt_opt::verify::Options::default()).unwrap().check().unwrap();
+    let model = &rewrite.model().proto;
+    assert_eq!(others(model), ["TrtOptAttnBlock"; 2]);
+    assert!(nodes(model, "TrtOptAttnBlock").iter().all(|n| int(n, "residual") == 1));
+    // A bridge that has taken an add already leaves two, of which the block takes one.
+    net.attribute("s2", AttributeProto::int("residual", 1));
+    net.node("s2").input.insert(1, "s0".into());
+    let model = net.rewrite(&block::with(&[Kind::TntWords, Kind::AttnBlock])).model().proto.clone();
+    assert_eq!(others(&model), ["TrtOptAttnBlock", "Add", "TrtOptAttnBlock"]);
+    net.fused();
+}
+
+#[test]
+fn bridges_of_other_attributes_are_missed() {
+    for (reason, attribute) in
+        [("epsilon1", AttributeProto::float("epsilon1", 1e-2)), ("begin", AttributeProto::int("begin", 0))]
+    {
+        let mut net = Parts::new(2);
+        net.attribute("s2", attribute);
+        net.missed_because("its bridges are of different sizes");
+        assert!(net.missed().found.is_some(), "{reason}");
+    }
+}
+
+#[test]
+fn computed_weights_are_missed() {
+    for name in ["layer2_w1", "bridge1_w"] {
+        let mut net = Parts::new(2);
+        let dims = net.weights.iter().find(|w| w.name() == name).unwrap().dims.clone();
+        net.weights.retain(|w| w.name() != name);
+        net.inputs.push((name, dims));
+        net.missed_because("a weight is computed");
+    }
+}
+
+#[test]
+fn rows_of_parts_of_patches_are_missed() {
+    let mut net = Parts::new(1);
+    net.set(ints("rows", &[IMAGES, 2 * PATCHES, WIDTH / 2]));
+    for (name, dims) in [("scale1", vec![WIDTH / 2]), ("bias1", vec![WIDTH / 2]), ("w", vec![WIDTH / 2, CHANNELS])] {
+        net.set(weight(&format!("bridge1_{name}"), &dims));
+    }
+    net.inputs[1].1[1] = 2 * PATCHES + 1;
+    net.outputs[0].1[1] = 2 * PATCHES + 1;
+    net.missed_because("a bridge's rows are not of whole patches of words");
+    // Rows of two patches each are whole.
+    let mut net = Parts::new(1);
+    net.set(ints("rows", &[IMAGES, PATCHES / 2, 2 * WIDTH]));
+    for (name, dims) in [("scale1", vec![2 * WIDTH]), ("bias1", vec![2 * WIDTH]), ("w", vec![2 * WIDTH, CHANNELS])] {
+        net.set(weight(&format!("bridge1_{name}"), &dims));
+    }
+    let (made, _) = net.fused();
+    assert_eq!((int(&made[0], "covered"), int(&made[0], "tokens")), (PATCHES / 2, TOKENS));
+}
+
+#[test]
+fn more_layers_than_the_plugin_takes_are_missed() {
+    let (made, _) = Parts::new(32).fused();
+    assert_eq!(after(&made[0]).len(), 32);
+    Parts::new(33).missed_because("it has more layers or bridges than the plugin takes");
+}
+
+#[test]
+fn words_are_not_fused_unless_asked_for_and_can_be_left() {
+    only_if_asked_for(&Parts::new(2), "tnt-words");
+}
+
+#[test]
+fn the_cost_of_the_words_is_less_than_that_of_their_parts() {
+    let [parts, words] = costs_less_than_its_parts(&Parts::new(3));
+    assert_eq!(words, parts);
+}
