@@ -296,6 +296,8 @@ cudaError_t tnt_bridge(const TntBridgeProblem& problem, cudaStream_t stream);
 int64_t tnt_bridge_workspace(const TntBridgeProblem& problem);
 
 constexpr int32_t kWordsMaxLayers = 32, kWordsMaxBridges = 32;
+// What the one kernel of all bridges takes, in fp16 on sm_90 and later, in multiples of 8; that of the blocks takes what theirs does (kInner...).
+constexpr int32_t kWordsMaxWidth = 704, kWordsMaxChannels = 1024;
 // The blocks of a chain over words, and the bridges that read them. words(0) = inner.x; words(i + 1) = tnt_inner_block of layer i over words(i).
 // out[j] = normalize2(normalize1(words(after[j])) * W_j + b_j) in `covered` tokens of each image from `begin` on, 0 in the others.
 struct TntWordsProblem {

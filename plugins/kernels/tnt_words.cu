@@ -99,18 +99,21 @@ struct Shape {
     int (*shared)(int width);
     WordsBridgesLauncher* launch;
 };
-template <class Tile> constexpr Shape shape(WordsBridgesLauncher* launch) { return {Tile::kRows, Tile::kColumns, Tile::bridge_bytes, launch}; }
+template <class Tile> constexpr Shape shape(WordsBridgesLauncher* launch) {
+    static_assert(Tile::kColumns * kBridgeMaxCluster >= kWordsMaxChannels);
+    return {Tile::kRows, Tile::kColumns, Tile::bridge_bytes, launch};
+}
 const Shape kShapes[] = {shape<WordsTile64x128>(launch_words_bridges_64x128), shape<WordsTile32x128>(launch_words_bridges_32x128), shape<WordsTile16x128>(launch_words_bridges_16x128)};
 
 // The largest tile that fits; null: none.
 const Shape* bridges_shape(const Words& words) {
     const TntWordsProblem& q = words.q;
-    if (q.inner.dtype != DType::kHalf || device().major < 9 || q.width % 8 != 0 || q.channels % 8 != 0 || int64_t{q.width} * q.channels > INT32_MAX) return nullptr;
+    if (q.inner.dtype != DType::kHalf || device().major < 9 || q.width > kWordsMaxWidth || q.channels > kWordsMaxChannels || q.width % 8 != 0 || q.channels % 8 != 0) return nullptr;
     if (!aligned_to(16, q.scale1, q.bias1, q.w, q.b, q.scale2, q.bias2)) return nullptr;
     for (int j = 0; j < q.bridges; ++j)
         if (!aligned_to(16, words.read(q.after[j]), q.out[j])) return nullptr;
     for (const Shape& s : kShapes)
-        if ((q.channels + s.columns - 1) / s.columns <= kBridgeMaxCluster && s.shared(q.width) <= device().shared) return &s;
+        if (s.shared(q.width) <= device().shared) return &s;
     return nullptr;
 }
 

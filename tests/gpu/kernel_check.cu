@@ -1167,7 +1167,8 @@ void edge_cases(Checker& c) {
             check(c, most);
         }
         check(c, WordsCase{t, 0, 197, 1, 196, 1, 16, 4, 6, 96, 12, 384, {0, 12}, true});
-        check(c, WordsCase{t, 2, 50, 1, 49, 1, 16, 4, 6, 96, 2, 384, {0, 1, 2}, true, false, false, 0, 20.f});
+        // Not behind a block: what rounding such words costs a norm is more than the limit.
+        check(c, WordsCase{t, 2, 50, 1, 49, 1, 16, 4, 6, 96, 2, 384, {0, 0}, true, false, false, 0, 20.f});
         check(c, BridgeCase{t, 2, 50, 1, 49, 96, 96, false, 0, 20.f}), check(c, BridgeCase{t, 2, 50, 1, 49, 384, 384, true, 0, 20.f});
         for (DType x : {t, DType::kFloat}) {
             // Swin, UniFormer and ViT; then columns that fill no tile, patches of one step and of several slices, edges that fill no patch
