@@ -88,10 +88,13 @@ bool chain_arguments(const Words& words, WordsChainArgs& p) {
     TntInnerBlockProblem first = words.q.inner;
     first.y = words.q.y;
     if (device().major < 8 || !tnt_inner_arguments(first, p.inner)) return false;
-    p.layers = words.layers(), p.stages = 0;
+    p.layers = words.layers();
+    for (int i = 0; i < kInnerTensors; ++i) {
+        const auto units = static_cast<int>(p.inner.parts[i].units);
+        p.copies += units, p.head_copies += i < kQkv ? 0 : units;
+    }
     for (int i = 0; i < kWordsMaxLayers; ++i) p.words[i] = i < p.layers && words.wanted(i + 1) ? static_cast<__half*>(words.write(i + 1)) : nullptr;
-    // Places in a stage are 16-bit.
-    return p.inner.shared <= (1 << 16) / 8 && words_chain_bytes(p, 1) <= device().shared;
+    return words_chain_bytes(p, 1) <= device().shared;
 }
 
 struct Shape {

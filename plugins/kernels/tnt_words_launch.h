@@ -7,12 +7,8 @@
 
 namespace trt_opt {
 
-// Of shared memory: weights, and where they go.
-inline int words_chain_bytes(const WordsChainArgs& p, int stages) {
-    uint32_t units = 0;
-    for (const InnerPart& part : p.inner.parts) units += part.units;
-    return stages * 16 * p.inner.shared + static_cast<int>((2 * units + 15) / 16 * 16);
-}
+// Of shared memory: weights, and the list of what to fetch.
+inline int64_t words_chain_bytes(const WordsChainArgs& p, int stages) { return int64_t{16} * stages * p.inner.shared + int64_t{p.copies} * static_cast<int64_t>(sizeof(inner::Copy)); }
 using WordsChainLauncher = cudaError_t(const WordsChainArgs&, cudaStream_t);
 WordsChainLauncher launch_words_chain_8, launch_words_chain_16;  // by head size, rounded up
 
