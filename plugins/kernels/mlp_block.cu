@@ -167,22 +167,29 @@ bool valid(const MlpBlockProblem& q) {
     return q.rows >= 0 && q.channels > 0 && q.channels <= kMlpMaxChannels && q.hidden > 0 && q.hidden <= kMlpMaxHidden;
 }
 
-// The tactics that are worth timing, of one kernel and of two, cheapest first by the estimates, behind those of clusters that share out a
-// few rows, whose estimate is not fitted to anything yet.
+// The tactics that are worth timing, of one kernel and of two, cheapest first by the estimates. Those of clusters that share out a few rows are before all
+// others or behind them, as the best of them would be: their estimate is not fitted to anything yet.
 std::vector<int32_t> candidates(const MlpBlockProblem& q, size_t most) {
     const std::vector<Plan> one = plans(q);
     const std::vector<GemmPair> two = mlp_chain_plans(q);
-    std::vector<int32_t> tactics;
+    const std::vector<MlpClusterPlan> clusters = mlp_cluster_plans(q);
     float others = std::numeric_limits<float>::infinity();
     if (!one.empty()) others = one.front().cost;
     if (!two.empty()) others = std::min(others, two.front().cost);
-    for (const MlpClusterPlan& plan : mlp_cluster_plans(q))
-        if (tactics.size() < most && plan.cost <= others) tactics.push_back(plan.id());
+    std::vector<int32_t> tactics;
+    auto add_clusters = [&] {
+        for (const MlpClusterPlan& plan : clusters)
+            if (tactics.size() < most) tactics.push_back(plan.id());
+    };
+    const bool first = !clusters.empty() && clusters.front().cost <= others;
+    if (first) add_clusters();
+    const size_t room = first ? most : most - std::min(clusters.size(), most - 1);
     size_t i = 0, j = 0;
-    while (tactics.size() < most && (i < one.size() || j < two.size())) {
+    while (tactics.size() < room && (i < one.size() || j < two.size())) {
         if (i == one.size() || (j < two.size() && two[j].cost <= one[i].cost)) tactics.push_back(two[j++].id());
         else if (const Plan& plan = one[i++]; runs(plan, q)) tactics.push_back(plan.id());
     }
+    if (!first) add_clusters();
     return tactics;
 }
 
@@ -235,8 +242,8 @@ std::vector<int32_t> mlp_block_tactics(const MlpBlockProblem& q) {
     if (!valid(q) || !tiled(q) || q.rows <= 0) return {};
     std::vector<int32_t> tactics = candidates(q, kWorthTiming);
     // Among kernels of other layers the one kernel takes half as long again as behind itself, which is how tactics are timed.
-    const auto others = std::stable_partition(tactics.begin(), tactics.end(), [](int32_t id) { return MlpClusterPlan::is_id(id) || GemmPair::is_id(id); });
-    if (others != tactics.begin() && GemmPair::is_id(*(others - 1))) tactics.erase(others, tactics.end());
+    if (std::any_of(tactics.begin(), tactics.end(), GemmPair::is_id))
+        tactics.erase(std::remove_if(tactics.begin(), tactics.end(), [](int32_t id) { return !MlpClusterPlan::is_id(id) && !GemmPair::is_id(id); }), tactics.end());
     return tactics;
 }
 

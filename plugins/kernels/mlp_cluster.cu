@@ -11,7 +11,7 @@ namespace trt_opt {
 namespace {
 
 constexpr int kThreads = 384, kMaxCluster = 16;
-constexpr size_t kMostOffered = 3;
+constexpr size_t kMostOffered = 4;  // row tiles and slices
 
 struct MlpClusterArgs {
     const __half *x, *residual;  // [rows, k]; residual may be null
@@ -215,17 +215,19 @@ int clusters_at_once(const MlpClusterPlan& plan, const MlpBlockProblem& q) {
 
 // The estimate's constants, not measured: clocks a nanosecond; what is before the rows are there and after the sums are; clocks of shared memory for 16 contracted
 // elements of a warp's tile, four accesses; of GELU for a row of a thread's columns; bytes a clock through distributed shared memory; of each block more
-// to wait for; clocks before the first of what is fetched late, and its bytes a clock.
-constexpr float kClock = 1.75f, kAround = 3800, kStep = 16, kSums = 1.2f, kActivate = 12, kExchanged = 15, kBlock = 30, kLate = 1000, kFetched = 50;
+// to wait for; bytes of weights a clock into a multiprocessor, and a nanosecond into all of them; clocks before the first of what is fetched late.
+constexpr float kClock = 1.75f, kAround = 3000, kStep = 16, kSums = 1.2f, kActivate = 12, kExchanged = 15, kBlock = 30, kFetched = 40, kCacheBytes = 4000, kLate = 1000;
 
+// Clusters read the weights once each, and those of large blocks seldom begin before the kernel ahead has ended, so that the fetch counts in full.
 float cost(const MlpClusterPlan& plan, const MlpBlockProblem& q) {
     const auto groups = static_cast<float>(plan.rows / 32 * (plan.slice / 32)), channels = static_cast<float>(q.channels), rows = static_cast<float>(plan.rows);
     const auto cluster = static_cast<float>(cluster_of(plan, q)), slice = static_cast<float>(plan.slice);
     const float first = groups * channels / 16 * kStep * kSums, second = rows / 32 * channels / 32 * slice / 16 * kStep;
     const float activate = rows * slice * kActivate / 128;
     const float exchange = rows * channels * (plan.half_sums ? 2 : 4) * (cluster - 1) / cluster / kExchanged;
-    const float fetch = late(plan, q) ? kLate + channels * slice * 2 / kFetched : 0;
-    return kAround + (first + second + activate + exchange + fetch) / kClock + kBlock * cluster;
+    const float weights = 4 * channels * slice;  // bytes, of a block
+    const float fetch = std::max(weights / kFetched / kClock, weights * cluster * static_cast<float>(tiles_of(plan, q)) / kCacheBytes);
+    return kAround + (first + second + activate + exchange + (late(plan, q) ? kLate : 0)) / kClock + kBlock * cluster + fetch;
 }
 
 }  // namespace
@@ -234,24 +236,24 @@ bool mlp_cluster_valid(const MlpClusterPlan& plan, const MlpBlockProblem& q) { r
 
 std::vector<MlpClusterPlan> mlp_cluster_plans(const MlpBlockProblem& q) {
     std::vector<MlpClusterPlan> plans;
+    auto add = [&](MlpClusterPlan plan) {
+        if (!sizes_fit(plan, q) || tiles_of(plan, q) > clusters_at_once(plan, q)) return;
+        plan.cost = cost(plan, q);
+        plans.push_back(plan);
+    };
     for (int rows : {32, 64}) {
         if (rows == 64 && q.rows <= 32) continue;
-        for (int slice = 32; slice <= 256; slice += 32)
-            for (bool half_sums : {false, true}) {
-                MlpClusterPlan plan{rows, slice, half_sums}, narrower{rows, slice - 32, half_sums};
-                if (!sizes_fit(plan, q) || tiles_of(plan, q) > clusters_at_once(plan, q)) continue;
-                if (sizes_fit(narrower, q) && cluster_of(narrower, q) == cluster_of(plan, q)) continue;  // wider for nothing
-                plan.cost = cost(plan, q);
-                plans.push_back(plan);
-            }
+        for (int slice = 32; slice <= 256; slice += 32) {
+            const MlpClusterPlan plan{rows, slice, true}, narrower{rows, slice - 32, true};
+            if (narrower.slice == 0 || !sizes_fit(narrower, q) || cluster_of(narrower, q) != cluster_of(plan, q)) add(plan);  // else wider for nothing
+        }
     }
     std::sort(plans.begin(), plans.end(), [](const MlpClusterPlan& a, const MlpClusterPlan& b) { return a.cost < b.cost; });
     if (plans.size() > kMostOffered) plans.resize(kMostOffered);
-    // Whether counting pays is not known: the best is offered with it too, behind the others.
+    // What sums in fp32 and counting are worth is not known: the best is offered with either too.
     if (!plans.empty()) {
-        MlpClusterPlan counted = plans.front();
-        counted.counted = true, counted.cost = plans.back().cost;
-        if (sizes_fit(counted, q) && tiles_of(counted, q) <= clusters_at_once(counted, q)) plans.push_back(counted);
+        const MlpClusterPlan best = plans.front();
+        add({best.rows, best.slice, false, false}), add({best.rows, best.slice, true, true});
     }
     return plans;
 }
