@@ -39,7 +39,8 @@ fn exports_have_all_their_words_and_compute_the_same() {
             let found: Vec<_> = nodes(proto, OP).iter().map(|n| (after(n), int(n, "whole"), int(n, "words"))).collect();
             // The words of PyramidTNT's first stage go on to the second.
             let expected = match pyramid {
-                false => vec![(vec![1, 2], 0, 0)],
+                // The first tokens of TNT are made of words too.
+                false => vec![(vec![0, 1, 2], 0, 0)],
                 true => vec![(vec![1], 1, 1), (vec![1], 1, 0)],
             };
             if found != expected || !nodes(proto, BRIDGE).is_empty() {
@@ -194,6 +195,99 @@ impl Parts {
         let layers = self.nodes.iter().filter(|n| n.op_type() == LAYER).count();
         assert_eq!(nodes(&self.fuse().0, LAYER).len(), layers);
     }
+}
+
+/// With first tokens as TNT has them, of the words before the first layer: a class token beside what a bridge would add, and all embedded.
+fn with_front() -> Parts {
+    let mut net = Parts::new(2);
+    let (k, c) = (WIDTH, CHANNELS);
+    net.inputs.pop();
+    net.weights_of("front", &[("scale1", &[k]), ("bias1", &[k]), ("w", &[k, c]), ("scale2", &[c]), ("bias2", &[c])]);
+    net.weights.extend([weight("class", &[IMAGES, 1, c]), weight("embedding", &[1, TOKENS, c])]);
+    // The same class token for every image.
+    let class = weight("class", &[1, 1, c]).to_f64_vec().unwrap().repeat(IMAGES as usize);
+    net.set(TensorProto::from_f32("class", &[IMAGES, 1, c], &class.iter().map(|&v| v as f32).collect::<Vec<_>>()));
+    let concat = NodeProto {
+        attribute: vec![AttributeProto::int("axis", 1)],
+        ..common::node("Concat", &["class", "f3"], &["joined"])
+    };
+    net.nodes.splice(
+        0..0,
+        [
+            common::node("Reshape", &["w0", "rows"], &["f0"]),
+            block::norm("f0", "front_scale1", "front_bias1", "f1", 1e-5),
+            common::node("MatMul", &["f1", "front_w"], &["f2"]),
+            block::norm("f2", "front_scale2", "front_bias2", "f3", 1e-3),
+            concat,
+            common::node("Add", &["joined", "embedding"], &["s0"]),
+        ],
+    );
+    net
+}
+
+#[test]
+fn the_first_tokens_are_one_bridge_more() {
+    let net = with_front();
+    let (model, ledger) = net.fuse();
+    let node = nodes(&model, OP)[0];
+    assert_eq!((after(node), node.output.len()), (vec![0, 1, 2], 3));
+    // Two adds of bridges, and one of the class token and the embedding.
+    assert_eq!(others(&model), ["Add"; 3]);
+    // Their two norms are where the words are.
+    let norms: Vec<_> = ledger.sites.iter().filter(|s| s.kind == Kind::LayerNorm).collect();
+    assert_eq!(norms.len(), 2);
+    assert!(norms.iter().all(|s| s.into.as_deref() == node.name.as_deref()), "{norms:?}");
+    // With an offset; without an embedding.
+    let mut net = with_front();
+    net.before("f3", vec![common::node("Add", &["f2", "front_b"], &["f2b"])]);
+    net.input("f3", 0, "f2b");
+    net.set(weight("front_b", &[CHANNELS]));
+    assert_eq!(after(nodes(&net.fuse().0, OP)[0]), [0, 1, 2]);
+    let mut net = with_front();
+    net.node("s0").op_type = Some("Tanh".into());
+    net.node("s0").input.pop();
+    let (model, _) = net.fuse();
+    assert_eq!((after(nodes(&model, OP)[0]), others(&model).len()), (vec![0, 1, 2], 4));
+    // Not by the name of their rule.
+    let mut options = block::with(&[Kind::TntWords]);
+    options.skip.insert("tnt-words-front".into());
+    let model = with_front().rewrite(&options).model().proto.clone();
+    assert_eq!(after(nodes(&model, OP)[0]), [1, 2]);
+}
+
+/// What is not made as a bridge makes it stays as it is; the words are fused all the same.
+#[test]
+fn other_first_tokens_stay_as_they_are() {
+    let kept = |net: &Parts, what: &str| {
+        let (model, ledger) = net.fuse();
+        let found: Vec<_> = nodes(&model, OP).iter().map(|n| after(n)).collect();
+        assert_eq!(found, [[1, 2]], "{what}: {:?}", ledger.sites);
+    };
+    let mut net = with_front();
+    net.node("f1").attribute.retain(|a| a.name() != "epsilon");
+    net.node("f1").attribute.push(AttributeProto::float("epsilon", 1e-2));
+    kept(&net, "another epsilon");
+    let mut net = with_front();
+    net.weights.retain(|w| w.name() != "class");
+    net.inputs.push(("class", vec![IMAGES, 1, CHANNELS]));
+    kept(&net, "a computed class token");
+    let mut net = with_front();
+    net.set(weight("class", &[IMAGES, 1, CHANNELS]));
+    kept(&net, "a class token for each image");
+    let mut net = with_front();
+    net.node("joined").input.reverse();
+    kept(&net, "the class token last");
+    let mut net = with_front();
+    net.outputs.push(("f3", vec![IMAGES, PATCHES, CHANNELS]));
+    kept(&net, "tokens read otherwise");
+    let mut net = with_front();
+    net.input("f3", 0, "f1");
+    net.nodes.retain(|n| n.output[0] != "f2");
+    net.set(weight("front_scale2", &[WIDTH]));
+    net.set(weight("front_bias2", &[WIDTH]));
+    net.before("joined", vec![common::node("MatMul", &["f3", "front_w"], &["f4"])]);
+    net.input("joined", 1, "f4");
+    kept(&net, "both norms before the product");
 }
 
 fn others(model: &ModelProto) -> Vec<String> {

@@ -17,6 +17,7 @@ mod residual;
 mod straighten;
 mod swin_block;
 mod tnt_bridge;
+mod tnt_front;
 mod tnt_inner_block;
 mod tnt_words;
 mod window;

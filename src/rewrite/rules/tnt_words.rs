@@ -7,7 +7,7 @@
 //! becomes   TrtOptTntWords(x) -> out1, out2, ... [, words] ;  y1 = s1 + out1 ;  y2 = s2 + out2 ;  ...
 //! ```
 //!
-//! No token goes into the words of a chain, since each block reads nothing but the words before it and weights: so the op needs nothing of the
+//! What TNT makes its first tokens of is one more bridge, of the words before the first layer (see [`Front`]). No token goes into the words of a chain, since each block reads nothing but the words before it and weights: so the op needs nothing of the
 //! tokens, and there can be no cycle through a bridge. Words that are read otherwise end a chain, and the next layer begins another. Runs before
 //! blocks over the tokens, which take the adds.
 
@@ -23,12 +23,15 @@ use crate::rewrite::ops::{MAX_WORDS, TntBridge, TntBridgeWeights, TntInnerBlock,
 use crate::rewrite::pattern::fused_name;
 use crate::rewrite::rules::attn_block::{regroups, root};
 use crate::rewrite::rules::block::{Fusion, Outcome, Rule, output};
+use crate::rewrite::rules::tnt_front::Front;
 
 const RULE: &str = "tnt-words";
+const FRONT: &str = "tnt-words-front";
 
 pub fn run(engine: &mut Engine) -> Result<()> {
     let asked = engine.options().kinds.contains(&Kind::TntWords);
     let chains = if asked { chains(engine.graph()) } else { BTreeMap::new() };
+    let front = engine.enabled(Kind::TntWords, FRONT);
     let rule = Rule {
         kind: Kind::TntWords,
         name: RULE,
@@ -36,7 +39,7 @@ pub fn run(engine: &mut Engine) -> Result<()> {
         part_of: &|_, anchor| vec![anchor],
         fusion: &|graph, anchor, label| {
             let chain = chains.get(&anchor).ok_or_else(|| Miss::new(label, "its words are of no chain"))?;
-            Words::of(graph, chain, label)?.fusion(graph, label)
+            Words::of(graph, chain, label, front)?.fusion(graph, label)
         },
     };
     rule.run_if_asked(engine, |_, id| chains.contains_key(&id))
@@ -165,6 +168,8 @@ impl<'a> Bridge<'a> {
 struct Words<'a> {
     op: TntWords,
     chain: &'a Chain,
+    /// Before the bridges.
+    front: Option<Front>,
     bridges: Vec<Bridge<'a>>,
     x: ValueId,
     /// What reads it reads the last words.
@@ -179,7 +184,7 @@ const BRIDGE_WEIGHTS: [&str; 6] =
     ["bridge_scale1", "bridge_bias1", "bridge_w", "bridge_b", "bridge_scale2", "bridge_bias2"];
 
 impl<'a> Words<'a> {
-    fn of(graph: &'a Graph, chain: &'a Chain, label: &str) -> Outcome<Self> {
+    fn of(graph: &'a Graph, chain: &'a Chain, label: &str, with_front: bool) -> Outcome<Self> {
         let odd = || Miss::new(label, "it has other inputs than its op");
         let (first, last) = (chain.layers[0], chain.layers[chain.layers.len() - 1]);
         let block = graph.node(first);
@@ -198,25 +203,33 @@ impl<'a> Words<'a> {
             check_alike(graph, like, other, graph.node_label(id))?;
         }
         let [tokens, covered] = check_rows(graph, label, x, like)?;
+        let rows = [like.weights.words, like.out];
+        let front = (with_front && bridges.len() < MAX_WORDS).then(|| Front::of(graph, root(graph, x), &bridge, rows));
+        let front = front.flatten();
+        let bridged = chain.bridges.iter().map(|&(after, _)| after);
         let op = TntWords {
             layer,
             epsilon: bridge.epsilon,
             tokens,
             begin: bridge.begin,
             covered,
-            after: chain.bridges.iter().map(|&(after, _)| after).collect(),
+            after: front.iter().map(|_| 0).chain(bridged).collect(),
             words: chain.read,
         };
         let mut weights = vec![];
         for (i, name) in LAYER_WEIGHTS.into_iter().enumerate() {
-            let all = chain.layers.iter().map(|&id| graph.node(id).input(i + 1)).collect::<Option<Vec<_>>>();
-            weights.push((name, stacked(graph, &all.ok_or_else(odd)?, !name.starts_with('w'))?));
+            let all: Vec<_> = chain.layers.iter().map(|&id| graph.node(id).input(i + 1)).collect();
+            if all.contains(&None) {
+                return Err(odd());
+            }
+            weights.push((name, stacked(graph, &all, !name.starts_with('w'))?));
         }
         for (i, name) in BRIDGE_WEIGHTS.into_iter().enumerate() {
-            let all: Vec<ValueId> = bridges.iter().map(|b| bridge_weights(&b.weights)[i]).collect();
+            let first = front.iter().map(|front| front_weights(front)[i]);
+            let all: Vec<_> = first.chain(bridges.iter().map(|b| Some(bridge_weights(&b.weights)[i]))).collect();
             weights.push((name, stacked(graph, &all, false)?));
         }
-        Ok(Self { op, chain, bridges, x, last: output(graph, last)?, weights })
+        Ok(Self { op, chain, front, bridges, x, last: output(graph, last)?, weights })
     }
 
     fn fusion(self, graph: &Graph, label: &str) -> Outcome<Fusion> {
@@ -228,12 +241,9 @@ impl<'a> Words<'a> {
             .into_iter()
             .map(|(weight, tensor)| patch.constant(&format!("{name}/{weight}"), tensor))
             .collect();
-        let outs: Vec<ValueId> = self
-            .bridges
-            .iter()
-            .enumerate()
-            .map(|(i, bridge)| patch.value_like(graph, &format!("{name}/out{i}"), bridge.out))
-            .collect();
+        let tokens = self.front.iter().map(|front| front.out).chain(self.bridges.iter().map(|bridge| bridge.out));
+        let outs: Vec<ValueId> =
+            tokens.enumerate().map(|(i, like)| patch.value_like(graph, &format!("{name}/out{i}"), like)).collect();
         let mut outputs = outs.clone();
         if self.chain.read {
             let shape = graph.shape(self.x).ok_or_else(unknown)?;
@@ -246,7 +256,19 @@ impl<'a> Words<'a> {
         let mut fused = self.op.node(self.x, &weights);
         fused.name.clone_from(&name);
         patch.node(fused, outputs);
-        for (bridge, &out) in self.bridges.iter().zip(&outs) {
+        let mut outs = outs.into_iter();
+        let mut covers =
+            [&self.chain.layers[..], &self.chain.bridges.iter().map(|&(_, id)| id).collect::<Vec<_>>()].concat();
+        if let Some(front) = self.front {
+            let out = outs.next().ok_or_else(unknown)?;
+            let name = format!("{name}/first_tokens");
+            let constant = patch.constant(&format!("{name}/embedding"), front.constant);
+            let y = patch.value_like(graph, &name, front.out);
+            patch.node(Node { name, ..Node::new("Add", [out, constant]) }, [y]);
+            patch.replace(front.out, y);
+            covers.extend(front.covers);
+        }
+        for (bridge, out) in self.bridges.iter().zip(outs) {
             let mut sum = bridge.stream;
             for (what, addend) in [("residual", bridge.residual), ("sum", Some(out))] {
                 let Some(addend) = addend else { continue };
@@ -257,11 +279,15 @@ impl<'a> Words<'a> {
             }
             patch.replace(bridge.out, sum);
         }
-        let covers: Vec<NodeId> =
-            self.chain.layers.iter().copied().chain(self.chain.bridges.iter().map(|&(_, id)| id)).collect();
         patch.cover(covers.iter().copied());
         Ok(Fusion { patch, name, covers })
     }
+}
+
+/// The same of the first tokens, where a product may have no offset.
+fn front_weights(front: &Front) -> [Option<ValueId>; 6] {
+    let [[scale1, bias1], [scale2, bias2]] = front.norms;
+    [Some(scale1), Some(bias1), Some(front.linear.w), front.linear.b, Some(scale2), Some(bias2)]
 }
 
 /// Weights of a bridge, in the order of the op's inputs.
@@ -299,11 +325,18 @@ fn check_rows(graph: &Graph, label: &str, x: ValueId, bridge: &Bridge) -> Outcom
     Ok([tokens, covered])
 }
 
-/// The weights, of one type and shape, one behind the other; `flat`: each in a row.
-fn stacked(graph: &Graph, weights: &[ValueId], flat: bool) -> Outcome<TensorProto> {
-    let first = weights[0];
+/// The weights, of one type and shape, one behind the other; zeros for one that is not there. `flat`: each in a row.
+fn stacked(graph: &Graph, weights: &[Option<ValueId>], flat: bool) -> Outcome<TensorProto> {
+    let first = weights.iter().flatten().next().copied().ok_or_else(|| Miss::new("", "it has no weights"))?;
+    let (shape, dtype) = (graph.static_shape(first).unwrap_or_default(), graph.dtype(first).unwrap_or(DType::F32));
+    let elements: i64 = shape.iter().product();
+    let bytes = usize::try_from(elements).ok().and_then(|n| dtype.byte_len(n)).unwrap_or(0);
     let mut data = vec![];
     for &weight in weights {
+        let Some(weight) = weight else {
+            data.resize(data.len() + bytes, 0);
+            continue;
+        };
         let at = &graph.value(weight).name;
         let tensor = graph.constant(weight).ok_or_else(|| {
             Miss::new(at, "a weight is computed, so that those of all layers cannot be one")
@@ -316,9 +349,7 @@ fn stacked(graph: &Graph, weights: &[ValueId], flat: bool) -> Outcome<TensorProt
         let bytes = tensor.data().map_err(|error| Miss::new(at, format!("a weight cannot be read: {error}")))?;
         data.extend_from_slice(&bytes);
     }
-    let shape = graph.static_shape(first).unwrap_or_default();
-    let shape = if flat { vec![shape.iter().product()] } else { shape };
-    let dtype = graph.dtype(first).unwrap_or(DType::F32);
+    let shape = if flat { vec![elements] } else { shape };
     let dims = [&[weights.len() as i64], &shape[..]].concat();
     Ok(TensorProto::from_raw("", dtype, &dims, data.into()))
 }
