@@ -198,8 +198,8 @@ int clusters_at_once(const MlpClusterPlan& plan, const MlpBlockProblem& q) {
     Entry& e = entries[static_cast<uint32_t>(plan.id() % 256 * 7 + cluster * 3 + shared / 16) % 32];
     if (e.device == id && e.plan == plan.id() && e.cluster == cluster && e.shared == shared) return e.clusters;
     const int clusters = with_tile(plan, [&](auto, auto kernel) {
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+        if (cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) != cudaSuccess) return cudaGetLastError(), 0;
+        if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared) != cudaSuccess) return cudaGetLastError(), 0;
         cudaLaunchAttribute attribute{};
         attribute.id = cudaLaunchAttributeClusterDimension;
         attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
