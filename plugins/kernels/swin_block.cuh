@@ -13,8 +13,8 @@
 // Partial sums are rounded to fp16. That adds to the error what the rounding of the hidden columns has added already: a slice's sum is as
 // large as the root of its squared terms, or larger only where the terms agree in sign, and then so is the result.
 //
-// Both norms are folded into their products (block_gemm.cuh). Before the wait there are the head's weights, and all others are asked for in the
-// second-level cache. They are fetched behind the rows, so that these need not queue, and W1 becomes B' while m is on its way.
+// Both norms are folded into their products (block_gemm.cuh). Before the wait the head's weights are asked for, and all others in the second-level
+// cache. These are fetched behind the rows, so that those need not queue. Wqkv becomes B' while the rows are on their way, W1 while m is.
 #pragma once
 
 #include "attention_common.cuh"
@@ -75,6 +75,17 @@ struct SwinPlan {
     }
 };
 
+constexpr int kSwinWarps = 12, kSwinThreads = 32 * kSwinWarps;
+
+// How the rows of a matrix are dealt to the threads of a block: so many at a time, a thread a piece of 16 bytes.
+struct SwinPieces {
+    FastDiv by_pieces;  // of a row
+    int step = 0;
+
+    SwinPieces() = default;
+    explicit SwinPieces(int columns) : by_pieces(static_cast<uint32_t>(columns / 8)), step(kSwinThreads / (columns / 8)) {}
+};
+
 struct SwinBlockArgs {
     const __half *a, *a2;           // [tokens, k]; a2 is added first, or null
     const __half *scale1, *shift1;  // [k]
@@ -92,10 +103,10 @@ struct SwinBlockArgs {
     bool mapped;                    // windows are cut: row r of a group is map.source(r)
     WindowMap map;
     AttentionArgs<__half> attend;   // all but q, k, v and out; a batch row is a group
+    SwinPieces slice_pieces, row_pieces;  // of W1, of W2
+    FastDiv by_fold;                // groups of columns of a slice that become B' together
     SwinPlan at;
 };
-
-constexpr int kSwinWarps = 12, kSwinThreads = 32 * kSwinWarps;
 
 // acc += 16 rows of A (`a` is this lane's ldmatrix address) times pairs of 8-column tiles of B, `b` + columns[i], over the next `depth`
 // contracted elements, a multiple of 32; a and b move on. SUMS: of the rows, in column 0 their sum (part 0), or on the diagonal the squares of rows 0 to 7
@@ -155,16 +166,17 @@ template <int TILES> __global__ void __launch_bounds__(kSwinThreads, 2) swin_blo
     __half *const qkv = at(p.at.qkv), *const merged = at(p.at.merged), *const hidden = at(p.at.hidden), *const sums = at(p.at.sums);
     float4* const scores = reinterpret_cast<float4*>(shared + p.at.scores);  // [row tile][key tile][lane]
 
-    // Rows [begin, end) of a matrix in global memory, `pieces` of 16 bytes each.
-    auto fetch = [&](__half* to, int to_row, const __half* from, int from_row, int pieces, int begin, int end) {
-        const int step = static_cast<int>(static_cast<uint32_t>(kThreads) / static_cast<uint32_t>(pieces)), first = static_cast<int>(static_cast<uint32_t>(tid) / static_cast<uint32_t>(pieces));
-        const int piece = 8 * (tid - first * pieces);
-        if (first >= step) return;
-#pragma unroll 2
-        for (int row = begin + first; row < end; row += step) copy16(to + row * to_row + piece, from + int64_t{row} * from_row + piece, true);
+    // Rows [begin, end) of a matrix in global memory, whose pieces of 16 bytes are dealt to the threads.
+    auto fetch = [&](__half* to, int to_row, const __half* from, int from_row, const SwinPieces& of, int begin, int end) {
+        uint32_t piece;
+        const int first = static_cast<int>(of.by_pieces.divmod(static_cast<uint32_t>(tid), piece));
+        if (first >= of.step) return;
+        to += 8 * piece, from += 8 * piece;
+#pragma unroll 1
+        for (int row = begin + first; row < end; row += of.step) copy16(to + row * to_row, from + int64_t{row} * from_row, true);
     };
-    auto fetch_w1 = [&](int begin, int end) { fetch(w1, w1_row, p.w1 + rank * slice, cluster * slice, slice / 8, begin, end); };
-    auto fetch_w2 = [&](int begin, int end) { fetch(w2, a_row, p.w2 + int64_t{rank} * slice * k, k, k / 8, begin, end); };
+    auto fetch_w1 = [&](int begin, int end) { fetch(w1, w1_row, p.w1 + rank * slice, cluster * slice, p.slice_pieces, begin, end); };
+    auto fetch_w2 = [&](int begin, int end) { fetch(w2, a_row, p.w2 + int64_t{rank} * slice * k, k, p.row_pieces, begin, end); };
     // A row of A as ldmatrix reads it; rows that do not exist are copies of the last.
     auto rows_of = [&](const __half* rows, int row) { return rows + min(tile * 16 + lane % 16, tokens - 1) * row + lane / 16 * 8; };
     // Mean of a row of `a`, and the factor of the norm, from the sums.
@@ -191,21 +203,22 @@ template <int TILES> __global__ void __launch_bounds__(kSwinThreads, 2) swin_blo
         if (part == 0) row_sums[tile * 16 + g] = of[0], row_sums[tile * 16 + g + 8] = of[2];
         else row_squares[tile * 16 + (part - 1) * 8 + g] = part == 1 ? (g % 2 ? of[1] : of[0]) : (g % 2 ? of[3] : of[2]);
     };
-    // 16 bytes to all blocks of the cluster, this one last.
-    auto push = [&](__half* to, uint4 piece) {
+    // 16 bytes to all blocks of the cluster, beginning with the next; then 16 bytes `apart` from there.
+    auto push = [&](__half* to, bool first, uint4 piece, int apart, bool second, uint4 other) {
         const uint32_t address = shared_address(to);
-        int z = rank;
-#pragma unroll 1
-        for (int i = 0; i < cluster; ++i) {
-            z = z + 1 < cluster ? z + 1 : 0;
-            store_remote(remote(address, static_cast<uint32_t>(z)), piece);
+#pragma unroll 4
+        for (int i = 1; i <= cluster; ++i) {
+            const int z = rank + i;
+            const uint32_t there = remote(address, static_cast<uint32_t>(z < cluster ? z : z - cluster));
+            if (first) store_remote(there, piece);
+            if (second) store_remote(there + 2 * apart, other);
         }
     };
 
     // Before the kernel before this one is done: the head's weights, and where the rows are.
+    float* const qkv_shares = reinterpret_cast<float*>(shared + p.at.start);
+    __half *const scale1 = reinterpret_cast<__half*>(qkv_shares + SwinPlan::kFoldBytes / 4), *const shift1 = scale1 + k;
     {
-        float* const shares = reinterpret_cast<float*>(shared + p.at.start);
-        __half *const scale1 = reinterpret_cast<__half*>(shares + SwinPlan::kFoldBytes / 4), *const shift1 = scale1 + k;
         constexpr int kPieces = kColumns / 8, kStep = kThreads / kPieces;
         const int piece = tid % kPieces * 8;
         const __half* from = p.w_qkv + piece / kHead * k + rank * kHead + piece % kHead;
@@ -217,30 +230,18 @@ template <int TILES> __global__ void __launch_bounds__(kSwinThreads, 2) swin_blo
             const int64_t row = int64_t{group} * tokens + tid;
             mapped_rows[tid] = tid >= tokens ? -1 : static_cast<int>(p.mapped ? p.map.source(static_cast<uint32_t>(row)) : row);
         }
+        if (tid < kColumns) biases[tid] = __half2float(p.b_qkv[tid / kHead * k + rank * kHead + tid % kHead]);
         if (tid < slice) b1[tid] = __half2float(p.b1[rank * slice + tid]);
         if (tid < kHead) b_proj[tid] = __half2float(p.b_proj[rank * kHead + tid]), b2[tid] = __half2float(p.b2[rank * kHead + tid]);
-        const float bias = tid < kColumns ? __half2float(p.b_qkv[tid / kHead * k + rank * kHead + tid % kHead]) : 0.f;
         auto prefetch = [&](const __half* of, int elements) {
 #pragma unroll 1
             for (uint32_t i = blockIdx.x * kThreads + tid; i < static_cast<uint32_t>(elements) / 64; i += gridDim.x * kThreads) prefetch_l2(of + size_t{i} * 64);
         };
         prefetch(p.w_proj, k * k), prefetch(p.w1, k * cluster * slice), prefetch(p.w2, k * cluster * slice);
-        wait_copies<0>();
-        __syncthreads();
-        constexpr int kGroups = kColumns / kFoldColumns, kShares = kWarps / kGroups;
-        const int c = warp % kGroups * kFoldColumns, share = warp / kGroups;
-        static_assert(2 * kShares * kColumns * 4 <= SwinPlan::kFoldBytes);
-        fold_norm(w_qkv + c, kBRow, scale1, shift1, 16 * share, k, 16 * kShares, shares + 2 * share * kColumns + c, shares + (2 * share + 1) * kColumns + c);
-        __syncthreads();
-        if (tid < kColumns) {
-            float sum = 0, shifted = bias;
-#pragma unroll
-            for (int i = 0; i < kShares; ++i) sum += shares[2 * i * kColumns + tid], shifted += shares[(2 * i + 1) * kColumns + tid];
-            column_sums[tid] = sum, offsets[tid] = shifted, biases[tid] = bias;
-        }
     }
+    __syncthreads();
 
-    // Rows in two parts, a warp a row; padding is zeros. Then the weights of what comes next.
+    // Rows in two parts, a warp a row; padding is zeros.
     constexpr int kPart = 8 * 32;
     wait_for_previous();
 #pragma unroll 1
@@ -248,27 +249,26 @@ template <int TILES> __global__ void __launch_bounds__(kSwinThreads, 2) swin_blo
         const int begin = i * kPart, end = i == 0 ? min(kPart, k) : k;
 #pragma unroll 1
         for (int c = begin + 8 * lane; c < end; c += kPart) {
-#pragma unroll 5
-            for (int row = warp; row < tokens; row += kWarps) {
-                const int64_t from = mapped_rows[row];
-                const bool exists = from >= 0;
-                const __half* of = p.a + (exists ? from * k + c : 0);
-                if (p.a2) {
+            if (p.a2) {
+#pragma unroll 2
+                for (int row = warp; row < tokens; row += kWarps) {
+                    const int64_t from = mapped_rows[row];
                     Pack<__half, 8> s;
-                    if (exists) s.raw = *reinterpret_cast<const uint4*>(of), add_packs<__half, 8>(s, Pack<__half, 8>(*reinterpret_cast<const uint4*>(p.a2 + from * k + c)));
+                    if (from >= 0) s.raw = *reinterpret_cast<const uint4*>(p.a + from * k + c), add_packs<__half, 8>(s, Pack<__half, 8>(*reinterpret_cast<const uint4*>(p.a2 + from * k + c)));
                     *reinterpret_cast<uint4*>(a + row * a_row + c) = s.raw;
-                } else {
-                    copy16(a + row * a_row + c, of, exists);
+                }
+            } else {
+#pragma unroll 4
+                for (int row = warp; row < tokens; row += kWarps) {
+                    const int64_t from = mapped_rows[row];
+                    copy16(a + row * a_row + c, p.a + (from >= 0 ? from * k + c : 0), from >= 0);
                 }
             }
         }
         commit_copies();
     }
-    fetch(w_proj, kProjRow, p.w_proj + rank * kHead, k, kHead / 8, 0, k);
-    commit_copies();
-    fetch_w1(0, p.at.w1_first), fetch_w2(p.at.w2_first, slice);
-    commit_copies();
-    // While the rows are on their way. The warps of a row tile share the keys.
+    // While the rows are on their way: the bias of the scores, of which the warps of a row tile share the keys, then the weights of what comes
+    // next, and B'. A block that begins late so waits once for its weights and its rows.
     if (tile < row_tiles) {
         const ScoreBias<__half> bias(p.attend, group, rank);
         constexpr int kShare = (TILES + 2) / 3;
@@ -278,6 +278,26 @@ template <int TILES> __global__ void __launch_bounds__(kSwinThreads, 2) swin_blo
 #pragma unroll
         for (int n = 0; n < kShare; ++n)
             if (first + n < TILES) scores[(tile * TILES + first + n) * 32 + lane] = make_float4(f[n][0], f[n][1], f[n][2], f[n][3]);
+    }
+#pragma unroll 1
+    for (int row = tid / (kHead / 8), piece = tid % (kHead / 8) * 8; row < k; row += kThreads / (kHead / 8)) copy16(w_proj + row * kProjRow + piece, p.w_proj + row * k + rank * kHead + piece, true);
+    commit_copies();
+    fetch_w1(0, p.at.w1_first), fetch_w2(p.at.w2_first, slice);
+    commit_copies();
+    wait_copies<4>();  // Wqkv
+    __syncthreads();
+    {
+        constexpr int kGroups = kColumns / kFoldColumns, kShares = kWarps / kGroups;
+        const int c = warp % kGroups * kFoldColumns, share = warp / kGroups;
+        static_assert(2 * kShares * kColumns * 4 <= SwinPlan::kFoldBytes);
+        fold_norm(w_qkv + c, kBRow, scale1, shift1, 16 * share, k, 16 * kShares, qkv_shares + 2 * share * kColumns + c, qkv_shares + (2 * share + 1) * kColumns + c);
+        __syncthreads();
+        if (tid < kColumns) {
+            float sum = 0, shifted = biases[tid];
+#pragma unroll
+            for (int i = 0; i < kShares; ++i) sum += qkv_shares[2 * i * kColumns + tid], shifted += qkv_shares[(2 * i + 1) * kColumns + tid];
+            column_sums[tid] = sum, offsets[tid] = shifted;
+        }
     }
 
     // Queries, keys and values.
@@ -367,11 +387,8 @@ template <int TILES> __global__ void __launch_bounds__(kSwinThreads, 2) swin_blo
         }
         cluster_wait();  // 1
         if (attends) {
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                const int row = tile * 16 + h * 8 + g;
-                if (row < tokens) push(merged + row * a_row + rank * kHead + 8 * t, make_uint4(r[h][0], r[h][1], r[h][2], r[h][3]));
-            }
+            const int row = tile * 16 + g;
+            push(merged + row * a_row + rank * kHead + 8 * t, row < tokens, make_uint4(r[0][0], r[0][1], r[0][2], r[0][3]), 8 * a_row, row + 8 < tokens, make_uint4(r[1][0], r[1][1], r[1][2], r[1][3]));
         }
         wait_copies<2>();  // Wproj
         cluster_arrive(), cluster_wait();  // 2
@@ -408,7 +425,7 @@ template <int TILES> __global__ void __launch_bounds__(kSwinThreads, 2) swin_blo
         }
         exchange_tiles(r, t);
         const int row = tile * 16 + t / 2 * 8 + g;
-        if (mapped_rows[row] >= 0) push(a + row * a_row + rank * kHead + part * 16 + t % 2 * 8, make_uint4(r[0], r[1], r[2], r[3]));
+        push(a + row * a_row + rank * kHead + part * 16 + t % 2 * 8, mapped_rows[row] >= 0, make_uint4(r[0], r[1], r[2], r[3]), 0, false, {});
     }
     cluster_arrive();  // 3
     __syncthreads();
@@ -418,9 +435,10 @@ template <int TILES> __global__ void __launch_bounds__(kSwinThreads, 2) swin_blo
     wait_copies<1>();  // W1
     __syncthreads();
     float* const shares = reinterpret_cast<float*>(shared + p.at.fold);
-    const int column_groups = slice / kFoldColumns, share_count = static_cast<int>(static_cast<uint32_t>(kWarps) / static_cast<uint32_t>(column_groups));
+    const int share_count = static_cast<int>(p.by_fold.div(kWarps));
     {
-        const int share = static_cast<int>(static_cast<uint32_t>(warp) / static_cast<uint32_t>(column_groups)), c = (warp - share * column_groups) * kFoldColumns;
+        uint32_t column_group;
+        const int share = static_cast<int>(p.by_fold.divmod(static_cast<uint32_t>(warp), column_group)), c = static_cast<int>(column_group) * kFoldColumns;
         if (share < share_count) fold_norm(w1 + c, w1_row, scale2, shift2, 16 * share, k, 16 * share_count, shares + 2 * share * slice + c, shares + (2 * share + 1) * slice + c);
     }
     __syncthreads();

@@ -95,6 +95,7 @@ cudaError_t swin_kernel(const SwinBlockProblem& q, cudaStream_t stream) {
     p.out = static_cast<__half*>(q.y);
     p.k = a.channels, p.slice = slice_of(q), p.each = 1.f / static_cast<float>(a.channels), p.epsilon1 = a.epsilon, p.epsilon2 = m.epsilon;
     p.activation = m.tanh_gelu ? Activation::kGeluTanh : Activation::kGelu;
+    p.slice_pieces = SwinPieces(p.slice), p.row_pieces = SwinPieces(p.k), p.by_fold = FastDiv(static_cast<uint32_t>(p.slice / kFoldColumns));
     p.by_heads = FastDiv(static_cast<uint32_t>(a.attention.heads));
     p.mapped = a.attention.window.used();
     if (p.mapped) p.map = WindowMap(a.attention.window);
