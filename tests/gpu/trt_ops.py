@@ -72,6 +72,28 @@ def attention(q, k, v, scale, bias=0.0):
     return o.transpose(0, 2, 1, 3).reshape(o.shape[0], o.shape[2], -1)
 
 
+def mlp(s, w, epsilon, axes=(-1,)):
+    """An MLP block over s, by the weights w: those of its norm, of its products."""
+    g, b, w1, b1, w2, b2 = w
+    u = layer_norm(s, g, b, epsilon, axes) @ w1 + b1
+    return s + u / 2 * (1 + np.vectorize(math.erf)(u / 2**0.5)) @ w2 + b2
+
+
+def inner_block(x, w, count, epsilons, axes):
+    """A block over words, by its twelve weights."""
+    g, b, w_qkv, b_qkv, w_proj, b_proj = w[:6]
+    c = x.shape[-1]
+    qkv = layer_norm(x, g, b, epsilons[0], axes) @ w_qkv + b_qkv
+    q, k, v = (heads(qkv[..., i * c:(i + 1) * c], count) for i in range(3))
+    return mlp(x + attention(q, k, v, (c // count)**-0.5) @ w_proj + b_proj, w[6:], epsilons[1], axes)
+
+
+def bridge(words, w, epsilons):
+    """What a bridge adds, by its six weights."""
+    g1, b1, m, b, g2, b2 = w
+    return layer_norm(layer_norm(words, g1, b1, epsilons[0], (-1,)) @ m + b, g2, b2, epsilons[1], (-1,))
+
+
 def heads(x, h):
     return x.reshape(*x.shape[:2], h, -1).transpose(0, 2, 1, 3)
 
@@ -174,14 +196,14 @@ def cases():
     yield Case("patch_merge_residual", {"x": m, "r": mr}, {"g": mg, "b": mb},
                [node("TrtOptPatchMerge", ["x", "r", "g", "b"], ["y"], epsilon=1e-5, residual=1, grid=[14, 14], order=[0, 2, 1, 3], rank=3)],
                {"y": layer_norm(quads, mg, mb, 1e-5, (-1,)).reshape(2, 49, 256)}, dynamic=True)
-    for name, h, w, extra, rank in (("patch_merge_block", 14, 14, False, 4), ("patch_merge_block_odd", 7, 9, True, 3)):
-        m, mr = rand(2, h, w, 64), rand(2, h, w, 64)
+    for name, mh, mw, extra, rank in (("patch_merge_block", 14, 14, False, 4), ("patch_merge_block_odd", 7, 9, True, 3)):
+        m, mr = rand(2, mh, mw, 64), rand(2, mh, mw, 64)
         constants = {"g": 1 + rand(256, scale=0.2), "bn": rand(256, scale=0.2), "w": rand(256, 128, scale=1 / 16), "b": rand(128, scale=0.2)}
-        padded = np.pad(m + mr if extra else m, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)))
+        padded = np.pad(m + mr if extra else m, ((0, 0), (0, mh % 2), (0, mw % 2), (0, 0)))
         quads = np.concatenate([padded[:, dy::2, dx::2] for dy, dx in ((0, 0), (1, 0), (0, 1), (1, 1))], -1)
         y = layer_norm(quads, constants["g"], constants["bn"], 1e-5, (-1,)) @ constants["w"] + constants["b"]
         yield Case(name, {"x": m, "r": mr} if extra else {"x": m}, constants,
-                   [node("TrtOptPatchMergeBlock", ["x", *(["r"] if extra else []), *constants], ["y"], epsilon=1e-5, residual=int(extra), grid=[h, w], order=[0, 2, 1, 3], rank=rank)],
+                   [node("TrtOptPatchMergeBlock", ["x", *(["r"] if extra else []), *constants], ["y"], epsilon=1e-5, residual=int(extra), grid=[mh, mw], order=[0, 2, 1, 3], rank=rank)],
                    {"y": y if rank == 4 else y.reshape(2, -1, 128)}, dynamic=True)
 
     for name, shape, extra in (("norm_pool", (2, 49, 768), False), ("norm_pool_residual", (2, 7, 7, 768), True), ("norm_pool_rows_of_no_access", (3, 10, 30), True)):
@@ -223,11 +245,9 @@ def cases():
         constants = {"g": 1 + rand(c, scale=0.2), "b": rand(c, scale=0.2), "w1": rand(c, hidden, scale=c**-0.5), "b1": rand(hidden, scale=0.2),
                      "w2": rand(hidden, c, scale=hidden**-0.5), "b2": rand(c, scale=0.2)}
         s = x + r if extra else x
-        u = layer_norm(s, constants["g"], constants["b"], 1e-5, (-1,)) @ constants["w1"] + constants["b1"]
-        active = u / 2 * (1 + np.vectorize(math.erf)(u / 2**0.5))
         yield Case(name, {"x": x, "r": r} if extra else {"x": x}, constants,
                    [node("TrtOptMlpBlock", ["x", *(["r"] if extra else []), *constants], ["y"], epsilon=1e-5, residual=int(extra), approximate="none")],
-                   {"y": s + active @ constants["w2"] + constants["b2"]}, dynamic=extra)
+                   {"y": mlp(s, list(constants.values()), 1e-5)}, dynamic=extra)
     for name, patches, n, count, size, hidden, whole in (("tnt_inner_block", 196, 16, 4, 6, 96, 0), ("tnt_inner_block_whole", 64, 16, 4, 4, 64, 1), ("tnt_inner_block_tokens", 12, 49, 4, 8, 128, 0)):
         c = count * size
         axes, row = ((-2, -1), (n, c)) if whole else ((-1,), (c,))
@@ -235,23 +255,47 @@ def cases():
         constants = {"g1": 1 + rand(*row, scale=0.2), "bn1": rand(*row, scale=0.2), "w_qkv": rand(c, 3 * c, scale=c**-0.5), "b_qkv": rand(3 * c, scale=0.2),
                      "w_proj": rand(c, c, scale=2 * c**-0.5), "b_proj": rand(c, scale=0.2), "g2": 1 + rand(*row, scale=0.2), "bn2": rand(*row, scale=0.2),
                      "w1": rand(c, hidden, scale=c**-0.5), "b1": rand(hidden, scale=0.2), "w2": rand(hidden, c, scale=hidden**-0.5), "b2": rand(c, scale=0.2)}
-        qkv = layer_norm(x, constants["g1"], constants["bn1"], 1e-5, axes) @ constants["w_qkv"] + constants["b_qkv"]
-        q, k, v = (heads(qkv[..., i * c:(i + 1) * c], count) for i in range(3))
-        s = x + attention(q, k, v, size**-0.5) @ constants["w_proj"] + constants["b_proj"]
-        u = layer_norm(s, constants["g2"], constants["bn2"], 1e-6, axes) @ constants["w1"] + constants["b1"]
-        active = u / 2 * (1 + np.vectorize(math.erf)(u / 2**0.5))
         yield Case(name, {"x": x}, constants,
                    [node("TrtOptTntInnerBlock", ["x", *constants], ["y"], epsilon1=1e-5, epsilon2=1e-6, whole=whole, num_heads=count, scale=size**-0.5, approximate="none")],
-                   {"y": s + active @ constants["w2"] + constants["b2"]}, dynamic=not whole)
+                   {"y": inner_block(x, list(constants.values()), count, (1e-5, 1e-6), axes)}, dynamic=not whole)
     for name, images, n, begin, covered, k, c, extra in (("tnt_bridge", 2, 197, 1, 196, 384, 384, True), ("tnt_bridge_all", 1, 256, 0, 256, 256, 256, False), ("tnt_bridge_wide", 2, 11, 1, 9, 640, 640, False)):
         x, r, words = rand(images, n, c), rand(images, n, c), rand(images, covered, k)
         constants = {"g1": 1 + rand(k, scale=0.2), "bn1": rand(k, scale=0.2), "w": rand(k, c, scale=k**-0.5), "b": rand(c, scale=0.2), "g2": 1 + rand(c, scale=0.2), "bn2": rand(c, scale=0.2)}
         y = x + r if extra else x.copy()
-        product = layer_norm(words, constants["g1"], constants["bn1"], 1e-5, (-1,)) @ constants["w"] + constants["b"]
-        y[:, begin:begin + covered] += layer_norm(product, constants["g2"], constants["bn2"], 1e-6, (-1,))
+        y[:, begin:begin + covered] += bridge(words, list(constants.values()), (1e-5, 1e-6))
         yield Case(name, {"x": x, "r": r, "words": words} if extra else {"x": x, "words": words}, constants,
                    [node("TrtOptTntBridge", ["x", *(["r"] if extra else []), "words", *constants], ["y"], epsilon1=1e-5, epsilon2=1e-6, residual=int(extra), begin=begin)],
                    {"y": y}, dynamic=extra)
+    for name, images, covered, begin, tokens, n, count, size, hidden, c, layers, after, last, whole in (
+            ("tnt_words", 1, 196, 1, 197, 16, 4, 6, 96, 384, 4, (0, 1, 2, 3, 4), False, 0), ("tnt_words_given", 2, 12, 1, 14, 16, 4, 6, 96, 64, 3, (1, 3, 3), True, 0),
+            ("tnt_words_whole", 2, 16, 0, 16, 16, 4, 4, 64, 96, 2, (1, 2), True, 1)):
+        inner, patches = count * size, images * covered
+        norm, k = (n * inner if whole else inner), n * inner
+        x = rand(patches, n, inner)
+
+        def stacked(number, sizes):
+            # Scales of norms, then their biases, and products with their offsets.
+            return {name: (1 if scale is None else 0) + rand(number, *shape, scale=scale or 0.2) for name, shape, scale in sizes}
+
+        of_layers = stacked(layers, (("g1", (norm,), None), ("bn1", (norm,), 0.2), ("w_qkv", (inner, 3 * inner), inner**-0.5), ("b_qkv", (3 * inner,), 0.2),
+                                     ("w_proj", (inner, inner), 2 * inner**-0.5), ("b_proj", (inner,), 0.2), ("g2", (norm,), None), ("bn2", (norm,), 0.2),
+                                     ("w1", (inner, hidden), inner**-0.5), ("b1", (hidden,), 0.2), ("w2", (hidden, inner), hidden**-0.5), ("b2", (inner,), 0.2)))
+        of_bridges = stacked(len(after), (("bg1", (k,), None), ("bb1", (k,), 0.2), ("bw", (k, c), k**-0.5), ("bb", (c,), 0.2), ("bg2", (c,), None), ("bb2", (c,), 0.2)))
+        words = [x]
+        for i in range(layers):
+            one = [w[i].reshape(n, inner) if whole and name in ("g1", "bn1", "g2", "bn2") else w[i] for name, w in of_layers.items()]
+            words.append(inner_block(words[-1], one, count, (1e-5, 1e-6), (-2, -1) if whole else (-1,)))
+        outputs = {}
+        for j, layer in enumerate(after):
+            outputs[f"y{j}"] = np.zeros((images, tokens, c))
+            outputs[f"y{j}"][:, begin:begin + covered] = bridge(words[layer].reshape(images, covered, k), [w[j] for w in of_bridges.values()], (1e-6, 1e-5))
+        if last:
+            outputs["words"] = words[-1]
+        constants = {**of_layers, **of_bridges}
+        yield Case(name, {"x": x}, constants,
+                   [node("TrtOptTntWords", ["x", *constants], list(outputs), epsilon1=1e-5, epsilon2=1e-6, whole=whole, num_heads=count, scale=size**-0.5, approximate="none",
+                         bridge_epsilon1=1e-6, bridge_epsilon2=1e-5, tokens=tokens, begin=begin, covered=covered, after=[*after, *[-1] * (32 - len(after))], words=int(last))],
+                   outputs)
     for name, images, channels, (h, w), patch, columns, offset, norm, rank in (("patch_embed", 2, 3, (56, 56), 4, 96, True, True, 4), ("patch_embed_map", 2, 64, (14, 14), 2, 128, True, True, 3), ("patch_embed_16", 1, 3, (64, 48), 16, 384, True, False, 3),
                                                                               ("patch_embed_edges", 2, 3, (19, 23), 4, 64, False, True, 3), ("patch_embed_odd", 1, 5, (9, 9), 3, 50, True, True, 4)):
         x = rand(images, channels, h, w)
@@ -267,10 +311,15 @@ def cases():
             y = layer_norm(y, constants["g"], constants["bn"], 1e-5, (-1,))
         yield Case(name, {"x": x}, constants, [node("TrtOptPatchEmbed", ["x", *constants], ["y"], epsilon=1e-5, bias=int(offset), norm=int(norm), rank=rank)],
                    {"y": y if rank == 4 else y.reshape(images, gh * gw, columns)}, dynamic=rank == 4)
-    for name, images, (gh, gw), window, shift, after, extra, dense in (("swin_attn_block", 2, (28, 28), (7, 7), (3, 3), 0, True, False), ("swin_attn_block_one_window", 1, (7, 7), (7, 7), (0, 0), 0, False, False),
-                                                                       ("swin_attn_block_padded", 2, (13, 17), (4, 5), (2, 3), 1, False, False), ("swin_attn_block_dense", 2, (14, 14), (7, 7), (3, 3), 0, True, True)):
-        c, count, size = 64, 4, 16
-        inner = count * size
+    # A block for each row; the last ones with the MLP behind it.
+    for name, images, (gh, gw), window, shift, after, extra, dense, whole in (
+            ("swin_attn_block", 2, (28, 28), (7, 7), (3, 3), 0, True, False, False), ("swin_attn_block_one_window", 1, (7, 7), (7, 7), (0, 0), 0, False, False, False),
+            ("swin_attn_block_padded", 2, (13, 17), (4, 5), (2, 3), 1, False, False, False), ("swin_attn_block_dense", 2, (14, 14), (7, 7), (3, 3), 0, True, True, False),
+            ("swin_block", 2, (28, 28), (7, 7), (3, 3), 0, True, False, True), ("swin_block_one_window", 1, (7, 7), (7, 7), (0, 0), 0, False, False, True),
+            ("swin_block_padded", 2, (13, 17), (4, 5), (2, 3), 1, False, False, True), ("swin_block_dense", 2, (14, 14), (7, 7), (3, 3), 0, True, True, True)):
+        # What the one kernel of a whole block takes: heads of 32 that share the channels.
+        c, count, size = (96, 3, 32) if whole else (64, 4, 16)
+        inner, hidden = count * size, 4 * c
         # One of them as a map of rank 4.
         shape = (images, gh, gw, c) if dense else (images, gh * gw, c)
         x, r = rand(*shape), rand(*shape)
@@ -284,10 +333,18 @@ def cases():
         q, k, v = (heads(cut[..., i * inner:(i + 1) * inner], count) for i in range(3))
         out = attention(q, k, v, size**-0.5, bias + np.tile(mask, (images, 1, 1, 1))) @ proj["w_proj"] + proj["b_proj"]
         kinds = {"bias": 1, "mask": 1, "mask_value": 0.0} if dense else {"bias": 2, "mask": 2 if any(shift) else 0, "mask_value": -100.0}
+        y = s + reverse(out, gh, gw, window, shift, after).reshape(shape)
+        op, more = "TrtOptSwinAttnBlock", {}
+        if whole:
+            op, more = "TrtOptSwinBlock", {"mlp_epsilon": 1e-6, "approximate": "none"}
+            behind = {"mg": 1 + rand(c, scale=0.2), "mb": rand(c, scale=0.2), "w1": rand(c, hidden, scale=c**-0.5), "b1": rand(hidden, scale=0.2),
+                      "w2": rand(hidden, c, scale=hidden**-0.5), "b2": rand(c, scale=0.2)}
+            y = mlp(y, list(behind.values()), 1e-6)
+            constants.update(behind)
         yield Case(name, {"x": x, "r": r} if extra else {"x": x}, constants,
-                   [node("TrtOptSwinAttnBlock", ["x", *(["r"] if extra else []), *constants], ["y"], epsilon=1e-5, residual=int(extra), num_heads=count, scale=size**-0.5, **kinds,
-                         grid=[gh, gw], window=list(window), shift=list(shift), pad_after_roll=after)],
-                   {"y": s + reverse(out, gh, gw, window, shift, after).reshape(shape)}, dynamic=extra)
+                   [node(op, ["x", *(["r"] if extra else []), *constants], ["y"], epsilon=1e-5, residual=int(extra), num_heads=count, scale=size**-0.5, **kinds,
+                         grid=[gh, gw], window=list(window), shift=list(shift), pad_after_roll=after, **more)],
+                   {"y": y}, dynamic=extra)
     for name, (images, tokens), c, count, size, extra, dense in (("attn_block", (2, 197), 384, 6, 64, True, False), ("attn_block_words", (196, 16), 24, 4, 6, False, False), ("attn_block_dense", (2, 50), 64, 4, 16, True, True)):
         inner = count * size
         x, r = rand(images, tokens, c), rand(images, tokens, c)
