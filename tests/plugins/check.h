@@ -243,11 +243,23 @@ inline void image_types(const std::function<bool(DataType image, DataType rest)>
     expect(!takes(DataType::kINT32, kHalf) && !takes(kFloat, DataType::kINT32), "int32 is refused");
 }
 
-// The op with an image, and its fields with all inputs: five of them.
-inline Op op_with_image() {
+inline Op op_called(const char* name) {
     for (const Op& op : ops())
-        if (op.name == std::string("TrtOptPatchEmbed")) return op;
-    std::printf("FAIL no TrtOptPatchEmbed\n"), std::exit(2);
+        if (op.name == std::string(name)) return op;
+    std::printf("FAIL no %s\n", name), std::exit(2);
+}
+// The op with an image, and its fields with all inputs: five of them.
+inline Op op_with_image() { return op_called("TrtOptPatchEmbed"); }
+
+// How many outputs the words of TNT have by their attributes; `outputs` makes a plugin and asks it.
+inline void outputs_of_words(const std::function<int(const PluginFieldCollection*)>& outputs) {
+    const Op words = op_called("TrtOptTntWords");
+    const int expected[] = {12, 4};
+    for (size_t i = 0; i < 2; ++i) {
+        auto f = fields_of(words.valid[i]);
+        const PluginFieldCollection all{static_cast<int32_t>(f.size()), f.data()};
+        expect(outputs(&all) == expected[i], "words have an output for each bridge, and one for the last words if asked for");
+    }
 }
 
 inline void* open_library(const char* path) {

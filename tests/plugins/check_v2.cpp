@@ -76,5 +76,9 @@ int main(int argc, char** argv) {
     });
     const DataType in[5] = {DataType::kFLOAT, DataType::kHALF, DataType::kHALF, DataType::kHALF, DataType::kHALF};
     expect(dynamic->getOutputDataType(0, in, 5) == DataType::kHALF, "an embedding's tokens are of the type of its weights");
+    outputs_of_words([&](const PluginFieldCollection* fields) {
+        const Plugin made(creators.at("TrtOptTntWords")->createPlugin("p", fields));
+        return made ? made->getNbOutputs() : -1;
+    });
     return finish("creators");
 }

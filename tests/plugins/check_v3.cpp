@@ -116,6 +116,11 @@ void formats(const std::map<std::string, IPluginCreatorV3One*>& creators) {
     const DataType in[5] = {DataType::kFLOAT, DataType::kHALF, DataType::kHALF, DataType::kHALF, DataType::kHALF};
     DataType out = DataType::kINT32;
     expect(build->getOutputDataTypes(&out, 1, in, 5) == 0 && out == DataType::kHALF, "an embedding's tokens are of the type of its weights");
+
+    outputs_of_words([&](const PluginFieldCollection* fields) {
+        std::unique_ptr<IPluginV3> made(creators.at("TrtOptTntWords")->createPlugin("p", fields, TensorRTPhase::kBUILD));
+        return made ? static_cast<IPluginV3OneBuild*>(made->getCapabilityInterface(PluginCapabilityType::kBUILD))->getNbOutputs() : -1;
+    });
 }
 
 int through_registry(const char* library, const char* tensorrt) {
