@@ -726,7 +726,8 @@ fn sizes_that_one_kernel_does_not_take_are_left_to_the_halves() {
     let attention = "one kernel takes no such attention";
     missed(Form { head: 16, ..Whole::form() }, 128, attention, "2 heads of 16, 64 channels, 16 tokens");
     missed(Form { channels: 32, ..Whole::form() }, 128, attention, "2 heads of 32, 32 channels, 16 tokens");
-    missed(Whole::form(), 144, "one kernel takes no such MLP", "144");
+    missed(Whole::form(), 160, "one kernel takes no such MLP", "160");
+    missed(Whole::form(), 320, "one kernel takes no such MLP", "320");
 }
 
 /// 32 images of 4 windows with 2 heads are 256 blocks of the kernel.

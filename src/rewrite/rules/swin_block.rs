@@ -22,8 +22,9 @@ const RULE: &str = "swin-block";
 const HEAD: i64 = 32;
 const MAX_HEADS: i64 = 16;
 const MAX_TOKENS: i64 = 64;
-/// Hidden columns are a multiple of so many for each head.
-const HIDDEN_MULTIPLE: i64 = 16;
+/// Hidden columns of each head's share: a multiple of so many, and the most.
+const HIDDEN_MULTIPLE: i64 = 32;
+const MAX_HIDDEN: i64 = 128;
 /// Windows and heads of all images, each of which is a block of the kernel. An estimate: up to about two rounds over the multiprocessors
 /// of an H100. Swin-T has 192 at stage 1 of one image; nothing was measured.
 const MAX_BLOCKS: i64 = 256;
@@ -133,9 +134,9 @@ fn check_sizes(
             format!("{heads} heads of {head}, {channels} channels, {} tokens", map.tokens()),
         ));
     }
-    if hidden % (HIDDEN_MULTIPLE * heads) != 0 {
+    if hidden % (HIDDEN_MULTIPLE * heads) != 0 || hidden > MAX_HIDDEN * heads {
         return Err(Miss::new(label, "one kernel takes no such MLP").expected(
-            format!("a multiple of {} hidden columns, {HIDDEN_MULTIPLE} a head", HIDDEN_MULTIPLE * heads),
+            format!("a multiple of {} hidden columns, at most {}", HIDDEN_MULTIPLE * heads, MAX_HIDDEN * heads),
             hidden,
         ));
     }
