@@ -1,12 +1,13 @@
 //! The search for the fastest form of a model, by measured latency.
 //!
 //! Sites that are alike (of one kind and, unless told otherwise, of one shape, which is one stage of a network) make a
-//! [`Group`]. Starting with everything fused but blocks, [`search`] first takes one group of blocks at a time, builds and
-//! times the engine with and without it in the same interleaved rounds, and keeps the blocks if that is faster beyond
-//! noise. Blocks that are made of other blocks come behind those, so that each has to be faster than the best of its parts.
-//! Then it leaves out one group of other sites at a time, and leaves it to TensorRT if that is faster; what is part
-//! of a block is not asked for again. The outcome is last timed against the model without plugins, which wins if it is
-//! faster.
+//! [`Group`]. [`search`] starts with everything fused, with or without blocks, whichever is faster. It then takes one group of
+//! blocks after the other, times the engine with and without it in the same interleaved rounds, and keeps the blocks if that
+//! is faster beyond noise. Blocks that are made of other blocks come behind those, so that each has to be faster than the
+//! best of its parts. Then it leaves out one group of other sites at a time, and leaves it to TensorRT if that is faster; what
+//! is part of a block is not asked for again. The outcome is last timed against the model without plugins, which wins if it is
+//! faster. A group whose engines cannot be had (a build that fails, or the end of the time for building) stays as it is,
+//! so that a search that is cut short still ends with the best that it has timed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -148,6 +149,8 @@ pub enum Candidate {
 
 /// What times candidates against each other.
 pub trait Lab {
+    /// Makes the candidates ready to be timed. For each, why it is not.
+    fn prepare(&mut self, candidates: &[Candidate]) -> Result<Vec<Result<()>>>;
     /// The samples of each, taken in the same interleaved rounds.
     fn measure(&mut self, candidates: &[Candidate]) -> Result<Vec<Samples>>;
 }
@@ -156,24 +159,34 @@ pub trait Lab {
 #[derive(Clone, Debug, Serialize)]
 pub struct Decision {
     pub group: Group,
-    pub fused_us: f64,
-    pub left_us: f64,
-    /// Of the time without the group's fusion to that with it.
-    pub ratio: Comparison,
+    /// What was timed, if it was.
+    #[serde(flatten)]
+    pub trial: Option<Trial>,
+    /// Why it was not: then the group is as it was at the start of the search.
+    pub untried: Option<String>,
     /// Whether it is left to TensorRT; blocks: as their parts.
     pub left: bool,
+}
+
+/// The model with a group's fusion and without it.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Trial {
+    pub fused_us: f64,
+    pub left_us: f64,
+    /// Of the time without the fusion to that with it.
+    pub ratio: Comparison,
 }
 
 impl Decision {
     /// Both figures, for the ledger.
     pub fn reason(&self) -> String {
-        format!(
-            "{}: the model takes {:.1} us so and {:.1} us with {} fused",
-            self.verdict(),
-            self.left_us,
-            self.fused_us,
-            self.group
-        )
+        let verdict = self.verdict();
+        match (&self.trial, &self.untried) {
+            (Some(Trial { fused_us, left_us, .. }), _) => {
+                format!("{verdict}: the model takes {left_us:.1} us so and {fused_us:.1} us with {} fused", self.group)
+            }
+            (None, why) => format!("{verdict}: not timed{}", why.iter().map(|w| format!(", {w}")).collect::<String>()),
+        }
     }
 
     /// What becomes of the group, in words.
@@ -191,9 +204,9 @@ impl Decision {
 pub struct Outcome {
     pub choice: Candidate,
     pub decisions: Vec<Decision>,
-    /// From the last measurement: native, canonical, and the best with plugins.
+    /// From the last measurement: native, canonical (if its engine could be had), and the best with plugins.
     pub native: Summary,
-    pub canonical: Summary,
+    pub canonical: Option<Summary>,
     pub fused: Summary,
 }
 
@@ -233,103 +246,174 @@ impl Outcome {
     pub fn tuned(&self) -> &Summary {
         match self.choice {
             Candidate::Native => &self.native,
-            Candidate::Canonical => &self.canonical,
+            // Only what was timed is chosen.
+            Candidate::Canonical => self.canonical.as_ref().unwrap_or(&self.native),
             Candidate::Without(_) => &self.fused,
         }
     }
 }
 
-/// Goes through the groups as a search does: `leave` is given each that is open to choice, with the candidates that have it
-/// and leave it out, and says whether it is left out. The numbers of those that are.
-fn walk(groups: &[Group], leave: &mut dyn FnMut(Group, &[Candidate; 2]) -> Result<bool>) -> Result<BTreeSet<usize>> {
-    let blocks = groups.iter().take_while(|g| g.kind.is_block()).count();
-    let mut left: BTreeSet<usize> = (0..blocks).collect();
+/// How many of the groups, which come first, are blocks.
+fn count_blocks(groups: &[Group]) -> usize {
+    groups.iter().take_while(|g| g.kind.is_block()).count()
+}
+
+/// What a search times first: without plugins, with everything fused, and without blocks, if there are any.
+fn first(groups: &[Group]) -> Vec<Candidate> {
+    let mut candidates = vec![Candidate::Native, Candidate::Canonical, Candidate::Without([].into())];
+    match count_blocks(groups) {
+        0 => {}
+        blocks => candidates.push(Candidate::Without((0..blocks).collect())),
+    }
+    candidates
+}
+
+/// Goes through the groups as a search does, from where those of the numbers `left` are left out: `leave` is given each that is open to
+/// choice, the candidates that have it and leave it out, and whether it is left out so far, and says whether it is. The numbers
+/// of those that are.
+fn walk(
+    groups: &[Group],
+    mut left: BTreeSet<usize>,
+    leave: &mut dyn FnMut(Group, &[Candidate; 2], bool) -> Result<bool>,
+) -> Result<BTreeSet<usize>> {
     for number in 0..groups.len() {
         let group = free(groups, &left, number);
         if group.nodes.is_empty() {
             continue;
         }
+        let so_far = left.contains(&number);
         let (mut with, mut out) = (left.clone(), left);
         with.remove(&number);
         out.insert(number);
         let pair = [Candidate::Without(with.clone()), Candidate::Without(out.clone())];
-        left = if leave(group, &pair)? { out } else { with };
+        left = if leave(group, &pair, so_far)? { out } else { with };
     }
     Ok(left)
 }
 
-/// What is timed when all groups are decided.
-fn last(left: BTreeSet<usize>) -> [Candidate; 3] {
-    [Candidate::Native, Candidate::Canonical, Candidate::Without(left)]
-}
-
 /// The candidates that [`search`] asks for if every group pays, blocks too, in the order of asking.
 pub fn expected(groups: &[Group]) -> Result<Vec<Candidate>> {
-    let mut candidates: Vec<Candidate> = vec![];
-    let mut ask = |asked: &[Candidate]| {
-        for candidate in asked {
-            if !candidates.contains(candidate) {
-                candidates.push(candidate.clone());
-            }
-        }
-    };
-    let left = walk(groups, &mut |_, pair| {
-        ask(pair);
+    let mut candidates = first(groups);
+    walk(groups, BTreeSet::new(), &mut |_, pair, _| {
+        candidates.extend(pair.iter().filter(|c| !candidates.contains(c)).cloned().collect::<Vec<_>>());
         Ok(false)
     })?;
-    ask(&last(left));
     Ok(candidates)
 }
 
-/// Looks for the fastest choice of groups, of which those of blocks come first, and those made of other blocks behind these. `progress` is told each decision.
+/// Looks for the fastest choice of groups, of which those of blocks come first. `progress` is told each decision.
 pub fn search(
     groups: &[Group],
     lab: &mut dyn Lab,
     bootstrap: &Bootstrap,
     progress: &mut dyn FnMut(&Decision),
 ) -> Result<Outcome> {
+    let mut left = start(groups, lab, bootstrap)?;
     let mut decisions = vec![];
-    let left = walk(groups, &mut |group, pair| {
-        let (fused, without) = two(lab.measure(pair)?)?;
-        let ratio = compare(&without, &fused, bootstrap)?;
-        let decision = Decision {
-            fused_us: Summary::of(&fused, bootstrap)?.p50_us,
-            left_us: Summary::of(&without, bootstrap)?.p50_us,
+    left = walk(groups, left, &mut |group, pair, so_far| {
+        let block = group.kind.is_block();
+        let decision = match try_both(lab, pair, bootstrap)? {
             // Whatever is not the default has to be worth it.
-            left: match group.kind.is_block() {
-                true => !(ratio.is_slower() && ratio.ratio >= 1.0 + MARGIN),
-                false => ratio.is_faster() && ratio.ratio <= 1.0 - MARGIN,
-            },
-            group,
-            ratio,
+            Ok(trial) => {
+                let left = match block {
+                    true => !(trial.ratio.is_slower() && trial.ratio.ratio >= 1.0 + MARGIN),
+                    false => trial.ratio.is_faster() && trial.ratio.ratio <= 1.0 - MARGIN,
+                };
+                Decision { group, trial: Some(trial), untried: None, left }
+            }
+            Err(why) => Decision { group, trial: None, untried: Some(why), left: so_far },
         };
         progress(&decision);
         let left = decision.left;
         decisions.push(decision);
         Ok(left)
     })?;
-    let last = last(left.clone());
-    let [native, canonical, fused]: [Samples; 3] = lab.measure(&last)?.try_into().map_err(|_| wrong_count(3))?;
-    let [.., best] = last;
+
+    let best = Candidate::Without(left.clone());
+    let last: Vec<Candidate> = ready(lab, &[Candidate::Native, Candidate::Canonical])?.chain([best.clone()]).collect();
+    let samples = lab.measure(&last)?;
+    let of = |candidate: &Candidate| last.iter().position(|c| c == candidate).and_then(|i| samples.get(i));
+    let (Some(native), Some(fused)) = (of(&Candidate::Native), of(&best)) else { return Err(wrong_count(last.len())) };
+    let canonical = of(&Candidate::Canonical);
     let faster = |a: &Samples, b: &Samples| Ok::<_, Error>(compare(a, b, bootstrap)?.is_faster());
+    let plain = match canonical {
+        Some(canonical) if faster(canonical, native)? => Candidate::Canonical,
+        _ => Candidate::Native,
+    };
     // Of what cannot be told apart, the form with fewer changes to it is taken only if it has fewer plugins.
-    let choice = match (faster(&native, &fused)?, faster(&canonical, &fused)?) {
-        (true, true) if faster(&canonical, &native)? => Candidate::Canonical,
-        (true, _) => Candidate::Native,
+    let native_wins = faster(native, fused)?;
+    let canonical_wins = canonical.map(|c| faster(c, fused)).transpose()?.unwrap_or(false);
+    let choice = match (native_wins, canonical_wins) {
+        (true, true) => plain,
+        (true, false) => Candidate::Native,
         (false, true) => Candidate::Canonical,
-        (false, false) if left.len() == groups.len() => match faster(&canonical, &native)? {
-            true => Candidate::Canonical,
-            false => Candidate::Native,
-        },
+        (false, false) if left.len() == groups.len() => plain,
         (false, false) => best,
     };
+    let summary = |samples| Summary::of(samples, bootstrap);
     Ok(Outcome {
         choice,
         decisions,
-        native: Summary::of(&native, bootstrap)?,
-        canonical: Summary::of(&canonical, bootstrap)?,
-        fused: Summary::of(&fused, bootstrap)?,
+        native: summary(native)?,
+        canonical: canonical.map(summary).transpose()?,
+        fused: summary(fused)?,
     })
+}
+
+/// The numbers of the groups that are left out at the start of a search: none or all blocks, whichever is faster.
+fn start(groups: &[Group], lab: &mut dyn Lab, bootstrap: &Bootstrap) -> Result<BTreeSet<usize>> {
+    let candidates = first(groups);
+    let outcomes = lab.prepare(&candidates)?;
+    let (mut there, mut missing) = (vec![], vec![]);
+    for (candidate, outcome) in candidates.iter().zip(outcomes) {
+        match outcome {
+            Ok(()) => there.push(candidate.clone()),
+            Err(why) if *candidate == Candidate::Native => return Err(why),
+            Err(why) => missing.push((candidate, why)),
+        }
+    }
+    let samples = lab.measure(&there)?;
+    if samples.len() != there.len() {
+        return Err(wrong_count(there.len()));
+    }
+    let mut forms = there.iter().zip(&samples).filter_map(|(candidate, samples)| match candidate {
+        Candidate::Without(left) => Some((left, samples)),
+        _ => None,
+    });
+    match (forms.next(), forms.next()) {
+        (Some((everything, fused)), Some((no_blocks, left))) => {
+            let ratio = compare(left, fused, bootstrap)?;
+            Ok(if ratio.is_slower() && ratio.ratio >= 1.0 + MARGIN { everything } else { no_blocks }.clone())
+        }
+        (Some((only, _)), None) => Ok(only.clone()),
+        (None, _) => Err(missing
+            .into_iter()
+            .find_map(|(candidate, why)| matches!(candidate, Candidate::Without(_)).then_some(why))
+            .unwrap_or_else(|| wrong_count(candidates.len()))),
+    }
+}
+
+/// Those of the candidates that can be timed.
+fn ready<'a>(lab: &mut dyn Lab, candidates: &'a [Candidate]) -> Result<impl Iterator<Item = Candidate> + 'a> {
+    let outcomes = lab.prepare(candidates)?;
+    Ok(candidates.iter().zip(outcomes).filter(|(_, outcome)| outcome.is_ok()).map(|(candidate, _)| candidate.clone()))
+}
+
+/// Times the candidates that have a group's fusion and leave it out, or says why not.
+fn try_both(
+    lab: &mut dyn Lab,
+    pair: &[Candidate; 2],
+    bootstrap: &Bootstrap,
+) -> Result<std::result::Result<Trial, String>> {
+    if let Some(why) = lab.prepare(pair)?.into_iter().find_map(Result::err) {
+        return Ok(Err(why.to_string()));
+    }
+    let (fused, without) = two(lab.measure(pair)?)?;
+    Ok(Ok(Trial {
+        fused_us: Summary::of(&fused, bootstrap)?.p50_us,
+        left_us: Summary::of(&without, bootstrap)?.p50_us,
+        ratio: compare(&without, &fused, bootstrap)?,
+    }))
 }
 
 fn two(samples: Vec<Samples>) -> Result<(Samples, Samples)> {
@@ -358,10 +442,21 @@ mod tests {
         noise: f64,
         random: StdRng,
         asked: Vec<Candidate>,
+        /// Has no engine.
+        broken: Vec<Candidate>,
     }
 
     impl Lab for Simulated {
+        fn prepare(&mut self, candidates: &[Candidate]) -> Result<Vec<Result<()>>> {
+            let outcome = |candidate| match self.broken.contains(candidate) {
+                true => Err(Error::CheckFailed("the build failed".into())),
+                false => Ok(()),
+            };
+            Ok(candidates.iter().map(outcome).collect())
+        }
+
         fn measure(&mut self, candidates: &[Candidate]) -> Result<Vec<Samples>> {
+            assert!(candidates.iter().all(|c| !self.broken.contains(c)));
             self.asked.extend_from_slice(candidates);
             candidates
                 .iter()
@@ -384,7 +479,16 @@ mod tests {
 
     fn simulated(native: f64, canonical: f64, groups: &[(f64, f64)]) -> Simulated {
         let random = StdRng::seed_from_u64(5);
-        Simulated { native, canonical, base: 100.0, groups: groups.to_vec(), noise: 0.02, random, asked: vec![] }
+        Simulated {
+            native,
+            canonical,
+            base: 100.0,
+            groups: groups.to_vec(),
+            noise: 0.02,
+            random,
+            asked: vec![],
+            broken: vec![],
+        }
     }
 
     fn group(kind: Kind, number: usize) -> Group {
@@ -410,7 +514,7 @@ mod tests {
         assert!((figures[0] - 190.0).abs() < 3.0 && (figures[1] - 220.0).abs() < 3.0, "{}", standard[0].reason);
         assert!((outcome.tuned().p50_us - 190.0).abs() < 3.0);
         // Each group is judged against what was chosen before it.
-        assert_eq!(lab.asked[4..6], [Candidate::Without([1].into()), Candidate::Without([1, 2].into())]);
+        assert_eq!(lab.asked[7..9], [Candidate::Without([1].into()), Candidate::Without([1, 2].into())]);
     }
 
     #[test]
@@ -451,7 +555,10 @@ mod tests {
         let times = [(20.0, 30.0), (20.0, 20.0), (50.0, 10.0), (20.0, 25.0), (25.0, 20.0)];
         let mut lab = simulated(400.0, 400.0, &times);
         let outcome = search(&groups, &mut lab, &Bootstrap::default(), &mut |_| {}).unwrap();
-        assert_eq!(lab.asked[..2], [Candidate::Without([1].into()), Candidate::Without([0, 1].into())]);
+        // With all blocks it is faster than with none.
+        let without = |left: &[usize]| Candidate::Without(left.iter().copied().collect());
+        assert_eq!(lab.asked[..4], [Candidate::Native, Candidate::Canonical, without(&[]), without(&[0, 1])]);
+        assert_eq!(lab.asked[4..8], [without(&[]), without(&[0]), without(&[]), without(&[1])]);
         assert_eq!(outcome.choice, Candidate::Without([1, 4].into()));
         let names: Vec<String> = outcome.decisions.iter().map(|d| format!("{} {}", d.group, d.verdict())).collect();
         assert_eq!(
@@ -484,7 +591,7 @@ mod tests {
         let mut lab = simulated(400.0, 400.0, &times);
         let outcome = search(&groups, &mut lab, &Bootstrap::default(), &mut |_| {}).unwrap();
         let without = |left: &[usize]| Candidate::Without(left.iter().copied().collect());
-        assert_eq!(lab.asked[4..6], [without(&[1]), without(&[1, 2])]);
+        assert!(lab.asked.contains(&without(&[1, 2])));
         assert_eq!(outcome.choice, without(&[1]));
         let left =
             |standard: Vec<Standard>| standard.into_iter().map(|s| (s.kind, s.node.unwrap())).collect::<Vec<_>>();
@@ -503,15 +610,9 @@ mod tests {
         let groups = [block(0, &[2]), block(1, &[3]), partly, group(Kind::Attention, 3), group(Kind::Gelu, 4)];
         let expected = expected(&groups).unwrap();
         let without = |left: &[usize]| Candidate::Without(left.iter().copied().collect());
-        let asked = [
-            without(&[1]),
-            without(&[0, 1]),
-            without(&[]),
-            without(&[2]),
-            without(&[4]),
-            Candidate::Native,
-            Candidate::Canonical,
-        ];
+        let plain = [Candidate::Native, Candidate::Canonical];
+        let asked = [[].as_slice(), &[0, 1], &[0], &[1], &[2], &[4]].map(without);
+        let asked: Vec<Candidate> = plain.into_iter().chain(asked).collect();
         assert_eq!(expected, asked);
 
         let search_of = |times: &[(f64, f64)]| {
@@ -529,6 +630,37 @@ mod tests {
         // One that does not pay leads the search elsewhere.
         let other = search_of(&[(20.0, 40.0), (40.0, 20.0), (20.0, 40.0), (20.0, 40.0), (20.0, 40.0)]);
         assert!(other.contains(&without(&[1, 3])) && !expected.contains(&without(&[1, 3])), "{other:?}");
+    }
+
+    /// What cannot be built is not tried, and what was timed is the outcome.
+    #[test]
+    fn a_search_ends_without_the_engines_that_are_missing() {
+        let without = |left: &[usize]| Candidate::Without(left.iter().copied().collect());
+        let groups = [block(0, &[2]), block(1, &[3]), group(Kind::Attention, 2), group(Kind::Attention, 3)];
+        let search_with = |broken: &[Candidate], times: &[(f64, f64)]| {
+            let mut lab = simulated(400.0, 380.0, times);
+            lab.broken = broken.to_vec();
+            search(&groups, &mut lab, &Bootstrap::default(), &mut |_| {})
+        };
+        let pays = [(20.0, 60.0), (40.0, 20.0), (20.0, 40.0), (20.0, 40.0)];
+
+        let outcome = search_with(&[without(&[1]), Candidate::Canonical], &pays).unwrap();
+        assert_eq!(outcome.choice, without(&[]));
+        assert!(outcome.canonical.is_none());
+        let untried: Vec<bool> = outcome.decisions.iter().map(|d| d.untried.is_some() && d.trial.is_none()).collect();
+        assert_eq!(untried, [false, true]);
+        assert!(!outcome.decisions[1].left && outcome.decisions[1].reason().contains("the build failed"));
+
+        // Without the form with all blocks the search starts with none, and takes those that it can try.
+        let outcome = search_with(&[without(&[]), without(&[0])], &pays).unwrap();
+        assert_eq!(outcome.choice, without(&[1]));
+        let outcome = search_with(&[without(&[]), without(&[0]), without(&[1])], &pays).unwrap();
+        assert_eq!(outcome.choice, without(&[0, 1]));
+        assert!(outcome.standard()[0].reason.starts_with("left as its parts: not timed, "));
+
+        let error = search_with(&[without(&[]), without(&[0, 1])], &pays).unwrap_err().to_string();
+        assert!(error.contains("the build failed"), "{error}");
+        assert!(search_with(&[Candidate::Native], &pays).is_err());
     }
 
     #[test]

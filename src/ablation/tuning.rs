@@ -60,7 +60,7 @@ impl Tuning<'_> {
         let groups = self.groups()?;
         let mut lab = EngineLab { tuning: self, groups: &groups, built, jobs: vec![] };
         // A search asks for two engines at a time: what it is likely to ask for is built side by side first.
-        for Prepared { name, outcome, .. } in lab.prepare()? {
+        for Prepared { name, outcome, .. } in lab.build_expected()? {
             if let Err(why) = outcome {
                 // Not fatal here: the search may not need it, and else meets the reason again.
                 tracing::info!("{}, {name}: no engine yet: {why}", self.name);
@@ -74,7 +74,7 @@ impl Tuning<'_> {
 
     /// Builds, as many at a time as the workshop does, what [`Tuning::run`] asks for if every group pays; times nothing.
     pub fn build(&self, built: Built) -> Result<Vec<Prepared>> {
-        EngineLab { tuning: self, groups: &self.groups()?, built, jobs: vec![] }.prepare()
+        EngineLab { tuning: self, groups: &self.groups()?, built, jobs: vec![] }.build_expected()
     }
 
     /// What there is to choose among, blocks first, those made of other blocks behind these.
@@ -152,7 +152,7 @@ impl EngineLab<'_> {
     }
 
     /// Builds what the search is expected to ask for.
-    fn prepare(&mut self) -> Result<Vec<Prepared>> {
+    fn build_expected(&mut self) -> Result<Vec<Prepared>> {
         let candidates = tune::expected(self.groups)?;
         let jobs: Vec<Job> = candidates.iter().map(|c| self.job(c)).collect::<Result<_>>()?;
         let outcomes = self.tuning.workshop.build(&jobs, self.built);
@@ -166,10 +166,14 @@ impl EngineLab<'_> {
 }
 
 impl Lab for EngineLab<'_> {
+    fn prepare(&mut self, candidates: &[Candidate]) -> Result<Vec<Result<()>>> {
+        let jobs: Vec<Job> = candidates.iter().map(|c| self.job(c)).collect::<Result<_>>()?;
+        Ok(self.tuning.workshop.build(&jobs, self.built))
+    }
+
     fn measure(&mut self, candidates: &[Candidate]) -> Result<Vec<Samples>> {
         let jobs: Vec<Job> = candidates.iter().map(|c| self.job(c)).collect::<Result<_>>()?;
         let workshop = self.tuning.workshop;
-        workshop.build(&jobs, self.built).into_iter().collect::<Result<Vec<()>>>()?;
         let mut subjects = vec![];
         for (candidate, job) in candidates.iter().zip(&jobs) {
             let name = self.variant(candidate).name;
@@ -179,7 +183,7 @@ impl Lab for EngineLab<'_> {
             }
             subjects.push(subject);
         }
-        // The last measurement is against native: what was chosen has to compute the same.
+        // The first and the last measurement are against native: what is chosen has to compute the same.
         if let Some(native) = candidates.iter().position(|c| *c == Candidate::Native) {
             let expected = subjects[native].outputs(Mode::Graph)?;
             for subject in &mut subjects {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use trt_opt::ablation::tune::{By, Candidate, Decision};
+use trt_opt::ablation::tune::{By, Candidate, Decision, Trial};
 use trt_opt::ablation::tuning::{Tuned, Tuning};
 use trt_opt::measure::stats::{Bootstrap, Summary};
 use trt_opt::onnx;
@@ -18,10 +18,10 @@ use super::{Global, file_name, load, tables};
 /// Choose the fusions of a model by measured latency
 #[derive(clap::Args)]
 #[command(after_help = "\
-Starts with everything fused and leaves out one group of sites at a time. Both engines are timed in the
-same interleaved rounds, as CUDA graphs; a group that is faster left to TensorRT, beyond noise, is left
-out, and the ledger says so with both figures. The model as exported is the outcome if no choice of
-fusions beats it.
+Starts with everything fused, with blocks or without, and leaves out one group of sites at a time. Both
+engines are timed in the same interleaved rounds, as CUDA graphs; a group that is faster left to TensorRT,
+beyond noise, is left out, and the ledger says so with both figures. The model as exported is the outcome
+if no choice of fusions beats it. A group whose engine cannot be built stays as it is, and is said to.
 
 Examples:
   trt-opt tune swin.onnx --fp16 --plugins libtrt_opt_plugins.so
@@ -60,7 +60,7 @@ struct Json<'a> {
     /// `native`, `canonical` or `fused`.
     choice: &'static str,
     native: &'a Summary,
-    canonical: &'a Summary,
+    canonical: Option<&'a Summary>,
     fused: &'a Summary,
     decisions: &'a [Decision],
 }
@@ -114,7 +114,7 @@ pub fn run(args: Args, global: &Global) -> Result<u8> {
                 Candidate::Without(_) => "fused",
             },
             native: &outcome.native,
-            canonical: &outcome.canonical,
+            canonical: outcome.canonical.as_ref(),
             fused: &outcome.fused,
             decisions: &outcome.decisions,
         })?;
@@ -125,21 +125,30 @@ pub fn run(args: Args, global: &Global) -> Result<u8> {
 }
 
 fn line(decision: &Decision) -> String {
-    let (fused, left) = (decision.fused_us, decision.left_us);
-    format!("{}: {fused:.1} us fused, {left:.1} us left: {}", decision.group, decision.verdict())
+    match (&decision.trial, &decision.untried) {
+        (Some(Trial { fused_us, left_us, .. }), _) => {
+            format!("{}: {fused_us:.1} us fused, {left_us:.1} us left: {}", decision.group, decision.verdict())
+        }
+        (None, why) => format!("{}: not timed: {}", decision.group, why.as_deref().unwrap_or_default()),
+    }
 }
 
 fn describe(tuned: &Tuned, model: &Path, output: &Path) -> String {
     let mut table = tables::new(["fusion", "sites", "fused us", "left us", "ratio", "choice"]);
+    let mut untried = String::new();
     for decision in &tuned.outcome.decisions {
+        let figure = |of: &dyn Fn(&Trial) -> String| decision.trial.as_ref().map_or("-".to_owned(), of);
         table.add_row([
             decision.group.to_string(),
             decision.group.nodes.len().to_string(),
-            format!("{:.1}", decision.fused_us),
-            format!("{:.1}", decision.left_us),
-            format!("{:.3}", decision.ratio.ratio),
+            figure(&|t| format!("{:.1}", t.fused_us)),
+            figure(&|t| format!("{:.1}", t.left_us)),
+            figure(&|t| format!("{:.3}", t.ratio.ratio)),
             decision.verdict().to_owned(),
         ]);
+        if let Some(why) = &decision.untried {
+            untried += &format!("\n{} was not timed and is as it was: {why}", decision.group);
+        }
     }
     tables::align(&mut table, 1..5);
     let outcome = &tuned.outcome;
@@ -149,10 +158,10 @@ fn describe(tuned: &Tuned, model: &Path, output: &Path) -> String {
         Candidate::Without(_) => "with plugins",
     };
     format!(
-        "{}\n\nnative {:.1} us, canonical {:.1} us, with plugins {:.1} us; chosen: {BOLD}{choice}{RESET}\n{} -> {}\n",
+        "{}\n{untried}\nnative {:.1} us, canonical {}, with plugins {:.1} us; chosen: {BOLD}{choice}{RESET}\n{} -> {}\n",
         tables::text(&table),
         outcome.native.p50_us,
-        outcome.canonical.p50_us,
+        outcome.canonical.as_ref().map_or("not timed".to_owned(), |c| format!("{:.1} us", c.p50_us)),
         outcome.fused.p50_us,
         model.display(),
         output.display()
