@@ -12,6 +12,8 @@ namespace {
 
 constexpr int kThreads = 384, kMaxCluster = 16;
 constexpr size_t kMostOffered = 4;  // row tiles and slices
+// In a network it was faster than two products at 96 and 192 channels and slower at 384 (plugins/NOTES.md).
+constexpr int kMostChannels = 256;
 
 struct MlpClusterArgs {
     const __half *x, *residual;  // [rows, k]; residual may be null
@@ -184,6 +186,8 @@ bool sizes_fit(const MlpClusterPlan& plan, const MlpBlockProblem& q) {
     if (q.channels % 8 != 0 || q.hidden % 8 != 0 || q.channels > 8 * kThreads) return false;
     if (!with_tile(plan, [&](auto tile, auto) { return decltype(tile)::slice_valid(plan.slice); })) return false;
     const int cluster = cluster_of(plan, q);
+    // A block by itself has nothing to count, and its store with a count would be an illegal instruction.
+    if (plan.counted && cluster == 1) return false;
     return cluster <= kMaxCluster && shared_of(plan, q) <= device().shared && tiles_of(plan, q) * cluster <= INT32_MAX;
 }
 
@@ -241,19 +245,22 @@ std::vector<MlpClusterPlan> mlp_cluster_plans(const MlpBlockProblem& q) {
         plan.cost = cost(plan, q);
         plans.push_back(plan);
     };
+    if (q.channels > kMostChannels) return plans;
     for (int rows : {32, 64}) {
         if (rows == 64 && q.rows <= 32) continue;
         for (int slice = 32; slice <= 256; slice += 32) {
-            const MlpClusterPlan plan{rows, slice, true}, narrower{rows, slice - 32, true};
+            const bool counted = slice < q.hidden;
+            const MlpClusterPlan plan{rows, slice, true, counted}, narrower{rows, slice - 32, true, counted};
             if (narrower.slice == 0 || !sizes_fit(narrower, q) || cluster_of(narrower, q) != cluster_of(plan, q)) add(plan);  // else wider for nothing
         }
     }
     std::sort(plans.begin(), plans.end(), [](const MlpClusterPlan& a, const MlpClusterPlan& b) { return a.cost < b.cost; });
     if (plans.size() > kMostOffered) plans.resize(kMostOffered);
-    // What sums in fp32 and counting are worth is not known: the best is offered with either too.
+    // Counting was worth 0.4 us at the sizes that were timed; the best is offered without it, and with sums in fp32, too.
     if (!plans.empty()) {
         const MlpClusterPlan best = plans.front();
-        add({best.rows, best.slice, false, false}), add({best.rows, best.slice, true, true});
+        add({best.rows, best.slice, false, best.counted});
+        if (best.counted) add({best.rows, best.slice, true, false});
     }
     return plans;
 }

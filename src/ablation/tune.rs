@@ -268,14 +268,12 @@ fn first(groups: &[Group]) -> Vec<Candidate> {
     candidates
 }
 
-/// Goes through the groups as a search does, from where those of the numbers `left` are left out: `leave` is given each that is open to
-/// choice, the candidates that have it and leave it out, and whether it is left out so far, and says whether it is. The numbers
-/// of those that are.
-fn walk(
-    groups: &[Group],
-    mut left: BTreeSet<usize>,
-    leave: &mut dyn FnMut(Group, &[Candidate; 2], bool) -> Result<bool>,
-) -> Result<BTreeSet<usize>> {
+/// Is given a group, the candidates that have it and leave it out, and whether it is left out so far; says whether it is.
+type Leave<'a> = dyn FnMut(Group, &[Candidate; 2], bool) -> Result<bool> + 'a;
+
+/// Goes through the groups as a search does, from where those of the numbers `left` are left out, and asks `leave` of each that is open to
+/// choice. The numbers of those that are left out.
+fn walk(groups: &[Group], mut left: BTreeSet<usize>, leave: &mut Leave) -> Result<BTreeSet<usize>> {
     for number in 0..groups.len() {
         let group = free(groups, &left, number);
         if group.nodes.is_empty() {
