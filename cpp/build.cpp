@@ -138,15 +138,30 @@ void set_flags(IBuilderConfig& config, const BuildRequest& request) {
 }
 
 #if NV_TENSORRT_MAJOR < 11
+bool reads_input_of_network(const ILayer& layer) {
+    for (int32_t i = 0; i < layer.getNbInputs(); ++i) {
+        const ITensor* const input = layer.getInput(i);
+        if (input && input->isNetworkInput()) return true;
+    }
+    return false;
+}
+
 // Has plugins compute in fp16 wherever they can. Left to itself the builder times every layer in both types, and a noisy moment
-// makes it take fp32 for one of them, with a conversion on either side.
+// makes it take fp32 for one of them, with a conversion on either side. Of one that reads an input of the network only the outputs are set: with
+// its precision, an image in fp32 that the plugin takes as it is would be converted first.
 void prefer_fp16_plugins(INetworkDefinition& network, IBuilderConfig& config) {
     for (int32_t i = 0; i < network.getNbLayers(); ++i) {
         ILayer* const layer = network.getLayer(i);
+        bool plugin = layer->getType() == LayerType::kPLUGIN_V2;
 #if NV_TENSORRT_MAJOR >= 10
-        if (layer->getType() == LayerType::kPLUGIN_V3) layer->setPrecision(DataType::kHALF);
+        plugin = plugin || layer->getType() == LayerType::kPLUGIN_V3;
 #endif
-        if (layer->getType() == LayerType::kPLUGIN_V2) layer->setPrecision(DataType::kHALF);
+        if (!plugin) continue;
+        if (!reads_input_of_network(*layer)) {
+            layer->setPrecision(DataType::kHALF);
+            continue;
+        }
+        for (int32_t output = 0; output < layer->getNbOutputs(); ++output) layer->setOutputType(output, DataType::kHALF);
     }
     config.setFlag(BuilderFlag::kPREFER_PRECISION_CONSTRAINTS);
 }
