@@ -560,23 +560,6 @@ private:
     WindowGrid window_;
 };
 
-// Sizes of an MLP over `channels`, whose weights begin at `w`: scale, bias, w1, b1, w2, b2.
-void mlp_sizes(const Attributes& a, const PluginTensorDesc* w, int64_t channels, MlpBlockProblem& p) {
-    const auto expect = [&](bool condition, const char* message) {
-        if (!condition) a.fail(message);
-    };
-    const Dims &w1 = w[2].dims, &w2 = w[4].dims;
-    expect(w1.nbDims == 2 && w2.nbDims == 2 && w1.d[0] == channels && w2.d[0] == w1.d[1] && w2.d[1] == w1.d[0], "inputs w1 and w2 must be [C, H] and [H, C], where C is the last axis of x");
-    const auto elements = [](const PluginTensorDesc& t) { return volume(t.dims, 0, t.dims.nbDims); };
-    for (int i : {0, 1, 5}) expect(elements(w[i]) == w1.d[0], "the scale and bias of the MLP's norm and b2 must have C elements");
-    expect(elements(w[3]) == w1.d[1], "input b1 must have H elements");
-    expect(w1.d[0] <= kMlpMaxChannels && w1.d[1] <= kMlpMaxHidden, "at most 2048 channels and 16384 hidden columns are possible");
-    p.channels = static_cast<int32_t>(w1.d[0]), p.hidden = static_cast<int32_t>(w1.d[1]);
-}
-void mlp_weights(const void* const* w, MlpBlockProblem& p) {
-    p.scale = w[0], p.bias = w[1], p.w1 = w[2], p.b1 = w[3], p.w2 = w[4], p.b2 = w[5];
-}
-
 class MlpBlock final : public Op {
 public:
     explicit MlpBlock(Attributes given) : Op(std::move(given)) {
@@ -598,7 +581,8 @@ public:
         MlpBlockProblem p = problem(in_desc);
         p.x = in[0];
         if (residual_) p.residual = in[1];
-        mlp_weights(in + weights(), p);
+        const void* const* w = in + weights();
+        p.scale = w[0], p.bias = w[1], p.w1 = w[2], p.b1 = w[3], p.w2 = w[4], p.b2 = w[5];
         p.y = out[0];
         return mlp_block(p, workspace, stream, tactic);
     }
@@ -621,7 +605,14 @@ private:
         MlpBlockProblem p;
         p.dtype = dtype(in[0]);
         p.rows = volume(x, 0, x.nbDims - 1);
-        mlp_sizes(attributes_, in + weights(), x.d[x.nbDims - 1], p);
+        const PluginTensorDesc* w = in + weights();
+        const Dims &w1 = w[2].dims, &w2 = w[4].dims;
+        expect(w1.nbDims == 2 && w2.nbDims == 2 && w1.d[0] == x.d[x.nbDims - 1] && w2.d[0] == w1.d[1] && w2.d[1] == w1.d[0], "inputs w1 and w2 must be [C, H] and [H, C], where C is the last axis of x");
+        const auto elements = [](const PluginTensorDesc& t) { return volume(t.dims, 0, t.dims.nbDims); };
+        for (int i : {0, 1, 5}) expect(elements(w[i]) == w1.d[0], "inputs scale, bias and b2 must have C elements");
+        expect(elements(w[3]) == w1.d[1], "input b1 must have H elements");
+        expect(w1.d[0] <= kMlpMaxChannels && w1.d[1] <= kMlpMaxHidden, "at most 2048 channels and 16384 hidden columns are possible");
+        p.channels = static_cast<int32_t>(w1.d[0]), p.hidden = static_cast<int32_t>(w1.d[1]);
         p.epsilon = epsilon_;
         p.tanh_gelu = tanh_;
         return p;
@@ -652,42 +643,33 @@ public:
     cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, void* workspace, int32_t tactic,
                     cudaStream_t stream) const override {
         AttnBlockProblem p = sized_problem(in_desc);
-        point(in, p);
-        p.y = out[0];
-        p.workspace = workspace;
-        return attn_block(p, stream, tactic);
-    }
-    std::vector<int32_t> tactics(const PluginTensorDesc* in_desc) const override { return attn_block_tactics(sized_problem(in_desc)); }
-    size_t workspace(const PluginTensorDesc* in_desc) const override {
-        return static_cast<size_t>(attn_block_workspace(problem_for_workspace(in_desc)));
-    }
-
-    // For what has the block as a part of it, too.
-    void point(const void* const* in, AttnBlockProblem& p) const {
         p.x = in[0];
         if (residual_) p.residual = in[1];
         const void* const* w = in + weights();
         p.norm_scale = w[0], p.norm_bias = w[1], p.w_qkv = w[2], p.b_qkv = w[3];
         scores_.point(w + 4, p.attention);
         p.w_proj = in[after_scores()], p.b_proj = in[after_scores() + 1];
+        p.y = out[0];
+        p.workspace = workspace;
+        return attn_block(p, stream, tactic);
     }
-    // Everything but the pointers; tokens may be unknown.
-    AttnBlockProblem problem_for_workspace(const PluginTensorDesc* in) const {
-        AttnBlockProblem p = problem(in);
-        p.images = in[0].dims.d[0];
+    std::vector<int32_t> tactics(const PluginTensorDesc* in_desc) const override { return attn_block_tactics(sized_problem(in_desc)); }
+    size_t workspace(const PluginTensorDesc* in_desc) const override {
+        AttnBlockProblem p = problem(in_desc);
+        p.images = in_desc[0].dims.d[0];
         expect(p.images >= 0, "the workspace has a part for each image, and how many there are is not known");
-        return p;
+        return static_cast<size_t>(attn_block_workspace(p));
     }
+
+private:
+    int32_t weights() const { return residual_ ? 2 : 1; }
+    int32_t after_scores() const { return weights() + 4 + scores_.inputs(); }
     // Everything but the pointers.
     AttnBlockProblem sized_problem(const PluginTensorDesc* in) const {
         AttnBlockProblem p = problem(in);
         p.images = kWindows ? images_of(attributes_, in[0].dims, window_) : in[0].dims.d[0];
         return p;
     }
-
-private:
-    int32_t weights() const { return residual_ ? 2 : 1; }
-    int32_t after_scores() const { return weights() + 4 + scores_.inputs(); }
     // Everything but the images and the pointers.
     AttnBlockProblem problem(const PluginTensorDesc* in) const {
         const Dims& x = in[0].dims;
@@ -721,54 +703,6 @@ private:
     float epsilon_;
     bool residual_;
     WindowGrid window_;
-};
-
-class SwinBlock final : public Op {
-public:
-    explicit SwinBlock(Attributes given) : Op(std::move(given)), attn_(attributes_) {
-        epsilon_ = epsilon(attributes_, "mlp_epsilon");
-        tanh_ = tanh_gelu(attributes_);
-    }
-    std::unique_ptr<Op> clone() const override { return std::make_unique<SwinBlock>(*this); }
-    // Those of the attention block, then those of the MLP block but x and residual.
-    int32_t inputs() const override { return attn_.inputs() + 6; }
-    int32_t outputs() const override { return 1; }
-    void shapes(const DimsExprs* in, DimsExprs* out, IExprBuilder& build) const override {
-        attn_.shapes(in, out, build);
-        const DimsExprs* w = in + attn_.inputs();
-        expect(w[2].nbDims == 2 && w[4].nbDims == 2, "inputs w1 and w2 must be matrices");
-    }
-    cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, void* workspace, int32_t tactic,
-                    cudaStream_t stream) const override {
-        SwinBlockProblem p = sized_problem(in_desc);
-        attn_.point(in, p.attn);
-        mlp_weights(in + attn_.inputs(), p.mlp);
-        p.y = out[0];
-        p.workspace = workspace;
-        return swin_block(p, stream, tactic);
-    }
-    std::vector<int32_t> tactics(const PluginTensorDesc* in_desc) const override { return swin_block_tactics(sized_problem(in_desc)); }
-    size_t workspace(const PluginTensorDesc* in_desc) const override {
-        return static_cast<size_t>(swin_block_workspace(with_mlp(in_desc, attn_.problem_for_workspace(in_desc))));
-    }
-
-private:
-    // Everything but the pointers.
-    SwinBlockProblem sized_problem(const PluginTensorDesc* in) const { return with_mlp(in, attn_.sized_problem(in)); }
-    SwinBlockProblem with_mlp(const PluginTensorDesc* in, const AttnBlockProblem& attn) const {
-        SwinBlockProblem p;
-        p.attn = attn;
-        p.mlp.dtype = attn.dtype;
-        p.mlp.rows = attn.images * attn.image_tokens();
-        mlp_sizes(attributes_, in + attn_.inputs(), attn.channels, p.mlp);
-        p.mlp.epsilon = epsilon_;
-        p.mlp.tanh_gelu = tanh_;
-        return p;
-    }
-
-    AttnBlock<true> attn_;
-    float epsilon_;
-    bool tanh_;
 };
 
 // Attributes of a block over words, alone or as a layer of many.
@@ -1133,9 +1067,6 @@ const std::vector<OpDef>& op_definitions() {
         {"TrtOptNormPool", {{"epsilon", kFloat, 1}, {"residual", kInt, 1}}, make<NormPool>},
         {"TrtOptPatchMergeBlock", {{"epsilon", kFloat, 1}, {"residual", kInt, 1}, {"grid", kInts, 2}, {"order", kInts, 4}, {"rank", kInt, 1}}, make<PatchMergeBlock>},
         {"TrtOptPatchEmbed", {{"epsilon", kFloat, 1}, {"bias", kInt, 1}, {"norm", kInt, 1}, {"rank", kInt, 1}}, make<PatchEmbed>},
-        {"TrtOptSwinBlock",
-         {{"epsilon", kFloat, 1}, {"residual", kInt, 1}, {"num_heads", kInt, 1}, {"scale", kFloat, 1}, {"bias", kInt, 1}, {"mask", kInt, 1}, {"mask_value", kFloat, 1}, {"grid", kInts, 2}, {"window", kInts, 2}, {"shift", kInts, 2}, {"pad_after_roll", kInt, 1}, {"mlp_epsilon", kFloat, 1}, {"approximate", kText, 1}},
-         make<SwinBlock>},
         {"TrtOptTntWords",
          {{"epsilon1", kFloat, 1}, {"epsilon2", kFloat, 1}, {"whole", kInt, 1}, {"num_heads", kInt, 1}, {"scale", kFloat, 1}, {"approximate", kText, 1}, {"bridge_epsilon1", kFloat, 1}, {"bridge_epsilon2", kFloat, 1}, {"tokens", kInt, 1}, {"begin", kInt, 1}, {"covered", kInt, 1}, {"after", kInts, 32}, {"words", kInt, 1}},
          make<TntWords>},

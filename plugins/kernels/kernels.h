@@ -220,29 +220,6 @@ std::vector<int32_t> attn_block_tactics(const AttnBlockProblem& problem);
 // Enough for this problem and for all with fewer images; 0 if it is not valid. Pointers are not looked at.
 int64_t attn_block_workspace(const AttnBlockProblem& problem);
 
-// y = m + gelu(norm2(m) * W1 + b1) * W2 + b2, m = attn_block(x): an attention block and the MLP block over its result.
-struct SwinBlockProblem {
-    AttnBlockProblem attn;      // its y and workspace are the function's to fill in
-    MlpBlockProblem mlp;        // hidden, epsilon, tanh_gelu and weights; all else is the function's to fill in
-    void* y = nullptr;          // shape of attn.x; none of the inputs
-    void* workspace = nullptr;  // swin_block_workspace bytes, aligned to 16; nothing in it is kept between calls
-};
-// What the one kernel takes, in fp16 on sm_90: channels = heads * kSwinHeadSize, hidden a multiple of 32 * heads, if there is room in shared
-// memory. Other sizes are put together of the two blocks.
-constexpr int32_t kSwinMaxHeads = 16, kSwinHeadSize = 32, kSwinMaxTokens = 64, kSwinMaxHiddenOfHead = 128;
-
-// `tactic`: 0 or one of swin_block_tactics; one that does not fit falls back to what 0 would choose.
-cudaError_t swin_block(const SwinBlockProblem& problem, cudaStream_t stream, int32_t tactic = 0);
-
-// Ways of cutting up the problem on the current device that are worth timing, best guess first. Pointers are not looked at.
-std::vector<int32_t> swin_block_tactics(const SwinBlockProblem& problem);
-
-// True if the current device can run the problem's sizes under `tactic` (above 0).
-bool swin_block_tactic_valid(const SwinBlockProblem& problem, int32_t tactic);
-
-// Enough for this problem and for all with fewer images, under any tactic; 0 if it is not valid. Pointers are not looked at.
-int64_t swin_block_workspace(const SwinBlockProblem& problem);
-
 // y = s + gelu(norm2(s) * W1 + b1) * W2 + b2, s = x + attention(norm1(x) * Wqkv + bqkv) * Wproj + bproj, over the tokens of each
 // patch. All but x must be constants, as those of MlpBlockProblem.
 struct TntInnerBlockProblem {

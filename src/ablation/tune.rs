@@ -577,14 +577,16 @@ mod tests {
     /// A block made of blocks is tried against the best of them, and then its parts are what it is made of, whatever was found of them.
     #[test]
     fn blocks_of_blocks_take_their_parts_from_those_that_were_left() {
-        let mut whole = group(Kind::SwinBlock, 2);
-        whole.parts = [(Kind::SwinAttnBlock, 0), (Kind::MlpBlock, 1), (Kind::Attention, 3)]
+        let mut inner = block(0, &[3]);
+        inner.kind = Kind::TntInnerBlock;
+        let mut whole = group(Kind::TntWords, 2);
+        whole.parts = [(Kind::TntInnerBlock, 0), (Kind::TntBridge, 1), (Kind::Attention, 3)]
             .map(|(kind, i)| (kind, format!("node_{i}")))
             .into();
-        let mut mlps = group(Kind::MlpBlock, 1);
-        // Of another stage: stays left out.
-        mlps.nodes.push("node_9".into());
-        let groups = [block(0, &[3]), mlps, whole, group(Kind::Attention, 3), group(Kind::Attention, 4)];
+        let mut bridges = group(Kind::TntBridge, 1);
+        // Of another chain: stays left out.
+        bridges.nodes.push("node_9".into());
+        let groups = [inner, bridges, whole, group(Kind::Attention, 3), group(Kind::Attention, 4)];
         let times = [(20.0, 40.0), (20.0, 20.0), (20.0, 40.0), (20.0, 40.0), (20.0, 40.0)];
         let mut lab = simulated(400.0, 400.0, &times);
         let outcome = search(&groups, &mut lab, &Bootstrap::default(), &mut |_| {}).unwrap();
@@ -593,10 +595,10 @@ mod tests {
         assert_eq!(outcome.choice, without(&[1]));
         let left =
             |standard: Vec<Standard>| standard.into_iter().map(|s| (s.kind, s.node.unwrap())).collect::<Vec<_>>();
-        assert_eq!(left(outcome.standard()), [(Kind::MlpBlock, "node_9".into())]);
-        assert_eq!(left(standard(&groups, &[1].into())), [(Kind::MlpBlock, "node_9".into())]);
+        assert_eq!(left(outcome.standard()), [(Kind::TntBridge, "node_9".into())]);
+        assert_eq!(left(standard(&groups, &[1].into())), [(Kind::TntBridge, "node_9".into())]);
         assert_eq!(left(standard(&groups, &[1, 2].into())).len(), 3);
-        assert_eq!(outcome.describe(), "everything fused; blocks: swin-block [1, 2]");
+        assert_eq!(outcome.describe(), "everything fused; blocks: tnt-words [1, 2]");
     }
 
     /// Where every group pays, the search asks for nothing but what was expected; in that order, and for all of it.
@@ -696,7 +698,7 @@ mod tests {
     /// Leaving all blocks out is the model without them, node for node.
     #[test]
     fn without_blocks_the_model_is_the_default_one() {
-        for name in ["swin_ts17", "swin_pad_dy18", "swin_original_ts13", "vit_ts17"] {
+        for name in ["swin_ts17", "swin_pad_dy18", "swin_original_ts13", "vit_ts17", "tnt_ts17", "ptnt_dy18"] {
             let default = fused(name, &Options::default());
             let all = Options { kinds: Kind::ALL.into(), ..Options::default() };
             let (ledger, graph) = fused(name, &Options { kinds: kinds_without_wholes(), ..all.clone() });
@@ -708,7 +710,7 @@ mod tests {
             let without = fused(name, &Options { standard: standard(&blocks, &left), ..all });
             let text = |graph: &Graph| crate::ir::print(graph);
             assert_eq!(text(&default.1), text(&without.1), "{name}");
-            assert!(without.0.sites.iter().all(|s| !s.kind.is_block() || s.status == Status::Kept));
+            assert!(without.0.sites.iter().all(|s| !s.kind.is_block() || s.status != Status::Fused));
         }
     }
 

@@ -37,14 +37,12 @@ pub enum Kind {
     PatchMergeBlock,
     /// A convolution whose strides are its kernel, as tokens, and the norm behind it, as one op.
     PatchEmbed,
-    /// A window attention block and the MLP block that reads what it gives, as one op.
-    SwinBlock,
     /// The blocks over words of all layers of TNT, and the bridges from any of these words to tokens, as one op.
     TntWords,
 }
 
 impl Kind {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 13] = [
         Self::LayerNorm,
         Self::Attention,
         Self::Gelu,
@@ -57,7 +55,6 @@ impl Kind {
         Self::TntBridge,
         Self::PatchMergeBlock,
         Self::PatchEmbed,
-        Self::SwinBlock,
         Self::TntWords,
     ];
     /// The kinds that are fused unless something else is asked for: blocks are not, since whether one is faster than
@@ -72,7 +69,6 @@ impl Kind {
     /// Of a kind that is made of blocks of other kinds: those.
     pub fn made_of(self) -> &'static [Self] {
         match self {
-            Self::SwinBlock => &[Self::SwinAttnBlock, Self::MlpBlock],
             Self::TntWords => &[Self::TntInnerBlock, Self::TntBridge],
             _ => &[],
         }
@@ -92,7 +88,6 @@ impl Kind {
             Self::TntBridge => "tnt-bridge",
             Self::PatchMergeBlock => "patch-merge-block",
             Self::PatchEmbed => "patch-embed",
-            Self::SwinBlock => "swin-block",
             Self::TntWords => "tnt-words",
         }
     }

@@ -94,19 +94,6 @@ class Library:
             forms.setdefault(name, tactic)
         return forms
 
-    def swin_block(self, x, attn, mlp, y, workspace, heads, window, tactic=0):
-        images, tokens, channels = x.shape
-        weights = [attn[k] for k in ("scale", "bias", "w_qkv", "b_qkv", "w_proj", "b_proj")] + [mlp[k] for k in ("scale", "bias", "w1", "b1", "w2", "b2")]
-        pointers = (ctypes.c_void_p * len(weights))(*[w.data_ptr() for w in weights])
-        self.call("trt_opt_swin_block", HALF, ctypes.c_int64(images), tokens, channels, heads, mlp["w1"].shape[1], ctypes.c_float(1e-5), pointer(x), pointers, pointer(attn["table"]),
-                  self.window(window), pointer(y), pointer(workspace), ctypes.c_int64(workspace.numel()), tactic)
-
-    def swin_block_forms(self, images, tokens, channels, heads, hidden, window):
-        """Name -> tactic (plugins/kernels/swin_block.cu): the one kernel, if it is offered, and two steps with the tactics that their blocks offer first."""
-        found = (ctypes.c_int32 * 64)()
-        count = self.lib.trt_opt_swin_block_tactics(HALF, ctypes.c_int64(images), tokens, channels, heads, hidden, self.window(window), found, 64)
-        return {name: tactic for name, tactic in (("one kernel", 1), ("two steps", 2)) if tactic in list(found)[:count]}
-
     def tnt_inner_block(self, x, p, y, workspace, heads):
         patches, tokens, channels = x.shape
         names = ["scale1", "bias1", "w_qkv", "b_qkv", "w_proj", "b_proj", "scale2", "bias2", "w1", "b1", "w2", "b2"]
@@ -557,7 +544,6 @@ class SwinStage:
         self.x, self.y = rand(1, self.side**2, c), rand(1, self.side**2, c)
         self.forms = lib.attn_block_forms(1, self.side**2, c, self.heads, self.window(0))
         self.tactic = self.mlp_tactic = 0  # of the attention blocks, of the MLP blocks
-        self.whole_forms = lib.swin_block_forms(1, self.side**2, c, self.heads, 4 * c, self.window(0))
 
     def window(self, i):
         shift = 3 * (i % 2) if self.side > 7 else 0
@@ -573,12 +559,6 @@ class SwinStage:
         """One kernel of clusters in the ways that are worth timing, and the best guess of two products."""
         found = self.lib.mlp_block_tactics(self.side**2, self.channels, 4 * self.channels)
         return [t for t in found if t >> 29 == 1] + [t for t in found if t >> 30 & 1][:1]
-
-    def whole(self, tactic):
-        """Blocks whole, one after the other; a tactic that the sizes do not have is 0."""
-        tactic = tactic if tactic in self.whole_forms.values() else 0
-        streams = self.x, self.y
-        return lambda i: self.lib.swin_block(streams[i % 2], self.attn[i], self.mlp[i], streams[1 - i % 2], self.workspace, self.heads, self.window(i), tactic)
 
     def by_turns(self, i):
         self.attention(i, self.x, self.y)
@@ -596,23 +576,6 @@ class SwinStage:
         return run
 
 
-def bench_swin_block(lib, stage, rounds):
-    """Blocks of a stage whole, chained, shifted and not by turns, against an attention block and an MLP block."""
-    sets, order = rotation(24 * (96 << stage)**2)
-    s = SwinStage(lib, stage, sets, torch.empty(256 << 20, device="cuda", dtype=torch.uint8))
-    error, reference, out = 0.0, torch.empty_like(s.x), torch.empty_like(s.x)
-    for i in range(min(2, sets)):
-        lib.attn_block(s.x, s.attn[i], s.y, s.workspace, s.heads, s.window(i))
-        lib.mlp_block(s.y[0], None, s.mlp[i], reference[0], s.workspace)
-        for tactic in [0, *s.whole_forms.values()]:
-            out.fill_(float("nan"))
-            lib.swin_block(s.x, s.attn[i], s.mlp[i], out, s.workspace, s.heads, s.window(i), tactic)
-            error = max(error, ((out.double() - reference.double()).norm() / reference.double().norm()).item())
-    functions = {"tactic 0": s.whole(0), "attention, then MLP": s.by_turns, **{name: s.whole(tactic) for name, tactic in s.whole_forms.items()}}
-    times, failed = time_variants({k: [lambda i=i, f=f: f(i) for i in order] for k, f in functions.items()}, rounds)
-    return {"op": "swin_block", "stage": stage + 1, "difference_from_two_blocks": error, "us": times, "failed": failed}
-
-
 def bench_stage(lib, stage, rounds):
     """Attention and MLP by turns, and each kind by itself: what it costs that the kernels of one are not those that ran just before."""
     sets, order = rotation(24 * (96 << stage)**2)
@@ -626,8 +589,6 @@ def bench_stage(lib, stage, rounds):
             s.by_turns(i)
             s.mlp_tactic = 0
         functions[f"attention, then MLP in {tactic_name(tactic)}"] = run
-    for name, tactic in s.whole_forms.items():
-        functions[f"block whole, {name}"] = s.whole(tactic)
     times, failed = time_variants({k: [lambda i=i, f=f: f(i) for i in order] for k, f in functions.items()}, rounds)
     times["by turns, more than each by itself"] = times["attention, then MLP"] - (times["attention twice"] + times["MLP twice"]) / 2
     return {"op": "stage", "stage": stage + 1, "us": times, "failed": failed}
@@ -647,15 +608,6 @@ def bench_network(lib, rounds):
     variants = {"all": [lambda: run(stages)] * 8}
     variants.update({f"stage {i + 1}": [lambda s=s: run([s])] * 8 for i, s in enumerate(stages)})
     variants.update({f"all, attention in {name}": [lambda name=name: run(stages, name)] * 8 for name in forms})
-    def whole(stages, tactic):
-        for s in stages:
-            block = s.whole(tactic)
-            for i in range(s.blocks):
-                block(i)
-
-    for name, tactic in (("tactic 0", 0), ("one kernel where there is one", 1), ("two steps", 2)):
-        variants[f"all, blocks whole, {name}"] = [lambda tactic=tactic: whole(stages, tactic)] * 8
-    variants.update({f"stage {i + 1}, blocks whole, tactic 0": [lambda s=s: whole([s], 0)] * 8 for i, s in enumerate(stages)})
     times, failed = time_variants(variants, rounds)
     return {"op": "network", "us": times, "failed": failed}
 
@@ -896,7 +848,7 @@ def main():
     parser.add_argument("--json")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--tactics", action="store_true", help="time every tactic too")
-    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, patch_merge_block, norm_pool, sequence, stage, swin_block, mlp_block, attn_block, tnt_inner_block, tnt_bridge, tnt_words or patch_embed")
+    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, patch_merge_block, norm_pool, sequence, stage, mlp_block, attn_block, tnt_inner_block, tnt_bridge, tnt_words or patch_embed")
     parser.add_argument("--batch", type=int, action="append", help="batch sizes of blocks [default: 1 and 32]")
     args = parser.parse_args()
     lib = Library(args.lib)
@@ -948,9 +900,6 @@ def main():
             for batch in args.batch or (1, 32):
                 for rows, channels in [(3136, 96), (784, 192), (196, 384), (49, 768), (197, 384), (3136, 24)]:
                     add(bench_mlp(lib, batch * rows, channels, 4 * channels, args.rounds, args.tactics))
-        if wanted("swin_block"):
-            for stage in range(4):
-                add(bench_swin_block(lib, stage, args.rounds))
         if wanted("stage"):
             for stage in range(4):
                 add(bench_stage(lib, stage, args.rounds))

@@ -127,30 +127,6 @@ int trt_opt_attn_block_tactics(int dtype, int64_t images, int tokens, int channe
     return static_cast<int>(found.size());
 }
 
-static SwinBlockProblem swin_block_problem(int dtype, int64_t images, int tokens, int channels, int heads, int hidden, const void* table, const int32_t* window) {
-    SwinBlockProblem p;
-    p.attn = attn_block_problem(dtype, images, tokens, channels, heads, table, window);
-    p.mlp.hidden = hidden;
-    return p;
-}
-// The whole of a block; window as for the attention block. Weights: scale1, bias1, w_qkv, b_qkv, w_proj, b_proj, scale2, bias2, w1, b1, w2, b2.
-// Returns -1 for a tactic that does not fit, or if `workspace_bytes` are too few.
-int trt_opt_swin_block(int dtype, int64_t images, int tokens, int channels, int heads, int hidden, float epsilon, const void* x, const void* const* weights, const void* table,
-                       const int32_t* window, void* y, void* workspace, int64_t workspace_bytes, int tactic, void* stream) {
-    SwinBlockProblem p = swin_block_problem(dtype, images, tokens, channels, heads, hidden, table, window);
-    p.attn.epsilon = p.mlp.epsilon = epsilon, p.attn.x = x, p.y = y, p.workspace = workspace;
-    const void** const to[] = {&p.attn.norm_scale, &p.attn.norm_bias, &p.attn.w_qkv, &p.attn.b_qkv, &p.attn.w_proj, &p.attn.b_proj, &p.mlp.scale, &p.mlp.bias, &p.mlp.w1, &p.mlp.b1, &p.mlp.w2, &p.mlp.b2};
-    for (const void** w : to) *w = *weights++;
-    if ((tactic != 0 && !swin_block_tactic_valid(p, tactic)) || swin_block_workspace(p) > workspace_bytes) return -1;
-    return swin_block(p, static_cast<cudaStream_t>(stream), tactic);
-}
-// Up to `most` tactics; returns how many there are.
-int trt_opt_swin_block_tactics(int dtype, int64_t images, int tokens, int channels, int heads, int hidden, const int32_t* window, int32_t* tactics, int most) {
-    const std::vector<int32_t> found = swin_block_tactics(swin_block_problem(dtype, images, tokens, channels, heads, hidden, nullptr, window));
-    for (int i = 0; i < most && i < static_cast<int>(found.size()); ++i) tactics[i] = found[i];
-    return static_cast<int>(found.size());
-}
-
 int trt_opt_tnt_inner_block(int dtype, int64_t patches, int tokens, int channels, int hidden, int heads, float epsilon, const void* x, const void* const* weights, void* y, void* workspace,
                             void* stream) {
     TntInnerBlockProblem p;

@@ -589,25 +589,6 @@ void check(Checker& c, const MlpCase& a) {
     c.enclosed(name, a.type, *workspace);
 }
 
-// `y`: as the problem's, zeros before.
-template <class T> void attn_block_reference(const AttnBlockProblem& p, double* y) {
-    const AttentionProblem& t = p.attention;
-    const int64_t inner = int64_t{t.heads} * t.dim, n = p.group_tokens(), groups = p.images * p.groups(), rows = groups * n;
-    Doubles normal(rows * p.channels), sum(p.images * p.image_tokens() * p.channels), qkv(rows * 3 * inner), context(rows * inner), projected(rows * p.channels);
-    LayerNormProblem norm;
-    norm.row = p.channels, norm.epsilon = p.epsilon, norm.x = p.x, norm.residual = p.residual, norm.scale = p.norm_scale, norm.bias = p.norm_bias, norm.window = t.window;
-    reference::layer_norm<T><<<blocks_for(rows), 128>>>(norm, rows, normal.p, sum.p);
-    reference::product<T><<<blocks_for(rows * 3 * inner), 128>>>(normal.p, p.w_qkv, p.b_qkv, rows, p.channels, static_cast<int>(3 * inner), qkv.p);
-    AttentionProblem attend = t;
-    attend.batch = groups, attend.queries = attend.keys = static_cast<int32_t>(n), attend.value_dim = t.dim;
-    auto part = [&](int i) { return HeadView{qkv.p + i * inner, n * 3 * inner, static_cast<int32_t>(3 * inner), t.dim}; };
-    attend.q = part(0), attend.k = part(1), attend.v = part(2);
-    reference::attention<T, double><<<blocks_for(groups * t.heads * n), 128>>>(attend, context.p);
-    reference::product<T><<<blocks_for(rows * p.channels), 128>>>(context.p, p.w_proj, p.b_proj, rows, static_cast<int>(inner), p.channels, projected.p);
-    reference::attn_block_out<T><<<blocks_for(rows * p.channels), 128>>>(p, projected.p, sum.p, rows, y);
-    CUDA_OK(cudaGetLastError());
-}
-
 struct AttnBlockCase {
     DType type;
     int64_t images;
@@ -654,8 +635,23 @@ void check(Checker& c, const AttnBlockCase& a) {
     Tensor y = tensor(a.type, size, a.shift), workspace = tensor(DType::kFloat, (attn_block_workspace(p) + 3) / 4);
     p.y = y->data(), p.workspace = workspace->data();
 
-    Doubles ref(size);
-    if (rows > 0) a.type == DType::kHalf ? attn_block_reference<__half>(p, ref.p) : attn_block_reference<float>(p, ref.p);
+    Doubles normal(rows * a.channels), sum(size), qkv(rows * 3 * inner), context(rows * inner), projected(rows * a.channels), ref(size);
+    auto reference = [&](auto type) {
+        using T = decltype(type);
+        LayerNormProblem norm;
+        norm.row = a.channels, norm.epsilon = p.epsilon, norm.x = p.x, norm.residual = p.residual, norm.scale = p.norm_scale, norm.bias = p.norm_bias, norm.window = g;
+        reference::layer_norm<T><<<blocks_for(rows), 128>>>(norm, rows, normal.p, sum.p);
+        reference::product<T><<<blocks_for(rows * 3 * inner), 128>>>(normal.p, p.w_qkv, p.b_qkv, rows, a.channels, static_cast<int>(3 * inner), qkv.p);
+        AttentionProblem attend = t;
+        attend.batch = groups, attend.queries = attend.keys = static_cast<int32_t>(n), attend.value_dim = a.d;
+        auto part = [&](int i) { return HeadView{qkv.p + i * inner, n * 3 * inner, static_cast<int32_t>(3 * inner), a.d}; };
+        attend.q = part(0), attend.k = part(1), attend.v = part(2);
+        reference::attention<T, double><<<blocks_for(groups * a.heads * n), 128>>>(attend, context.p);
+        reference::product<T><<<blocks_for(rows * a.channels), 128>>>(context.p, p.w_proj, p.b_proj, rows, static_cast<int>(inner), a.channels, projected.p);
+        reference::attn_block_out<T><<<blocks_for(rows * a.channels), 128>>>(p, projected.p, sum.p, rows, ref.p);
+        CUDA_OK(cudaGetLastError());
+    };
+    if (rows > 0) a.type == DType::kHalf ? reference(__half()) : reference(float());
     std::vector<int32_t> tactics = attn_block_tactics(p);
     tactics.insert(tactics.begin(), 0);
     for (int32_t tactic : tactics) {
@@ -705,80 +701,6 @@ template <class T> void bridge_of_doubles(const TntBridgeProblem& p, const Doubl
     reference::normalize<T><<<blocks_for(rows), 128>>>(product.p, p.scale2, p.bias2, rows, p.channels, static_cast<double>(p.epsilon2), change.p);
     reference::bridge_out<T><<<blocks_for(size), 128>>>(p, change.p, y.p);
     CUDA_OK(cudaGetLastError());
-}
-
-struct SwinCase {
-    AttnBlockCase attn;
-    int hidden;
-    bool tanh_gelu = false;
-};
-void check(Checker& c, const SwinCase& w) {
-    const AttnBlockCase& a = w.attn;
-    const WindowGrid& g = a.window;
-    char text[256];
-    std::snprintf(text, sizeof(text), "swin_block b%lld c%d h%d d%d n%d hidden%d%s grid%dx%d win%dx%d shift%d,%d pad%d bias%d/%lld mask%d/%lld%s off%d+%g", static_cast<long long>(a.images), a.channels,
-                  a.heads, a.d, a.tokens, w.hidden, w.tanh_gelu ? " tanh" : "", g.grid_h, g.grid_w, g.window_h, g.window_w, g.shift_h, g.shift_w, g.pad_after_roll, int(a.bias),
-                  static_cast<long long>(a.bias_period), int(a.mask), static_cast<long long>(a.mask_period), a.residual ? " residual" : "", a.shift, static_cast<double>(a.offset));
-    const std::string name = text;
-    if (!c.wanted(name)) return;
-    SwinBlockProblem q;
-    AttnBlockProblem& p = q.attn;
-    p.dtype = a.type, p.images = a.images, p.channels = a.channels, p.tokens = a.tokens;
-    AttentionProblem& t = p.attention;
-    t.heads = a.heads, t.dim = a.d, t.scale = 1.f / std::sqrt(static_cast<float>(a.d)), t.window = g;
-    const int64_t inner = int64_t{a.heads} * a.d, n = p.group_tokens(), tokens = a.images * p.image_tokens(), size = tokens * a.channels;
-    std::vector<Tensor> in;
-    auto make = [&](int64_t count, float scale, float offset = 0) -> const void* {
-        in.push_back(tensor(a.type, count, a.shift));
-        in.back()->fill(c.next_seed(), scale, offset);
-        return in.back()->data();
-    };
-    auto root = [](int64_t k) { return 1.f / std::sqrt(static_cast<float>(k)); };
-    t.bias_kind = a.bias, t.bias_period = a.bias_period, t.bias_heads = a.heads;
-    t.mask_kind = a.mask, t.mask_period = a.mask_period;
-    p.x = make(size, 1.5f, a.offset);
-    if (a.residual) p.residual = make(size, 1.f);
-    p.norm_scale = make(a.channels, 0.5f, 1.f), p.norm_bias = make(a.channels, 0.5f);
-    p.w_qkv = make(a.channels * 3 * inner, root(a.channels)), p.b_qkv = make(3 * inner, 0.5f);
-    if (a.bias != AttentionBias::kNone) t.bias = make(a.bias == AttentionBias::kDense ? a.bias_period * a.heads * n * n : int64_t{2 * g.window_h - 1} * (2 * g.window_w - 1) * a.heads, 1.f);
-    if (a.mask == AttentionMask::kDense) t.mask = make(a.mask_period * n * n, 2.f, -1.f);
-    // Large enough that both halves count beside x.
-    p.w_proj = make(inner * a.channels, 3 * root(inner)), p.b_proj = make(a.channels, 0.5f);
-    MlpBlockProblem& m = q.mlp;
-    m.hidden = w.hidden, m.epsilon = 1e-3f, m.tanh_gelu = w.tanh_gelu;
-    m.scale = make(a.channels, 0.5f, 1.f), m.bias = make(a.channels, 0.5f);
-    m.w1 = make(int64_t{a.channels} * w.hidden, root(a.channels)), m.b1 = make(w.hidden, 0.5f);
-    m.w2 = make(int64_t{a.channels} * w.hidden, 2 * root(w.hidden)), m.b2 = make(a.channels, 0.5f);
-    Tensor y = tensor(a.type, size, a.shift), workspace = tensor(DType::kFloat, (swin_block_workspace(q) + 3) / 4);
-    q.y = y->data(), q.workspace = workspace->data();
-
-    Doubles between(size), normal(size), hidden(tokens * w.hidden), ref(size);
-    auto reference = [&](auto type) {
-        using T = decltype(type);
-        attn_block_reference<T>(p, between.p);
-        reference::normalize<T><<<blocks_for(tokens), 128>>>(between.p, m.scale, m.bias, tokens, a.channels, m.epsilon, normal.p);
-        reference::product<T><<<blocks_for(tokens * w.hidden), 128>>>(normal.p, m.w1, m.b1, tokens, a.channels, w.hidden, hidden.p);
-        reference::gelu<<<blocks_for(tokens * w.hidden), 128>>>(hidden.p, tokens * w.hidden, w.tanh_gelu);
-        reference::product<T><<<blocks_for(size), 128>>>(hidden.p, m.w2, m.b2, tokens, w.hidden, a.channels, ref.p);
-        reference::add<<<blocks_for(size), 128>>>(ref.p, between.p, size);
-        CUDA_OK(cudaGetLastError());
-    };
-    if (size > 0) a.type == DType::kHalf ? reference(__half()) : reference(float());
-    std::vector<int32_t> tactics = swin_block_tactics(q);
-    // The one kernel is not offered where it has many windows.
-    if (swin_block_tactic_valid(q, 1) && (tactics.empty() || tactics.front() != 1)) tactics.insert(tactics.begin(), 1);
-    tactics.insert(tactics.begin(), 0);
-    for (int32_t tactic : tactics) {
-        y->poison(), workspace->poison();
-        const std::string label = name + " tactic" + std::to_string(tactic);
-        const cudaError_t status = c.run([&](cudaStream_t s) { return swin_block(q, s, tactic); });
-        if (status != cudaSuccess) {
-            c.report(label, a.type, 1e30, 0, 0, cudaGetErrorString(status));
-            continue;
-        }
-        c.compare(label, *y, ref);
-        c.enclosed(label, a.type, *workspace);
-    }
 }
 
 struct InnerCase {
@@ -1235,31 +1157,6 @@ void edge_cases(Checker& c) {
         check(c, AttnBlockCase{t, 1, 1536, 48, 32, grid(7, 7, 7, 7, 0, 0), B::kTable}), check(c, AttnBlockCase{t, 3, 768, 24, 32, grid(7, 7, 7, 7, 0, 0), B::kTable, 1, M::kNone, 1, true});
         for (int images : {2, 3, 9}) check(c, AttnBlockCase{t, images, 96, 3, 32, grid(56, 56, 7, 7, 3, 3), B::kTable, 1, M::kShift, 1, images == 3});
 
-        // Swin's stages as blocks whole, then other windows, sequences and hidden sizes; the last stage is two steps
-        for (auto [side, heads] : {std::pair{56, 3}, {28, 6}, {14, 12}, {7, 24}}) {
-            check(c, SwinCase{{t, 1, 32 * heads, heads, 32, grid(side, side, 7, 7, 0, 0)}, 128 * heads});
-            if (side > 7) check(c, SwinCase{{t, side == 14 ? 2 : 1, 32 * heads, heads, 32, grid(side, side, 7, 7, 3, 3), B::kTable, 1, M::kShift, 1, true}, 128 * heads, true});
-        }
-        for (int heads = 1; heads <= 16; ++heads)
-            for (int hidden : {32, 64, 96, 128, 160}) {
-                const bool odd = (heads + hidden / 32) % 2;
-                const float offset = heads % 3 == 0 ? 20.f : 0.f;
-                if (odd) check(c, SwinCase{{t, 1, 32 * heads, heads, 32, grid(9, 12, 7, 7, 2, 3, hidden % 64 == 0), B::kTable, 1, M::kShift, 1, heads % 4 < 2, 0, offset}, hidden * heads, hidden == 64});
-                else check(c, SwinCase{{t, 2, 32 * heads, heads, 32, {}, heads % 4 < 2 ? B::kDense : B::kNone, 1, M::kNone, 1, hidden % 64 == 0, 0, offset, 64 - heads % 3 * 15 - hidden / 8 % 3}, hidden * heads});
-            }
-        for (auto [h, w] : {std::pair{1, 1}, {3, 5}, {4, 4}, {3, 11}, {4, 8}, {7, 7}, {5, 11}, {7, 8}, {3, 19}, {8, 8}, {1, 64}, {5, 13}}) {
-            const WindowGrid g = grid(2 * h + 1, 2 * w, h, w, h / 2, w / 2, h % 2);
-            check(c, SwinCase{{t, 2, 96, 3, 32, g, B::kTable, 1, M::kShift, 1, w % 2 == 0}, 384});
-            check(c, SwinCase{{t, 2, 64, 2, 32, g, B::kDense, g.windows(), M::kDense, g.windows(), w % 2 == 1}, 128});
-            check(c, SwinCase{{t, 1, 384, 12, 32, g, B::kTable, 1, M::kNone, 1, false, 0, 20.f}, 1536});
-            check(c, SwinCase{{t, 3, 192, 6, 32, {}, B::kNone, 1, M::kNone, 1, w % 2 == 0, 0, 0, h * w}, 768, true});
-        }
-        // Sizes that are two steps: heads of another size, wider than a token, hidden columns that are no slices, pointers that are not aligned
-        check(c, SwinCase{{t, 2, 96, 6, 16, grid(14, 14, 7, 7, 3, 3), B::kTable, 1, M::kShift}, 384}), check(c, SwinCase{{t, 2, 96, 2, 32, grid(14, 14, 7, 7, 3, 3), B::kTable, 1, M::kShift}, 384});
-        check(c, SwinCase{{t, 2, 96, 3, 32, grid(14, 14, 7, 7, 3, 3), B::kTable, 1, M::kShift, 1, true}, 200}), check(c, SwinCase{{t, 1, 40, 2, 20, {}, B::kNone, 1, M::kNone, 1, true, 0, 0, 70}, 50});
-        for (int shift : {1, 4, 8}) check(c, SwinCase{{t, 2, 96, 3, 32, grid(14, 14, 7, 7, 3, 3), B::kTable, 1, M::kShift, 1, true, shift}, 384});
-        check(c, SwinCase{{t, 0, 96, 3, 32, grid(14, 14, 7, 7, 3, 3)}, 384}), check(c, SwinCase{{t, 9, 96, 3, 32, grid(56, 56, 7, 7, 3, 3), B::kTable, 1, M::kShift}, 384});
-
         // Without windows: ViT, sequences and words of TNT, the stages of UniFormer; dense biases; one token; no multiples of eight
         auto sequences = [&](int64_t images, int tokens, int channels, int heads, int d, bool residual, B bias = B::kNone, int64_t period = 1, int shift = 0, float offset = 0) {
             check(c, AttnBlockCase{t, images, channels, heads, d, {}, bias, period, M::kNone, 1, residual, shift, offset, tokens});
@@ -1324,13 +1221,6 @@ void random_cases(Checker& c, int count, uint64_t seed) {
         check(c, head);
         b.channels = 8 * pick(1, pick(0, 2) ? 84 : 256), b.d = 32, b.shift = 0, b.tokens = pick(1, 66);
         check(c, b);
-
-        // What the one kernel takes, or nearly.
-        AttnBlockCase whole = w;
-        whole.heads = pick(1, 16), whole.channels = 32 * whole.heads, whole.d = 32, whole.shift = 0, whole.offset = pick(0, 2) ? 0.f : 20.f;
-        check(c, SwinCase{whole, 32 * whole.heads * pick(1, 5), pick(0, 1) == 1});
-        whole.window = {}, whole.tokens = pick(1, 66), whole.bias = b.bias, whole.bias_period = b.bias_period, whole.mask = AttentionMask::kNone;
-        check(c, SwinCase{whole, 32 * whole.heads * pick(1, 4), pick(0, 1) == 1});
 
         const int size = pick(1, 18);
         check(c, InnerCase{t, pick(1, 600), pick(1, pick(0, 3) ? 16 : 40), pick(1, std::max(1, 64 / size)), size, pick(0, 1) ? 8 * pick(1, 32) : pick(1, 280), pick(0, 1) == 1, pick(0, 1) == 1, shift});
@@ -1433,15 +1323,6 @@ void refusals(Checker& c) {
     expect("refuse a block of head size 129", attn_block(s, nullptr));
     s.attention.dim = 8, s.channels = kAttnMaxChannels + 8;
     expect("refuse a block of too many channels", attn_block(s, nullptr));
-    SwinBlockProblem whole;
-    whole.attn.images = 1, whole.attn.channels = 32, whole.attn.attention.heads = 1, whole.attn.attention.dim = 32, whole.mlp.hidden = 128;
-    expect("refuse a whole block without windows and tokens", swin_block(whole, nullptr));
-    whole.attn.tokens = 100;
-    expect("refuse a whole block of two steps without workspace", swin_block(whole, nullptr));
-    whole.workspace = &whole, whole.mlp.hidden = 0;
-    expect("refuse a whole block without hidden columns", swin_block(whole, nullptr));
-    whole.mlp.hidden = kMlpMaxHidden + 8;
-    expect("refuse a whole block of too many hidden columns", swin_block(whole, nullptr));
     TntInnerBlockProblem i;
     i.patches = 1, i.tokens = 17, i.channels = 24, i.hidden = 96, i.heads = 4;
     expect("refuse a block over words without workspace", tnt_inner_block(i, nullptr));

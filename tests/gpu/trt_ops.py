@@ -311,15 +311,10 @@ def cases():
             y = layer_norm(y, constants["g"], constants["bn"], 1e-5, (-1,))
         yield Case(name, {"x": x}, constants, [node("TrtOptPatchEmbed", ["x", *constants], ["y"], epsilon=1e-5, bias=int(offset), norm=int(norm), rank=rank)],
                    {"y": y if rank == 4 else y.reshape(images, gh * gw, columns)}, dynamic=rank == 4)
-    # A block for each row; the last ones with the MLP behind it.
-    for name, images, (gh, gw), window, shift, after, extra, dense, whole in (
-            ("swin_attn_block", 2, (28, 28), (7, 7), (3, 3), 0, True, False, False), ("swin_attn_block_one_window", 1, (7, 7), (7, 7), (0, 0), 0, False, False, False),
-            ("swin_attn_block_padded", 2, (13, 17), (4, 5), (2, 3), 1, False, False, False), ("swin_attn_block_dense", 2, (14, 14), (7, 7), (3, 3), 0, True, True, False),
-            ("swin_block", 2, (28, 28), (7, 7), (3, 3), 0, True, False, True), ("swin_block_one_window", 1, (7, 7), (7, 7), (0, 0), 0, False, False, True),
-            ("swin_block_padded", 2, (13, 17), (4, 5), (2, 3), 1, False, False, True), ("swin_block_dense", 2, (14, 14), (7, 7), (3, 3), 0, True, True, True)):
-        # What the one kernel of a whole block takes: heads of 32 that share the channels.
-        c, count, size = (96, 3, 32) if whole else (64, 4, 16)
-        inner, hidden = count * size, 4 * c
+    for name, images, (gh, gw), window, shift, after, extra, dense in (("swin_attn_block", 2, (28, 28), (7, 7), (3, 3), 0, True, False), ("swin_attn_block_one_window", 1, (7, 7), (7, 7), (0, 0), 0, False, False),
+                                                                       ("swin_attn_block_padded", 2, (13, 17), (4, 5), (2, 3), 1, False, False), ("swin_attn_block_dense", 2, (14, 14), (7, 7), (3, 3), 0, True, True)):
+        c, count, size = 64, 4, 16
+        inner = count * size
         # One of them as a map of rank 4.
         shape = (images, gh, gw, c) if dense else (images, gh * gw, c)
         x, r = rand(*shape), rand(*shape)
@@ -333,18 +328,10 @@ def cases():
         q, k, v = (heads(cut[..., i * inner:(i + 1) * inner], count) for i in range(3))
         out = attention(q, k, v, size**-0.5, bias + np.tile(mask, (images, 1, 1, 1))) @ proj["w_proj"] + proj["b_proj"]
         kinds = {"bias": 1, "mask": 1, "mask_value": 0.0} if dense else {"bias": 2, "mask": 2 if any(shift) else 0, "mask_value": -100.0}
-        y = s + reverse(out, gh, gw, window, shift, after).reshape(shape)
-        op, more = "TrtOptSwinAttnBlock", {}
-        if whole:
-            op, more = "TrtOptSwinBlock", {"mlp_epsilon": 1e-6, "approximate": "none"}
-            behind = {"mg": 1 + rand(c, scale=0.2), "mb": rand(c, scale=0.2), "w1": rand(c, hidden, scale=c**-0.5), "b1": rand(hidden, scale=0.2),
-                      "w2": rand(hidden, c, scale=hidden**-0.5), "b2": rand(c, scale=0.2)}
-            y = mlp(y, list(behind.values()), 1e-6)
-            constants.update(behind)
         yield Case(name, {"x": x, "r": r} if extra else {"x": x}, constants,
-                   [node(op, ["x", *(["r"] if extra else []), *constants], ["y"], epsilon=1e-5, residual=int(extra), num_heads=count, scale=size**-0.5, **kinds,
-                         grid=[gh, gw], window=list(window), shift=list(shift), pad_after_roll=after, **more)],
-                   {"y": y}, dynamic=extra)
+                   [node("TrtOptSwinAttnBlock", ["x", *(["r"] if extra else []), *constants], ["y"], epsilon=1e-5, residual=int(extra), num_heads=count, scale=size**-0.5, **kinds,
+                         grid=[gh, gw], window=list(window), shift=list(shift), pad_after_roll=after)],
+                   {"y": s + reverse(out, gh, gw, window, shift, after).reshape(shape)}, dynamic=extra)
     for name, (images, tokens), c, count, size, extra, dense in (("attn_block", (2, 197), 384, 6, 64, True, False), ("attn_block_words", (196, 16), 24, 4, 6, False, False), ("attn_block_dense", (2, 50), 64, 4, 16, True, True)):
         inner = count * size
         x, r = rand(images, tokens, c), rand(images, tokens, c)

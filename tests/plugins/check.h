@@ -90,13 +90,6 @@ inline std::vector<Op> ops() {
     const Fields mlp_tanh = {{"epsilon", real(1e-6f)}, {"residual", ints({0})}, {"approximate", text("tanh")}};
     const Fields swin = {{"epsilon", real(1e-5f)}, {"residual", ints({1})}, {"num_heads", ints({3})}, {"scale", real(0.1767767f)}, {"bias", ints({2})}, {"mask", ints({2})}, {"mask_value", real(-100.f)}, {"grid", ints({56, 56})}, {"window", ints({7, 7})}, {"shift", ints({3, 3})}, {"pad_after_roll", ints({0})}};
     const Fields swin_dense = {{"epsilon", real(1e-6f)}, {"residual", ints({0})}, {"num_heads", ints({6})}, {"scale", real(0.125f)}, {"bias", ints({1})}, {"mask", ints({1})}, {"mask_value", real(0.f)}, {"grid", ints({10, 10})}, {"window", ints({4, 4})}, {"shift", ints({0, 0})}, {"pad_after_roll", ints({1})}};
-    // Those of the attention block, and the MLP's.
-    const auto with_mlp = [](Fields fields, float epsilon, const char* approximate) {
-        fields.emplace_back("mlp_epsilon", real(epsilon));
-        fields.emplace_back("approximate", text(approximate));
-        return fields;
-    };
-    const Fields swin_block = with_mlp(swin, 1e-5f, "none"), swin_block_dense = with_mlp(swin_dense, 1e-6f, "tanh");
     const Fields block = {{"epsilon", real(1e-6f)}, {"residual", ints({1})}, {"num_heads", ints({6})}, {"scale", real(0.125f)}, {"bias", ints({0})}};
     const Fields block_dense = {{"epsilon", real(1e-5f)}, {"residual", ints({0})}, {"num_heads", ints({4})}, {"scale", real(0.25f)}, {"bias", ints({1})}};
     const Fields inner = {{"epsilon1", real(1e-5f)}, {"epsilon2", real(1e-6f)}, {"whole", ints({0})}, {"num_heads", ints({4})}, {"scale", real(0.4082483f)}, {"approximate", text("none")}};
@@ -163,10 +156,6 @@ inline std::vector<Op> ops() {
          {embed, embed_plain},
          {{"epsilon", real(-1.f), "'epsilon'"}, {"bias", ints({2}), "'bias' must be 0 or 1"}, {"norm", ints({-1}), "'norm' must be 0 or 1"}, {"norm", real(1.f), "'norm' must be int32"}, {"rank", ints({5}), "'rank' must be 3 or 4"},
           {"rank", gone(), "'rank' is missing"}}},
-        {"TrtOptSwinBlock",
-         {swin_block, swin_block_dense},
-         {{"epsilon", real(-1.f), "'epsilon'"}, {"mlp_epsilon", real(__builtin_nanf("")), "'mlp_epsilon'"}, {"mlp_epsilon", gone(), "'mlp_epsilon' is missing"}, {"approximate", text("erf"), "'approximate' must be none or tanh"},
-          {"residual", ints({2}), "'residual' must be 0 or 1"}, {"num_heads", ints({0}), "'num_heads'"}, {"window", ints({0, 0}), "'window'"}, {"mask", ints({3}), "'mask'"}}},
         {"TrtOptTntWords",
          {words, words_whole},
          {{"epsilon1", real(-1.f), "'epsilon1'"}, {"bridge_epsilon1", real(__builtin_nanf("")), "'bridge_epsilon1'"}, {"bridge_epsilon2", gone(), "'bridge_epsilon2' is missing"}, {"num_heads", ints({0}), "'num_heads'"}, {"whole", ints({2}), "'whole' must be 0 or 1"},

@@ -146,20 +146,6 @@ impl AttnBlock {
         Some(Self { epsilon: node.float("epsilon")?, attention })
     }
 
-    /// The weights of a node of either op.
-    pub fn weights(node: &Node) -> Option<AttnWeights> {
-        let (first, last) = (first_weight(node)?, node.inputs.len());
-        let input = |i: usize| node.input(first + i);
-        Some(AttnWeights {
-            norm_scale: input(0)?,
-            norm_bias: input(1)?,
-            w_qkv: input(2)?,
-            b_qkv: input(3)?,
-            w_proj: node.input(last.checked_sub(2)?)?,
-            b_proj: node.input(last.checked_sub(1)?)?,
-        })
-    }
-
     /// The tokens that attend to each other; `None` where x is of no shape that the op takes.
     pub fn tokens(&self, x: &[Dim]) -> Option<i64> {
         if self.in_windows() {
@@ -179,7 +165,7 @@ fn first_weight(node: &Node) -> Option<usize> {
 }
 
 /// Channels and head size, if the weights fit the attributes.
-pub(super) fn sizes(graph: &Graph, node: &Node, op: &Attention) -> Option<[i64; 2]> {
+fn sizes(graph: &Graph, node: &Node, op: &Attention) -> Option<[i64; 2]> {
     let last = node.inputs.len();
     let matrix = |i: usize| <[i64; 2]>::try_from(graph.static_shape(node.input(i)?)?).ok();
     let ([channels, packed], [inner, out]) = (matrix(first_weight(node)? + 2)?, matrix(last.checked_sub(2)?)?);
@@ -187,7 +173,7 @@ pub(super) fn sizes(graph: &Graph, node: &Node, op: &Attention) -> Option<[i64; 
     fits.then_some([channels, inner / op.num_heads])
 }
 
-pub(super) fn shapes(graph: &Graph, node: &Node) -> Option<Shapes> {
+fn shapes(graph: &Graph, node: &Node) -> Option<Shapes> {
     let (block, x) = (AttnBlock::of(node)?, node.input(0)?);
     let (dtype, shape) = (graph.dtype(x)?, graph.shape(x)?);
     block.tokens(shape)?;
@@ -196,15 +182,6 @@ pub(super) fn shapes(graph: &Graph, node: &Node) -> Option<Shapes> {
 }
 
 fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
-    let dtype = graph.dtype(node.input(0)?)?;
-    let y = steps(body, graph, node)?;
-    let y = body.cast(&y, dtype);
-    body.output(&y, "y");
-    Some(())
-}
-
-/// What the block computes, as a float value.
-pub(super) fn steps(body: &mut Body, graph: &Graph, node: &Node) -> Option<String> {
     let (block, x) = (AttnBlock::of(node)?, node.input(0)?);
     let (op, map, dtype) = (&block.attention, block.attention.map, graph.dtype(x)?);
     shapes(graph, node)?;
@@ -242,11 +219,14 @@ pub(super) fn steps(body: &mut Body, graph: &Graph, node: &Node) -> Option<Strin
             branch = body.reshape(&branch, &[-1, count, channels]);
         }
     }
-    Some(body.op("Add", &[&stream, &branch], vec![]))
+    let y = body.op("Add", &[&stream, &branch], vec![]);
+    let y = body.cast(&y, dtype);
+    body.output(&y, "y");
+    Some(())
 }
 
 /// A norm counts as 8 an element and a softmax as 5 a score, as in the cost model of standard ops.
-pub(super) fn work(node: &Node, inputs: &[Vec<i64>], _: &[Vec<i64>]) -> Option<(u64, u64)> {
+fn work(node: &Node, inputs: &[Vec<i64>], _: &[Vec<i64>]) -> Option<(u64, u64)> {
     let block = AttnBlock::of(node)?;
     let (x, &[channels, packed]) = (inputs.first()?, inputs.get(first_weight(node)? + 2)?.as_slice()) else {
         return None;

@@ -2,7 +2,7 @@
 
 use super::{
     Attention, AttnBlock, LayerNorm, Layout, Mask, MlpBlock, NormPool, OpDef, PatchEmbed, PatchMerge, PatchMergeBlock,
-    SwinBlock, TntBridge, TntInnerBlock, TntWords, Window, WindowMap,
+    TntBridge, TntInnerBlock, TntWords, Window, WindowMap,
 };
 use crate::onnx::proto::AttributeProto;
 
@@ -12,7 +12,6 @@ pub fn example(def: &OpDef) -> Vec<AttributeProto> {
     let mask = Some(Mask::Shift(-100.0));
     let attention = Attention { num_heads: 3, scale: 0.176_776_7, layout: Layout::Qkv, bias: None, mask, map };
     let merge = PatchMerge { epsilon: 1e-5, grid: [56; 2], order: [0, 2, 1, 3], rank: 3 };
-    let mlp = MlpBlock { epsilon: 1e-5, tanh: false };
     let layer = TntInnerBlock { epsilon: [1e-5; 2], whole: false, num_heads: 4, scale: 0.408_248_3, tanh: false };
     match def.name {
         "TrtOptLayerNorm" => LayerNorm { epsilon: 1e-5, axes: 1, map, reverse: false }.attributes(true, None),
@@ -20,9 +19,8 @@ pub fn example(def: &OpDef) -> Vec<AttributeProto> {
         "TrtOptWindow" => Window { map, reverse: true, rank: 3 }.attributes(true),
         "TrtOptPatchMerge" => merge.attributes(true),
         "TrtOptPatchMergeBlock" => PatchMergeBlock { merge }.attributes(true),
-        "TrtOptMlpBlock" => mlp.attributes(true),
+        "TrtOptMlpBlock" => MlpBlock { epsilon: 1e-5, tanh: false }.attributes(true),
         "TrtOptSwinAttnBlock" => AttnBlock { epsilon: 1e-5, attention }.attributes(true),
-        "TrtOptSwinBlock" => SwinBlock { attn: AttnBlock { epsilon: 1e-5, attention }, mlp }.attributes(true),
         "TrtOptAttnBlock" => {
             let attention = Attention { mask: None, map: WindowMap::NONE, ..attention };
             AttnBlock { epsilon: 1e-6, attention }.attributes(true)

@@ -1,7 +1,7 @@
 //! `TrtOptMlpBlock`.
 
 use super::body::Body;
-use super::{AttributeKind, OpDef, Shapes, attribute, count, is, optional, plugin_node, port};
+use super::{AttributeKind, OpDef, Shapes, attribute, count, optional, plugin_node, port};
 use crate::ir::{Graph, Node, ValueId};
 use crate::onnx::DType;
 use crate::onnx::proto::AttributeProto;
@@ -73,15 +73,8 @@ impl MlpBlock {
         ]
     }
 
-    /// The attributes of a node of this op; `None` of any other.
     pub fn of(node: &Node) -> Option<Self> {
-        is(node, &DEF).then_some(())?;
         Some(Self { epsilon: node.float("epsilon")?, tanh: is_tanh(node)? })
-    }
-
-    /// The weights of a node of this op.
-    pub fn weights(node: &Node) -> Option<MlpWeights> {
-        weights_from(node, if node.int("residual")? != 0 { 2 } else { 1 })
     }
 }
 
@@ -92,12 +85,6 @@ pub(super) fn is_tanh(node: &Node) -> Option<bool> {
         "tanh" => Some(true),
         _ => None,
     }
-}
-
-/// The weights, which are the inputs from `first` on.
-pub(super) fn weights_from(node: &Node, first: usize) -> Option<MlpWeights> {
-    let input = |i: usize| node.input(first + i);
-    Some(MlpWeights { scale: input(0)?, bias: input(1)?, w1: input(2)?, b1: input(3)?, w2: input(4)?, b2: input(5)? })
 }
 
 /// Channels and hidden columns, from the first weight matrix.
@@ -123,25 +110,15 @@ fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
         let r = body.input("residual");
         s = body.op("Add", &[&s, &r], vec![]);
     }
-    let weights = ["scale", "bias", "w1", "b1", "w2", "b2"].map(|name| body.input(name));
-    let y = steps(body, &s, weights, &block, dtype);
-    let y = body.cast(&y, dtype);
-    body.output(&y, "y");
-    Some(())
-}
-
-/// What the block computes of the stream `s`, as a float value.
-pub(super) fn steps(body: &mut Body, s: &str, weights: [String; 6], block: &MlpBlock, dtype: DType) -> String {
-    let [stream, scale, bias, w1, b1, w2, b2] = {
-        let [scale, bias, w1, b1, w2, b2] = &weights;
-        [s, scale, bias, w1, b1, w2, b2].map(|v| body.cast(v, DType::F32))
-    };
-    let normal = body.layer_norm(&stream, &scale, &bias, 1, block.epsilon);
+    let [scale, bias, w1, b1, w2, b2] = ["scale", "bias", "w1", "b1", "w2", "b2"].map(|name| body.input(name));
+    let [wide, scale, bias] = [&s, &scale, &bias].map(|v| body.cast(v, DType::F32));
+    let normal = body.layer_norm(&wide, &scale, &bias, 1, block.epsilon);
     // Operands of the products are rounded, sums are float.
     let rounded = |body: &mut Body, v: &str| {
         let narrow = body.cast(v, dtype);
         body.cast(&narrow, DType::F32)
     };
+    let [w1, b1, w2, b2, stream] = [&w1, &b1, &w2, &b2, &s].map(|v| body.cast(v, DType::F32));
     let normal = rounded(body, &normal);
     let up = body.op("MatMul", &[&normal, &w1], vec![]);
     let up = body.op("Add", &[&up, &b1], vec![]);
@@ -149,7 +126,10 @@ pub(super) fn steps(body: &mut Body, s: &str, weights: [String; 6], block: &MlpB
     let active = rounded(body, &active);
     let down = body.op("MatMul", &[&active, &w2], vec![]);
     let down = body.op("Add", &[&down, &b2], vec![]);
-    body.op("Add", &[&stream, &down], vec![])
+    let y = body.op("Add", &[&stream, &down], vec![]);
+    let y = body.cast(&y, dtype);
+    body.output(&y, "y");
+    Some(())
 }
 
 /// GELU of a float value.
@@ -176,13 +156,8 @@ pub(super) fn gelu(body: &mut Body, x: &str, tanh: bool) -> String {
 /// A norm counts as 8 an element and a GELU as 10, as in the cost model of standard ops.
 fn work(node: &Node, inputs: &[Vec<i64>], _: &[Vec<i64>]) -> Option<(u64, u64)> {
     let first = if node.int("residual")? != 0 { 4 } else { 3 };
-    work_of(inputs.first()?, inputs.get(first)?)
-}
-
-/// The same from the shapes of the stream and of the first weight matrix.
-pub(super) fn work_of(stream: &[i64], up: &[i64]) -> Option<(u64, u64)> {
-    let elements = count(stream)?;
-    let &[channels, hidden] = up else { return None };
+    let elements = count(inputs.first()?)?;
+    let &[channels, hidden] = inputs.get(first)?.as_slice() else { return None };
     let (channels, hidden) = (u64::try_from(channels).ok()?, u64::try_from(hidden).ok()?);
     let macs = elements.checked_mul(hidden)?.checked_mul(2)?;
     let active = (elements / channels.max(1)).checked_mul(hidden)?.checked_mul(10)?;

@@ -11,7 +11,6 @@ mod norm_pool;
 mod patch_embed;
 mod patch_merge;
 mod patch_merge_block;
-mod swin_block;
 mod tnt_bridge;
 mod tnt_inner_block;
 mod tnt_words;
@@ -28,7 +27,6 @@ pub use norm_pool::NormPool;
 pub use patch_embed::{MAX_PATCH, PatchEmbed, PatchEmbedWeights};
 pub use patch_merge::PatchMerge;
 pub use patch_merge_block::{PatchMergeBlock, PatchMergeWeights};
-pub use swin_block::SwinBlock;
 pub use tnt_bridge::{TntBridge, TntBridgeWeights};
 pub use tnt_inner_block::{TntInnerBlock, TntInnerWeights};
 pub use tnt_words::{MAX_WORDS, TntWords};
@@ -123,7 +121,6 @@ pub static OPS: &[&OpDef] = &[
     &norm_pool::DEF,
     &patch_merge_block::DEF,
     &patch_embed::DEF,
-    &swin_block::DEF,
     &tnt_words::DEF,
 ];
 

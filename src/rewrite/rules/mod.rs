@@ -15,7 +15,6 @@ mod patch_merge_block;
 mod projections;
 mod residual;
 mod straighten;
-mod swin_block;
 mod tnt_bridge;
 mod tnt_front;
 mod tnt_inner_block;
@@ -46,8 +45,6 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     attn_block::run(engine)?;
     mlp_block::run(engine)?;
     attn_block::residuals(engine)?;
-    // Of both halves, the first with its add.
-    swin_block::run(engine)?;
     tnt_bridge::residuals(engine)?;
     // What residual adds the windows and blocks have left goes into the patch merges and norms.
     patch_merge::residuals(engine)?;
