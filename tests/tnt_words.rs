@@ -481,6 +481,40 @@ fn words_are_not_fused_unless_asked_for_and_can_be_left() {
     only_if_asked_for(&Parts::new(2), "tnt-words");
 }
 
+/// Groups of `tune`: the words come behind their layers and bridges, and have these and all in them as their parts.
+#[test]
+fn words_are_a_group_made_of_their_layers_and_bridges() {
+    use trt_opt::ablation::tune::{self, By};
+    let path = common::fixtures().into_iter().find(|p| p.ends_with("tnt_ts17.onnx")).unwrap();
+    let rewrite = |options: &Options| testing::rewrite_with(&path, options).unwrap();
+    let graph = |of: &testing::Rewrite| trt_opt::ir::Graph::take(&mut of.model().proto.clone()).unwrap();
+    let parts = rewrite(&Options { kinds: tune::kinds_without_wholes(), ..Options::default() });
+    let all = rewrite(&block::with(&Kind::ALL));
+    let blocks = tune::blocks(parts.ledger(), &graph(&parts), By::Kind);
+    let wholes = tune::wholes(all.ledger(), &graph(&all), By::Kind);
+    assert_eq!(wholes.iter().map(|g| g.kind).collect::<Vec<_>>(), [Kind::TntWords]);
+    let of = |kind: Kind| wholes[0].parts.iter().filter(|(part, _)| *part == kind).count();
+    let kinds = [Kind::TntInnerBlock, Kind::TntBridge, Kind::Attention, Kind::Gelu, Kind::LayerNorm];
+    // Of two layers: two norms in each, two in each bridge, and the two before the first tokens.
+    assert_eq!(kinds.map(of), [2, 2, 2, 2, 10]);
+
+    let number = |kind: Kind| blocks.iter().position(|g| g.kind == kind).unwrap();
+    let (inner, bridges, words) = (number(Kind::TntInnerBlock), number(Kind::TntBridge), blocks.len());
+    let groups = [blocks.clone(), wholes.clone()].concat();
+    let made = |left: &[usize]| {
+        let standard = tune::standard(&groups, &left.iter().copied().collect());
+        let proto = rewrite(&Options { standard, ..block::with(&Kind::ALL) }).model().proto.clone();
+        // Layers over words alone: the tokens of this model are few, too.
+        let layers = nodes(&proto, LAYER).into_iter().filter(|n| int(n, "num_heads") == 2).count();
+        [nodes(&proto, OP).len(), layers, nodes(&proto, BRIDGE).len()]
+    };
+    // With both of its parts left out and the whole taken, the whole is made of them all the same.
+    assert_eq!(made(&[inner, bridges]), [1, 0, 0]);
+    assert_eq!(made(&[words]), [0, 2, 2]);
+    assert_eq!(made(&[inner, words]), [0, 0, 2]);
+    assert_eq!(made(&[inner, bridges, words]), [0; 3]);
+}
+
 #[test]
 fn the_cost_of_the_words_is_less_than_that_of_their_parts() {
     let [parts, words] = costs_less_than_its_parts(&Parts::new(3));
