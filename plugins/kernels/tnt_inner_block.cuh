@@ -230,14 +230,15 @@ template <int STEPS> __device__ __forceinline__ void unpack_patch(float (&s)[2 *
             s[j][2 * i] = v.x, s[j][2 * i + 1] = v.y;
         }
 }
-template <int STEPS> __device__ __forceinline__ void store_patch(__half* words, const uint32_t (&raw)[2 * STEPS][2], const InnerArgs& p, int64_t patch, int g, int t) {
+// WARPS that all hold the patch share out its tiles; this one is `part`.
+template <int STEPS, int WARPS = 1> __device__ __forceinline__ void store_patch(__half* words, const uint32_t (&raw)[2 * STEPS][2], const InnerArgs& p, int64_t patch, int g, int t, int part = 0) {
     __half* const y = words + patch * p.tokens * p.channels;
 #pragma unroll
     for (int j = 0; j < 2 * STEPS; ++j)
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const int row = g + 8 * i, column = 8 * j + 2 * t;
-            if (row < p.tokens && column < p.channels) *reinterpret_cast<uint32_t*>(y + row * p.channels + column) = raw[j][i];
+            if (row < p.tokens && column < p.channels && j % WARPS == part) *reinterpret_cast<uint32_t*>(y + row * p.channels + column) = raw[j][i];
         }
 }
 

@@ -8,29 +8,45 @@
 
 namespace trt_opt {
 
+struct ChainWay {
+    int warps, fetchers, stages;
+};
+// What a launch takes: shared memory is at most the device's with one stage, or there is no such way. `blocks`: that run at once.
+template <int STEPS, int HEAD, int SHARE> cudaError_t plan_words_chain(WordsChainArgs& p, const ChainWay& way, int& threads, int& shared, int64_t& blocks) {
+    const auto kernel = tnt_words_chain_kernel<STEPS, HEAD, SHARE>;
+    const auto bytes = [&](int stages) { return words_chain_bytes(p, stages) + (SHARE == 1 ? 0 : int64_t{16} * (way.warps / SHARE) * inner::kMeeting<STEPS>); };
+    p.warps = way.warps, threads = 32 * (way.warps + way.fetchers), p.stages = std::min(way.stages, p.layers), blocks = 0;
+    while (bytes(p.stages) > device().shared && p.stages > 1) --p.stages;
+    if (SHARE > 1 && bytes(p.stages) > device().shared) return cudaSuccess;
+    shared = static_cast<int>(bytes(p.stages));
+    int each = 0;
+    cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+    if (status == cudaSuccess) status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shared);
+    if (status != cudaSuccess) return cudaGetLastError(), status;
+    blocks = int64_t{each} * device().multiprocessors;
+    return cudaSuccess;
+}
+
 // Chooses warps of a block and room for weights, and launches.
 template <int STEPS, int HEAD> cudaError_t launch_words_chain_instance(const WordsChainArgs& given, cudaStream_t stream) {
-    const auto kernel = tnt_words_chain_kernel<STEPS, HEAD>;
-    const auto patches = given.inner.patches;
+    const int64_t patches = given.inner.patches;
     WordsChainArgs p = given;
-    int threads = 0, shared = 0, blocks = 0;
-    struct Way {
-        int warps, fetchers, stages;
+    int threads = 0, shared = 0;
+    int64_t blocks = 0;
+    const auto enough = [&](int share) { return blocks * (p.warps / share) >= patches; };
+    const auto launch = [&](auto kernel, int share) {
+        // As many as run at once: each fetches all weights.
+        const int64_t each = p.warps / share;
+        return launch_ahead(kernel, static_cast<uint32_t>(std::min(std::max<int64_t>(1, blocks), (patches + each - 1) / each)), threads, shared, stream, 1, p);
     };
-    // Few patches: four warps with one, and as many that fetch, for each of a multiprocessor's schedulers one; all other multiprocessors are the
-    // next kernel's. Many: more warps share what is fetched, and there is room for more blocks, whose work hides what one waits for.
-    for (const Way& way : {Way{4, 4, kChainMaxStages}, Way{8, 1, 2}}) {
-        p.warps = way.warps, threads = 32 * (way.warps + way.fetchers), p.stages = std::min(way.stages, p.layers);
-        while (words_chain_bytes(p, p.stages) > device().shared && p.stages > 1) --p.stages;
-        shared = static_cast<int>(words_chain_bytes(p, p.stages));
-        cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
-        if (status == cudaSuccess) status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared);
-        if (status != cudaSuccess) return cudaGetLastError(), status;
-        if (int64_t{blocks} * device().multiprocessors * p.warps >= patches) break;
-    }
-    // As many as run at once: each fetches all weights.
-    const int64_t most = int64_t{std::max(1, blocks)} * device().multiprocessors;
-    return launch_ahead(kernel, static_cast<uint32_t>(std::min(most, (patches + p.warps - 1) / p.warps)), threads, shared, stream, 1, p);
+    // Few patches: four warps with one, or with half of one if that is no more than may be there at once, since a warp only waits for itself; and as
+    // many that fetch, for each of a multiprocessor's schedulers one. Many: more warps share what is fetched, and there is room for more
+    // blocks, whose work hides what one waits for.
+    cudaError_t status = plan_words_chain<STEPS, HEAD, 2>(p, {4, 4, kChainMaxStages}, threads, shared, blocks);
+    if (status == cudaSuccess && enough(2)) return launch(tnt_words_chain_kernel<STEPS, HEAD, 2>, 2);
+    if (status == cudaSuccess) status = plan_words_chain<STEPS, HEAD, 1>(p, {4, 4, kChainMaxStages}, threads, shared, blocks);
+    if (status == cudaSuccess && !enough(1)) status = plan_words_chain<STEPS, HEAD, 1>(p, {8, 1, 2}, threads, shared, blocks);
+    return status == cudaSuccess ? launch(tnt_words_chain_kernel<STEPS, HEAD, 1>, 1) : status;
 }
 
 template <int HEAD> cudaError_t launch_words_chain(const WordsChainArgs& p, cudaStream_t stream) {

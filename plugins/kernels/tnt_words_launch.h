@@ -7,7 +7,7 @@
 
 namespace trt_opt {
 
-// Of shared memory: weights, and the list of what to fetch.
+// Of shared memory: weights, and the list of what to fetch; more for patches of two warps.
 inline int64_t words_chain_bytes(const WordsChainArgs& p, int stages) { return int64_t{16} * stages * p.inner.shared + int64_t{p.copies} * static_cast<int64_t>(sizeof(inner::Copy)); }
 using WordsChainLauncher = cudaError_t(const WordsChainArgs&, cudaStream_t);
 WordsChainLauncher launch_words_chain_8, launch_words_chain_16;  // by head size, rounded up
