@@ -52,6 +52,7 @@ struct Rooms {
     int64_t words = 0, total = 0;  // bytes: of a place; of all
     int64_t spare = 0;             // where the two begin
     int64_t steps = 0;             // where the workspace of separate kernels begins
+    int64_t told = 0;              // where the chain tells of its words
     int place[kWordsMaxLayers + 1];  // of words(i); -1: a spare one
 
     explicit Rooms(const TntWordsProblem& q) {
@@ -63,7 +64,8 @@ struct Rooms {
             if (const int i = q.after[j]; i > 0 && place[i] < 0) place[i] = places++;
         spare = places * words;
         steps = spare + (places < q.layers - (place[q.layers] < 0) ? 2 * words : 0);
-        total = steps + std::max(tnt_inner_block_workspace(q.inner), q.bridges > 0 ? tnt_bridge_workspace(bridge_of(q, 0)) : 0);
+        told = room(steps + std::max(tnt_inner_block_workspace(q.inner), q.bridges > 0 ? tnt_bridge_workspace(bridge_of(q, 0)) : 0));
+        total = told + (q.bridges > 0 ? q.layers * std::min<int64_t>(q.inner.patches, kChainMaxTelling) * 4 : 0);
     }
 };
 
@@ -79,6 +81,7 @@ struct Words {
         return static_cast<unsigned char*>(q.workspace) + at;
     }
     void* steps() const { return static_cast<unsigned char*>(q.workspace) + rooms.steps; }
+    uint32_t* told() const { return reinterpret_cast<uint32_t*>(static_cast<unsigned char*>(q.workspace) + rooms.told); }
     bool wanted(int i) const { return rooms.place[i] >= 0 || (i == q.layers && q.y); }
     // Layers whose words somebody reads.
     int layers() const { return q.y ? q.layers : q.bridges > 0 ? q.after[q.bridges - 1] : 0; }
@@ -103,10 +106,15 @@ struct Shape {
     WordsBridgesLauncher* launch;
 };
 template <class Tile> constexpr Shape shape(WordsBridgesLauncher* launch) {
-    static_assert(Tile::kColumns * kBridgeMaxCluster >= kWordsMaxChannels);
     return {Tile::kRows, Tile::kColumns, Tile::bridge_bytes, launch};
 }
 const Shape kShapes[] = {shape<WordsTile64x128>(launch_words_bridges_64x128), shape<WordsTile32x128>(launch_words_bridges_32x128), shape<WordsTile16x128>(launch_words_bridges_16x128)};
+
+static_assert(128 * kBridgeMaxCluster >= kWordsMaxChannels);
+// While the chain goes on: one tile a block, small enough for two a multiprocessor, or one beside a block of the chain, and no more of them than
+// so many rounds can take while the layers go by. The last layer's are all that is behind the chain then.
+const Shape kSmallShape = shape<WordsTile32x64>(launch_words_bridges_32x64);
+constexpr int kSmallRounds = 6;
 
 // The largest tile that fits; null: none.
 const Shape* bridges_shape(const Words& words) {
@@ -120,12 +128,22 @@ const Shape* bridges_shape(const Words& words) {
     return nullptr;
 }
 
-cudaError_t bridges_in_one(const Words& words, const Shape& s, cudaStream_t stream) {
+bool small_tiles(const TntWordsProblem& q) {
+    const int64_t tiles = (q.images * q.covered + kSmallShape.rows - 1) / kSmallShape.rows, cluster = (q.channels + kSmallShape.columns - 1) / kSmallShape.columns;
+    return cluster <= kBridgeMaxCluster && kSmallShape.shared(q.width) <= device().shared / 2 && q.bridges * tiles * cluster <= int64_t{kSmallRounds} * device().multiprocessors;
+}
+
+// `telling`: of the chain's blocks.
+cudaError_t bridges_in_one(const Words& words, const Shape& usual, uint32_t telling, cudaStream_t stream) {
     const TntWordsProblem& q = words.q;
+    const bool small = telling > 0 && small_tiles(q);
+    const Shape& s = small ? kSmallShape : usual;
     auto in = [](const void* p) { return static_cast<const __half*>(p); };
     WordsBridgesArgs p{};
     p.b = in(q.w), p.bias = in(q.b), p.scale = in(q.scale1), p.shift = in(q.bias1), p.epsilon = q.epsilon1, p.k = q.width, p.n = q.channels;
     p.end.scale = in(q.scale2), p.end.shift = in(q.bias2), p.end.n = q.channels, p.end.epsilon = q.epsilon2;
+    if (telling > 0) p.told = words.told(), p.telling = telling;
+    std::copy_n(q.after, q.bridges, p.after);
     WordsBridgesLaunch how;
     how.cluster = (q.channels + s.columns - 1) / s.columns, how.shared = s.shared(q.width);
     p.by_columns = FastDiv(static_cast<uint32_t>(how.cluster));
@@ -139,7 +157,7 @@ cudaError_t bridges_in_one(const Words& words, const Shape& s, cudaStream_t stre
         }
         p.end.at = BridgeTokens(static_cast<uint32_t>(images), static_cast<uint32_t>(q.tokens), static_cast<uint32_t>(q.begin), static_cast<uint32_t>(q.covered));
         // No more clusters than run at once, and no more than these tiles' number for each needs.
-        const int64_t tiles = (p.rows + s.rows - 1) / s.rows, most = std::clamp<int64_t>(clusters / q.bridges, 1, tiles), each = (tiles + most - 1) / most, groups = (tiles + each - 1) / each;
+        const int64_t tiles = (p.rows + s.rows - 1) / s.rows, most = small ? tiles : std::clamp<int64_t>(clusters / q.bridges, 1, tiles), each = (tiles + most - 1) / most, groups = (tiles + each - 1) / each;
         p.tiles = static_cast<uint32_t>(tiles), p.by_groups = FastDiv(static_cast<uint32_t>(groups));
         how.blocks = static_cast<uint32_t>(q.bridges * groups * how.cluster);
         if (const cudaError_t status = s.launch(p, how, stream); status != cudaSuccess) return status;
@@ -173,9 +191,13 @@ cudaError_t tnt_words(const TntWordsProblem& q, cudaStream_t stream) {
     const Words words(q);
     if (words.rooms.total > 0 && (!q.workspace || !aligned_to(16, q.workspace))) return cudaErrorInvalidValue;
     WordsChainArgs chain{};
+    const Shape* const shape = q.bridges > 0 ? bridges_shape(words) : nullptr;
+    uint32_t telling = 0;
     if (words.layers() > 0 && chain_arguments(words, chain)) {
         const bool narrow = q.inner.channels / q.inner.heads <= 8;
-        if (const cudaError_t status = narrow ? launch_words_chain_8(chain, stream) : launch_words_chain_16(chain, stream); status != cudaSuccess) return status;
+        // Only one kernel behind the chain may look while it goes on.
+        if (shape && tnt_bridge_images(bridge_of(q, 0)) >= q.images) chain.told = words.told();
+        if (const cudaError_t status = narrow ? launch_words_chain_8(chain, telling, stream) : launch_words_chain_16(chain, telling, stream); status != cudaSuccess) return status;
     } else {
         for (int i = 0; i < words.layers(); ++i) {
             TntInnerBlockProblem one = block_of(q, i);
@@ -184,7 +206,7 @@ cudaError_t tnt_words(const TntWordsProblem& q, cudaStream_t stream) {
         }
     }
     if (q.bridges == 0) return cudaSuccess;
-    if (const Shape* one = bridges_shape(words)) return bridges_in_one(words, *one, stream);
+    if (shape) return bridges_in_one(words, *shape, telling, stream);
     for (int j = 0; j < q.bridges; ++j)
         if (const cudaError_t status = bridge_alone(words, j, stream); status != cudaSuccess) return status;
     return cudaSuccess;

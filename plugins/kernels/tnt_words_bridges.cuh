@@ -1,6 +1,6 @@
 // Bridges from words to tokens, as many as there are: products with a norm before and one behind (block_gemm.cuh, bridge_end.cuh), each of
 // words of its own. A block keeps its columns of one bridge's weights, the norm folded in, and takes one tile of rows after the other: all of that is
-// done before the kernel ahead is, and few blocks need no more of the device than it leaves.
+// done before the kernel ahead is. Where the chain tells of a layer's words when they are there, its bridges are done while the chain goes on.
 #pragma once
 
 #include "block_gemm.cuh"
@@ -20,6 +20,9 @@ struct WordsBridgesArgs {
     FastDiv by_columns;                 // blocks of a cluster
     FastDiv by_groups;                  // clusters of a bridge
     uint32_t tiles;                     // of rows
+    const uint32_t* told;               // of the chain's blocks: whether a layer's words are there; or null, and the whole chain is waited for
+    uint32_t telling;                   // such blocks
+    int after[kWordsMaxBridges];        // layers
 };
 
 // Tile: one whose warps do not share the contracted index.
@@ -92,7 +95,17 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads) tnt_word
             commit_copies();
         }
     };
-    wait_for_previous();
+    // The chain lets this kernel start when all that was before it is done, and none of its blocks is yet to come, so that they may be waited for.
+    if (p.told) {
+        if (const int layers = p.after[bridge]; layers > 0) {
+            const uint32_t* const told = p.told + (layers - 1) * p.telling;
+            for (uint32_t i = tid; i < p.telling; i += kThreads)
+                while (load_acquire(told + i) != 1) __nanosleep(50);
+            __syncthreads();
+        }
+    } else {
+        wait_for_previous();
+    }
     fetch_rows(int64_t{group} * BM);
 #pragma unroll 1
     for (uint32_t tile = group; tile < p.tiles; tile += p.by_groups.divisor) {
@@ -178,6 +191,7 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads) tnt_word
         end.at.others = 0;
         if (next < p.tiles) cluster_arrive();  // its moments have been read
     }
+    if (p.told) wait_for_previous();  // who waits for this kernel waits for the chain
 #endif
 }
 

@@ -10,6 +10,7 @@
 namespace trt_opt {
 
 constexpr int kChainMaxWarps = 9, kChainMaxStages = 3;
+constexpr int kChainMaxTelling = 1024;   // blocks that tell of their words
 constexpr int kChainSharedWarps = 8;  // of a block whose patches have two warps each
 
 struct WordsChainArgs {
@@ -18,6 +19,7 @@ struct WordsChainArgs {
     int warps;                       // of a block, with a patch or a share of one
     int copies, head_copies;         // of a layer: units, of which those of the heads are the last
     __half* words[kWordsMaxLayers];  // what a layer gives, or null where nobody reads it
+    uint32_t* told;                  // [layers, blocks]: becomes 1 when a block's words of a layer are there; or null. Of patches of two warps, which have no other behind it
 };
 
 namespace inner {
@@ -219,7 +221,8 @@ template <int STEPS, int HEAD, int SHARE> __global__ void __launch_bounds__(32 *
     __half* const shared = reinterpret_cast<__half*>(inner_shared);
     Copy* const copies = reinterpret_cast<Copy*>(inner_shared + p.stages * p.inner.shared);
     [[maybe_unused]] float4* const meetings = reinterpret_cast<float4*>(copies + p.copies);
-    ptx::let_next_start();
+    const bool telling = SHARE > 1 && p.told;
+    if (!telling) ptx::let_next_start();
     const int threads = static_cast<int>(blockDim.x), warps = p.warps, warp = static_cast<int>(threadIdx.x) / 32;
     // What is not fetched stays zero.
     for (int i = threadIdx.x; i < p.stages * p.inner.shared; i += threads) inner_shared[i] = uint4{};
@@ -238,9 +241,17 @@ template <int STEPS, int HEAD, int SHARE> __global__ void __launch_bounds__(32 *
     const auto next_stage = [&] { stage = stage + 1 == p.stages ? 0 : stage + 1; };
     if (warp >= warps) {
         const int fetchers = threads - 32 * warps, thread = static_cast<int>(threadIdx.x) - 32 * warps, heads = p.copies - p.head_copies;
-        int layer = 0, filled = 0;
+        int layer = 0, filled = 0, done = 0;
+        // A layer is done where its room is free; its words are on their way then, and are told of when they are there.
+        const auto wait_room = [&] {
+            ptx::barrier_wait(1 + p.stages + stage, threads);
+            if (!telling) return;
+            if (done == 0) ptx::let_next_start();
+            if (thread == 0) ptx::store_release(p.told + done * gridDim.x + blockIdx.x, 1);
+            ++done;
+        };
         for (; left > 0; --left) {
-            if (filled == p.stages) ptx::barrier_wait(1 + p.stages + stage, threads);
+            if (filled == p.stages) wait_room();
             else ++filled;
             __half* const to = shared + stage * p.inner.shared * 8;
             if (p.inner.unit == 8) copy_layer<8>(copies, 0, heads, thread, fetchers, layer, to);
@@ -254,11 +265,17 @@ template <int STEPS, int HEAD, int SHARE> __global__ void __launch_bounds__(32 *
             next_stage();
             layer = layer + 1 == p.layers ? 0 : layer + 1;
         }
+        for (; telling && filled > 0; --filled, next_stage()) wait_room();
         return;
     }
 
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     ptx::wait_for_previous();
+    // Nobody may look before all blocks have been here: the next kernel starts behind the barrier of the first layer.
+    if (telling && warp == 0) {
+        if (lane < p.layers) p.told[lane * gridDim.x + blockIdx.x] = 0;
+        __threadfence();
+    }
     for (int64_t base = first; base < p.inner.patches; base += step) {
         const int slot = warp / SHARE, part = warp % SHARE;
         const int64_t patch = base + slot;
@@ -267,6 +284,7 @@ template <int STEPS, int HEAD, int SHARE> __global__ void __launch_bounds__(32 *
 #pragma unroll 1
         for (int layer = 0; layer < p.layers; ++layer, --left) {
             ptx::barrier_wait(1 + stage, threads);
+            if (telling && layer == 0) ptx::let_next_start();
             if (patch < p.inner.patches) {
                 float s[2 * STEPS][4];
                 unpack_patch<STEPS>(s, raw);
@@ -275,8 +293,16 @@ template <int STEPS, int HEAD, int SHARE> __global__ void __launch_bounds__(32 *
                 else transform_shared<STEPS, HEAD>(s, p.inner, weights, meetings + slot * kMeeting<STEPS>, part, 1 + 2 * p.stages + slot, g, t);
                 pack_patch<STEPS>(raw, s);
             }
-            if (left > p.stages) ptx::barrier_arrive(1 + p.stages + stage, threads);  // or nothing more comes here
-            if (__half* const words = p.words[layer]; words && patch < p.inner.patches) store_patch<STEPS, SHARE>(words, raw, p.inner, patch, g, t, part);
+            const auto store = [&] {
+                if (__half* const words = p.words[layer]; words && patch < p.inner.patches) store_patch<STEPS, SHARE>(words, raw, p.inner, patch, g, t, part);
+            };
+            if (telling) {
+                store();
+                ptx::barrier_arrive(1 + p.stages + stage, threads);
+            } else {
+                if (left > p.stages) ptx::barrier_arrive(1 + p.stages + stage, threads);  // or nothing more comes here
+                store();
+            }
             next_stage();
         }
     }

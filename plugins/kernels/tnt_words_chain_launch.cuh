@@ -28,7 +28,7 @@ template <int STEPS, int HEAD, int SHARE> cudaError_t plan_words_chain(WordsChai
 }
 
 // Chooses warps of a block and room for weights, and launches.
-template <int STEPS, int HEAD> cudaError_t launch_words_chain_instance(const WordsChainArgs& given, cudaStream_t stream) {
+template <int STEPS, int HEAD> cudaError_t launch_words_chain_instance(const WordsChainArgs& given, uint32_t& telling, cudaStream_t stream) {
     const int64_t patches = given.inner.patches;
     WordsChainArgs p = given;
     int threads = 0, shared = 0;
@@ -36,8 +36,11 @@ template <int STEPS, int HEAD> cudaError_t launch_words_chain_instance(const Wor
     const auto enough = [&](int share) { return blocks * (p.warps / share) >= patches; };
     const auto launch = [&](auto kernel, int share) {
         // As many as run at once: each fetches all weights.
-        const int64_t each = p.warps / share;
-        return launch_ahead(kernel, static_cast<uint32_t>(std::min(std::max<int64_t>(1, blocks), (patches + each - 1) / each)), threads, shared, stream, 1, p);
+        const int64_t each = p.warps / share, wanted = (patches + each - 1) / each;
+        const auto grid = static_cast<uint32_t>(std::min(std::max<int64_t>(1, blocks), wanted));
+        if (share == 1 || grid < wanted || grid > kChainMaxTelling) p.told = nullptr;
+        telling = p.told ? grid : 0;
+        return launch_ahead(kernel, grid, threads, shared, stream, 1, p);
     };
     // Few patches: four warps with one, or with half of one if that is no more than may be there at once, since a warp only waits for itself; and as
     // many that fetch, for each of a multiprocessor's schedulers one. Many: more warps share what is fetched, and there is room for more
@@ -49,12 +52,12 @@ template <int STEPS, int HEAD> cudaError_t launch_words_chain_instance(const Wor
     return status == cudaSuccess ? launch(tnt_words_chain_kernel<STEPS, HEAD, 1>, 1) : status;
 }
 
-template <int HEAD> cudaError_t launch_words_chain(const WordsChainArgs& p, cudaStream_t stream) {
+template <int HEAD> cudaError_t launch_words_chain(const WordsChainArgs& p, uint32_t& telling, cudaStream_t stream) {
     switch ((p.inner.channels + 15) / 16) {
-        case 1: return launch_words_chain_instance<1, HEAD>(p, stream);
-        case 2: return launch_words_chain_instance<2, HEAD>(p, stream);
-        case 3: return launch_words_chain_instance<3, HEAD>(p, stream);
-        case 4: return launch_words_chain_instance<4, HEAD>(p, stream);
+        case 1: return launch_words_chain_instance<1, HEAD>(p, telling, stream);
+        case 2: return launch_words_chain_instance<2, HEAD>(p, telling, stream);
+        case 3: return launch_words_chain_instance<3, HEAD>(p, telling, stream);
+        case 4: return launch_words_chain_instance<4, HEAD>(p, telling, stream);
         default: return cudaErrorInvalidValue;
     }
 }

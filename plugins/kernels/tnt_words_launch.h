@@ -9,12 +9,14 @@ namespace trt_opt {
 
 // Of shared memory: weights, and the list of what to fetch; more for patches of two warps.
 inline int64_t words_chain_bytes(const WordsChainArgs& p, int stages) { return int64_t{16} * stages * p.inner.shared + int64_t{p.copies} * static_cast<int64_t>(sizeof(inner::Copy)); }
-using WordsChainLauncher = cudaError_t(const WordsChainArgs&, cudaStream_t);
+// `telling`: the blocks that tell of their words; 0 if they do not, as where patches are many.
+using WordsChainLauncher = cudaError_t(const WordsChainArgs&, uint32_t& telling, cudaStream_t);
 WordsChainLauncher launch_words_chain_8, launch_words_chain_16;  // by head size, rounded up
 
 // A warp has all of the contracted index: sums of its own only.
 using WordsTile64x128 = GemmTile64x128;
 using WordsTile32x128 = GemmTile32x128;
+using WordsTile32x64 = GemmTile<32, 64, 2, 2, 1>;
 using WordsTile16x128 = GemmTile<16, 128, 1, 4, 1>;
 
 struct WordsBridgesLaunch {
@@ -23,6 +25,6 @@ struct WordsBridgesLaunch {
     int cluster = 1;  // blocks
 };
 using WordsBridgesLauncher = cudaError_t(const WordsBridgesArgs&, const WordsBridgesLaunch&, cudaStream_t);
-WordsBridgesLauncher launch_words_bridges_64x128, launch_words_bridges_32x128, launch_words_bridges_16x128;
+WordsBridgesLauncher launch_words_bridges_64x128, launch_words_bridges_32x128, launch_words_bridges_32x64, launch_words_bridges_16x128;
 
 }  // namespace trt_opt
