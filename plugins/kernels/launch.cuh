@@ -25,14 +25,20 @@ inline const Device& device() {
     return known;
 }
 
+// Lets launches of `kernel`, which declares no shared memory of its own, have all that a block can have on the device. Not just what the next launch
+// needs: another thread may launch the same kernel with more at the same time.
+template <class Kernel> cudaError_t allow_all_shared(Kernel kernel) {
+    const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, device().shared);
+    return status != cudaSuccess ? (cudaGetLastError(), status) : status;
+}
+
 // Launches `kernel`, on sm_90 and later as soon as the kernel before it lets it (programmatic dependent launch). Such a kernel
 // must call ptx::wait_for_previous before it reads what another kernel may have written, and before it writes at all.
 // `cluster`: blocks a cluster.
 template <class... Parameters, class... Arguments>
 cudaError_t launch_ahead(void (*kernel)(Parameters...), uint32_t blocks, int threads, size_t shared, cudaStream_t stream, int cluster, Arguments&&... arguments) {
     if (constexpr size_t kUsual = 48 * 1024; shared > kUsual) {
-        const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-        if (status != cudaSuccess) return cudaGetLastError(), status;
+        if (const cudaError_t status = allow_all_shared(kernel); status != cudaSuccess) return status;
     }
     cudaLaunchAttribute attributes[3]{};
     cudaLaunchConfig_t config{};

@@ -31,8 +31,8 @@ template <int BM, int BN, int STAGES, bool TANH> cudaError_t launch_mlp_instance
     using Tile = MlpTile<BM, BN, STAGES>;
     const auto kernel = mlp_block_kernel<BM, BN, STAGES, TANH>;
     const int cluster = 1 << p.cluster_log2, shared = Tile::shared_bytes(p.channels, p.slice, p.chunks);
-    cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
-    if (status != cudaSuccess) return cudaGetLastError(), status;
+    cudaError_t status = allow_all_shared(kernel);
+    if (status != cudaSuccess) return status;
     if (how.probe) return cluster <= 8 || cluster_fits<Tile>(kernel, cluster, shared) ? cudaSuccess : cudaErrorInvalidClusterSize;
     if (cluster > 8) {
         status = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);

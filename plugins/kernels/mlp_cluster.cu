@@ -203,7 +203,7 @@ int clusters_at_once(const MlpClusterPlan& plan, const MlpBlockProblem& q) {
     if (e.device == id && e.plan == plan.id() && e.cluster == cluster && e.shared == shared) return e.clusters;
     const int clusters = with_tile(plan, [&](auto, auto kernel) {
         if (cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) != cudaSuccess) return cudaGetLastError(), 0;
-        if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared) != cudaSuccess) return cudaGetLastError(), 0;
+        if (allow_all_shared(kernel) != cudaSuccess) return 0;
         cudaLaunchAttribute attribute{};
         attribute.id = cudaLaunchAttributeClusterDimension;
         attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};

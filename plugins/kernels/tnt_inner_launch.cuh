@@ -73,7 +73,7 @@ inline bool tnt_inner_arguments(const TntInnerBlockProblem& q, InnerArgs& p) {
 template <int STEPS, int HEAD> cudaError_t launch_tnt_inner_instance(const InnerArgs& p, cudaStream_t stream) {
     const auto kernel = tnt_inner_kernel<STEPS, HEAD>;
     const int shared = 16 * p.shared;
-    cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+    cudaError_t status = allow_all_shared(kernel);
     int blocks = 0;
     if (status == cudaSuccess) status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kInnerThreads, shared);
     if (status != cudaSuccess) return cudaGetLastError(), status;

@@ -20,7 +20,7 @@ template <int STEPS, int HEAD, int SHARE> cudaError_t plan_words_chain(WordsChai
     if (SHARE > 1 && bytes(p.stages) > device().shared) return cudaSuccess;
     shared = static_cast<int>(bytes(p.stages));
     int each = 0;
-    cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+    cudaError_t status = allow_all_shared(kernel);
     if (status == cudaSuccess) status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shared);
     if (status != cudaSuccess) return cudaGetLastError(), status;
     blocks = int64_t{each} * device().multiprocessors;

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::error::{Error, Result};
 use crate::onnx::{self, Model};
+use prost::Message as _;
 
 /// Builds an engine, or says why not: may be called from several threads at once.
 pub type Builder<'a> = &'a (dyn Fn(&Job) -> Result<()> + Sync);
@@ -105,10 +106,16 @@ impl Store {
     }
 }
 
-/// Hashes what a model's files hold.
+/// Hashes what a model's files hold. The order of its initializers does not count: two ways to the same graph may differ in it.
 fn fingerprint(model: &Path, hasher: &mut DefaultHasher) -> Result<()> {
-    std::fs::read(model).map_err(Error::io("read", model))?.hash(hasher);
-    for file in onnx::load(model)?.external {
+    let Model { mut proto, external, .. } = onnx::load(model)?;
+    let mut initializers = proto.graph.as_mut().map(|graph| std::mem::take(&mut graph.initializer)).unwrap_or_default();
+    initializers.sort_by(|a, b| a.name.cmp(&b.name));
+    proto.encode_to_vec().hash(hasher);
+    for tensor in initializers {
+        tensor.encode_to_vec().hash(hasher);
+    }
+    for file in external {
         file.data.hash(hasher);
     }
     Ok(())
@@ -135,6 +142,10 @@ mod tests {
         let copy = dir.path().join("copy.onnx");
         std::fs::copy(fixture(), &copy).unwrap();
         assert_eq!(job.engine, store.job(&copy, true, None, &[]).unwrap().engine, "the name does not matter");
+        let mut turned = onnx::load(&fixture()).unwrap();
+        turned.proto.graph.as_mut().unwrap().initializer.reverse();
+        onnx::save(&turned, &copy, &onnx::SaveOptions::default()).unwrap();
+        assert_eq!(job.engine, store.job(&copy, true, None, &[]).unwrap().engine, "nor does the order of initializers");
         let plugin = dir.path().join("plugin.so");
         std::fs::write(&plugin, "one").unwrap();
         let with_plugin = || Store::open(dir.path(), "TensorRT 8.6.0", std::slice::from_ref(&plugin)).unwrap();

@@ -1,7 +1,7 @@
 //! The search for the fastest form of a model, by measured latency.
 //!
 //! Sites that are alike (of one kind and, unless told otherwise, of one shape, which is one stage of a network) make a
-//! [`Group`]. [`search`] starts with everything fused, with or without blocks, whichever is faster. It then takes one group of
+//! [`Group`]. [`search`] starts with everything fused, with or without blocks (but those made of others), whichever is faster. It then takes one group of
 //! blocks after the other, times the engine with and without it in the same interleaved rounds, and keeps the blocks if that
 //! is faster beyond noise. Blocks that are made of other blocks come behind those, so that each has to be faster than the
 //! best of its parts. Then it leaves out one group of other sites at a time, and leaves it to TensorRT if that is faster; what
@@ -258,9 +258,15 @@ fn count_blocks(groups: &[Group]) -> usize {
     groups.iter().take_while(|g| g.kind.is_block()).count()
 }
 
-/// What a search times first: without plugins, with everything fused, and without blocks, if there are any.
+/// The numbers of blocks that are made of other blocks.
+fn numbers_of_wholes(groups: &[Group]) -> BTreeSet<usize> {
+    (0..groups.len()).filter(|&i| !groups[i].kind.made_of().is_empty()).collect()
+}
+
+/// What a search times first: without plugins, with everything fused but blocks that are made of others, and without blocks, if
+/// there are any.
 fn first(groups: &[Group]) -> Vec<Candidate> {
-    let mut candidates = vec![Candidate::Native, Candidate::Canonical, Candidate::Without([].into())];
+    let mut candidates = vec![Candidate::Native, Candidate::Canonical, Candidate::Without(numbers_of_wholes(groups))];
     match count_blocks(groups) {
         0 => {}
         blocks => candidates.push(Candidate::Without((0..blocks).collect())),
@@ -292,7 +298,7 @@ fn walk(groups: &[Group], mut left: BTreeSet<usize>, leave: &mut Leave) -> Resul
 /// The candidates that [`search`] asks for if every group pays, blocks too, in the order of asking.
 pub fn expected(groups: &[Group]) -> Result<Vec<Candidate>> {
     let mut candidates = first(groups);
-    walk(groups, BTreeSet::new(), &mut |_, pair, _| {
+    walk(groups, numbers_of_wholes(groups), &mut |_, pair, _| {
         candidates.extend(pair.iter().filter(|c| !candidates.contains(c)).cloned().collect::<Vec<_>>());
         Ok(false)
     })?;
@@ -358,7 +364,7 @@ pub fn search(
     })
 }
 
-/// The numbers of the groups that are left out at the start of a search: none or all blocks, whichever is faster.
+/// The numbers of the groups that are left out at the start of a search: the blocks made of others or all blocks, whichever is faster.
 fn start(groups: &[Group], lab: &mut dyn Lab, bootstrap: &Bootstrap) -> Result<BTreeSet<usize>> {
     let candidates = first(groups);
     let outcomes = lab.prepare(&candidates)?;
