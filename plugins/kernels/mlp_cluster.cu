@@ -12,8 +12,8 @@ namespace {
 
 constexpr int kThreads = 384, kMaxCluster = 16;
 constexpr size_t kMostOffered = 4;  // row tiles and slices
-// In a network it was faster than two products at 96 and 192 channels and slower at 384 (plugins/NOTES.md).
-constexpr int kMostChannels = 256;
+// In an engine it was faster than two products at 192 channels, slower at 96, and in a network slower at 384 (plugins/NOTES.md).
+constexpr int kLeastChannels = 128, kMostChannels = 256;
 
 struct MlpClusterArgs {
     const __half *x, *residual;  // [rows, k]; residual may be null
@@ -245,7 +245,7 @@ std::vector<MlpClusterPlan> mlp_cluster_plans(const MlpBlockProblem& q) {
         plan.cost = cost(plan, q);
         plans.push_back(plan);
     };
-    if (q.channels > kMostChannels) return plans;
+    if (q.channels < kLeastChannels || q.channels > kMostChannels) return plans;
     for (int rows : {32, 64}) {
         if (rows == 64 && q.rows <= 32) continue;
         for (int slice = 32; slice <= 256; slice += 32) {

@@ -114,6 +114,8 @@ struct Process {
     answers: Receiver<String>,
     /// What it says beside its answers.
     log: std::fs::File,
+    /// Bytes of that which have been passed on.
+    told: u64,
 }
 
 impl Pool {
@@ -142,6 +144,10 @@ impl Pool {
                 return Err(over);
             }
         };
+        if let Some(said) = process.news() {
+            // The model's name is the first argument.
+            tracing::warn!("building {}: {said}", arguments.first().map_or("an engine", String::as_str));
+        }
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(process);
         match answer {
             Answer { code: 0, .. } => Ok(()),
@@ -170,7 +176,7 @@ impl Process {
             let lines = BufReader::new(answers).lines().map_while(std::result::Result::ok);
             lines.map(|line| sender.send(line)).find(std::result::Result::is_err)
         });
-        Ok(Self { child, lines, answers: receiver, log })
+        Ok(Self { child, lines, answers: receiver, log, told: 0 })
     }
 
     /// Nothing if the process has ended or does not make sense; an error if it takes too long.
@@ -187,6 +193,20 @@ impl Process {
             None => self.answers.recv().ok(),
         };
         Ok(answer.and_then(|line| serde_json::from_str(&line).ok()))
+    }
+
+    /// What it has said since it was last asked this, warnings above all.
+    fn news(&mut self) -> Option<String> {
+        use std::os::unix::fs::FileExt;
+        let mut said = vec![0; 16 << 10];
+        // Where it writes next is not to be moved, so no seek.
+        let length = match self.log.read_at(&mut said, self.told) {
+            Ok(length) => length,
+            Err(why) => return Some(format!("what the process that builds engines says cannot be read: {why}")),
+        };
+        self.told += length as u64;
+        let said = String::from_utf8_lossy(&said[..length]).trim().to_owned();
+        (!said.is_empty()).then_some(said)
     }
 
     /// In the middle of a build. What it was writing is a temporary file.
@@ -235,6 +255,19 @@ mod tests {
         assert_eq!(pool.build(&["bad".into()]).unwrap_err().to_string(), "it is bad");
         pool.build(&["good".into()]).unwrap();
         assert_eq!(pool.idle.lock().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn what_a_builder_says_is_told_once() {
+        let script = r#"echo warming up >&2; while read line; do echo "warning: $line" >&2; echo '{"code":0,"error":null}'; done"#;
+        let (_dir, pool) = pool(script, None);
+        let mut process = Process::start(&pool.program, None).unwrap();
+        for name in ["one", "two"] {
+            assert_eq!(process.ask(&[name.into()], None).unwrap().unwrap().code, 0);
+            let said = process.news().unwrap();
+            assert!(said.contains(name) && (name == "one" || !said.contains("one")), "{said}");
+        }
+        assert_eq!(process.news(), None);
     }
 
     #[test]

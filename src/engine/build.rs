@@ -97,11 +97,30 @@ impl Plan {
             Some((share, all)) if share < LEAST_HALF => {
                 Err(Error::NotHalf { share: format!("{} of {all}", (share * all as f64).round()), why: why.to_owned() })
             }
-            Some(_) => Ok(()),
+            Some(_) => {
+                self.warn_of_plugins();
+                Ok(())
+            }
             None => {
                 tracing::warn!("whether the engine computes in fp16 cannot be told: its layers do not say");
                 Ok(())
             }
+        }
+    }
+}
+
+impl Plan {
+    /// The plugins run in float16 on every input that they take, so one that does not is slower than it need be, often by
+    /// far, with conversions around it.
+    fn warn_of_plugins(&self) {
+        let names = self.layers.plugins_in_full();
+        let shown = names.iter().take(3).copied().collect::<Vec<_>>().join(", ");
+        let more = if names.len() > 3 { ", ..." } else { "" };
+        if !names.is_empty() {
+            tracing::warn!(
+                "{} plugin nodes compute in float32 though fp16 was asked for: {shown}{more}; TensorRT says with -vvv what it timed",
+                names.len()
+            );
         }
     }
 }

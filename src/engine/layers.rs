@@ -178,6 +178,12 @@ impl Layers {
         let full = counts.get(&Precision::Fp32).copied().unwrap_or(0);
         (all > 0).then(|| ((all - full) as f64 / all as f64, all))
     }
+
+    /// The plugin nodes that compute in float32.
+    pub fn plugins_in_full(&self) -> Vec<&str> {
+        let full = |layer: &&Layer| layer.kind.starts_with("Plugin") && layer.precision == Precision::Fp32;
+        self.layers.iter().filter(full).map(|layer| layer.name.as_str()).collect()
+    }
 }
 
 #[cfg(test)]
@@ -229,6 +235,7 @@ mod tests {
                 ("Gather", Precision::Other, false),
             ]
         );
+        assert_eq!(found.plugins_in_full(), ["Norm_1"]);
         assert_eq!(found.layers[1].tactic.as_deref(), Some("sm80_xmma_fprop"));
         assert_eq!(found.half_share(), Some((0.5, 2)));
     }
