@@ -5,10 +5,10 @@ mod block;
 mod common;
 
 use block::{
-    Net, comparison, costs_less_than_its_parts, int, ints, made_up_to_its_size, nodes, only_if_asked_for,
-    rewritten_parts, weight, with,
+    Block, Net, comparison, costs_less_than_its_parts, int, ints, made_up_to_its_size, nodes, only_if_asked_for,
+    weight, with,
 };
-use trt_opt::onnx::proto::{AttributeProto, NodeProto, TensorProto};
+use trt_opt::onnx::proto::{AttributeProto, NodeProto};
 use trt_opt::rewrite::{Kind, Options, Status};
 use trt_opt::testing;
 
@@ -60,11 +60,13 @@ fn exports_have_all_their_blocks_and_compute_the_same() {
 }
 
 /// A merge whose parts are nodes to spoil.
-struct Parts {
-    nodes: Vec<NodeProto>,
-    weights: Vec<TensorProto>,
-    inputs: Vec<(&'static str, Vec<i64>)>,
-    outputs: Vec<(&'static str, Vec<i64>)>,
+type Parts = block::Parts<Merge>;
+
+struct Merge;
+
+impl Block for Merge {
+    const KIND: Kind = Kind::PatchMergeBlock;
+    const OP: &'static str = OP;
 }
 
 const BATCH: i64 = 2;
@@ -74,23 +76,6 @@ const COLUMNS: i64 = 16;
 
 fn norm(x: &str, name: &str, y: &str) -> NodeProto {
     block::norm(x, &format!("{name}_scale"), &format!("{name}_bias"), y, 1e-3)
-}
-
-impl Net for Parts {
-    const KIND: Kind = Kind::PatchMergeBlock;
-    const OP: &'static str = OP;
-
-    fn nodes(&mut self) -> &mut Vec<NodeProto> {
-        &mut self.nodes
-    }
-
-    fn weights(&mut self) -> &mut Vec<TensorProto> {
-        &mut self.weights
-    }
-
-    fn rewrite(&self, options: &Options) -> testing::Rewrite {
-        rewritten_parts(&self.nodes, &self.weights, [&self.inputs, &self.outputs], options)
-    }
 }
 
 impl Parts {
@@ -121,6 +106,7 @@ impl Parts {
             weights,
             inputs: vec![("x", vec![BATCH, side, side, channels])],
             outputs: vec![("y", vec![BATCH, half, half, columns])],
+            block: Merge,
         }
     }
 

@@ -6,8 +6,8 @@ mod block;
 mod common;
 
 use block::{
-    Net, comparison, costs_less_than_its_parts, int, ints, made_up_to_its_size, nodes, only_if_asked_for,
-    rewritten_parts, weight, with,
+    Block, Net, comparison, costs_less_than_its_parts, int, ints, made_up_to_its_size, nodes, only_if_asked_for,
+    weight, with,
 };
 use trt_opt::onnx::proto::{AttributeProto, NodeProto, TensorProto};
 use trt_opt::rewrite::{Kind, Options, Status};
@@ -63,11 +63,13 @@ fn exports_have_all_their_bridges_and_compute_the_same() {
 }
 
 /// A bridge whose parts are nodes to spoil.
-struct Parts {
-    nodes: Vec<NodeProto>,
-    weights: Vec<TensorProto>,
-    inputs: Vec<(&'static str, Vec<i64>)>,
-    outputs: Vec<(&'static str, Vec<i64>)>,
+type Parts = block::Parts<Bridge>;
+
+struct Bridge;
+
+impl Block for Bridge {
+    const KIND: Kind = Kind::TntBridge;
+    const OP: &'static str = OP;
 }
 
 const BATCH: i64 = 2;
@@ -85,23 +87,6 @@ fn slice(x: &str, start: &str, end: &str, y: &str) -> NodeProto {
 
 fn concat(parts: &[&str], y: &str) -> NodeProto {
     NodeProto { attribute: vec![AttributeProto::int("axis", 1)], ..common::node("Concat", parts, &[y]) }
-}
-
-impl Net for Parts {
-    const KIND: Kind = Kind::TntBridge;
-    const OP: &'static str = OP;
-
-    fn nodes(&mut self) -> &mut Vec<NodeProto> {
-        &mut self.nodes
-    }
-
-    fn weights(&mut self) -> &mut Vec<TensorProto> {
-        &mut self.weights
-    }
-
-    fn rewrite(&self, options: &Options) -> testing::Rewrite {
-        rewritten_parts(&self.nodes, &self.weights, [&self.inputs, &self.outputs], options)
-    }
 }
 
 impl Parts {
@@ -133,6 +118,7 @@ impl Parts {
             weights,
             inputs: vec![("words", vec![BATCH * PATCHES, 16, WIDTH / 16]), ("x", vec![BATCH, PATCHES, CHANNELS])],
             outputs: vec![("y", vec![BATCH, PATCHES, CHANNELS])],
+            block: Bridge,
         }
     }
 

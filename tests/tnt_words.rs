@@ -4,7 +4,7 @@
 mod block;
 mod common;
 
-use block::{Net, comparison, costs_less_than_its_parts, int, ints, nodes, only_if_asked_for, rewritten_parts, weight};
+use block::{Block, Net, comparison, costs_less_than_its_parts, int, ints, nodes, only_if_asked_for, weight};
 use trt_opt::onnx::proto::{AttributeProto, ModelProto, NodeProto, TensorProto};
 use trt_opt::rewrite::{Kind, Options, Status};
 use trt_opt::testing;
@@ -63,11 +63,13 @@ fn exports_have_all_their_words_and_compute_the_same() {
 }
 
 /// Layers and bridges as nodes to spoil: what their rules make of a model.
-struct Parts {
-    nodes: Vec<NodeProto>,
-    weights: Vec<TensorProto>,
-    inputs: Vec<(&'static str, Vec<i64>)>,
-    outputs: Vec<(&'static str, Vec<i64>)>,
+type Parts = block::Parts<Words>;
+
+struct Words;
+
+impl Block for Words {
+    const KIND: Kind = Kind::TntWords;
+    const OP: &'static str = OP;
 }
 
 const IMAGES: i64 = 2;
@@ -84,23 +86,6 @@ fn plugin(op: &str, inputs: Vec<String>, output: &str, attributes: Vec<Attribute
     NodeProto { domain: Some("trt.opt".into()), attribute: attributes, ..common::node(op, &inputs, &[output]) }
 }
 
-impl Net for Parts {
-    const KIND: Kind = Kind::TntWords;
-    const OP: &'static str = OP;
-
-    fn nodes(&mut self) -> &mut Vec<NodeProto> {
-        &mut self.nodes
-    }
-
-    fn weights(&mut self) -> &mut Vec<TensorProto> {
-        &mut self.weights
-    }
-
-    fn rewrite(&self, options: &Options) -> testing::Rewrite {
-        rewritten_parts(&self.nodes, &self.weights, [&self.inputs, &self.outputs], options)
-    }
-}
-
 impl Parts {
     /// Words w0 to wL; tokens s0, s1, ... of which each but the first is a bridge's result.
     fn new(layers: usize) -> Self {
@@ -109,6 +94,7 @@ impl Parts {
             weights: vec![ints("rows", &[IMAGES, PATCHES, WIDTH])],
             inputs: vec![("w0", vec![IMAGES * PATCHES, WORDS, INNER]), ("s0", vec![IMAGES, TOKENS, CHANNELS])],
             outputs: vec![],
+            block: Words,
         };
         for i in 1..=layers {
             net.layer(i);

@@ -32,6 +32,21 @@ template <class Kernel> cudaError_t allow_all_shared(Kernel kernel) {
     return status != cudaSuccess ? (cudaGetLastError(), status) : status;
 }
 
+// Clusters of `cluster` blocks that run at once: 0 where the device has no room for one. More than 8 blocks need leave, which this gives, and a part of
+// the device with so many multiprocessors.
+template <class Kernel> int active_clusters(Kernel kernel, int cluster, int threads, int shared) {
+    if (cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) != cudaSuccess) return cudaGetLastError(), 0;
+    if (allow_all_shared(kernel) != cudaSuccess) return 0;
+    cudaLaunchAttribute attribute{};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(cluster)), config.blockDim = dim3(static_cast<unsigned>(threads)), config.dynamicSmemBytes = static_cast<size_t>(shared);
+    config.attrs = &attribute, config.numAttrs = 1;
+    int clusters = 0;
+    return cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) == cudaSuccess ? clusters : (cudaGetLastError(), 0);
+}
+
 // Launches `kernel`, on sm_90 and later as soon as the kernel before it lets it (programmatic dependent launch). Such a kernel
 // must call ptx::wait_for_previous before it reads what another kernel may have written, and before it writes at all.
 // `cluster`: blocks a cluster.

@@ -13,27 +13,13 @@ struct MlpLaunch {
     bool probe = false;  // only says whether it could be launched
 };
 
-// Whether `size` blocks can be a cluster: more than 8 need leave, and a part of the device with so many multiprocessors.
-template <class Tile, class Kernel> bool cluster_fits(Kernel kernel, int size, int shared) {
-    if (cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) != cudaSuccess) return cudaGetLastError(), false;
-    cudaLaunchAttribute attribute{};
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim = {static_cast<unsigned>(size), 1, 1};
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(size), config.blockDim = dim3(Tile::kThreads), config.dynamicSmemBytes = shared;
-    config.attrs = &attribute, config.numAttrs = 1;
-    int clusters = 0;
-    if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) != cudaSuccess) return cudaGetLastError(), false;
-    return clusters > 0;
-}
-
 template <int BM, int BN, int STAGES, bool TANH> cudaError_t launch_mlp_instance(const MlpArgs& p, const MlpLaunch& how, cudaStream_t stream) {
     using Tile = MlpTile<BM, BN, STAGES>;
     const auto kernel = mlp_block_kernel<BM, BN, STAGES, TANH>;
     const int cluster = 1 << p.cluster_log2, shared = Tile::shared_bytes(p.channels, p.slice, p.chunks);
     cudaError_t status = allow_all_shared(kernel);
     if (status != cudaSuccess) return status;
-    if (how.probe) return cluster <= 8 || cluster_fits<Tile>(kernel, cluster, shared) ? cudaSuccess : cudaErrorInvalidClusterSize;
+    if (how.probe) return cluster <= 8 || active_clusters(kernel, cluster, Tile::kThreads, shared) > 0 ? cudaSuccess : cudaErrorInvalidClusterSize;
     if (cluster > 8) {
         status = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
         if (status != cudaSuccess) return cudaGetLastError(), status;

@@ -201,18 +201,7 @@ int clusters_at_once(const MlpClusterPlan& plan, const MlpBlockProblem& q) {
     const int cluster = cluster_of(plan, q), shared = shared_of(plan, q), id = device().id;
     Entry& e = entries[static_cast<uint32_t>(plan.id() % 256 * 7 + cluster * 3 + shared / 16) % 32];
     if (e.device == id && e.plan == plan.id() && e.cluster == cluster && e.shared == shared) return e.clusters;
-    const int clusters = with_tile(plan, [&](auto, auto kernel) {
-        if (cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) != cudaSuccess) return cudaGetLastError(), 0;
-        if (allow_all_shared(kernel) != cudaSuccess) return 0;
-        cudaLaunchAttribute attribute{};
-        attribute.id = cudaLaunchAttributeClusterDimension;
-        attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
-        cudaLaunchConfig_t config{};
-        config.gridDim = dim3(static_cast<unsigned>(cluster)), config.blockDim = dim3(kThreads), config.dynamicSmemBytes = static_cast<size_t>(shared);
-        config.attrs = &attribute, config.numAttrs = 1;
-        int found = 0;
-        return cudaOccupancyMaxActiveClusters(&found, kernel, &config) == cudaSuccess ? found : (cudaGetLastError(), 0);
-    });
+    const int clusters = with_tile(plan, [&](auto, auto kernel) { return active_clusters(kernel, cluster, kThreads, shared); });
     e.device = id, e.plan = plan.id(), e.cluster = cluster, e.shared = shared, e.clusters = clusters;
     return clusters;
 }

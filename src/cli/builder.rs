@@ -198,14 +198,18 @@ impl Process {
     /// What it has said since it was last asked this, warnings above all.
     fn news(&mut self) -> Option<String> {
         use std::os::unix::fs::FileExt;
-        let mut said = vec![0; 16 << 10];
         // Where it writes next is not to be moved, so no seek.
-        let length = match self.log.read_at(&mut said, self.told) {
-            Ok(length) => length,
+        let read = self.log.metadata().and_then(|log| {
+            let mut said = vec![0; log.len().saturating_sub(self.told) as usize];
+            self.log.read_exact_at(&mut said, self.told)?;
+            Ok(said)
+        });
+        let said = match read {
+            Ok(said) => said,
             Err(why) => return Some(format!("what the process that builds engines says cannot be read: {why}")),
         };
-        self.told += length as u64;
-        let said = String::from_utf8_lossy(&said[..length]).trim().to_owned();
+        self.told += said.len() as u64;
+        let said = String::from_utf8_lossy(&said).trim().to_owned();
         (!said.is_empty()).then_some(said)
     }
 

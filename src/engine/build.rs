@@ -107,9 +107,7 @@ impl Plan {
             }
         }
     }
-}
 
-impl Plan {
     /// The plugins run in float16 on every input that they take, so one that does not is slower than it need be, often by
     /// far, with conversions around it.
     fn warn_of_plugins(&self) {

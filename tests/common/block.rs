@@ -137,6 +137,38 @@ pub trait Net {
     }
 }
 
+/// A kind of block, and the op that it becomes.
+pub trait Block {
+    const KIND: Kind;
+    const OP: &'static str;
+}
+
+/// A graph that is nothing but the parts of a block.
+pub struct Parts<B> {
+    pub nodes: Vec<NodeProto>,
+    pub weights: Vec<TensorProto>,
+    pub inputs: Vec<(&'static str, Vec<i64>)>,
+    pub outputs: Vec<(&'static str, Vec<i64>)>,
+    pub block: B,
+}
+
+impl<B: Block> Net for Parts<B> {
+    const KIND: Kind = B::KIND;
+    const OP: &'static str = B::OP;
+
+    fn nodes(&mut self) -> &mut Vec<NodeProto> {
+        &mut self.nodes
+    }
+
+    fn weights(&mut self) -> &mut Vec<TensorProto> {
+        &mut self.weights
+    }
+
+    fn rewrite(&self, options: &Options) -> testing::Rewrite {
+        rewritten_parts(&self.nodes, &self.weights, [&self.inputs, &self.outputs], options)
+    }
+}
+
 /// Rewrites a graph whose inputs and outputs have these shapes.
 pub fn rewritten_parts(
     nodes: &[NodeProto],
