@@ -1,5 +1,6 @@
 #include "attn_block.cuh"
 #include "attn_chain.h"
+#include "wide_blocks.h"
 
 namespace trt_opt {
 namespace {
@@ -15,12 +16,18 @@ bool valid(const AttnBlockProblem& q) {
            int64_t{g.grid_h} * g.grid_w <= (int64_t{1} << 30) && g.window_tokens() <= kAttnMaxTokens && g.windows() * g.window_tokens() <= (int64_t{1} << 30);
 }
 
+bool wide_fits(const AttnBlockProblem& q, int32_t tactic) {
+    return WidePair::is_id(tactic) && attn_wide_valid(WidePair::of(tactic), q) &&
+           aligned_to(16, q.x, q.residual, q.norm_scale, q.norm_bias, q.w_qkv, q.b_qkv, q.w_proj, q.b_proj, q.y);
+}
+
 }  // namespace
 
 cudaError_t attn_block(const AttnBlockProblem& q, cudaStream_t stream, int32_t tactic) {
     if (!valid(q)) return cudaErrorInvalidValue;
     if (q.images == 0) return cudaSuccess;
     if (!q.workspace || !aligned_to(16, q.workspace)) return cudaErrorInvalidValue;
+    if (wide_fits(q, tactic)) return attn_wide(q, AttnPlan(q).qkv, WidePair::of(tactic), stream);
     if (attn_chain_fits(q)) {
         const GemmPair pair = GemmPair::of(tactic);
         return attn_chain(q, AttnPlan(q).qkv, GemmPair::is_id(tactic) && attn_chain_valid(pair, q) ? &pair : nullptr, stream);
@@ -30,7 +37,9 @@ cudaError_t attn_block(const AttnBlockProblem& q, cudaStream_t stream, int32_t t
 
 std::vector<int32_t> attn_block_tactics(const AttnBlockProblem& q) {
     std::vector<int32_t> tactics;
-    if (valid(q) && q.images > 0 && attn_chain_fits(q))
+    if (!valid(q) || q.images <= 0) return tactics;
+    for (const WidePair& pair : attn_wide_pairs(q)) tactics.push_back(pair.id());
+    if (attn_chain_fits(q))
         for (const GemmPair& pair : attn_chain_pairs(q)) tactics.push_back(pair.id());
     return tactics;
 }

@@ -1,4 +1,4 @@
-// Chooses between one kernel, one of clusters for a few rows, and two for an MLP block and how the one is cut up, and sums what its groups of blocks give.
+// Chooses between one kernel, one of clusters for a few rows, two, and a norm with two wide products for an MLP block and how the one is cut up, and sums what its groups of blocks give.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -8,6 +8,7 @@
 #include "mlp_block_launch.cuh"
 #include "mlp_chain.h"
 #include "mlp_cluster.h"
+#include "wide_blocks.h"
 
 namespace trt_opt {
 
@@ -167,8 +168,8 @@ bool valid(const MlpBlockProblem& q) {
     return q.rows >= 0 && q.channels > 0 && q.channels <= kMlpMaxChannels && q.hidden > 0 && q.hidden <= kMlpMaxHidden;
 }
 
-// The tactics that are worth timing, of one kernel and of two, cheapest first by the estimates. Those of clusters that share out a few rows are before all
-// others or behind them, as the best of them would be: their estimate is not fitted to anything yet.
+// The tactics that are worth timing, of one kernel and of two, cheapest first by the estimates. Those of clusters that share out a few rows, and those of
+// wide products, are before all others or behind them, as the best of them would be: their estimates are not fitted to anything yet.
 std::vector<int32_t> candidates(const MlpBlockProblem& q, size_t most) {
     const std::vector<Plan> one = plans(q);
     const std::vector<GemmPair> two = mlp_chain_plans(q);
@@ -176,20 +177,23 @@ std::vector<int32_t> candidates(const MlpBlockProblem& q, size_t most) {
     float others = std::numeric_limits<float>::infinity();
     if (!one.empty()) others = one.front().cost;
     if (!two.empty()) others = std::min(others, two.front().cost);
-    std::vector<int32_t> tactics;
-    auto add_clusters = [&] {
-        for (const MlpClusterPlan& plan : clusters)
-            if (tactics.size() < most) tactics.push_back(plan.id());
+    const std::vector<WidePair> wide = mlp_wide_pairs(q);
+    std::vector<int32_t> tactics, last;
+    auto add = [&](const auto& plans, bool first) {
+        if (plans.empty() || (plans.front().cost <= others) != first) return;
+        for (const auto& plan : plans)
+            if (tactics.size() + last.size() < most) (first ? tactics : last).push_back(plan.id());
     };
-    const bool first = !clusters.empty() && clusters.front().cost <= others;
-    if (first) add_clusters();
-    const size_t room = first ? most : most - std::min(clusters.size(), most - 1);
+    for (bool first : {true, false}) add(clusters, first), add(wide, first);
+    const bool others_first = tactics.empty() && others < std::numeric_limits<float>::infinity();
+    if (others_first && last.size() == most) last.pop_back();
+    const size_t room = most - last.size();
     size_t i = 0, j = 0;
     while (tactics.size() < room && (i < one.size() || j < two.size())) {
         if (i == one.size() || (j < two.size() && two[j].cost <= one[i].cost)) tactics.push_back(two[j++].id());
         else if (const Plan& plan = one[i++]; runs(plan, q)) tactics.push_back(plan.id());
     }
-    if (!first) add_clusters();
+    tactics.insert(tactics.end(), last.begin(), last.end());
     return tactics;
 }
 
@@ -221,6 +225,7 @@ cudaError_t mlp_block(const MlpBlockProblem& q, void* workspace, cudaStream_t st
     if (tactic == 0) return mlp_plain_f16(q, stream);
     if (GemmPair::is_id(tactic)) return workspace && aligned_to(16, workspace) ? mlp_chain(q, GemmPair::of(tactic), workspace, stream) : cudaErrorInvalidValue;
     if (MlpClusterPlan::is_id(tactic)) return mlp_cluster(q, MlpClusterPlan::of(tactic), stream);
+    if (WidePair::is_id(tactic)) return workspace && aligned_to(16, workspace) ? mlp_wide(q, WidePair::of(tactic), workspace, stream) : cudaErrorInvalidValue;
     const Plan plan = Plan::of(tactic);
     if (plan.groups > 1 && (!workspace || !aligned_to(16, workspace))) return cudaErrorInvalidValue;
 
@@ -234,7 +239,7 @@ cudaError_t mlp_block(const MlpBlockProblem& q, void* workspace, cudaStream_t st
 
 size_t mlp_block_workspace(const MlpBlockProblem& q) {
     if (!valid(q) || !tiled(q)) return 0;
-    return std::max(static_cast<size_t>(std::min(kMaxWorkspace, kMaxGroups * q.rows * q.channels * 4)), mlp_chain_workspace(q));
+    return std::max(static_cast<size_t>(std::min(kMaxWorkspace, kMaxGroups * q.rows * q.channels * 4)), std::max(mlp_chain_workspace(q), mlp_wide_workspace(q)));
 }
 
 std::vector<int32_t> mlp_block_tactics(const MlpBlockProblem& q) {
@@ -243,12 +248,13 @@ std::vector<int32_t> mlp_block_tactics(const MlpBlockProblem& q) {
     std::vector<int32_t> tactics = candidates(q, kWorthTiming);
     // Among kernels of other layers the one kernel takes half as long again as behind itself, which is how tactics are timed.
     if (std::any_of(tactics.begin(), tactics.end(), GemmPair::is_id))
-        tactics.erase(std::remove_if(tactics.begin(), tactics.end(), [](int32_t id) { return !MlpClusterPlan::is_id(id) && !GemmPair::is_id(id); }), tactics.end());
+        tactics.erase(std::remove_if(tactics.begin(), tactics.end(), [](int32_t id) { return !MlpClusterPlan::is_id(id) && !GemmPair::is_id(id) && !WidePair::is_id(id); }), tactics.end());
     return tactics;
 }
 
 bool mlp_block_tactic_valid(const MlpBlockProblem& q, int32_t tactic) {
     if (GemmPair::is_id(tactic)) return valid(q) && tiled(q) && q.rows > 0 && mlp_chain_valid(GemmPair::of(tactic), q);
+    if (WidePair::is_id(tactic)) return valid(q) && tiled(q) && mlp_wide_valid(WidePair::of(tactic), q);
     if (MlpClusterPlan::is_id(tactic)) return valid(q) && tiled(q) && mlp_cluster_valid(MlpClusterPlan::of(tactic), q);
     return tactic > 0 && valid(q) && tiled(q) && sizes_fit(Plan::of(tactic), q, device()) && runs(Plan::of(tactic), q);
 }

@@ -10,8 +10,9 @@ constexpr int64_t kMaxWorkspace = int64_t{32} << 20;
 constexpr int64_t kRowUnit = 128;
 
 int64_t row_bytes(const MlpBlockProblem& q) { return int64_t{2} * q.hidden; }
+int64_t most_rows(const MlpBlockProblem& q) { return std::max(kRowUnit, kMaxWorkspace / row_bytes(q) / kRowUnit * kRowUnit); }
 int64_t piece_rows(const MlpBlockProblem& q) {
-    const int64_t most = std::max(kRowUnit, kMaxWorkspace / row_bytes(q) / kRowUnit * kRowUnit);
+    const int64_t most = most_rows(q);
     if (q.rows <= most) return q.rows;
     const int64_t pieces = (q.rows + most - 1) / most, even = (q.rows + pieces - 1) / pieces;
     return std::min(most, (even + kRowUnit - 1) / kRowUnit * kRowUnit);
@@ -56,7 +57,7 @@ std::vector<GemmPair> mlp_chain_plans(const MlpBlockProblem& q) {
     return pairs;
 }
 
-size_t mlp_chain_workspace(const MlpBlockProblem& q) { return static_cast<size_t>(piece_rows(q) * row_bytes(q)); }
+size_t mlp_chain_workspace(const MlpBlockProblem& q) { return static_cast<size_t>(std::min(q.rows, most_rows(q)) * row_bytes(q)); }
 
 cudaError_t mlp_chain(const MlpBlockProblem& whole, const GemmPair& plan, void* workspace, cudaStream_t stream) {
     const int64_t step = piece_rows(whole);

@@ -179,4 +179,16 @@ __device__ __forceinline__ void store_row(__half* row, int t, int dv, const floa
     }
 }
 
+// r[i]: this lane's two columns of tile i; becomes pair i of the tile that has the lane's number among its four. Its own inverse.
+__device__ __forceinline__ void exchange_tiles(uint32_t (&r)[4], int t) {
+    uint32_t a = t & 1 ? r[0] : r[1], b = t & 1 ? r[2] : r[3];
+    a = __shfl_xor_sync(0xffffffffu, a, 1), b = __shfl_xor_sync(0xffffffffu, b, 1);
+    if (t & 1) r[0] = a, r[2] = b;
+    else r[1] = a, r[3] = b;
+    a = t & 2 ? r[0] : r[2], b = t & 2 ? r[1] : r[3];
+    a = __shfl_xor_sync(0xffffffffu, a, 2), b = __shfl_xor_sync(0xffffffffu, b, 2);
+    if (t & 2) r[0] = a, r[1] = b;
+    else r[2] = a, r[3] = b;
+}
+
 }  // namespace trt_opt

@@ -90,7 +90,7 @@ class Library:
         forms = {}
         for tactic in list(found)[:count]:
             blocks = 1 << (tactic >> 4 & 15)
-            name = "three kernels" if tactic & 15 else "two kernels" if blocks == 1 else f"two kernels, clusters of {blocks}"
+            name = f"four kernels, wide {tactic & 15} and {tactic >> 4 & 15}" if tactic >> 28 == 1 else "three kernels" if tactic & 15 else "two kernels" if blocks == 1 else f"two kernels, clusters of {blocks}"
             forms.setdefault(name, tactic)
         return forms
 
@@ -364,9 +364,39 @@ def tactic_name(tactic):
     if tactic >> 30 & 1:
         product = lambda i: f"({i & 15}, {1 << (i >> 4 & 15)})"
         return f"chain {product(tactic) if tactic & 255 else 'heads'}, {product(tactic >> 8)}"
+    if tactic >> 28 == 1:
+        return f"wide {tactic & 15}, {tactic >> 4 & 15}"
     if tactic >> 29 & 1:
         return f"cluster of {32 << (tactic & 1)} rows, slice {(tactic >> 4 & 15) * 32}" + (", fp16 sums" if tactic & 2 else "") + (", counted" if tactic & 4 else "")
     return f"tile {tactic & 15} cluster {1 << (tactic >> 4 & 15)} groups {tactic >> 8}"
+
+
+WIDE_TILES = 3
+
+
+def bench_wide_gemm(lib, rows, k, n, end, rounds):
+    """One wide product with its end ("gelu", "added" or "bias"), against the library's with a bias alone."""
+    sets, order = rotation(2 * (rows * (k + 2 * n) + k * n))
+    a, added, out = ([rand(rows, c) for _ in range(sets)] for c in (k, n, n))
+    b, bias = [rand(k, n) * k**-0.5 for _ in range(sets)], rand(n)
+    bt = [w.t().contiguous() for w in b]
+
+    def ours(i, tile):
+        lib.call("trt_opt_wide_gemm", ctypes.c_int64(rows), k, n, pointer(a[i]), pointer(b[i]), pointer(bias), pointer(added[i] if end == "added" else None), pointer(out[i]), int(end == "gelu"), tile)
+
+    errors = {}
+    reference = a[0].float() @ b[0].float() + bias.float()
+    reference = F.gelu(reference) if end == "gelu" else reference + added[0].float() if end == "added" else reference
+    for tile in range(WIDE_TILES):
+        out[0].fill_(float("nan"))
+        ours(0, tile)
+        errors[tile + 1] = ((out[0].float() - reference).norm() / reference.norm()).item()
+    variants = {"torch": [lambda i=i: F.linear(a[i], bt[i], bias) for i in order]}
+    for tile in range(WIDE_TILES):
+        variants[f"wide {tile + 1}"] = [lambda i=i, tile=tile: ours(i, tile) for i in order]
+    times, failed = time_variants(variants, rounds)
+    times["ours"] = min(t for name, t in times.items() if name != "torch")
+    return {"op": "wide_gemm", "shape": [rows, k, n], "end": end, "errors": errors, "us": times, "failed": failed}
 
 
 def bench_mlp(lib, rows, channels, hidden, rounds, tactics):
@@ -443,8 +473,8 @@ def bench_mlp(lib, rows, channels, hidden, rounds, tactics):
         first = min(firsts, key=firsts.get)
         more = time_tactics([chain_tactic((first & 15, first >> 4 & 15), product) for product in products])
         scanned.update(firsts), scanned.update(more)
-    clustered = [t for t in best if t >> 29 == 1]
-    for tactic in dict.fromkeys(best[:1] + clustered + ([usual] if usual else []) + sorted(scanned, key=scanned.get)[:3]):
+    others = [t for t in best if t >> 29 == 1 or t >> 28 == 1] + [t for t in best if t < 1 << 28][:1]
+    for tactic in dict.fromkeys(best[:1] + others + ([usual] if usual else []) + sorted(scanned, key=scanned.get)[:3]):
         variants["chained, " + tactic_name(tactic)] = [lambda i=i, t=tactic: chained(i, t) for i in order]
     times, failed = time_variants(variants, rounds)
     return {"op": "mlp_block", "shape": [rows, channels, hidden], "tactic": tactic_name(best[0]), "error": error, "us": times, "failed": failed, "scanned": {tactic_name(t): v for t, v in scanned.items()},
@@ -848,7 +878,7 @@ def main():
     parser.add_argument("--json")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--tactics", action="store_true", help="time every tactic too")
-    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, patch_merge_block, norm_pool, sequence, stage, mlp_block, attn_block, tnt_inner_block, tnt_bridge, tnt_words or patch_embed")
+    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, patch_merge_block, norm_pool, sequence, stage, wide_gemm, mlp_block, attn_block, tnt_inner_block, tnt_bridge, tnt_words or patch_embed")
     parser.add_argument("--batch", type=int, action="append", help="batch sizes of blocks [default: 1 and 32]")
     args = parser.parse_args()
     lib = Library(args.lib)
@@ -896,6 +926,11 @@ def main():
         if wanted("sequence"):
             for stage in range(4):
                 add(bench_sequence(lib, stage, args.rounds))
+        if wanted("wide_gemm"):
+            for batch in args.batch or (32,):
+                for rows, channels in [(196, 384), (3136, 96), (784, 192), (49, 768), (197, 384)]:
+                    for k, n, end in [(channels, 4 * channels, "gelu"), (4 * channels, channels, "added"), (channels, 3 * channels, "bias"), (channels, channels, "added")]:
+                        add(bench_wide_gemm(lib, batch * rows, k, n, end, args.rounds))
         if wanted("mlp_block"):
             for batch in args.batch or (1, 32):
                 for rows, channels in [(3136, 96), (784, 192), (196, 384), (49, 768), (197, 384), (3136, 24)]:

@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "kernels.h"
+#include "wide_gemm.h"
 
 using namespace trt_opt;
 
@@ -100,6 +101,14 @@ int trt_opt_mlp_block_tactic_valid(int dtype, int64_t rows, int channels, int hi
     MlpBlockProblem p;
     p.dtype = static_cast<DType>(dtype), p.rows = rows, p.channels = channels, p.hidden = hidden;
     return mlp_block_tactic_valid(p, tactic);
+}
+
+// out = gelu(a b + bias), or a b + bias + added if that is not null. Returns -1 if the tile does not fit, or the build has none.
+int trt_opt_wide_gemm(int64_t rows, int k, int n, const void* a, const void* b, const void* bias, const void* added, void* out, int gelu, int tile, void* stream) {
+    BlockGemmProblem p;
+    p.rows = rows, p.k = k, p.n = n, p.a = a, p.b = b, p.bias = bias, p.added = added, p.out = out;
+    p.activation = gelu ? Activation::kGelu : Activation::kNone;
+    return wide_gemm_valid({tile}, p) ? wide_gemm(p, {tile}, static_cast<cudaStream_t>(stream)) : -1;
 }
 
 static AttnBlockProblem attn_block_problem(int dtype, int64_t images, int tokens, int channels, int heads, const void* table, const int32_t* window) {

@@ -512,10 +512,13 @@ void check(Checker& c, AttentionCase a) {
 int32_t cluster_tactic(int rows, int slice, bool half_sums, bool counted) { return 1 << 29 | (slice / 32) << 4 | (counted ? 4 : 0) | (half_sums ? 2 : 0) | (rows == 64 ? 1 : 0); }
 // Two products: tile and cluster of each (plugins/kernels/mlp_chain.h); attn_heads stands in place of a first one without a tile.
 int32_t chain_tactic(int tile, int cluster, int tile2, int cluster2) { return 1 << 30 | (tile2 | cluster2 << 4) << 8 | tile | cluster << 4; }
+// A norm and two products of many rows: the tile of each (plugins/kernels/wide_gemm.h).
+int32_t wide_tactic(int tile, int tile2) { return 1 << 28 | tile2 << 4 | tile; }
 std::string tactic_label(int32_t tactic) {
     char label[96];
     auto cluster = [](int32_t id) { return 1 << (id >> 4 & 15); };
     if ((tactic >> 30 & 1) && !(tactic & 15)) std::snprintf(label, sizeof(label), " heads cluster%d, tile%d cluster%d", cluster(tactic), tactic >> 8 & 15, cluster(tactic >> 8));
+    else if (tactic >> 28 == 1) std::snprintf(label, sizeof(label), " wide%d, wide%d", tactic & 15, tactic >> 4 & 15);
     else if (tactic >> 30 & 1) std::snprintf(label, sizeof(label), " tile%d cluster%d, tile%d cluster%d", tactic & 15, cluster(tactic), tactic >> 8 & 15, cluster(tactic >> 8));
     else if (tactic >> 29 & 1) std::snprintf(label, sizeof(label), " cluster of %d rows, slice%d%s%s", 32 << (tactic & 1), (tactic >> 4 & 15) * 32, tactic & 2 ? ", fp16 sums" : "", tactic & 4 ? ", counted" : "");
     else std::snprintf(label, sizeof(label), " tile%d cluster%d groups%d", tactic & 15, cluster(tactic), tactic >> 8);
@@ -579,6 +582,9 @@ void check(Checker& c, const MlpCase& a) {
             for (int slice = 96; slice <= 256; slice += 32)
                 for (auto [half_sums, counted] : {std::pair{false, false}, {true, false}, {false, true}, {true, true}})
                     if (const int32_t tactic = cluster_tactic(rows, slice, half_sums, counted); mlp_block_tactic_valid(p, tactic)) tactics.push_back(tactic);
+    if (a.every_tactic && a.type == DType::kHalf)
+        for (int tile = 1; tile <= 3; ++tile)
+            if (const int32_t tactic = wide_tactic(tile, tile % 3 + 1); mlp_block_tactic_valid(p, tactic)) tactics.push_back(tactic);
     for (int32_t tactic : tactics) {
         y->poison(), workspace->poison();
         const std::string label = tactic_label(tactic);
@@ -1042,6 +1048,10 @@ void edge_cases(Checker& c) {
         for (int64_t rows : {1, 31, 33, 65}) check(c, MlpCase{t, rows, 384, 1536, rows % 4 == 1, rows == 31, 0, true, rows == 33 ? 20.f : 0.f});
         for (auto [channels, hidden] : {std::pair{24, 1000}, {200, 776}, {256, 1024}, {320, 1144}, {512, 520}}) check(c, MlpCase{t, 50, channels, hidden, channels == 200, channels == 320, 0, true, channels == 256 ? 20.f : 0.f});
         check(c, MlpCase{t, 5, 2048, 8192, true});
+        // Many rows: whole tiles and not, contracted elements and columns that fill no stage and no tile, and more rows than one piece has
+        for (auto [rows, channels, hidden] : {std::tuple{1536, 128, 384}, {1571, 96, 384}, {1999, 200, 328}, {1601, 40, 72}, {2100, 64, 8}, {3000, 8, 200}, {6304, 384, 1536}})
+            check(c, MlpCase{t, rows, channels, hidden, rows % 2 == 1, rows % 3 == 0, 0, rows < 3000, rows == 1571 ? 20.f : 0.f});
+        if (t == DType::kHalf) check(c, MlpCase{t, 25088, 192, 768, true});
         check(c, MlpCase{t, 7, 2048, 40}), check(c, MlpCase{t, 7, 16, 16384}), check(c, MlpCase{t, 49, 1536, 6144});
         // No multiples of eight, no alignment
         check(c, MlpCase{t, 50, 20, 80}), check(c, MlpCase{t, 50, 5, 7, true}), check(c, MlpCase{t, 9, 1, 1}), check(c, MlpCase{t, 20, 1412, 30});
@@ -1155,6 +1165,9 @@ void edge_cases(Checker& c) {
                 check(c, AttnBlockCase{t, 2, channels, 1, 32, {}, residual ? B::kDense : B::kNone, 1, M::kNone, 1, residual, 0, 20.f, 64 - channels / 8 % 3});
             }
         check(c, AttnBlockCase{t, 1, 1536, 48, 32, grid(7, 7, 7, 7, 0, 0), B::kTable}), check(c, AttnBlockCase{t, 3, 768, 24, 32, grid(7, 7, 7, 7, 0, 0), B::kTable, 1, M::kNone, 1, true});
+        // Many rows, odd ones, padded windows, heads that share out more or fewer channels than there are
+        check(c, AttnBlockCase{t, 32, 384, 12, 32, grid(14, 14, 7, 7, 3, 3), B::kTable, 1, M::kShift, 1, true}), check(c, AttnBlockCase{t, 9, 192, 3, 64, {}, B::kNone, 1, M::kNone, 1, true, 0, 0, 197});
+        check(c, AttnBlockCase{t, 19, 96, 3, 32, grid(12, 9, 7, 7, 2, 3), B::kTable, 1, M::kShift, 1, true}), check(c, AttnBlockCase{t, 17, 104, 5, 24, grid(9, 12, 5, 5, 2, 2, 1), B::kTable, 1, M::kShift});
         for (int images : {2, 3, 9}) check(c, AttnBlockCase{t, images, 96, 3, 32, grid(56, 56, 7, 7, 3, 3), B::kTable, 1, M::kShift, 1, images == 3});
 
         // Without windows: ViT, sequences and words of TNT, the stages of UniFormer; dense biases; one token; no multiples of eight

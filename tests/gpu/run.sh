@@ -28,9 +28,13 @@ if [[ -z $build ]]; then
   nvcc=${NVCC:-nvcc}
   arch=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d .)
   flags=(-std=c++17 -O3 "-gencode=arch=compute_$arch,code=sm_$arch" -Xcompiler -fPIC "-I$root/plugins/kernels" -cudart static ${CUDA_LIB:+-L$CUDA_LIB})
+  wide=("${flags[@]}")
+  if [[ $arch == 90 ]]; then wide=("${flags[@]/compute_90,code=sm_90/compute_90a,code=sm_90a}" -DTRT_OPT_SM90A); fi
   export nvcc build
   compile() { # source object
-    if [[ ! -e $2 || -n $(find "$root/plugins/kernels" "$root/tests/gpu" -newer "$2" -print -quit) ]]; then "$nvcc" "${flags[@]}" -c "$1" -o "$2"; fi
+    if [[ ! -e $2 || -n $(find "$root/plugins/kernels" "$root/tests/gpu" -newer "$2" -print -quit) ]]; then
+      if [[ $1 == */wide_gemm.cu ]]; then "$nvcc" "${wide[@]}" -c "$1" -o "$2"; else "$nvcc" "${flags[@]}" -c "$1" -o "$2"; fi
+    fi
   }
   jobs=()
   objects=()

@@ -150,6 +150,7 @@ impl Plan<'_> {
                 .map(str::to_owned)
                 .to_vec();
         common.push(self.toolkit.cxx.display().to_string());
+        let targets = common.len()..common.len() + self.archs.len();
         for arch in self.archs {
             common.push(format!("-gencode=arch=compute_{arch},code=sm_{arch}"));
         }
@@ -161,10 +162,23 @@ impl Plan<'_> {
         if let Some(arch) = newest.filter(|a| a.chars().all(|c| c.is_ascii_digit())) {
             common.push(format!("-gencode=arch=compute_{arch},code=compute_{arch}"));
         }
+        // The warpgroup instructions are those of sm_90a alone, whose code runs wherever that of sm_90 does.
+        let mut warpgroups = common.clone();
+        for flag in &mut warpgroups[targets] {
+            if flag.ends_with("code=sm_90") {
+                *flag = "-gencode=arch=compute_90a,code=sm_90a".to_owned();
+            }
+        }
+        if warpgroups.iter().any(|flag| flag.ends_with("code=sm_90a")) {
+            warpgroups.push("-DTRT_OPT_SM90A".to_owned());
+        }
         Ok(self
             .sources("plugins/kernels", "cu")?
             .into_iter()
-            .map(|source| self.unit(&self.toolkit.nvcc, source, &folder, &common))
+            .map(|source| {
+                let uses = source.file_stem().is_some_and(|stem| stem == "wide_gemm");
+                self.unit(&self.toolkit.nvcc, source, &folder, if uses { &warpgroups } else { &common })
+            })
             .collect())
     }
 

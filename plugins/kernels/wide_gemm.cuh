@@ -1,0 +1,210 @@
+// One product by warpgroups. A block has 128 rows and BN columns: two warpgroups with 64 rows each, and a warp that has the tensor copy engine fill a ring
+// of stages, 64 contracted elements each. A stage's rows lie 128 bytes apart with the engine's swizzle: A's [rows, k] as they are, B's [k, n] in parts of
+// 64 columns, which the tensor cores read transposed. Launched ahead, a block fetches its first weights before it waits for the kernel before it.
+#pragma once
+
+#include <cuda.h>
+
+#include "gelu.cuh"
+#include "mma.cuh"
+#include "ptx.cuh"
+#include "window_map.cuh"
+
+namespace trt_opt {
+
+struct WideArgs {
+    CUtensorMap a, b;              // boxes of 64 x 128 rows of A, 64 x 64 rows of B
+    const __half* bias;            // [n]
+    const __half *added, *added2;  // like out, or null; may be out
+    __half* out;                   // [rows, n]
+    int rows, k, n;
+    FastDiv by_columns;            // tiles of the same rows
+    Activation activation;
+    bool mapped;                   // row r of the output is map.source(r)
+    WindowMap map;
+};
+
+constexpr int kWideRows = 128, kWideDepth = 64, kWideThreads = 288;
+
+template <int BN, int STAGES, int BLOCKS> struct WideTile {
+    static constexpr int kColumns = BN, kStages = STAGES, kBlocks = BLOCKS;
+    static constexpr int kParts = (BN + 63) / 64;  // of B
+    static constexpr int kABytes = kWideRows * kWideDepth * 2, kPartBytes = 64 * kWideDepth * 2, kStageBytes = kABytes + kParts * kPartBytes;
+    static constexpr int kShared = 1024 + STAGES * kStageBytes + BN * 4 + STAGES * 16;
+};
+
+namespace wide {
+
+__device__ __forceinline__ void init_barrier(uint32_t at, uint32_t arrivals) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(arrivals) : "memory"); }
+__device__ __forceinline__ void expect(uint32_t at, uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
+#endif
+}
+__device__ __forceinline__ void arrive(uint32_t at) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(at) : "memory");
+#endif
+}
+__device__ __forceinline__ void wait(uint32_t at, uint32_t parity) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("{.reg .pred p;\n\tWAIT: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n\t@!p bra WAIT;}" ::"r"(at), "r"(parity) : "memory");
+#endif
+}
+__device__ __forceinline__ void load(uint32_t to, const CUtensorMap& map, int column, int row, uint32_t barrier) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to), "l"(&map), "r"(column), "r"(row), "r"(barrier) : "memory");
+#endif
+}
+
+// Of a matrix in shared memory with rows of 128 swizzled bytes, eight of them 1024 bytes from the next eight; `part`: bytes from 64 columns to the next.
+__device__ __forceinline__ uint64_t descriptor(uint32_t address, uint32_t part) {
+    return uint64_t{1} << 62 | uint64_t{1024 >> 4} << 32 | uint64_t{part >> 4} << 16 | (address & 0x3ffff) >> 4;
+}
+
+#define TRT_OPT_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define TRT_OPT_D16(i) TRT_OPT_D4(i), TRT_OPT_D4(i + 4), TRT_OPT_D4(i + 8), TRT_OPT_D4(i + 12)
+#define TRT_OPT_N48                                                                                                                                       \
+    "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38," \
+    "%39,%40,%41,%42,%43,%44,%45,%46,%47"
+#define TRT_OPT_N64 TRT_OPT_N48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define TRT_OPT_N96                                                                                                                                   \
+    TRT_OPT_N64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
+#define TRT_OPT_WGMMA(columns, list, a, b, more)                                                                                  \
+    "{.reg .pred p;\n\tsetp.ne.b32 p, " more ", 0;\n\t"                                                                           \
+    "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32.f16.f16 {" list "}, " a ", " b ", p, 1, 1, 0, 1;}"
+
+// d (+)= A (64 x 16) B (16 x N); element 4 j + 2 h + e of d is row g + 8 h of the warp's sixteen, column 8 j + 2 t + e.
+template <int COUNT> __device__ __forceinline__ void multiply(float (&d)[COUNT], uint64_t a, uint64_t b, int more) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    if constexpr (COUNT == 48) {
+        asm volatile(TRT_OPT_WGMMA("96", TRT_OPT_N48, "%48", "%49", "%50") : TRT_OPT_D16(0), TRT_OPT_D16(16), TRT_OPT_D16(32) : "l"(a), "l"(b), "r"(more));
+    } else if constexpr (COUNT == 64) {
+        asm volatile(TRT_OPT_WGMMA("128", TRT_OPT_N64, "%64", "%65", "%66") : TRT_OPT_D16(0), TRT_OPT_D16(16), TRT_OPT_D16(32), TRT_OPT_D16(48) : "l"(a), "l"(b), "r"(more));
+    } else {
+        static_assert(COUNT == 96);
+        asm volatile(TRT_OPT_WGMMA("192", TRT_OPT_N96, "%96", "%97", "%98")
+                     : TRT_OPT_D16(0), TRT_OPT_D16(16), TRT_OPT_D16(32), TRT_OPT_D16(48), TRT_OPT_D16(64), TRT_OPT_D16(80)
+                     : "l"(a), "l"(b), "r"(more));
+    }
+#endif
+}
+#undef TRT_OPT_D4
+#undef TRT_OPT_D16
+#undef TRT_OPT_N48
+#undef TRT_OPT_N64
+#undef TRT_OPT_N96
+#undef TRT_OPT_WGMMA
+
+}  // namespace wide
+
+template <class Tile> __global__ void __launch_bounds__(kWideThreads, Tile::kBlocks) wide_gemm_kernel(const __grid_constant__ WideArgs p) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    using namespace ptx;
+    constexpr int BN = Tile::kColumns, kStages = Tile::kStages, kGroups = BN / 32;
+    let_next_start();
+    extern __shared__ unsigned char unaligned[];
+    const uint32_t unaligned_at = shared_address(unaligned), ring = (unaligned_at + 1023) & ~1023u;
+    float* const bias = reinterpret_cast<float*>(unaligned + (ring - unaligned_at) + kStages * Tile::kStageBytes);
+    const uint32_t full = ring + kStages * Tile::kStageBytes + BN * 4, empty = full + kStages * 8;
+    const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32;
+    uint32_t column_tile;
+    const int row0 = static_cast<int>(p.by_columns.divmod(blockIdx.x, column_tile)) * kWideRows, column = static_cast<int>(column_tile) * BN;
+    const int steps = (p.k + kWideDepth - 1) / kWideDepth;
+
+    if (tid < BN) bias[tid] = column + tid < p.n ? __half2float(p.bias[column + tid]) : 0.f;
+    if (tid == 0) {
+        for (int s = 0; s < kStages; ++s) wide::init_barrier(full + s * 8, 1), wide::init_barrier(empty + s * 8, 8);
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    __syncthreads();
+
+    if (warp == 8) {
+        if (lane != 0) return;
+        auto load_a = [&](int step, int s) { wide::load(ring + s * Tile::kStageBytes, p.a, step * kWideDepth, row0, full + s * 8); };
+        auto load_b = [&](int step, int s) {
+            wide::expect(full + s * 8, Tile::kStageBytes);
+#pragma unroll
+            for (int part = 0; part < Tile::kParts; ++part)
+                wide::load(ring + s * Tile::kStageBytes + Tile::kABytes + part * Tile::kPartBytes, p.b, column + part * 64, step * kWideDepth, full + s * 8);
+        };
+        const int ahead = min(steps, kStages);
+        for (int i = 0; i < ahead; ++i) load_b(i, i);
+        wait_for_previous();
+        for (int i = 0; i < ahead; ++i) load_a(i, i);
+        int s = 0;
+        uint32_t parity = 0;
+        for (int step = kStages; step < steps; ++step) {
+            wide::wait(empty + s * 8, parity);
+            load_b(step, s), load_a(step, s);
+            if (++s == kStages) s = 0, parity ^= 1;
+        }
+        return;
+    }
+
+    float acc[BN / 2];
+    {
+        const uint32_t a_at = ring + warp / 4 * (64 * 128), b_at = ring + Tile::kABytes;
+        int s = 0;
+        uint32_t parity = 0;
+#pragma unroll 1
+        for (int step = 0; step < steps; ++step) {
+            wide::wait(full + s * 8, parity);
+            asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#pragma unroll
+            for (int i = 0; i < kWideDepth / 16; ++i)
+                wide::multiply(acc, wide::descriptor(a_at + s * Tile::kStageBytes + i * 32, 16), wide::descriptor(b_at + s * Tile::kStageBytes + i * 2048, Tile::kPartBytes), step + i);
+            asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+            // The step before this one is done with its stage.
+            asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
+            if (step > 0 && lane == 0) wide::arrive(empty + (s == 0 ? kStages - 1 : s - 1) * 8);
+            if (++s == kStages) s = 0, parity ^= 1;
+        }
+#pragma unroll
+        for (int i = 0; i < BN / 2; ++i) asm volatile("" : "+f"(acc[i])::"memory");
+        asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#pragma unroll
+        for (int i = 0; i < BN / 2; ++i) asm volatile("" : "+f"(acc[i])::"memory");
+    }
+
+    wait_for_previous();
+    const int g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+        const int row = row0 + warp * 16 + h * 8 + g;
+        const int64_t to = row >= p.rows ? -1 : p.mapped ? p.map.source(static_cast<uint32_t>(row)) : row;
+#pragma unroll
+        for (int i = 0; i < kGroups; ++i) {
+            const int own = column + i * 32 + t * 8;
+            const bool exists = to >= 0 && own < p.n;
+            const int64_t at = to * p.n + own;
+            float v[8];
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                const float2 b = *reinterpret_cast<const float2*>(bias + i * 32 + j * 8 + 2 * t);
+                v[2 * j] = acc[(i * 4 + j) * 4 + 2 * h] + b.x, v[2 * j + 1] = acc[(i * 4 + j) * 4 + 2 * h + 1] + b.y;
+            }
+            if (p.added) {
+                Pack<__half, 8> x;
+                if (exists) x.raw = *reinterpret_cast<const uint4*>(p.added + at);
+                if (p.added2 && exists) add_packs<__half, 8>(x, Pack<__half, 8>(*reinterpret_cast<const uint4*>(p.added2 + at)));
+                uint32_t r[4] = {x.raw.x, x.raw.y, x.raw.z, x.raw.w};
+                exchange_tiles(r, t);
+#pragma unroll
+                for (int j = 0; j < 4; ++j) {
+                    const float2 f = __half22float2(*reinterpret_cast<const __half2*>(&r[j]));
+                    v[2 * j] += f.x, v[2 * j + 1] += f.y;
+                }
+            }
+            activate(v, p.activation);
+            uint32_t r[4];
+#pragma unroll
+            for (int j = 0; j < 4; ++j) r[j] = pack_halves(v[2 * j], v[2 * j + 1]);
+            exchange_tiles(r, t);
+            if (exists) *reinterpret_cast<uint4*>(p.out + at) = make_uint4(r[0], r[1], r[2], r[3]);
+        }
+    }
+#endif
+}
+
+}  // namespace trt_opt
