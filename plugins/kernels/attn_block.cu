@@ -27,6 +27,10 @@ cudaError_t attn_block(const AttnBlockProblem& q, cudaStream_t stream, int32_t t
     if (!valid(q)) return cudaErrorInvalidValue;
     if (q.images == 0) return cudaSuccess;
     if (!q.workspace || !aligned_to(16, q.workspace)) return cudaErrorInvalidValue;
+    // Of many rows the wide products were the fastest at every size that was measured (plugins/NOTES.md).
+    const bool chain = GemmPair::is_id(tactic) && attn_chain_fits(q) && attn_chain_valid(GemmPair::of(tactic), q);
+    if (!chain && !wide_fits(q, tactic))
+        if (const std::vector<WidePair> pairs = attn_wide_pairs(q); !pairs.empty()) tactic = pairs.front().id();
     if (wide_fits(q, tactic)) return attn_wide(q, AttnPlan(q).qkv, WidePair::of(tactic), stream);
     if (attn_chain_fits(q)) {
         const GemmPair pair = GemmPair::of(tactic);
