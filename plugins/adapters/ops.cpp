@@ -982,6 +982,39 @@ private:
     bool residual_;
 };
 
+class Gelu final : public Op {
+public:
+    explicit Gelu(Attributes given) : Op(std::move(given)) {
+        bias_ = flag(attributes_, "bias");
+        tanh_ = tanh_gelu(attributes_);
+    }
+    std::unique_ptr<Op> clone() const override { return std::make_unique<Gelu>(*this); }
+    int32_t inputs() const override { return bias_ ? 2 : 1; }
+    int32_t outputs() const override { return 1; }
+    void shapes(const DimsExprs* in, DimsExprs* out, IExprBuilder&) const override {
+        expect(in[0].nbDims >= 1, "input x must have an axis of channels");
+        out[0] = in[0];
+    }
+    cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, void*, int32_t,
+                    cudaStream_t stream) const override {
+        const Dims& x = in_desc[0].dims;
+        expect(x.nbDims >= 1, "input x must have an axis of channels");
+        GeluProblem p;
+        p.dtype = dtype(in_desc[0]);
+        p.rows = volume(x, 0, x.nbDims - 1), p.row = x.d[x.nbDims - 1];
+        p.tanh = tanh_;
+        p.x = in[0], p.y = out[0];
+        if (bias_) {
+            expect(volume(in_desc[1].dims, 0, in_desc[1].dims.nbDims) == p.row, "input bias must have C elements");
+            p.bias = in[1];
+        }
+        return gelu(p, stream);
+    }
+
+private:
+    bool bias_, tanh_;
+};
+
 class PatchEmbed final : public Op {
 public:
     explicit PatchEmbed(Attributes given) : Op(std::move(given)) {
@@ -1070,6 +1103,7 @@ const std::vector<OpDef>& op_definitions() {
         {"TrtOptTntWords",
          {{"epsilon1", kFloat, 1}, {"epsilon2", kFloat, 1}, {"whole", kInt, 1}, {"num_heads", kInt, 1}, {"scale", kFloat, 1}, {"approximate", kText, 1}, {"bridge_epsilon1", kFloat, 1}, {"bridge_epsilon2", kFloat, 1}, {"tokens", kInt, 1}, {"begin", kInt, 1}, {"covered", kInt, 1}, {"after", kInts, 32}, {"words", kInt, 1}},
          make<TntWords>},
+        {"TrtOptGelu", {{"bias", kInt, 1}, {"approximate", kText, 1}}, make<Gelu>},
     };
     return ops;
 }

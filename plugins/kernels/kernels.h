@@ -99,6 +99,18 @@ struct NormPoolProblem {
 };
 cudaError_t norm_pool(const NormPoolProblem& problem, cudaStream_t stream);
 
+// y = gelu(x + bias) over rows of `row` elements.
+struct GeluProblem {
+    DType dtype = DType::kHalf;
+    int64_t rows = 0;
+    int64_t row = 0;             // up to 2^30
+    bool tanh = false;           // the tanh form instead of erf
+    const void* x = nullptr;     // [rows, row]
+    const void* bias = nullptr;  // [row], or null: no bias
+    void* y = nullptr;           // [rows, row]; may be x
+};
+cudaError_t gelu(const GeluProblem& problem, cudaStream_t stream);
+
 // Where element (batch, token, head, i) of q, k or v is: base + batch*b + token*t + head*h + i, in elements.
 struct HeadView {
     const void* base = nullptr;

@@ -92,9 +92,20 @@ pub fn kinds_without_wholes() -> BTreeSet<Kind> {
 }
 
 /// The groups of blocks alone, and what they are made of; of a model that was rewritten with blocks, but none that are made of
-/// others: those take the place of their parts in the ledger.
+/// others: those take the place of their parts in the ledger. [`Kind::BiasGelu`] has [`bias_gelus`].
 pub fn blocks(ledger: &Ledger, graph: &Graph, by: By) -> Vec<Group> {
-    with_parts(ledger, graph, by, |kind| kind.is_block() && kind.made_of().is_empty())
+    with_parts(ledger, graph, by, |kind| kind.is_block() && kind.made_of().is_empty() && kind != Kind::BiasGelu)
+}
+
+/// The kinds of a model that is rewritten for [`bias_gelus`].
+pub fn kinds_with_bias_gelu() -> BTreeSet<Kind> {
+    Kind::DEFAULT.into_iter().chain([Kind::BiasGelu]).collect()
+}
+
+/// The groups of [`Kind::BiasGelu`], of a model that was rewritten with no other block: other blocks take such sites in without
+/// the ledger's having them, and where those are left out these are open to choice.
+pub fn bias_gelus(ledger: &Ledger, graph: &Graph, by: By) -> Vec<Group> {
+    with_parts(ledger, graph, by, |kind| kind == Kind::BiasGelu)
 }
 
 /// The groups of blocks that are made of other blocks, and these and what they are made of; of a model that was rewritten with all kinds.
@@ -109,7 +120,11 @@ fn with_parts(ledger: &Ledger, graph: &Graph, by: By, of: impl Fn(Kind) -> bool)
         let into = |site: &&Site| site.kind == group.kind && group.nodes.contains(&site.node);
         let nodes: BTreeSet<&str> = ledger.sites.iter().filter(into).filter_map(|s| s.into.as_deref()).collect();
         let inside = |site: &&Site| site.kind != group.kind && site.into.as_deref().is_some_and(|n| nodes.contains(n));
-        group.parts = ledger.sites.iter().filter(inside).map(|s| (s.kind, s.node.clone())).collect();
+        let inside = ledger.sites.iter().filter(inside);
+        // Both kinds of site know a GELU by the same node.
+        let kinds = |kind| [kind].into_iter().chain((kind == Kind::Gelu).then_some(Kind::BiasGelu));
+        let parts = inside.flat_map(|s| kinds(s.kind).map(|kind| (kind, s.node.clone())));
+        group.parts = parts.filter(|(kind, _)| *kind != group.kind).collect();
     }
     blocks
 }
@@ -701,6 +716,30 @@ mod tests {
         assert!(blocks(&ledger, &graph, By::Kind).is_empty());
     }
 
+    /// A GELU with its offset is open to choice where the block that has it is left out, and only there.
+    #[test]
+    fn gelus_with_offsets_are_groups_that_blocks_may_take_in() {
+        let (ledger, graph) = fused("swin_ts17", &Options { kinds: kinds_without_wholes(), ..Options::default() });
+        let mut groups = blocks(&ledger, &graph, By::Kind);
+        assert!(groups.iter().all(|g| g.kind != Kind::BiasGelu));
+        let mlp = groups.iter().position(|g| g.kind == Kind::MlpBlock).unwrap();
+        let (ledger, graph) = fused("swin_ts17", &Options { kinds: kinds_with_bias_gelu(), ..Options::default() });
+        let gelus = groups.len();
+        groups.extend(bias_gelus(&ledger, &graph, By::Kind));
+        assert_eq!((groups.len(), groups[gelus].kind, groups[gelus].nodes.len()), (gelus + 1, Kind::BiasGelu, 3));
+        assert!(free(&groups, &BTreeSet::new(), gelus).nodes.is_empty());
+        assert_eq!(free(&groups, &[mlp].into(), gelus), groups[gelus]);
+        let model = |left: &[usize]| {
+            let standard = standard(&groups, &left.iter().copied().collect());
+            let ledger = fused("swin_ts17", &Options { kinds: Kind::ALL.into(), standard, ..Options::default() }).0;
+            [Kind::MlpBlock, Kind::BiasGelu].map(|kind| ledger.count(kind).fused)
+        };
+        assert_eq!(model(&[]), [3, 0]);
+        assert_eq!(model(&[mlp]), [0, 3]);
+        assert_eq!(model(&[gelus]), [3, 0]);
+        assert_eq!(model(&[mlp, gelus]), [0, 0]);
+    }
+
     /// Leaving all blocks out is the model without them, node for node.
     #[test]
     fn without_blocks_the_model_is_the_default_one() {
@@ -710,6 +749,8 @@ mod tests {
             let (ledger, graph) = fused(name, &Options { kinds: kinds_without_wholes(), ..all.clone() });
             let mut blocks = blocks(&ledger, &graph, By::Stage);
             assert!(!blocks.is_empty());
+            let (ledger, graph) = fused(name, &Options { kinds: kinds_with_bias_gelu(), ..all.clone() });
+            blocks.extend(bias_gelus(&ledger, &graph, By::Stage));
             let (ledger, graph) = fused(name, &all);
             blocks.extend(wholes(&ledger, &graph, By::Stage));
             let left = (0..blocks.len()).collect();

@@ -77,12 +77,16 @@ impl Tuning<'_> {
         EngineLab { tuning: self, groups: &self.groups()?, built, jobs: vec![] }.build_expected()
     }
 
-    /// What there is to choose among, blocks first, those made of other blocks behind these.
+    /// What there is to choose among, blocks first, those made of other blocks behind these. GELUs with offsets are blocks, too.
     fn groups(&self) -> Result<Vec<Group>> {
         let default = rewrite::Options { target: self.target, ..Default::default() };
         let blocks = rewrite::Options { kinds: tune::kinds_without_wholes(), ..default.clone() };
         let (ledger, graph) = self.rewritten(blocks)?;
         let mut groups = tune::blocks(&ledger, &graph, self.by);
+        // What the blocks have taken in of these is theirs where they are fused.
+        let bias_gelu = rewrite::Options { kinds: tune::kinds_with_bias_gelu(), ..default.clone() };
+        let (ledger, graph) = self.rewritten(bias_gelu)?;
+        groups.extend(tune::bias_gelus(&ledger, &graph, self.by));
         let all = rewrite::Options { kinds: Kind::ALL.into(), ..default.clone() };
         let (ledger, graph) = self.rewritten(all)?;
         groups.extend(tune::wholes(&ledger, &graph, self.by));

@@ -39,10 +39,12 @@ pub enum Kind {
     PatchEmbed,
     /// The blocks over words of all layers of TNT, and the bridges from any of these words to tokens, as one op.
     TntWords,
+    /// A GELU and the offset of the matrix product before it, as one op.
+    BiasGelu,
 }
 
 impl Kind {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::LayerNorm,
         Self::Attention,
         Self::Gelu,
@@ -56,6 +58,7 @@ impl Kind {
         Self::PatchMergeBlock,
         Self::PatchEmbed,
         Self::TntWords,
+        Self::BiasGelu,
     ];
     /// The kinds that are fused unless something else is asked for: blocks are not, since whether one is faster than
     /// its parts depends on the sizes and the GPU.
@@ -89,6 +92,7 @@ impl Kind {
             Self::PatchMergeBlock => "patch-merge-block",
             Self::PatchEmbed => "patch-embed",
             Self::TntWords => "tnt-words",
+            Self::BiasGelu => "bias-gelu",
         }
     }
 }

@@ -63,6 +63,10 @@ class Library:
         self.call("trt_opt_norm_pool", HALF, ctypes.c_int64(images), ctypes.c_int64(tokens), ctypes.c_int64(row), ctypes.c_float(1e-5), pointer(x), pointer(residual),
                   pointer(scale), pointer(bias), pointer(y))
 
+    def gelu(self, x, bias, y, tanh=False):
+        rows, row = x.shape
+        self.call("trt_opt_gelu", HALF, ctypes.c_int64(rows), ctypes.c_int64(row), int(tanh), pointer(x), pointer(bias), pointer(y))
+
     def patch_merge_block(self, x, p, y, workspace, side, tactic=0):
         images, _, channels = x.shape
         self.call("trt_opt_patch_merge_block", HALF, ctypes.c_int64(images), channels, side, side, p["w"].shape[1], ctypes.c_float(1e-5), pointer(x), pointer(p["scale"]), pointer(p["bias"]),
@@ -264,6 +268,23 @@ def bench_norm_pool(lib, images, tokens, row, residual, rounds):
     return {"op": "norm_pool", "shape": [images, tokens, row], "residual": residual, "error": error, "us": times, "failed": failed, "bytes": read,
             "speedup_over_pieces": times["our norm, torch mean"] / times["ours"], "speedup_over_torch": times["torch"] / times["ours"],
             "bandwidth_of_copy": times["copy"] / times["ours"] * read / (2 * size), "tb_s": read / times["ours"] * 1e-6}
+
+
+def bench_gelu(lib, rows, row, rounds):
+    """Beside PyTorch's add and GELU, and beside its GELU alone, which moves as much as ours."""
+    size = rows * row * 2
+    sets, order = rotation(2 * size)
+    xs = [rand(rows, row) for _ in range(sets)]
+    ys = [torch.empty_like(xs[0]) for _ in range(sets)]
+    bias = rand(row)
+    lib.gelu(xs[0], bias, ys[0])
+    reference = F.gelu(xs[0].float() + bias.float())
+    error = ((ys[0].float() - reference).norm() / reference.norm()).item()
+    functions = {"ours": lambda i: lib.gelu(xs[i], bias, ys[i]), "ours, tanh": lambda i: lib.gelu(xs[i], bias, ys[i], True), "ours, no bias": lambda i: lib.gelu(xs[i], None, ys[i]),
+                 "torch": lambda i: F.gelu(torch.add(xs[i], bias, out=ys[i])), "torch, no bias": lambda i: F.gelu(xs[i]), "copy": lambda i: ys[i].copy_(xs[i])}
+    times, failed = time_variants({k: [lambda i=i, f=f: f(i) for i in order] for k, f in functions.items()}, rounds)
+    return {"op": "gelu", "shape": [rows, row], "error": error, "us": times, "failed": failed, "bytes": 2 * size, "speedup_over_torch": times["torch"] / times["ours"],
+            "bandwidth_of_copy": times["copy"] / times["ours"], "tb_s": 2 * size / times["ours"] * 1e-6}
 
 
 def bench_attention(lib, stage, batch, shifted, rounds, tactics):
@@ -878,7 +899,7 @@ def main():
     parser.add_argument("--json")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--tactics", action="store_true", help="time every tactic too")
-    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, patch_merge_block, norm_pool, sequence, stage, wide_gemm, mlp_block, attn_block, tnt_inner_block, tnt_bridge, tnt_words or patch_embed")
+    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, patch_merge_block, norm_pool, gelu, sequence, stage, wide_gemm, mlp_block, attn_block, tnt_inner_block, tnt_bridge, tnt_words or patch_embed")
     parser.add_argument("--batch", type=int, action="append", help="batch sizes of blocks [default: 1 and 32]")
     args = parser.parse_args()
     lib = Library(args.lib)
@@ -923,6 +944,10 @@ def main():
             for images in args.batch or (1, 32):
                 for tokens, row, residual in [(49, 768, True), (49, 768, False), (49, 1024, True), (64, 512, True)]:
                     add(bench_norm_pool(lib, images, tokens, row, residual, args.rounds))
+        if wanted("gelu"):
+            for batch in args.batch or (1, 32):
+                for rows, row in [(3136, 384), (784, 768), (196, 1536), (49, 3072), (197, 1536), (3136, 96)]:
+                    add(bench_gelu(lib, batch * rows, row, args.rounds))
         if wanted("sequence"):
             for stage in range(4):
                 add(bench_sequence(lib, stage, args.rounds))

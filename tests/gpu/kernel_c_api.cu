@@ -45,6 +45,13 @@ int trt_opt_norm_pool(int dtype, int64_t images, int64_t tokens, int64_t row, fl
     return norm_pool(p, static_cast<cudaStream_t>(stream));
 }
 
+int trt_opt_gelu(int dtype, int64_t rows, int64_t row, int tanh, const void* x, const void* bias, void* y, void* stream) {
+    GeluProblem p;
+    p.dtype = static_cast<DType>(dtype), p.rows = rows, p.row = row, p.tanh = tanh != 0;
+    p.x = x, p.bias = bias, p.y = y;
+    return gelu(p, static_cast<cudaStream_t>(stream));
+}
+
 static PatchMergeBlockProblem patch_merge_block_problem(int dtype, int64_t images, int channels, int h, int w, int columns) {
     PatchMergeBlockProblem p;
     p.merge.dtype = static_cast<DType>(dtype), p.merge.images = images, p.merge.channels = channels, p.merge.grid_h = h, p.merge.grid_w = w, p.columns = columns;

@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <random>
 #include <string>
@@ -325,6 +326,68 @@ void check(Checker& c, const PoolCase& a) {
         CUDA_OK(cudaGetLastError());
     }
     c.compare(name, *y, ref);
+}
+
+struct GeluCase {
+    DType type;
+    int64_t rows, row;
+    bool bias = true, tanh = false;
+    int shift = 0;
+    float scale = 1.5f;
+    bool in_place = false;
+};
+void check(Checker& c, const GeluCase& a) {
+    char text[120];
+    std::snprintf(text, sizeof(text), "gelu r%lld c%lld%s%s off%d *%g%s%s", static_cast<long long>(a.rows), static_cast<long long>(a.row), a.bias ? " bias" : "", a.tanh ? " tanh" : "", a.shift,
+                  static_cast<double>(a.scale), a.in_place ? " in place" : "", a.type == DType::kHalf ? " fp16" : " fp32");
+    const std::string name = text;
+    if (!c.wanted(name)) return;
+    GeluProblem p;
+    p.dtype = a.type, p.rows = a.rows, p.row = a.row, p.tanh = a.tanh;
+    const int64_t count = a.rows * a.row;
+    Tensor x = tensor(a.type, count, a.shift), bias = tensor(a.type, a.bias ? a.row : 0, a.shift), y = tensor(a.type, a.in_place ? 0 : count, a.shift);
+    x->fill(c.next_seed(), a.scale), bias->fill(c.next_seed(), 0.5f);
+    p.x = x->data(), p.bias = a.bias ? bias->data() : nullptr, p.y = a.in_place ? x->data() : y->data();
+    Doubles ref(count);
+    if (count > 0) {
+        if (a.type == DType::kHalf) reference::bias_gelu<__half><<<blocks_for(count), 128>>>(p, ref.p);
+        else reference::bias_gelu<float><<<blocks_for(count), 128>>>(p, ref.p);
+        CUDA_OK(cudaGetLastError());
+    }
+    const cudaError_t status = c.run([&](cudaStream_t s) { return gelu(p, s); });
+    if (status != cudaSuccess) return c.report(name, a.type, 1e30, 0, 0, cudaGetErrorString(status));
+    c.compare(name, a.in_place ? *x : *y, ref);
+}
+
+// What is not a number stays so, large numbers are themselves or 0, and their neighbours are what they are.
+template <class T> void check_gelu_values(Checker& c, DType type, bool tanh) {
+    const std::string name = std::string("gelu of large numbers and none") + (tanh ? " tanh" : "");
+    if (!c.wanted(name)) return;
+    const float none = std::nanf(""), large = type == DType::kHalf ? 65504.f : 3e38f, infinite = std::numeric_limits<float>::infinity();
+    const float in[] = {none, 1.f, large, -large, infinite, 0.f, -0.f, 30.f, -30.f, 7.f, -7.f, none, -20.f, 6.f, large, none};
+    const float gelu_of_1 = tanh ? 0.84119199f : 0.84134475f;
+    const float out[] = {none, gelu_of_1, large, 0.f, infinite, 0.f, 0.f, 30.f, 0.f, 7.f, 0.f, none, 0.f, 6.f, large, none};
+    constexpr int kCount = sizeof(in) / sizeof(*in);
+    // A row of whole accesses and one that has none.
+    for (int row : {16, 5}) {
+        T host[kCount];
+        for (int i = 0; i < kCount; ++i) host[i] = static_cast<T>(in[i]);
+        Tensor x = tensor(type, kCount), y = tensor(type, kCount), bias = tensor(type, row);
+        CUDA_OK(cudaMemcpy(x->data(), host, sizeof(host), cudaMemcpyHostToDevice));
+        CUDA_OK(cudaMemset(bias->data(), 0, static_cast<size_t>(bias->bytes)));
+        GeluProblem p;
+        p.dtype = type, p.rows = kCount / row, p.row = row, p.tanh = tanh, p.x = x->data(), p.bias = bias->data(), p.y = y->data();
+        const cudaError_t status = c.run([&](cudaStream_t s) { return gelu(p, s); });
+        if (status != cudaSuccess) return c.report(name, type, 1e30, 0, 0, cudaGetErrorString(status));
+        CUDA_OK(cudaMemcpy(host, y->data(), sizeof(host), cudaMemcpyDeviceToHost));
+        int wrong = 0;
+        for (int i = 0; i < p.rows * row; ++i) {
+            const float found = static_cast<float>(host[i]);
+            const bool right = std::isnan(out[i]) ? std::isnan(found) : std::isinf(out[i]) ? found == out[i] : std::abs(found - out[i]) <= 1e-3f * std::max(1.f, std::abs(out[i]) * (type == DType::kHalf ? 1.f : 1e-3f));
+            wrong += !right;
+        }
+        c.report(name + " c" + std::to_string(row), type, 0, wrong, 0);
+    }
 }
 
 struct MergeBlockCase {
@@ -984,6 +1047,18 @@ void edge_cases(Checker& c) {
         check(c, PoolCase{t, 0, 49, 768});
         for (float offset : {20.f, 300.f}) check(c, PoolCase{t, 2, 49, 768, false, 0, t == DType::kHalf ? offset : offset / 20}), check(c, PoolCase{t, 1, 50, 99, true, 0, t == DType::kHalf ? offset : offset / 20});
 
+        // Swin-T, TNT-S; then rows of every remainder, blocks that end inside an access, and the sizes around the change of kernel
+        for (int64_t images : {1, 8})
+            for (auto [rows, row] : {std::pair<int64_t, int64_t>{3136, 384}, {784, 768}, {196, 1536}, {49, 3072}, {3136, 96}}) check(c, GeluCase{t, images * rows, row}), check(c, GeluCase{t, images * rows, row, images == 1, true});
+        for (int64_t row : {1, 2, 3, 4, 5, 7, 8, 12, 16, 24, 30, 96, 100, 1000, 1001, 4096, 50000})
+            for (bool bias : {true, false}) check(c, GeluCase{t, 33, row, bias, row % 2 == 0}), check(c, GeluCase{t, 1, row, bias});
+        for (int64_t rows : {2111, 2112, 2113, 4224, 4225, 8449}) check(c, GeluCase{t, rows, 1024, rows != 2113});
+        for (int shift : {1, 2, 4}) check(c, GeluCase{t, 50, 96, shift != 2, false, shift}), check(c, GeluCase{t, 9000, 96, shift != 2, false, shift});
+        for (float scale : {0.01f, 10.f, 1000.f}) check(c, GeluCase{t, 100, 384, true, false, 0, scale}), check(c, GeluCase{t, 100, 384, true, true, 0, scale});
+        for (int64_t row : {768, 30}) check(c, GeluCase{t, 100, row, true, false, 0, 1.5f, true});
+        check(c, GeluCase{t, 0, 768}), check(c, GeluCase{t, 8, 0});
+        for (bool tanh : {false, true}) t == DType::kHalf ? check_gelu_values<__half>(c, t, tanh) : check_gelu_values<float>(c, t, tanh);
+
         const WindowGrid swin = grid(56, 56, 7, 7, 3, 3), last = grid(7, 7, 7, 7, 0, 0);
         using B = AttentionBias;
         using M = AttentionMask;
@@ -1211,6 +1286,7 @@ void random_cases(Checker& c, int count, uint64_t seed) {
         MergeCase m{t, pick(1, 4), pick(0, 1) ? pick(1, 300) : 8 * pick(1, 60), pick(1, 20), pick(1, 20), {pick(0, 3), pick(0, 3), pick(0, 3), pick(0, 3)}, shift, pick(0, 1) == 1};
         check(c, "patch_merge random" + s, m);
         check(c, PoolCase{t, pick(1, pick(0, 1) ? 8 : 200), pick(1, pick(0, 1) ? 64 : 300), pick(0, 2) ? 8 * pick(1, 300) : pick(1, 600), pick(0, 1) == 1, shift});
+        check(c, GeluCase{t, pick(0, 1) ? pick(1, 50) : pick(1, 3000), pick(0, 2) ? 8 * pick(1, 300) : pick(1, 600), pick(0, 2) > 0, pick(0, 2) == 0, shift, 1.5f, pick(0, 3) == 0});
         MergeBlockCase merge{t, pick(1, 4), pick(0, 3) ? 8 * pick(1, 60) : pick(1, 200), pick(0, 3) ? 8 * pick(1, 80) : pick(1, 300), pick(1, 20), pick(1, 20), pick(0, 1) == 1, shift, pick(0, 3) ? 0.f : 20.f};
         std::copy(m.order, m.order + 4, merge.order);
         check(c, merge);
@@ -1280,6 +1356,8 @@ void large_cases(Checker& c) {
     check(c, "window large", WindowCase{DType::kHalf, 7200, 96, true, true, grid(56, 56, 7, 7, 3, 3)});
     check(c, "window partition large", WindowCase{DType::kHalf, 7200, 96, false, false, grid(56, 56, 7, 7, 3, 3)});
     check(c, PoolCase{DType::kHalf, 60000, 49, 768, true});
+    check(c, GeluCase{DType::kHalf, 2900000, 768});
+    check(c, GeluCase{DType::kHalf, 22000000, 99});
     check(c, MergeBlockCase{DType::kHalf, 7200, 96, 192, 56, 56, true});
     check(c, "patch_merge large", MergeCase{DType::kHalf, 7200, 96, 56, 56, {0, 2, 1, 3}, 0, true});
     check(c, AttentionCase{DType::kHalf, 64 * 2400, 3, 49, 49, 32, 32, Layout::kQkv, AttentionBias::kTable, 1, true, AttentionMask::kShift, 1, grid(56, 56, 7, 7, 3, 3)});
@@ -1309,6 +1387,11 @@ void refusals(Checker& c) {
     NormPoolProblem p;
     p.images = 1, p.row = 8;
     expect("refuse a mean over no tokens", norm_pool(p, nullptr));
+    GeluProblem g;
+    g.rows = 1, g.row = (int64_t{1} << 30) + 8;
+    expect("refuse a GELU of too many channels", gelu(g, nullptr));
+    g.rows = -1, g.row = 8;
+    expect("refuse a GELU of no number of rows", gelu(g, nullptr));
     PatchMergeBlockProblem o;
     o.merge.images = 1, o.merge.channels = 5, o.merge.grid_h = o.merge.grid_w = 4, o.columns = 8;
     expect("refuse a merge and product without workspace", patch_merge_block(o, nullptr));

@@ -14,6 +14,7 @@ namespace reference {
 using trt_opt::AttentionBias;
 using trt_opt::AttentionMask;
 using trt_opt::AttentionProblem;
+using trt_opt::GeluProblem;
 using trt_opt::LayerNormProblem;
 using trt_opt::MlpBlockProblem;
 using trt_opt::NormPoolProblem;
@@ -285,11 +286,17 @@ template <class X, class T> __global__ void patch_product(PatchEmbedProblem p, d
     y[i] = sum;
 }
 
+__device__ inline double gelu_of(double v, bool tanh_form) {
+    return tanh_form ? v / 2 * (1 + tanh(sqrt(2 / 3.14159265358979323846) * (v + 0.044715 * v * v * v))) : v / 2 * (1 + erf(v / sqrt(2.0)));
+}
 static __global__ void gelu(double* x, int64_t count, bool tanh_form) {
     const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-    if (i >= count) return;
-    const double v = x[i];
-    x[i] = tanh_form ? v / 2 * (1 + tanh(sqrt(2 / 3.14159265358979323846) * (v + 0.044715 * v * v * v))) : v / 2 * (1 + erf(v / sqrt(2.0)));
+    if (i < count) x[i] = gelu_of(x[i], tanh_form);
+}
+// TrtOptGelu, a thread an element.
+template <class T> __global__ void bias_gelu(GeluProblem p, double* y) {
+    const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+    if (i < p.rows * p.row) y[i] = gelu_of(get<T>(p.x, i) + (p.bias ? get<T>(p.bias, i % p.row) : 0.0), p.tanh);
 }
 static __global__ void add(double* x, const double* y, int64_t count) {
     const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;

@@ -212,6 +212,13 @@ def cases():
                    [node("TrtOptNormPool", ["x", *(["r"] if extra else []), "g", "b"], ["y"], epsilon=1e-5, residual=int(extra))],
                    {"y": layer_norm(x + r if extra else x, g, b, 1e-5, (-1,)).mean(tuple(range(1, len(shape) - 1)))}, dynamic=name == "norm_pool_residual")
 
+    for name, shape, extra, form in (("gelu", (2, 784, 768), True, "none"), ("gelu_tanh", (2, 14, 14, 96), True, "tanh"), ("gelu_no_bias", (2, 49, 768), False, "none"), ("gelu_rows_of_no_access", (3, 10, 30), True, "none")):
+        x, b = rand(*shape, scale=2), rand(shape[-1], scale=0.5)
+        v = x + b if extra else x
+        bent = np.tanh((2 / np.pi) ** 0.5 * (v + 0.044715 * v**3)) if form == "tanh" else np.vectorize(math.erf)(v / 2**0.5)
+        yield Case(name, {"x": x}, {"b": b} if extra else {}, [node("TrtOptGelu", ["x", *(["b"] if extra else [])], ["y"], bias=int(extra), approximate=form)],
+                   {"y": v / 2 * (1 + bent)}, dynamic=name != "gelu_no_bias")
+
     heads3 = {"num_heads": 3, "scale": 32**-0.5}
     qkv, table = rand(128, 49, 3 * 96), rand(169, 3)
     q, k, v = (heads(qkv[..., i * 96:(i + 1) * 96], 3) for i in range(3))

@@ -105,6 +105,8 @@ inline std::vector<Op> ops() {
     const Fields pool_plain = {{"epsilon", real(0.f)}, {"residual", ints({0})}};
     const Fields embed = {{"epsilon", real(1e-5f)}, {"bias", ints({1})}, {"norm", ints({1})}, {"rank", ints({4})}};
     const Fields embed_plain = {{"epsilon", real(0.f)}, {"bias", ints({0})}, {"norm", ints({0})}, {"rank", ints({3})}};
+    const Fields gelu = {{"bias", ints({1})}, {"approximate", text("none")}};
+    const Fields gelu_plain = {{"bias", ints({0})}, {"approximate", text("tanh")}};
     return {
         {"TrtOptLayerNorm",
          {norm, plain, part},
@@ -162,6 +164,9 @@ inline std::vector<Op> ops() {
           {"tokens", ints({0}), "'tokens' must be 1 to 65536"}, {"begin", ints({-1}), "'begin' must not be negative"}, {"covered", ints({197}), "'covered' must be at least 1"}, {"covered", ints({0}), "'covered' must be at least 1"},
           {"after", after({}), "'after' must name a layer"}, {"after", after({2, 1}), "'after' must be layers"}, {"after", after({33}), "'after' must be layers"}, {"after", after({1, -1, 2}), "'after' must be layers"}, {"after", ints({1, 2}), "'after' must have 32 values"},
           {"words", ints({2}), "'words' must be 0 or 1"}}},
+        {"TrtOptGelu",
+         {gelu, gelu_plain},
+         {{"bias", ints({2}), "'bias' must be 0 or 1"}, {"bias", gone(), "'bias' is missing"}, {"approximate", text("erf"), "'approximate' must be none or tanh"}, {"approximate", ints({0}), "'approximate' must be char"}}},
     };
 }
 

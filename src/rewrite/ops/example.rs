@@ -1,8 +1,8 @@
 //! A typical node of each op: what plugin libraries are tried with.
 
 use super::{
-    Attention, AttnBlock, LayerNorm, Layout, Mask, MlpBlock, NormPool, OpDef, PatchEmbed, PatchMerge, PatchMergeBlock,
-    TntBridge, TntInnerBlock, TntWords, Window, WindowMap,
+    Attention, AttnBlock, Gelu, LayerNorm, Layout, Mask, MlpBlock, NormPool, OpDef, PatchEmbed, PatchMerge,
+    PatchMergeBlock, TntBridge, TntInnerBlock, TntWords, Window, WindowMap,
 };
 use crate::onnx::proto::AttributeProto;
 
@@ -33,6 +33,7 @@ pub fn example(def: &OpDef) -> Vec<AttributeProto> {
         }
         "TrtOptTntBridge" => TntBridge { epsilon: [1e-5; 2], begin: 1 }.attributes(true),
         "TrtOptNormPool" => NormPool { epsilon: 1e-5 }.attributes(true),
+        "TrtOptGelu" => Gelu { tanh: false }.attributes(true),
         "TrtOptPatchEmbed" => PatchEmbed { epsilon: 1e-5, rank: 4 }.attributes(true, true),
         other => panic!("op {other} has no example here"),
     }

@@ -5,6 +5,7 @@ mod attention;
 mod attn_block;
 mod body;
 mod example;
+mod gelu;
 mod layer_norm;
 mod mlp_block;
 mod norm_pool;
@@ -21,6 +22,7 @@ use std::collections::BTreeMap;
 pub use attention::{Attention, Bias, Layout, Mask, region, table_index};
 pub use attn_block::{AttnBlock, AttnWeights};
 pub use example::example;
+pub use gelu::Gelu;
 pub use layer_norm::{Addends, LayerNorm, Part};
 pub use mlp_block::{MAX_CHANNELS, MAX_HIDDEN, MULTIPLE, MlpBlock, MlpWeights};
 pub use norm_pool::NormPool;
@@ -122,6 +124,7 @@ pub static OPS: &[&OpDef] = &[
     &patch_merge_block::DEF,
     &patch_embed::DEF,
     &tnt_words::DEF,
+    &gelu::DEF,
 ];
 
 const fn port(name: &'static str, doc: &'static str) -> PortDef {

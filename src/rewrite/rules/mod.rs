@@ -4,6 +4,7 @@
 
 mod attention;
 mod attn_block;
+mod bias_gelu;
 mod block;
 mod gelu;
 mod layer_norm;
@@ -44,6 +45,8 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     tnt_words::run(engine)?;
     attn_block::run(engine)?;
     mlp_block::run(engine)?;
+    // The GELUs that no block has taken.
+    bias_gelu::run(engine)?;
     attn_block::residuals(engine)?;
     tnt_bridge::residuals(engine)?;
     // What residual adds the windows and blocks have left goes into the patch merges and norms.
