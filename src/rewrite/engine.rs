@@ -211,7 +211,9 @@ impl<'a> Engine<'a> {
     /// Says of the sites that the nodes called `parts` stand for that the node `into` computes them now.
     pub fn absorb_sites(&mut self, parts: &BTreeSet<String>, into: &str) {
         for site in &mut self.sites {
-            let stands = site.into.as_ref().or((site.status == Status::Kept).then_some(&site.node));
+            // A block that is kept as its parts is none of what a smaller one of them takes in.
+            let kept = site.status == Status::Kept && !site.kind.is_block();
+            let stands = site.into.as_ref().or(kept.then_some(&site.node));
             if stands.is_some_and(|node| parts.contains(node)) {
                 site.status = Status::Fused;
                 site.into = Some(into.into());
