@@ -142,6 +142,17 @@ template <class Tile> __global__ void __launch_bounds__(kWideThreads, Tile::kBlo
         return;
     }
 
+    auto row_of_out = [&](int row) -> int64_t { return row >= p.rows ? -1 : p.mapped ? p.map.source(static_cast<uint32_t>(row)) : row; };
+    wait_for_previous();
+    if (p.added) {
+        // Two threads a row ask for what is added, which the end then finds in the second-level cache.
+        const int64_t to = row_of_out(row0 + tid / 2);
+        for (int c = column + tid % 2 * 64; to >= 0 && c < min(column + BN, p.n); c += 128) {
+            prefetch_l2(p.added + to * p.n + c);
+            if (p.added2) prefetch_l2(p.added2 + to * p.n + c);
+        }
+    }
+
     float acc[BN / 2];
     {
         const uint32_t a_at = ring + warp / 4 * (64 * 128), b_at = ring + Tile::kABytes;
@@ -167,12 +178,21 @@ template <class Tile> __global__ void __launch_bounds__(kWideThreads, Tile::kBlo
         for (int i = 0; i < BN / 2; ++i) asm volatile("" : "+f"(acc[i])::"memory");
     }
 
-    wait_for_previous();
     const int g = lane / 4, t = lane % 4;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-        const int row = row0 + warp * 16 + h * 8 + g;
-        const int64_t to = row >= p.rows ? -1 : p.mapped ? p.map.source(static_cast<uint32_t>(row)) : row;
+        const int64_t to = row_of_out(row0 + warp * 16 + h * 8 + g);
+        // All loads of a row before its stores, which the compiler may not move them over.
+        Pack<__half, 8> added[kGroups];
+        if (p.added) {
+#pragma unroll
+            for (int i = 0; i < kGroups; ++i) {
+                const int own = column + i * 32 + t * 8;
+                if (to < 0 || own >= p.n) continue;
+                added[i].raw = *reinterpret_cast<const uint4*>(p.added + to * p.n + own);
+                if (p.added2) add_packs<__half, 8>(added[i], Pack<__half, 8>(*reinterpret_cast<const uint4*>(p.added2 + to * p.n + own)));
+            }
+        }
 #pragma unroll
         for (int i = 0; i < kGroups; ++i) {
             const int own = column + i * 32 + t * 8;
@@ -185,10 +205,7 @@ template <class Tile> __global__ void __launch_bounds__(kWideThreads, Tile::kBlo
                 v[2 * j] = acc[(i * 4 + j) * 4 + 2 * h] + b.x, v[2 * j + 1] = acc[(i * 4 + j) * 4 + 2 * h + 1] + b.y;
             }
             if (p.added) {
-                Pack<__half, 8> x;
-                if (exists) x.raw = *reinterpret_cast<const uint4*>(p.added + at);
-                if (p.added2 && exists) add_packs<__half, 8>(x, Pack<__half, 8>(*reinterpret_cast<const uint4*>(p.added2 + at)));
-                uint32_t r[4] = {x.raw.x, x.raw.y, x.raw.z, x.raw.w};
+                uint32_t r[4] = {added[i].raw.x, added[i].raw.y, added[i].raw.z, added[i].raw.w};
                 exchange_tiles(r, t);
 #pragma unroll
                 for (int j = 0; j < 4; ++j) {
