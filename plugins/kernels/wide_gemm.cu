@@ -37,9 +37,10 @@ bool encode(CUtensorMap& map, const void* matrix, int64_t rows, int columns, int
 }
 
 template <class Tile> cudaError_t launch(const WideArgs& p, uint32_t blocks, cudaStream_t stream) {
-    const cudaError_t status = cudaFuncSetAttribute(wide_gemm_kernel<Tile>, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+    const auto kernel = p.added ? wide_gemm_kernel<Tile, true> : wide_gemm_kernel<Tile, false>;
+    const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
     if (status != cudaSuccess) return cudaGetLastError(), status;
-    return launch_ahead(wide_gemm_kernel<Tile>, blocks, kWideThreads, Tile::kShared, stream, 1, p);
+    return launch_ahead(kernel, blocks, kWideThreads, Tile::kShared, stream, 1, p);
 }
 
 struct Shape {

@@ -98,7 +98,8 @@ template <int COUNT> __device__ __forceinline__ void multiply(float (&d)[COUNT],
 
 }  // namespace wide
 
-template <class Tile> __global__ void __launch_bounds__(kWideThreads, Tile::kBlocks) wide_gemm_kernel(const __grid_constant__ WideArgs p) {
+// ADDED: an instance of its own, since what is added takes registers.
+template <class Tile, bool ADDED> __global__ void __launch_bounds__(kWideThreads, Tile::kBlocks) wide_gemm_kernel(const __grid_constant__ WideArgs p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     using namespace ptx;
     constexpr int BN = Tile::kColumns, kStages = Tile::kStages, kGroups = BN / 32;
@@ -144,7 +145,7 @@ template <class Tile> __global__ void __launch_bounds__(kWideThreads, Tile::kBlo
 
     auto row_of_out = [&](int row) -> int64_t { return row >= p.rows ? -1 : p.mapped ? p.map.source(static_cast<uint32_t>(row)) : row; };
     wait_for_previous();
-    if (p.added) {
+    if constexpr (ADDED) {
         // Two threads a row ask for what is added, which the end then finds in the second-level cache.
         const int64_t to = row_of_out(row0 + tid / 2);
         for (int c = column + tid % 2 * 64; to >= 0 && c < min(column + BN, p.n); c += 128) {
@@ -183,8 +184,8 @@ template <class Tile> __global__ void __launch_bounds__(kWideThreads, Tile::kBlo
     for (int h = 0; h < 2; ++h) {
         const int64_t to = row_of_out(row0 + warp * 16 + h * 8 + g);
         // All loads of a row before its stores, which the compiler may not move them over.
-        Pack<__half, 8> added[kGroups];
-        if (p.added) {
+        Pack<__half, 8> added[ADDED ? kGroups : 1];
+        if constexpr (ADDED) {
 #pragma unroll
             for (int i = 0; i < kGroups; ++i) {
                 const int own = column + i * 32 + t * 8;
@@ -204,7 +205,7 @@ template <class Tile> __global__ void __launch_bounds__(kWideThreads, Tile::kBlo
                 const float2 b = *reinterpret_cast<const float2*>(bias + i * 32 + j * 8 + 2 * t);
                 v[2 * j] = acc[(i * 4 + j) * 4 + 2 * h] + b.x, v[2 * j + 1] = acc[(i * 4 + j) * 4 + 2 * h + 1] + b.y;
             }
-            if (p.added) {
+            if constexpr (ADDED) {
                 uint32_t r[4] = {added[i].raw.x, added[i].raw.y, added[i].raw.z, added[i].raw.w};
                 exchange_tiles(r, t);
 #pragma unroll
@@ -213,7 +214,7 @@ template <class Tile> __global__ void __launch_bounds__(kWideThreads, Tile::kBlo
                     v[2 * j] += f.x, v[2 * j + 1] += f.y;
                 }
             }
-            activate(v, p.activation);
+            if constexpr (!ADDED) activate(v, p.activation);
             uint32_t r[4];
 #pragma unroll
             for (int j = 0; j < 4; ++j) r[j] = pack_halves(v[2 * j], v[2 * j + 1]);
