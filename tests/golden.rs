@@ -11,7 +11,7 @@
 
 use std::path::Path;
 
-use trt_opt::rewrite::{Options, Target};
+use trt_opt::rewrite::{Kind, Options, Target};
 use trt_opt::testing;
 
 /// The hand-made spellings of one pattern each, before and after.
@@ -44,6 +44,20 @@ fn native() {
         let rewrite = testing::rewrite_with(path, &options).unwrap();
         insta::with_settings!({ description => "after for --target native, sites", omit_expression => true }, {
             insta::assert_snapshot!(format!("native_{name}"), format!("{}\n{}", rewrite.after(), rewrite.sites()));
+        });
+    }
+}
+
+/// With GELUs that have their offsets; those behind convolutions stay.
+#[test]
+fn bias_gelus() {
+    for name in ["vit_ts17_dyn", "uniformer_ts17_dyn"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/{name}.onnx"));
+        let mut options = Options::default();
+        options.kinds.insert(Kind::BiasGelu);
+        let rewrite = testing::rewrite_with(path, &options).unwrap();
+        insta::with_settings!({ description => "after for --also bias-gelu, sites", omit_expression => true }, {
+            insta::assert_snapshot!(format!("bias_gelu_{name}"), format!("{}\n{}", rewrite.after(), rewrite.sites()));
         });
     }
 }
