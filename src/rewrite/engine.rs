@@ -155,7 +155,12 @@ impl<'a> Engine<'a> {
 
     /// Whether `--fuse`, `--skip` and `--stop-after` let the rule run.
     pub fn enabled(&self, kind: Kind, rule: &str) -> bool {
-        self.options.kinds.contains(&kind) && !self.options.skip.contains(rule) && !self.stopped()
+        self.options.kinds.contains(&kind) && self.runs(rule)
+    }
+
+    /// Whether `--skip` and `--stop-after` let a rule run that is of no kind.
+    pub fn runs(&self, rule: &str) -> bool {
+        !self.options.skip.contains(rule) && !self.stopped()
     }
 
     /// Why a site stays with standard ops: `of_target` where the target has no plugins. `None`: it gets a plugin node.

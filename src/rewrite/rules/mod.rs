@@ -4,6 +4,7 @@
 
 mod attention;
 mod attn_block;
+mod batch_norm;
 mod bias_gelu;
 mod block;
 mod gelu;
@@ -56,6 +57,8 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     residual::run(engine)?;
     // Takes the norms with the adds that they have taken.
     norm_pool::run(engine)?;
+    // Behind all that may know a scale or shift as part of its pattern.
+    batch_norm::run(engine)?;
     // Last: the others leave Reshapes behind each other.
     straighten::run(engine)?;
     Ok(())
