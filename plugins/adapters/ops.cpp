@@ -1069,6 +1069,43 @@ private:
     int32_t rank_;
 };
 
+class DepthwiseConv final : public Op {
+public:
+    explicit DepthwiseConv(Attributes given) : Op(std::move(given)) {
+        grid_ = attributes_.integers("grid");
+        kernel_ = attributes_.integer("kernel");
+        offset_ = flag(attributes_, "bias"), residual_ = flag(attributes_, "residual");
+        expect(grid_[0] >= 1 && grid_[1] >= 1, "attribute 'grid' must be two positive sizes");
+        expect(int64_t{grid_[0]} * grid_[1] <= (int64_t{1} << 30), "attribute 'grid' is too large");
+        expect(kernel_ == 3 || kernel_ == 5 || kernel_ == 7, "attribute 'kernel' must be 3, 5 or 7");
+    }
+    std::unique_ptr<Op> clone() const override { return std::make_unique<DepthwiseConv>(*this); }
+    int32_t inputs() const override { return 2 + (offset_ ? 1 : 0); }
+    int32_t outputs() const override { return 1; }
+    void shapes(const DimsExprs* in, DimsExprs* out, IExprBuilder&) const override {
+        expect(in[0].nbDims == 3 && may_be(in[0].d[1], tokens()), "input x must be [B, H*W, C] with H, W of attribute 'grid'");
+        out[0] = in[0];
+    }
+    cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, void*, int32_t, cudaStream_t stream) const override {
+        const Dims &x = in_desc[0].dims, &w = in_desc[1].dims;
+        expect(x.nbDims == 3 && x.d[1] == tokens(), "input x must be [B, H*W, C] with H, W of attribute 'grid'");
+        expect(w.nbDims == 2 && w.d[0] == int64_t{kernel_} * kernel_ && w.d[1] == x.d[2], "input w must be [k*k, C]");
+        expect(!offset_ || volume(in_desc[2].dims, 0, in_desc[2].dims.nbDims) == x.d[2], "input b must have C elements");
+        DepthwiseConvProblem p;
+        p.dtype = dtype(in_desc[0]);
+        p.images = x.d[0], p.height = grid_[0], p.width = grid_[1], p.channels = static_cast<int32_t>(x.d[2]), p.kernel = kernel_, p.residual = residual_;
+        p.x = in[0], p.w = in[1], p.b = offset_ ? in[2] : nullptr, p.y = out[0];
+        return depthwise_conv(p, stream);
+    }
+
+private:
+    int64_t tokens() const { return int64_t{grid_[0]} * grid_[1]; }
+
+    std::vector<int32_t> grid_;
+    int32_t kernel_;
+    bool offset_, residual_;
+};
+
 template <class T> std::unique_ptr<Op> make(Attributes attributes) { return std::make_unique<T>(std::move(attributes)); }
 
 }  // namespace
@@ -1104,6 +1141,7 @@ const std::vector<OpDef>& op_definitions() {
          {{"epsilon1", kFloat, 1}, {"epsilon2", kFloat, 1}, {"whole", kInt, 1}, {"num_heads", kInt, 1}, {"scale", kFloat, 1}, {"approximate", kText, 1}, {"bridge_epsilon1", kFloat, 1}, {"bridge_epsilon2", kFloat, 1}, {"tokens", kInt, 1}, {"begin", kInt, 1}, {"covered", kInt, 1}, {"after", kInts, 32}, {"words", kInt, 1}},
          make<TntWords>},
         {"TrtOptGelu", {{"bias", kInt, 1}, {"approximate", kText, 1}}, make<Gelu>},
+        {"TrtOptDepthwiseConv", {{"grid", kInts, 2}, {"kernel", kInt, 1}, {"bias", kInt, 1}, {"residual", kInt, 1}}, make<DepthwiseConv>},
     };
     return ops;
 }

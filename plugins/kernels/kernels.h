@@ -356,4 +356,19 @@ constexpr int32_t kEmbedMaxPatch = 16384;
 
 cudaError_t patch_embed(const PatchEmbedProblem& problem, cudaStream_t stream);
 
+// y = [x +] b + the convolution of each channel of a map of tokens by itself, with zeros around the map. Sums are fp32 and rounded once. The weights must be
+// constants, as those of MlpBlockProblem.
+struct DepthwiseConvProblem {
+    DType dtype = DType::kHalf;
+    int64_t images = 0;
+    int32_t height = 0, width = 0, channels = 0;
+    int32_t kernel = 3;       // height and width: 3, 5 or 7
+    bool residual = false;
+    const void* x = nullptr;  // [images, height * width, channels]
+    const void* w = nullptr;  // [kernel * kernel, channels]
+    const void* b = nullptr;  // [channels], or null: no offset
+    void* y = nullptr;        // as x
+};
+cudaError_t depthwise_conv(const DepthwiseConvProblem& problem, cudaStream_t stream);
+
 }  // namespace trt_opt

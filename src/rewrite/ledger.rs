@@ -41,10 +41,12 @@ pub enum Kind {
     TntWords,
     /// A GELU and the offset of the matrix product before it, as one op.
     BiasGelu,
+    /// A depthwise convolution of a map that lies as tokens, with the residual add around it, as one op.
+    DepthwiseConv,
 }
 
 impl Kind {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::LayerNorm,
         Self::Attention,
         Self::Gelu,
@@ -59,6 +61,7 @@ impl Kind {
         Self::PatchEmbed,
         Self::TntWords,
         Self::BiasGelu,
+        Self::DepthwiseConv,
     ];
     /// The kinds that are fused unless something else is asked for: blocks are not, since whether one is faster than
     /// its parts depends on the sizes and the GPU.
@@ -93,6 +96,7 @@ impl Kind {
             Self::PatchEmbed => "patch-embed",
             Self::TntWords => "tnt-words",
             Self::BiasGelu => "bias-gelu",
+            Self::DepthwiseConv => "depthwise-conv",
         }
     }
 }

@@ -67,6 +67,11 @@ class Library:
         rows, row = x.shape
         self.call("trt_opt_gelu", HALF, ctypes.c_int64(rows), ctypes.c_int64(row), int(tanh), pointer(x), pointer(bias), pointer(y))
 
+    def depthwise_conv(self, x, w, b, y, side, residual):
+        images, _, channels = x.shape
+        kernel = round(w.shape[0] ** 0.5)
+        self.call("trt_opt_depthwise_conv", HALF, ctypes.c_int64(images), side, side, channels, kernel, int(residual), pointer(x), pointer(w), pointer(b), pointer(y))
+
     def patch_merge_block(self, x, p, y, workspace, side, tactic=0):
         images, _, channels = x.shape
         self.call("trt_opt_patch_merge_block", HALF, ctypes.c_int64(images), channels, side, side, p["w"].shape[1], ctypes.c_float(1e-5), pointer(x), pointer(p["scale"]), pointer(p["bias"]),
@@ -285,6 +290,32 @@ def bench_gelu(lib, rows, row, rounds):
     times, failed = time_variants({k: [lambda i=i, f=f: f(i) for i in order] for k, f in functions.items()}, rounds)
     return {"op": "gelu", "shape": [rows, row], "error": error, "us": times, "failed": failed, "bytes": 2 * size, "speedup_over_torch": times["torch"] / times["ours"],
             "bandwidth_of_copy": times["copy"] / times["ours"], "tb_s": 2 * size / times["ours"] * 1e-6}
+
+
+def bench_depthwise_conv(lib, images, side, channels, kernel, rounds):
+    """Position encoding of tokens, beside PyTorch's on the tokens as a map, channels last in memory, and a copy."""
+    size = images * side * side * channels * 2
+    sets, order = rotation(2 * size)
+    xs = [rand(images, side * side, channels) for _ in range(sets)]
+    ys = [torch.empty_like(xs[0]) for _ in range(sets)]
+    w, b = rand(kernel * kernel, channels), rand(channels)
+    kernels = w.t().reshape(channels, 1, kernel, kernel).contiguous(memory_format=torch.channels_last)
+
+    def map_of(x):
+        return x.view(images, side, side, channels).permute(0, 3, 1, 2)
+
+    def torch_conv(i):
+        x = map_of(xs[i])
+        return torch.add(x, F.conv2d(x, kernels, b, padding=kernel // 2, groups=channels), out=map_of(ys[i]))
+
+    lib.depthwise_conv(xs[0], w, b, ys[0], side, True)
+    x = map_of(xs[0]).float()
+    reference = (x + F.conv2d(x, kernels.float(), b.float(), padding=kernel // 2, groups=channels)).permute(0, 2, 3, 1).reshape(xs[0].shape)
+    error = ((ys[0].float() - reference).norm() / reference.norm()).item()
+    functions = {"ours": lambda i: lib.depthwise_conv(xs[i], w, b, ys[i], side, True), "torch": torch_conv, "copy": lambda i: ys[i].copy_(xs[i])}
+    times, failed = time_variants({k: [lambda i=i, f=f: f(i) for i in order] for k, f in functions.items()}, rounds)
+    return {"op": "depthwise_conv", "shape": [images, side, channels, kernel], "residual": True, "error": error, "us": times, "failed": failed, "bytes": 2 * size,
+            "speedup_over_torch": times["torch"] / times["ours"], "bandwidth_of_copy": times["copy"] / times["ours"], "tb_s": 2 * size / times["ours"] * 1e-6}
 
 
 def bench_attention(lib, stage, batch, shifted, rounds, tactics):
@@ -899,7 +930,7 @@ def main():
     parser.add_argument("--json")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--tactics", action="store_true", help="time every tactic too")
-    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, patch_merge_block, norm_pool, gelu, sequence, stage, wide_gemm, mlp_block, attn_block, tnt_inner_block, tnt_bridge, tnt_words or patch_embed")
+    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, patch_merge_block, norm_pool, gelu, depthwise_conv, sequence, stage, wide_gemm, mlp_block, attn_block, tnt_inner_block, tnt_bridge, tnt_words or patch_embed")
     parser.add_argument("--batch", type=int, action="append", help="batch sizes of blocks [default: 1 and 32]")
     args = parser.parse_args()
     lib = Library(args.lib)
@@ -948,6 +979,10 @@ def main():
             for batch in args.batch or (1, 32):
                 for rows, row in [(3136, 384), (784, 768), (196, 1536), (49, 3072), (197, 1536), (3136, 96)]:
                     add(bench_gelu(lib, batch * rows, row, args.rounds))
+        if wanted("depthwise_conv"):
+            for images in args.batch or (1, 32):
+                for side, channels in [(56, 64), (28, 128), (14, 320), (7, 512)]:
+                    add(bench_depthwise_conv(lib, images, side, channels, 3, args.rounds))
         if wanted("sequence"):
             for stage in range(4):
                 add(bench_sequence(lib, stage, args.rounds))

@@ -189,4 +189,11 @@ int trt_opt_patch_embed(int image, int dtype, int64_t images, int channels, int 
     p.columns = columns, p.epsilon = epsilon, p.x = x, p.w = w, p.b = b, p.scale = scale, p.bias = bias, p.y = y;
     return patch_embed(p, static_cast<cudaStream_t>(stream));
 }
+
+int trt_opt_depthwise_conv(int dtype, int64_t images, int height, int width, int channels, int kernel, int residual, const void* x, const void* w, const void* b, void* y, void* stream) {
+    DepthwiseConvProblem p;
+    p.dtype = static_cast<DType>(dtype), p.images = images, p.height = height, p.width = width, p.channels = channels, p.kernel = kernel, p.residual = residual != 0;
+    p.x = x, p.w = w, p.b = b, p.y = y;
+    return depthwise_conv(p, static_cast<cudaStream_t>(stream));
+}
 }

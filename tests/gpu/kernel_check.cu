@@ -987,6 +987,40 @@ void check(Checker& c, const EmbedCase& a) {
     c.compare(name, *y, ref);
 }
 
+struct DepthwiseCase {
+    DType type;
+    int64_t images;
+    int height, width, channels, kernel = 3;
+    bool residual = true, offset = true;
+    int shift = 0;
+};
+void check(Checker& c, const DepthwiseCase& a) {
+    char text[120];
+    std::snprintf(text, sizeof(text), "depthwise_conv b%lld %dx%d c%d k%d%s%s off%d%s", static_cast<long long>(a.images), a.height, a.width, a.channels, a.kernel, a.residual ? " residual" : "",
+                  a.offset ? " offset" : "", a.shift, a.type == DType::kHalf ? " fp16" : " fp32");
+    const std::string name = text;
+    if (!c.wanted(name)) return;
+    DepthwiseConvProblem p;
+    p.dtype = a.type, p.images = a.images, p.height = a.height, p.width = a.width, p.channels = a.channels, p.kernel = a.kernel, p.residual = a.residual;
+    const int64_t size = a.images * a.height * a.width * a.channels;
+    Tensor x = tensor(a.type, size, a.shift), w = tensor(a.type, int64_t{a.kernel} * a.kernel * a.channels, a.shift), b = tensor(a.type, a.offset ? a.channels : 0, a.shift), y = tensor(a.type, size, a.shift);
+    x->fill(c.next_seed(), 1.5f), w->fill(c.next_seed(), 1.f / static_cast<float>(a.kernel));
+    p.x = x->data(), p.w = w->data(), p.y = y->data();
+    if (a.offset) {
+        b->fill(c.next_seed(), 0.5f);
+        p.b = b->data();
+    }
+    const cudaError_t status = c.run([&](cudaStream_t s) { return depthwise_conv(p, s); });
+    if (status != cudaSuccess) return c.report(name, a.type, 1e30, 0, 0, cudaGetErrorString(status));
+    Doubles ref(y->count);
+    if (size > 0) {
+        if (a.type == DType::kHalf) reference::depthwise_conv<__half><<<blocks_for(size), 128>>>(p, ref.p);
+        else reference::depthwise_conv<float><<<blocks_for(size), 128>>>(p, ref.p);
+        CUDA_OK(cudaGetLastError());
+    }
+    c.compare(name, *y, ref);
+}
+
 WindowGrid grid(int h, int w, int wh, int ww, int sh, int sw, int after = 0) { return {h, w, wh, ww, sh, sw, after}; }
 
 void edge_cases(Checker& c) {
@@ -1038,6 +1072,16 @@ void edge_cases(Checker& c) {
         for (int64_t channels : {96, 30, 5}) check(c, "patch_merge c" + std::to_string(channels) + " 14x13" + s, MergeCase{t, 3, channels, 14, 13, {0, 2, 1, 3}, channels == 30 ? 1 : 0, true});
 
         // Swin, PyramidTNT; then clusters of every size and blocks of every kind, rows of every number of accesses, and those that have none
+        for (int kernel : {3, 5, 7}) {
+            for (int64_t images : {1, 2, 32})
+                for (auto [side, channels] : {std::pair{56, 64}, {28, 128}, {14, 320}, {7, 512}}) check(c, DepthwiseCase{t, images, side, side, channels, kernel});
+            // Maps smaller than the kernel, rows that fill no strip, and channels that fill no vector.
+            for (int height : {1, 2, 3, 6}) for (int width = 1; width <= 9; ++width) check(c, DepthwiseCase{t, 2, height, width, 24, kernel, width % 2 == 0, height % 2 == 0});
+            for (int width : {13, 14, 15, 16, 17}) check(c, DepthwiseCase{t, 40, 15, width, 512, kernel, width % 2 == 0, width % 3 == 0});
+            for (int channels : {1, 2, 3, 4, 7, 8, 12, 20, 33, 100, 1000}) check(c, DepthwiseCase{t, 2, 5, 6, channels, kernel, channels % 2 == 0, channels % 3 == 0});
+            for (int shift : {1, 2, 4}) check(c, DepthwiseCase{t, 2, 14, 14, 64, kernel, true, true, shift});
+            check(c, DepthwiseCase{t, 0, 14, 14, 64, kernel}), check(c, DepthwiseCase{t, 300, 7, 7, 512, kernel, false, false});
+        }
         for (int64_t images : {1, 2, 5, 17, 32, 40, 70, 140, 300}) check(c, PoolCase{t, images, 49, 768, images != 2});
         for (auto [tokens, row] : {std::pair{64, 512}, {49, 1024}, {144, 1536}, {196, 768}, {3136, 96}}) check(c, PoolCase{t, 1, tokens, row, true}), check(c, PoolCase{t, 3, tokens, row});
         for (int64_t row : {1, 2, 3, 4, 7, 8, 12, 16, 24, 40, 96, 100, 130, 248, 256, 264, 384, 512, 520, 640, 1000, 1024, 1032, 1288, 1360, 1368, 1536, 1544, 2040, 2048, 2056, 3000, 4096, 5001})
@@ -1392,6 +1436,11 @@ void refusals(Checker& c) {
     expect("refuse a GELU of too many channels", gelu(g, nullptr));
     g.rows = -1, g.row = 8;
     expect("refuse a GELU of no number of rows", gelu(g, nullptr));
+    DepthwiseConvProblem d;
+    d.images = 1, d.height = d.width = 4, d.channels = 8, d.kernel = 4;
+    expect("refuse an even kernel", depthwise_conv(d, nullptr));
+    d.kernel = 3, d.height = 0;
+    expect("refuse a map without rows", depthwise_conv(d, nullptr));
     PatchMergeBlockProblem o;
     o.merge.images = 1, o.merge.channels = 5, o.merge.grid_h = o.merge.grid_w = 4, o.columns = 8;
     expect("refuse a merge and product without workspace", patch_merge_block(o, nullptr));

@@ -1,8 +1,8 @@
 //! A typical node of each op: what plugin libraries are tried with.
 
 use super::{
-    Attention, AttnBlock, Gelu, LayerNorm, Layout, Mask, MlpBlock, NormPool, OpDef, PatchEmbed, PatchMerge,
-    PatchMergeBlock, TntBridge, TntInnerBlock, TntWords, Window, WindowMap,
+    Attention, AttnBlock, DepthwiseConv, Gelu, LayerNorm, Layout, Mask, MlpBlock, NormPool, OpDef, PatchEmbed,
+    PatchMerge, PatchMergeBlock, TntBridge, TntInnerBlock, TntWords, Window, WindowMap,
 };
 use crate::onnx::proto::AttributeProto;
 
@@ -35,6 +35,7 @@ pub fn example(def: &OpDef) -> Vec<AttributeProto> {
         "TrtOptNormPool" => NormPool { epsilon: 1e-5 }.attributes(true),
         "TrtOptGelu" => Gelu { tanh: false }.attributes(true),
         "TrtOptPatchEmbed" => PatchEmbed { epsilon: 1e-5, rank: 4 }.attributes(true, true),
+        "TrtOptDepthwiseConv" => DepthwiseConv { grid: [14; 2], kernel: 3, residual: true }.attributes(true),
         other => panic!("op {other} has no example here"),
     }
 }

@@ -4,6 +4,7 @@
 mod attention;
 mod attn_block;
 mod body;
+mod depthwise_conv;
 mod example;
 mod gelu;
 mod layer_norm;
@@ -21,6 +22,7 @@ use std::collections::BTreeMap;
 
 pub use attention::{Attention, Bias, Layout, Mask, region, table_index};
 pub use attn_block::{AttnBlock, AttnWeights};
+pub use depthwise_conv::{DepthwiseConv, KERNELS};
 pub use example::example;
 pub use gelu::Gelu;
 pub use layer_norm::{Addends, LayerNorm, Part};
@@ -125,6 +127,7 @@ pub static OPS: &[&OpDef] = &[
     &patch_embed::DEF,
     &tnt_words::DEF,
     &gelu::DEF,
+    &depthwise_conv::DEF,
 ];
 
 const fn port(name: &'static str, doc: &'static str) -> PortDef {

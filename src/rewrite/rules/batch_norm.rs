@@ -160,7 +160,7 @@ fn into_conv(graph: &Graph, id: NodeId) -> Outcome<Option<Patch>> {
     let group = usize::try_from(node.int("group").unwrap_or(1)).unwrap_or(0);
     let kernel = sizes.get(2..).unwrap_or_default();
     let fits = sizes.len() >= 3 && sizes[0] > 0 && group > 0 && sizes[1] as usize * group == channels;
-    if !fits || sizes[0] as usize % group != 0 {
+    if !fits || !(sizes[0] as usize).is_multiple_of(group) {
         return Err(Miss::new(label, "its weights are not of these channels")
             .expected(format!("[M, {channels} / {group}, ...]"), format!("{sizes:?}")));
     }

@@ -7,6 +7,7 @@ mod attn_block;
 mod batch_norm;
 mod bias_gelu;
 mod block;
+mod depthwise_conv;
 mod gelu;
 mod layer_norm;
 mod mlp_block;
@@ -41,6 +42,8 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     tnt_inner_block::run(engine)?;
     // What an embedding and a bridge give is the stream of the blocks after them.
     patch_embed::run(engine)?;
+    // On the tokens of embeddings.
+    depthwise_conv::run(engine)?;
     tnt_bridge::run(engine)?;
     // The adds that it leaves go into the attention blocks.
     tnt_words::run(engine)?;
