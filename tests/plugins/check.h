@@ -105,6 +105,7 @@ inline std::vector<Op> ops() {
     const Fields pool_plain = {{"epsilon", real(0.f)}, {"residual", ints({0})}};
     const Fields embed = {{"epsilon", real(1e-5f)}, {"bias", ints({1})}, {"norm", ints({1})}, {"rank", ints({4})}};
     const Fields embed_plain = {{"epsilon", real(0.f)}, {"bias", ints({0})}, {"norm", ints({0})}, {"rank", ints({3})}};
+    const Fields depthwise = {{"grid", ints({14, 14})}, {"kernel", ints({3})}, {"bias", ints({1})}, {"residual", ints({1})}}, depthwise_plain = {{"grid", ints({9, 5})}, {"kernel", ints({7})}, {"bias", ints({0})}, {"residual", ints({0})}};
     const Fields gelu = {{"bias", ints({1})}, {"approximate", text("none")}};
     const Fields gelu_plain = {{"bias", ints({0})}, {"approximate", text("tanh")}};
     return {
@@ -167,6 +168,10 @@ inline std::vector<Op> ops() {
         {"TrtOptGelu",
          {gelu, gelu_plain},
          {{"bias", ints({2}), "'bias' must be 0 or 1"}, {"bias", gone(), "'bias' is missing"}, {"approximate", text("erf"), "'approximate' must be none or tanh"}, {"approximate", ints({0}), "'approximate' must be char"}}},
+        {"TrtOptDepthwiseConv",
+         {depthwise, depthwise_plain},
+         {{"grid", ints({0, 14}), "'grid' must be two positive sizes"}, {"grid", ints({32768, 65536}), "'grid' is too large"}, {"grid", ints({14}), "'grid' must have 2 values"}, {"kernel", ints({4}), "'kernel' must be 3, 5 or 7"},
+          {"kernel", gone(), "'kernel' is missing"}, {"bias", ints({2}), "'bias' must be 0 or 1"}, {"residual", ints({-1}), "'residual' must be 0 or 1"}}},
     };
 }
 
