@@ -6,7 +6,7 @@
 mod block;
 mod common;
 
-use block::{comparison, ints, rewritten, weight};
+use block::{comparison, ints, rewritten_parts, weight};
 use trt_opt::onnx::proto::{AttributeProto, ModelProto, NodeProto, TensorProto};
 use trt_opt::rewrite::{Options, Target};
 use trt_opt::{testing, verify};
@@ -96,17 +96,17 @@ impl Parts {
         self
     }
 
+    fn rewrite(&self, options: &Options) -> testing::Rewrite {
+        rewritten_parts(&self.nodes, &self.weights, [&self.inputs, &self.outputs], options)
+    }
+
     /// Rewrites it, proves that it computes the same, and says what is left.
     fn left(&self) -> Vec<String> {
         self.left_with(&Options::default())
     }
 
     fn left_with(&self, options: &Options) -> Vec<String> {
-        let mut proto = common::model(self.nodes.clone(), self.weights.clone());
-        let graph = proto.graph.as_mut().unwrap();
-        graph.input = self.inputs.iter().map(|(name, dims)| common::value(name, dims)).collect();
-        graph.output = self.outputs.iter().map(|(name, dims)| common::value(name, dims)).collect();
-        let rewrite = rewritten(proto, options);
+        let rewrite = self.rewrite(options);
         rewrite.compare(&verify::Options::default()).unwrap().check().unwrap();
         ops(&rewrite.model().proto)
     }
@@ -213,11 +213,7 @@ fn statistics_of_the_batch_stay() {
     let mut net = Parts::new();
     net.nodes[0].attribute.push(AttributeProto::int("training_mode", 1));
     net.nodes[0].output.extend(["mean_out".into(), "var_out".into()]);
-    let mut proto = common::model(net.nodes, net.weights);
-    let graph = proto.graph.as_mut().unwrap();
-    graph.input = vec![common::value("x", &MAP)];
-    graph.output = vec![common::value("y", &net.outputs[0].1)];
-    assert_eq!(ops(&rewritten(proto, &Options::default()).model().proto), [NORM, "Conv"]);
+    assert_eq!(ops(&net.rewrite(&Options::default()).model().proto), [NORM, "Conv"]);
 }
 
 #[test]
@@ -234,11 +230,7 @@ fn weights_that_their_type_cannot_hold_stay() {
     let mut net = Parts::new();
     net = net.set(TensorProto::from_f32("gamma", &[CHANNELS], &[1e30; CHANNELS as usize]));
     net = net.set(TensorProto::from_f32("w", &[6, CHANNELS, 1, 1], &[1e20; 6 * CHANNELS as usize]));
-    let mut proto = common::model(net.nodes, net.weights);
-    let graph = proto.graph.as_mut().unwrap();
-    graph.input = vec![common::value("x", &MAP)];
-    graph.output = vec![common::value("y", &net.outputs[0].1)];
-    assert_eq!(ops(&rewritten(proto, &Options::default()).model().proto), [NORM, "Conv"]);
+    assert_eq!(ops(&net.rewrite(&Options::default()).model().proto), [NORM, "Conv"]);
 }
 
 #[test]

@@ -9,20 +9,18 @@
 namespace trt_opt {
 namespace {
 
-int32_t inner(const AttnBlockProblem& q) { return q.attention.heads * q.attention.dim; }
-
 BlockGemmProblem first_product(const AttnBlockProblem& q) {
     BlockGemmProblem g;
-    g.rows = q.images * q.groups() * q.group_tokens(), g.k = q.channels, g.n = 3 * inner(q);
+    g.rows = product_rows(q), g.k = q.channels, g.n = 3 * head_columns(q);
     g.a = q.x, g.b = q.w_qkv, g.bias = q.b_qkv;
     g.norm = true, g.a2 = q.residual, g.scale = q.norm_scale, g.shift = q.norm_bias, g.epsilon = q.epsilon;
     g.window = q.attention.window;
-    g.next = q.w_proj, g.next_bytes = int64_t{2} * inner(q) * q.channels;
+    g.next = q.w_proj, g.next_bytes = int64_t{2} * head_columns(q) * q.channels;
     return g;
 }
 BlockGemmProblem second_product(const AttnBlockProblem& q) {
     BlockGemmProblem g;
-    g.rows = q.images * q.groups() * q.group_tokens(), g.k = inner(q), g.n = q.channels;
+    g.rows = product_rows(q), g.k = head_columns(q), g.n = q.channels;
     g.b = q.w_proj, g.bias = q.b_proj, g.added = q.x, g.added2 = q.residual, g.out = q.y;
     g.window = q.attention.window;
     return g;
@@ -73,6 +71,17 @@ std::vector<GemmPair> attn_chain_pairs(const AttnBlockProblem& q) {
     return pairs;
 }
 
+cudaError_t attend_packed(const AttnBlockProblem& q, int64_t qkv, cudaStream_t stream) {
+    auto* const rows = static_cast<__half*>(q.workspace);
+    AttentionProblem attend = q.attention;
+    attend.dtype = q.dtype, attend.batch = q.images * q.groups();
+    attend.queries = attend.keys = static_cast<int32_t>(q.group_tokens());
+    attend.value_dim = attend.dim;
+    auto part = [&](int i) { return HeadView{rows + qkv + int64_t{i} * head_columns(q), int64_t{attend.queries} * 3 * head_columns(q), 3 * head_columns(q), attend.dim}; };
+    attend.q = part(0), attend.k = part(1), attend.v = part(2), attend.out = rows;
+    return attention(attend, stream);
+}
+
 cudaError_t attn_chain(const AttnBlockProblem& q, int64_t qkv, const GemmPair* pair, cudaStream_t stream) {
     auto* const rows = static_cast<__half*>(q.workspace);
     const GemmPair chosen = pair ? *pair : best(q);
@@ -84,14 +93,7 @@ cudaError_t attn_chain(const AttnBlockProblem& q, int64_t qkv, const GemmPair* p
     }
     if (const cudaError_t status = block_gemm(first, chosen.first, stream); status != cudaSuccess) return status;
 
-    AttentionProblem attend = q.attention;
-    attend.dtype = q.dtype, attend.batch = q.images * q.groups();
-    attend.queries = attend.keys = static_cast<int32_t>(q.group_tokens());
-    attend.value_dim = attend.dim;
-    auto part = [&](int i) { return HeadView{rows + qkv + int64_t{i} * inner(q), int64_t{attend.queries} * 3 * inner(q), 3 * inner(q), attend.dim}; };
-    attend.q = part(0), attend.k = part(1), attend.v = part(2), attend.out = rows;
-    if (const cudaError_t status = attention(attend, stream); status != cudaSuccess) return status;
-
+    if (const cudaError_t status = attend_packed(q, qkv, stream); status != cudaSuccess) return status;
     return block_gemm(second, chosen.second, stream);
 }
 

@@ -2,21 +2,13 @@
 
 #include <algorithm>
 
+#include "row_pieces.h"
+
 namespace trt_opt {
 namespace {
 
-// More rows than have this many bytes between the products are taken in pieces, so that these stay in the second-level cache.
-constexpr int64_t kMaxWorkspace = int64_t{32} << 20;
-constexpr int64_t kRowUnit = 128;
-
 int64_t row_bytes(const MlpBlockProblem& q) { return int64_t{2} * q.hidden; }
-int64_t most_rows(const MlpBlockProblem& q) { return std::max(kRowUnit, kMaxWorkspace / row_bytes(q) / kRowUnit * kRowUnit); }
-int64_t piece_rows(const MlpBlockProblem& q) {
-    const int64_t most = most_rows(q);
-    if (q.rows <= most) return q.rows;
-    const int64_t pieces = (q.rows + most - 1) / most, even = (q.rows + pieces - 1) / pieces;
-    return std::min(most, (even + kRowUnit - 1) / kRowUnit * kRowUnit);
-}
+int64_t piece_rows(const MlpBlockProblem& q) { return rows_a_piece(q.rows, row_bytes(q)); }
 
 BlockGemmProblem first_product(const MlpBlockProblem& q, int64_t rows) {
     BlockGemmProblem g;
@@ -57,7 +49,7 @@ std::vector<GemmPair> mlp_chain_plans(const MlpBlockProblem& q) {
     return pairs;
 }
 
-size_t mlp_chain_workspace(const MlpBlockProblem& q) { return static_cast<size_t>(std::min(q.rows, most_rows(q)) * row_bytes(q)); }
+size_t mlp_chain_workspace(const MlpBlockProblem& q) { return static_cast<size_t>(std::min(q.rows, most_piece_rows(row_bytes(q))) * row_bytes(q)); }
 
 cudaError_t mlp_chain(const MlpBlockProblem& whole, const GemmPair& plan, void* workspace, cudaStream_t stream) {
     const int64_t step = piece_rows(whole);

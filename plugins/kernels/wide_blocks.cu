@@ -4,24 +4,18 @@
 
 #include <algorithm>
 
+#include "attn_chain.h"
+#include "row_pieces.h"
+
 namespace trt_opt {
 namespace {
 
-// More rows than have this many bytes in the workspace are taken in pieces, so that these stay in the second-level cache.
-constexpr int64_t kMaxWorkspace = int64_t{32} << 20;
-constexpr int64_t kRowUnit = 128;
 constexpr float kNorm = 3500, kNormBytes = 2000;  // an estimate of the norm in nanoseconds: a kernel, and bytes in one
 
 float norm_cost(int64_t rows, int channels) { return kNorm + static_cast<float>(4 * rows * channels) / kNormBytes; }
 
 int64_t row_bytes(const MlpBlockProblem& q) { return int64_t{2} * (q.channels + q.hidden); }
-int64_t most_rows(const MlpBlockProblem& q) { return std::max(kRowUnit, kMaxWorkspace / row_bytes(q) / kRowUnit * kRowUnit); }
-int64_t piece_rows(const MlpBlockProblem& q) {
-    const int64_t most = most_rows(q);
-    if (q.rows <= most) return q.rows;
-    const int64_t pieces = (q.rows + most - 1) / most, even = (q.rows + pieces - 1) / pieces;
-    return std::min(most, (even + kRowUnit - 1) / kRowUnit * kRowUnit);
-}
+int64_t piece_rows(const MlpBlockProblem& q) { return rows_a_piece(q.rows, row_bytes(q)); }
 
 BlockGemmProblem first_product(const MlpBlockProblem& q, int64_t rows) {
     BlockGemmProblem g;
@@ -39,17 +33,15 @@ BlockGemmProblem second_product(const MlpBlockProblem& q, int64_t rows) {
     return g;
 }
 
-int32_t inner(const AttnBlockProblem& q) { return q.attention.heads * q.attention.dim; }
-int64_t all_rows(const AttnBlockProblem& q) { return q.images * q.groups() * q.group_tokens(); }
 BlockGemmProblem first_product(const AttnBlockProblem& q) {
     BlockGemmProblem g;
-    g.rows = all_rows(q), g.k = q.channels, g.n = 3 * inner(q);
+    g.rows = product_rows(q), g.k = q.channels, g.n = 3 * head_columns(q);
     g.b = q.w_qkv, g.bias = q.b_qkv;
     return g;
 }
 BlockGemmProblem second_product(const AttnBlockProblem& q) {
     BlockGemmProblem g;
-    g.rows = all_rows(q), g.k = inner(q), g.n = q.channels;
+    g.rows = product_rows(q), g.k = head_columns(q), g.n = q.channels;
     g.b = q.w_proj, g.bias = q.b_proj, g.out = q.y;
     g.added = q.residual ? q.y : q.x;
     g.window = q.attention.window;
@@ -74,7 +66,7 @@ std::vector<WidePair> mlp_wide_pairs(const MlpBlockProblem& q) {
     return pairs;
 }
 
-size_t mlp_wide_workspace(const MlpBlockProblem& q) { return static_cast<size_t>(std::min(q.rows, most_rows(q)) * row_bytes(q)); }
+size_t mlp_wide_workspace(const MlpBlockProblem& q) { return static_cast<size_t>(std::min(q.rows, most_piece_rows(row_bytes(q))) * row_bytes(q)); }
 
 cudaError_t mlp_wide(const MlpBlockProblem& whole, const WidePair& pair, void* workspace, cudaStream_t stream) {
     const int64_t step = piece_rows(whole);
@@ -120,14 +112,7 @@ cudaError_t attn_wide(const AttnBlockProblem& q, int64_t qkv, const WidePair& pa
     first.a = rows, first.out = rows + qkv, second.a = rows;
     if (const cudaError_t status = wide_gemm(first, pair.first, stream); status != cudaSuccess) return status;
 
-    AttentionProblem attend = q.attention;
-    attend.dtype = q.dtype, attend.batch = q.images * q.groups();
-    attend.queries = attend.keys = static_cast<int32_t>(q.group_tokens());
-    attend.value_dim = attend.dim;
-    auto part = [&](int i) { return HeadView{rows + qkv + int64_t{i} * inner(q), int64_t{attend.queries} * 3 * inner(q), 3 * inner(q), attend.dim}; };
-    attend.q = part(0), attend.k = part(1), attend.v = part(2), attend.out = rows;
-    if (const cudaError_t status = attention(attend, stream); status != cudaSuccess) return status;
-
+    if (const cudaError_t status = attend_packed(q, qkv, stream); status != cudaSuccess) return status;
     return wide_gemm(second, pair.second, stream);
 }
 
