@@ -6,6 +6,7 @@
 #include <cuda.h>
 
 #include "gelu.cuh"
+#include "mbarrier.cuh"
 #include "mma.cuh"
 #include "ptx.cuh"
 #include "window_map.cuh"
@@ -35,22 +36,6 @@ template <int BN, int STAGES, int BLOCKS> struct WideTile {
 
 namespace wide {
 
-__device__ __forceinline__ void init_barrier(uint32_t at, uint32_t arrivals) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(arrivals) : "memory"); }
-__device__ __forceinline__ void expect(uint32_t at, uint32_t bytes) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
-#endif
-}
-__device__ __forceinline__ void arrive(uint32_t at) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(at) : "memory");
-#endif
-}
-__device__ __forceinline__ void wait(uint32_t at, uint32_t parity) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("{.reg .pred p;\n\tWAIT: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n\t@!p bra WAIT;}" ::"r"(at), "r"(parity) : "memory");
-#endif
-}
 __device__ __forceinline__ void load(uint32_t to, const CUtensorMap& map, int column, int row, uint32_t barrier) {
 #if __CUDA_ARCH__ >= 900
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to), "l"(&map), "r"(column), "r"(row), "r"(barrier) : "memory");
@@ -115,8 +100,8 @@ template <class Tile, bool ADDED> __global__ void __launch_bounds__(kWideThreads
 
     if (tid < BN) bias[tid] = column + tid < p.n ? __half2float(p.bias[column + tid]) : 0.f;
     if (tid == 0) {
-        for (int s = 0; s < kStages; ++s) wide::init_barrier(full + s * 8, 1), wide::init_barrier(empty + s * 8, 8);
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        for (int s = 0; s < kStages; ++s) mbarrier::init(full + s * 8, 1), mbarrier::init(empty + s * 8, 8);
+        mbarrier::publish();
     }
     __syncthreads();
 
@@ -124,7 +109,7 @@ template <class Tile, bool ADDED> __global__ void __launch_bounds__(kWideThreads
         if (lane != 0) return;
         auto load_a = [&](int step, int s) { wide::load(ring + s * Tile::kStageBytes, p.a, step * kWideDepth, row0, full + s * 8); };
         auto load_b = [&](int step, int s) {
-            wide::expect(full + s * 8, Tile::kStageBytes);
+            mbarrier::expect(full + s * 8, Tile::kStageBytes);
 #pragma unroll
             for (int part = 0; part < Tile::kParts; ++part)
                 wide::load(ring + s * Tile::kStageBytes + Tile::kABytes + part * Tile::kPartBytes, p.b, column + part * 64, step * kWideDepth, full + s * 8);
@@ -136,7 +121,7 @@ template <class Tile, bool ADDED> __global__ void __launch_bounds__(kWideThreads
         int s = 0;
         uint32_t parity = 0;
         for (int step = kStages; step < steps; ++step) {
-            wide::wait(empty + s * 8, parity);
+            mbarrier::wait(empty + s * 8, parity);
             load_b(step, s), load_a(step, s);
             if (++s == kStages) s = 0, parity ^= 1;
         }
@@ -161,7 +146,7 @@ template <class Tile, bool ADDED> __global__ void __launch_bounds__(kWideThreads
         uint32_t parity = 0;
 #pragma unroll 1
         for (int step = 0; step < steps; ++step) {
-            wide::wait(full + s * 8, parity);
+            mbarrier::wait(full + s * 8, parity);
             asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
             for (int i = 0; i < kWideDepth / 16; ++i)
@@ -169,7 +154,7 @@ template <class Tile, bool ADDED> __global__ void __launch_bounds__(kWideThreads
             asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
             // The step before this one is done with its stage.
             asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
-            if (step > 0 && lane == 0) wide::arrive(empty + (s == 0 ? kStages - 1 : s - 1) * 8);
+            if (step > 0 && lane == 0) mbarrier::arrive(empty + (s == 0 ? kStages - 1 : s - 1) * 8);
             if (++s == kStages) s = 0, parity ^= 1;
         }
 #pragma unroll

@@ -125,6 +125,22 @@ class Library:
         self.call("trt_opt_tnt_bridge", HALF, ctypes.c_int64(images), tokens, covered, width, channels, ctypes.c_float(1e-5), pointer(x), pointer(words),
                   *(pointer(p[k]) for k in ("scale1", "bias1", "w", "b", "scale2", "bias2")), pointer(y), pointer(workspace), ctypes.c_int64(workspace.numel()))
 
+    def chain_arguments(self, images, tokens, channels, heads, dim, hidden, pairs, bias, window, shifted):
+        return ctypes.c_int64(images), tokens, channels, heads, dim, hidden, pairs, int(bias), self.window(window), shifted
+
+    def block_chain_sizes(self, *shape):
+        sizes = (ctypes.c_int64 * 3)()
+        self.lib.trt_opt_block_chain_sizes(*self.chain_arguments(*shape), sizes)
+        return list(sizes)
+
+    def block_chain_tactics(self, *shape):
+        found = (ctypes.c_int32 * 64)()
+        count = self.lib.trt_opt_block_chain_tactics(*self.chain_arguments(*shape), found, 64)
+        return list(found[:min(count, 64)])
+
+    def block_chain(self, x, weights, vectors, y, workspace, tactic, slot, *shape):
+        self.call("trt_opt_block_chain", *self.chain_arguments(*shape), pointer(x), pointer(weights), pointer(vectors), pointer(y), pointer(workspace), tactic, slot)
+
     def tnt_words(self, x, p, bridges, after, tokens, outs, y, workspace, heads):
         (patches, words, channels), (_, width, out_channels) = x.shape, bridges["w"].shape
         names, bridge_names = ["scale1", "bias1", "w_qkv", "b_qkv", "w_proj", "b_proj", "scale2", "bias2", "w1", "b1", "w2", "b2"], ["scale1", "bias1", "w", "b", "scale2", "bias2"]
@@ -611,6 +627,47 @@ def bench_tnt_words(lib, images, covered, words, channels, heads, layers, out_ch
             "flop": layers * patches * words * (24 * channels * channels + 4 * words * channels + 2 * channels * out_channels)}
 
 
+def bench_block_chain(lib, name, images, tokens, channels, heads, dim, pairs, window, rounds, every):
+    """A chain against the ops that it replaces, block after block, by turns. Weights rotate."""
+    shape = (images, tokens, channels, heads, dim, 4 * channels, pairs, window is not None, window, 0x2AAAAAAA if window and window[4] else 0)
+    weights, vectors, bytes_ = lib.block_chain_sizes(*shape)
+    sets, order = rotation(2 * (weights + vectors))
+    ws, vs = [[rand(n) * scale for _ in range(sets)] for n, scale in ((weights, channels**-0.5), (vectors, 0.1))]
+    x, y = [rand(images, tokens, channels) for _ in range(2)]
+    workspace, slot = torch.empty(max(bytes_, 256 << 20), device="cuda", dtype=torch.uint8), lib.lib.trt_opt_chain_slot()
+    stream = [torch.empty_like(x) for _ in range(2)]
+
+    def attn(i, j):
+        c = channels
+        p = parts[(i * pairs + j) % len(parts)]
+        grid = window and [*window[:4], *((window[4:6]) if j % 2 else (0, 0)), 0]
+        lib.attn_block(stream[0], p[0], stream[1], workspace, heads, grid)
+        lib.mlp_block(stream[1].view(-1, c), None, p[1], stream[0].view(-1, c), workspace)
+
+    def block_by_block(i):
+        for j in range(pairs):
+            attn(i, j)
+
+    parts = []
+    for _ in range(sets * pairs):
+        c = channels
+        a = {"scale": rand(c), "bias": rand(c), "table": rand((2 * window[2] - 1) * (2 * window[3] - 1), heads) if window else None, **linears(("qkv", (c, 3 * heads * dim)), ("proj", (heads * dim, c)))}
+        m = linears(("1", (c, 4 * c)), ("2", (4 * c, c)))
+        parts.append((a, {"scale": rand(c), "bias": rand(c), "w1": m["w_1"], "b1": m["b_1"], "w2": m["w_2"], "b2": m["b_2"]}))
+    variants = {"block by block": [lambda i=i: block_by_block(i) for i in order]}
+    tactics = lib.block_chain_tactics(*shape)
+    for tactic in tactics if every else tactics[:1]:
+        variants[f"chain {tactic_text(tactic)}"] = [lambda i=i, t=tactic: lib.block_chain(stream[0], ws[i], vs[i], stream[1], workspace, t, slot, *shape) for i in order]
+    stream[0].copy_(x), stream[1].copy_(y)
+    times, failed = time_variants(variants, rounds)
+    return {"op": "block_chain", "name": name, "shape": shape[:7], "us": times, "failed": failed, "bytes": 2 * (weights + vectors), "flop": pairs * images * tokens * 2 * 12 * channels * channels}
+
+
+def tactic_text(tactic):
+    t, widths = tactic - 1, (16, 32, 48, 64, 96, 192)
+    return f"heads {widths[t & 7]}, merge {widths[t >> 3 & 7]}, up {widths[t >> 6 & 7]}, down {widths[t >> 9 & 7]} in {1 << (t >> 12)}"
+
+
 class SwinStage:
     """The blocks of a stage of Swin-T at batch 1 as in the network, with weights of their own for `blocks` blocks."""
 
@@ -930,7 +987,7 @@ def main():
     parser.add_argument("--json")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--tactics", action="store_true", help="time every tactic too")
-    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, patch_merge_block, norm_pool, gelu, depthwise_conv, sequence, stage, wide_gemm, mlp_block, attn_block, tnt_inner_block, tnt_bridge, tnt_words or patch_embed")
+    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, patch_merge_block, norm_pool, gelu, depthwise_conv, block_chain, sequence, stage, wide_gemm, mlp_block, attn_block, tnt_inner_block, tnt_bridge, tnt_words or patch_embed")
     parser.add_argument("--batch", type=int, action="append", help="batch sizes of blocks [default: 1 and 32]")
     args = parser.parse_args()
     lib = Library(args.lib)
@@ -983,6 +1040,14 @@ def main():
             for images in args.batch or (1, 32):
                 for side, channels in [(56, 64), (28, 128), (14, 320), (7, 512)]:
                     add(bench_depthwise_conv(lib, images, side, channels, 3, args.rounds))
+        if wanted("block_chain"):
+            for batch in args.batch or (1,):
+                for stage, pairs in enumerate((2, 2, 6, 2)):
+                    side, channels = 56 >> stage, 96 << stage
+                    window = [side, side, 7, 7, 3 if side > 7 else 0, 3 if side > 7 else 0, 0]
+                    add(bench_block_chain(lib, f"Swin-T stage {stage + 1}", batch, side * side, channels, channels // 32, 32, pairs, window, args.rounds, args.tactics))
+                for name, tokens, channels, heads, pairs in [("TNT-S", 197, 384, 6, 1), ("ViT-S", 197, 384, 6, 12), ("UniFormer-S stage 3", 196, 320, 5, 1), ("UniFormer-S stage 4", 49, 512, 8, 1)]:
+                    add(bench_block_chain(lib, name, batch, tokens, channels, heads, 64, pairs, None, args.rounds, args.tactics))
         if wanted("sequence"):
             for stage in range(4):
                 add(bench_sequence(lib, stage, args.rounds))

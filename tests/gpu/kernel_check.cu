@@ -740,6 +740,130 @@ void check(Checker& c, const AttnBlockCase& a) {
     }
 }
 
+template <class T> __global__ void pack_kernel(const T* from, T* to, int k, int n) {
+    const int depth = k % 128 == 0 ? 128 : k % 64 == 0 ? 64 : k % 32 == 0 ? 32 : 16;
+    // Element (a, b, c, e, f) of [k / depth, n / 8, depth / 8, 8, 8].
+    for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < int64_t{k} * n; i += int64_t{gridDim.x} * blockDim.x) {
+        int64_t rest = i;
+        const int f = rest % 8, e = (rest /= 8) % 8, c = (rest /= 8) % (depth / 8), b = (rest /= depth / 8) % (n / 8), a = rest / (n / 8);
+        to[i] = from[int64_t{a * depth + c * 8 + f} * n + b * 8 + e];
+    }
+}
+template <class T> __global__ void pad_kernel(const T* from, T* to, int64_t rows, int columns, int padded) {
+    for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < rows * padded; i += int64_t{gridDim.x} * blockDim.x)
+        to[i] = i % padded < columns ? from[i / padded * columns + i % padded] : static_cast<T>(0.f);
+}
+template <class T> __global__ void round_kernel(const double* from, T* to, int64_t n) {
+    for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += int64_t{gridDim.x} * blockDim.x) to[i] = static_cast<T>(static_cast<float>(from[i]));
+}
+
+struct BlockChainCase {
+    DType type;
+    int64_t images;
+    int tokens, channels, heads, d, hidden, pairs;
+    WindowGrid window;
+    uint32_t shifted = 0;
+    bool bias = true, tanh_gelu = false;
+    float offset = 0;
+};
+template <class T> void check_chain(Checker& c, const BlockChainCase& a, const std::string& name) {
+    BlockChainProblem p;
+    p.dtype = a.type, p.images = a.images, p.tokens = a.tokens, p.channels = a.channels, p.heads = a.heads, p.dim = a.d, p.hidden = a.hidden, p.pairs = a.pairs;
+    p.scale = 1.f / std::sqrt(static_cast<float>(a.d)), p.tanh_gelu = a.tanh_gelu, p.bias = a.bias, p.window = a.window, p.shifted = a.shifted;
+    const int64_t inner = int64_t{a.heads} * a.d, n = p.group_tokens(), padded = (n + 7) / 8 * 8, groups = a.images * p.groups(), size = a.images * a.tokens * a.channels, tokens = a.images * a.tokens;
+    std::vector<Tensor> in;
+    auto make = [&](int64_t count, float scale, float offset = 0) -> T* {
+        in.push_back(tensor(a.type, count));
+        in.back()->fill(c.next_seed(), scale, offset);
+        return static_cast<T*>(in.back()->data());
+    };
+    Tensor weights = tensor(a.type, chain_weights(p)), vectors = tensor(a.type, chain_vectors(p)), y = tensor(a.type, size), workspace = tensor(DType::kFloat, (block_chain_workspace(p) + 3) / 4);
+    const T* const x = make(size, 1.5f, a.offset);
+    const T *const ones = make(a.channels, 0.f, 1.f), *const zeros = make(a.channels, 0.f);
+    Tensor stream = tensor(a.type, size), middle = tensor(a.type, size);
+    Doubles normal(std::max(groups * n, tokens) * a.channels), sum(size), qkv(groups * n * 3 * inner), context(groups * n * inner), projected(groups * n * a.channels), hidden(tokens * a.hidden), ref(size);
+    T *packed = static_cast<T*>(weights->data()), *vector = static_cast<T*>(vectors->data());
+    const T* from = x;
+    for (int pair = 0; pair < a.pairs; ++pair) {
+        auto matrix = [&](int64_t k, int64_t columns, float scale) {
+            const T* const w = make(k * columns, scale / std::sqrt(static_cast<float>(k)));
+            pack_kernel<T><<<blocks_for(k * columns), 128>>>(w, packed, static_cast<int>(k), static_cast<int>(columns));
+            packed += k * columns;
+            return w;
+        };
+        auto offsets = [&](int64_t count) {
+            const T* const b = make(count, 0.5f);
+            CUDA_OK(cudaMemcpy(vector, b, count * sizeof(T), cudaMemcpyDeviceToDevice));
+            vector += count;
+            return b;
+        };
+        AttnBlockProblem attn;
+        attn.images = a.images, attn.channels = a.channels, attn.x = from, attn.attention.window = a.window, attn.tokens = a.tokens;
+        WindowGrid& g = attn.attention.window;
+        const bool shifted = a.shifted >> pair & 1;
+        if (!shifted) g.shift_h = g.shift_w = 0;
+        LayerNormProblem norm;
+        norm.row = a.channels, norm.x = from, norm.scale = ones, norm.bias = zeros, norm.window = g, norm.epsilon = p.epsilon;
+        AttentionProblem attend = attn.attention;
+        attend.heads = a.heads, attend.dim = attend.value_dim = a.d, attend.scale = p.scale, attend.batch = groups, attend.queries = attend.keys = static_cast<int32_t>(n);
+        if (shifted) attend.mask_kind = AttentionMask::kShift, attend.mask_value = p.mask_value;
+        const T *const w_qkv = matrix(a.channels, 3 * inner, 1.f), *const w_proj = matrix(inner, a.channels, 1.5f), *const w1 = matrix(a.channels, a.hidden, 1.f), *const w2 = matrix(a.hidden, a.channels, 1.5f);
+        const T* const b_qkv = offsets(3 * inner);
+        if (a.bias) {
+            const T* const bias = make(a.heads * n * n, 1.f);
+            pad_kernel<T><<<blocks_for(a.heads * n * padded), 128>>>(bias, vector, a.heads * n, static_cast<int>(n), static_cast<int>(padded));
+            vector += a.heads * n * padded;
+            attend.bias_kind = AttentionBias::kDense, attend.bias = bias, attend.bias_heads = a.heads;
+        }
+        const T *const b_proj = offsets(a.channels), *const b1 = offsets(a.hidden), *const b2 = offsets(a.channels);
+
+        reference::layer_norm<T><<<blocks_for(groups * n), 128>>>(norm, groups * n, normal.p, sum.p);
+        reference::product<T><<<blocks_for(groups * n * 3 * inner), 128>>>(normal.p, w_qkv, b_qkv, groups * n, a.channels, static_cast<int>(3 * inner), qkv.p);
+        auto part = [&](int i) { return HeadView{qkv.p + i * inner, n * 3 * inner, static_cast<int32_t>(3 * inner), a.d}; };
+        attend.q = part(0), attend.k = part(1), attend.v = part(2);
+        reference::attention<T, double><<<blocks_for(groups * a.heads * n), 128>>>(attend, context.p);
+        reference::product<T><<<blocks_for(groups * n * a.channels), 128>>>(context.p, w_proj, b_proj, groups * n, static_cast<int>(inner), a.channels, projected.p);
+        reference::attn_block_out<T><<<blocks_for(groups * n * a.channels), 128>>>(attn, projected.p, sum.p, groups * n, ref.p);
+        round_kernel<T><<<blocks_for(size), 128>>>(ref.p, static_cast<T*>(middle->data()), size);
+        MlpBlockProblem mlp;
+        mlp.rows = tokens, mlp.channels = a.channels, mlp.hidden = a.hidden, mlp.tanh_gelu = a.tanh_gelu, mlp.epsilon = p.epsilon;
+        mlp.x = middle->data(), mlp.scale = ones, mlp.bias = zeros, mlp.w1 = w1, mlp.b1 = b1, mlp.w2 = w2, mlp.b2 = b2;
+        reference::mlp_normal<T><<<blocks_for(tokens), 128>>>(mlp, normal.p, sum.p);
+        reference::mlp_hidden<T><<<blocks_for(tokens * a.hidden), 128>>>(mlp, normal.p, hidden.p);
+        reference::mlp_out<T><<<blocks_for(size), 128>>>(mlp, hidden.p, sum.p, ref.p);
+        round_kernel<T><<<blocks_for(size), 128>>>(ref.p, static_cast<T*>(stream->data()), size);
+        CUDA_OK(cudaGetLastError());
+        CUDA_OK(cudaDeviceSynchronize());
+        from = static_cast<const T*>(stream->data());
+    }
+    p.x = x, p.weights = weights->data(), p.vectors = vectors->data(), p.y = y->data(), p.workspace = workspace->data();
+    std::vector<int32_t> tactics = block_chain_tactics(p);
+    tactics.insert(tactics.begin(), 0);
+    const int32_t slot = chain_slot();
+    for (int32_t tactic : tactics)
+        for (int32_t own : {slot, -1}) {
+            if (own < 0 && tactic != 0) continue;
+            y->poison(), workspace->poison();
+            const std::string label = name + " tactic " + std::to_string(tactic) + (own < 0 ? ", no slot" : "");
+            const cudaError_t status = c.run([&](cudaStream_t s) { return block_chain(p, s, tactic, own); });
+            if (status != cudaSuccess) {
+                c.report(label, a.type, 1e30, 0, 0, cudaGetErrorString(status));
+                continue;
+            }
+            c.compare(label, *y, ref);
+            c.enclosed(label, a.type, *workspace);
+        }
+    give_back_chain_slot(slot);
+}
+void check(Checker& c, const BlockChainCase& a) {
+    const WindowGrid& g = a.window;
+    char text[256];
+    std::snprintf(text, sizeof(text), "block_chain b%lld n%d c%d h%d d%d hidden%d pairs%d grid%dx%d win%dx%d shift%d,%d pad%d shifted%x%s%s+%g", static_cast<long long>(a.images), a.tokens, a.channels, a.heads, a.d,
+                  a.hidden, a.pairs, g.grid_h, g.grid_w, g.window_h, g.window_w, g.shift_h, g.shift_w, g.pad_after_roll, a.shifted, a.bias ? " bias" : "", a.tanh_gelu ? " tanh" : "", static_cast<double>(a.offset));
+    if (!c.wanted(text)) return;
+    a.type == DType::kHalf ? check_chain<__half>(c, a, text) : check_chain<float>(c, a, text);
+}
+
 // A block over words, in place.
 template <class T> void inner_block_of_doubles(const TntInnerBlockProblem& p, Doubles& words) {
     const int64_t rows = p.patches * p.tokens, size = rows * p.channels, normal_row = p.whole ? int64_t{p.tokens} * p.channels : p.channels;
@@ -1301,6 +1425,19 @@ void edge_cases(Checker& c) {
         sequences(4, 64, 64, 4, 16, true, B::kDense), sequences(6, 33, 64, 4, 16, false, B::kDense, 3), sequences(2, 50, 96, 3, 128, true, B::kDense, 2);
         sequences(5, 1, 64, 2, 32, true), sequences(1, 1, 1, 1, 1, false), sequences(2, 13, 20, 3, 5, true, B::kDense), sequences(1, 1025, 64, 2, 32, false), sequences(1, 40, 2048, 16, 128, true);
         sequences(2, 50, 96, 3, 32, true, B::kNone, 1, 1), sequences(2, 50, 96, 3, 32, true, B::kNone, 1, 4), sequences(0, 50, 96, 3, 32, true), sequences(2, 50, 96, 3, 32, true, B::kNone, 1, 0, 20.f);
+        // Chains of blocks: Swin's stages, ViT and TNT, UniFormer; padded maps, both ways; sizes of few steps; more units than multiprocessors
+        for (auto [channels, side, pairs] : {std::tuple{96, 56, 2}, {192, 28, 2}, {384, 14, 3}, {768, 7, 2}}) {
+            check(c, BlockChainCase{t, 1, side * side, channels, channels / 32, 32, 4 * channels, pairs, grid(side, side, 7, 7, side > 7 ? 3 : 0, side > 7 ? 3 : 0), side > 7 ? 0x2aaaaaaau : 0u});
+            check(c, BlockChainCase{t, 3, side * side, channels, channels / 32, 32, 4 * channels, 1, grid(side, side, 7, 7, 0, 0)});
+        }
+        check(c, BlockChainCase{t, 1, 196, 512, 16, 32, 2048, 2, grid(14, 14, 7, 7, 3, 3), 2}), check(c, BlockChainCase{t, 1, 49, 1024, 32, 32, 4096, 2, grid(7, 7, 7, 7, 0, 0)});
+        check(c, BlockChainCase{t, 1, 197, 384, 6, 64, 1536, 2, {}, 0, false}), check(c, BlockChainCase{t, 4, 197, 384, 6, 64, 1536, 2, {}, 0, true, false, 20.f});
+        check(c, BlockChainCase{t, 1, 196, 320, 5, 64, 1280, 2, {}, 0, false}), check(c, BlockChainCase{t, 1, 49, 512, 8, 64, 2048, 2, {}, 0, false}), check(c, BlockChainCase{t, 2, 256, 768, 12, 64, 3072, 1, {}, 0, true, true});
+        check(c, BlockChainCase{t, 5, 50, 192, 6, 32, 384, 2, {}, 0, true}), check(c, BlockChainCase{t, 1, 1, 64, 2, 32, 64, 1, {}, 0, true}), check(c, BlockChainCase{t, 1, 130, 128, 2, 64, 256, 1, {}, 0, true});
+        for (int after : {0, 1})
+            check(c, BlockChainCase{t, 2, 13 * 17, 96, 3, 32, 192, 3, grid(13, 17, 4, 5, 2, 3, after), 5}), check(c, BlockChainCase{t, 2, 5 * 3, 160, 2, 32, 320, 2, grid(5, 3, 8, 8, 3, 2, after), 2, false, true});
+        check(c, BlockChainCase{t, 1, 64, 48, 1, 32, 80, 2, grid(8, 8, 4, 4, 2, 2), 2}), check(c, BlockChainCase{t, 1, 196, 96, 3, 32, 384, 2, grid(14, 14, 7, 7, 3, 3), 2, true, false, 20.f});
+        check(c, BlockChainCase{t, 0, 49, 96, 3, 32, 384, 1, grid(7, 7, 7, 7, 0, 0)});
     }
 }
 
@@ -1358,6 +1495,17 @@ void random_cases(Checker& c, int count, uint64_t seed) {
         check(c, head);
         b.channels = 8 * pick(1, pick(0, 2) ? 84 : 256), b.d = 32, b.shift = 0, b.tokens = pick(1, 66);
         check(c, b);
+
+        BlockChainCase blocks{t, pick(1, 3), 0, 16 * pick(1, 24), pick(1, 5), 32, 16 * pick(1, 40), pick(1, 3), {}, 0, pick(0, 2) > 0, pick(0, 2) == 0, pick(0, 3) ? 0.f : 20.f};
+        if (pick(0, 2)) {
+            WindowGrid& map = blocks.window = random_grid(true);
+            map.window_h = std::min(map.window_h, 8), map.window_w = std::min(map.window_w, 8);
+            map.shift_h = std::min(map.shift_h, map.window_h - 1), map.shift_w = std::min(map.shift_w, map.window_w - 1);
+            blocks.tokens = map.grid_h * map.grid_w, blocks.shifted = static_cast<uint32_t>(pick(0, 7));
+        } else {
+            blocks.tokens = pick(1, 256), blocks.d = pick(0, 1) ? 32 : 64;
+        }
+        check(c, blocks);
 
         const int size = pick(1, 18);
         check(c, InnerCase{t, pick(1, 600), pick(1, pick(0, 3) ? 16 : 40), pick(1, std::max(1, 64 / size)), size, pick(0, 1) ? 8 * pick(1, 32) : pick(1, 280), pick(0, 1) == 1, pick(0, 1) == 1, shift});

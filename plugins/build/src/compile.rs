@@ -176,7 +176,8 @@ impl Plan<'_> {
             .sources("plugins/kernels", "cu")?
             .into_iter()
             .map(|source| {
-                let uses = source.file_stem().is_some_and(|stem| stem == "wide_gemm");
+                let name = source.file_stem().unwrap_or_default().to_string_lossy();
+                let uses = name == "wide_gemm" || name.starts_with("block_chain");
                 self.unit(&self.toolkit.nvcc, source, &folder, if uses { &warpgroups } else { &common })
             })
             .collect())

@@ -1,0 +1,364 @@
+// Chooses how a chain of blocks is cut up, and runs it: as one kernel in float16 where the device has warpgroups (TRT_OPT_SM90A: this file is compiled for
+// sm_90a), else block by block, with weights that are laid out anew before each.
+#include "block_chain.h"
+
+#include <algorithm>
+#include <mutex>
+
+#include "block_chain.cuh"
+#include "kernels.h"
+#include "launch.cuh"
+
+namespace trt_opt {
+namespace {
+
+constexpr int kSlots = 256, kSlotWords = 32;  // a barrier has a line of the cache to itself
+__device__ uint32_t slot_barriers[kSlots * kSlotWords];
+
+int64_t parts(int64_t v, int64_t of) { return (v + of - 1) / of; }
+int64_t ceil8(int64_t v) { return parts(v, 8) * 8; }
+int64_t inner_of(const BlockChainProblem& q) { return int64_t{q.heads} * q.dim; }
+// Contracted elements that lie together in the packed weights.
+int depth_of(int64_t k) { return k % 128 == 0 ? 128 : k % 64 == 0 ? 64 : k % 32 == 0 ? 32 : 16; }
+
+int64_t pair_weights(const BlockChainProblem& q) { return 4 * q.channels * inner_of(q) + int64_t{2} * q.channels * q.hidden; }
+int64_t bias_elements(const BlockChainProblem& q) { return q.bias ? q.heads * q.group_tokens() * ceil8(q.group_tokens()) : 0; }
+int64_t pair_vectors(const BlockChainProblem& q) { return 3 * inner_of(q) + bias_elements(q) + 2 * q.channels + q.hidden; }
+
+bool valid(const BlockChainProblem& q) {
+    if (q.images < 0 || q.tokens < 1 || q.channels < 16 || q.channels > kChainMaxChannels || q.hidden < 16 || q.hidden > kChainMaxHidden || q.heads < 1 || q.dim < 1) return false;
+    if (q.pairs < 1 || q.pairs > kChainMaxPairs || q.channels % 16 != 0 || q.hidden % 16 != 0 || inner_of(q) % 16 != 0 || inner_of(q) > kChainMaxChannels) return false;
+    const WindowGrid& w = q.window;
+    if (w.used()) {
+        if (q.dim != 32 || w.window_w < 1 || w.grid_h < 1 || w.grid_w < 1 || w.shift_h < 0 || w.shift_w < 0 || w.window_tokens() > kChainMaxWindow) return false;
+        if (int64_t{w.grid_h} * w.grid_w != q.tokens) return false;
+    } else if ((q.dim != 32 && q.dim != 64) || q.tokens > kChainMaxTokens || q.shifted != 0) {
+        return false;
+    }
+    return q.images * q.tokens <= INT32_MAX / kChainMaxHidden;
+}
+
+// What the phases' units are.
+struct Plan {
+    int heads = 0, merge = 0, up = 0, down = 0, split = 0;  // tiles by number; split: a power of two
+    float cost = 0;
+};
+int32_t tactic_of(const Plan& p) { return 1 + (p.heads | p.merge << 3 | p.up << 6 | p.down << 9 | p.split << 12); }
+Plan plan_of(int32_t tactic) {
+    const int32_t t = tactic - 1;
+    return {t & 7, t >> 3 & 7, t >> 6 & 7, t >> 9 & 7, t >> 12 & 7};
+}
+
+// Rows of a problem as the kernel cuts them.
+struct Cut {
+    int groups, group_tokens, group_tiles, tile_rows, row_tiles, rows;
+};
+// `rows` tokens in as few tiles as they fit in, all but the last of one size.
+void cut_rows(int64_t rows, int& tiles, int& size) {
+    tiles = static_cast<int>(std::max<int64_t>(parts(rows, kChainRows), 1));
+    size = static_cast<int>(std::max<int64_t>(ceil8(parts(rows, tiles)), 8));
+    tiles = static_cast<int>(std::max<int64_t>(parts(rows, size), 1));
+}
+Cut cut(const BlockChainProblem& q) {
+    Cut c{};
+    c.groups = static_cast<int>(q.images * q.groups()), c.group_tokens = static_cast<int>(q.group_tokens());
+    cut_rows(q.group_tokens(), c.group_tiles, c.tile_rows);
+    cut_rows(q.images * q.tokens, c.row_tiles, c.rows);
+    return c;
+}
+
+int pieces_of(const BlockChainProblem& q) {
+    for (const int pieces : {3, 6, 12, 16})
+        if (q.channels <= 64 * pieces && (q.window.used() || pieces > 3 || q.dim == 32)) return pieces;
+    return 16;
+}
+
+constexpr int kSharers[kChainTiles] = {4, 4, 2, 2, 2, 1};
+bool fits_tile(int tile, int most, int64_t columns, int depth) {
+    return tile >= 0 && tile <= most && columns % kChainWidths[tile] == 0 && depth / 16 % kSharers[tile] == 0;
+}
+
+struct Shared {
+    int normal = 0, slot_rows = 0, slot = 0, slots = 0, all = 0;
+};
+// Shared memory of a plan; no slots where it has no room for two.
+Shared shared_of(const BlockChainProblem& q, const Plan& plan) {
+    const Cut c = cut(q);
+    const int inner = static_cast<int>(inner_of(q)), dc = depth_of(q.channels), di = depth_of(inner), dh = depth_of(q.hidden);
+    Shared s;
+    s.normal = q.channels / 8 * chain::kNormalStep;
+    if (!q.window.used()) s.normal = std::max({s.normal, (2 * c.group_tiles + 1) * c.tile_rows * q.dim * 2 + kChainRows * 16, q.dim * kChainRows * 4 * 3});
+    s.normal = (s.normal + 127) / 128 * 128;
+    s.slot_rows = (std::max(c.tile_rows * di, c.rows * dh) * 2 + 127) / 128 * 128;
+    const int heads = (q.window.used() ? 96 : kChainWidths[plan.heads]) * dc, merge = kChainWidths[plan.merge] * di, up = kChainWidths[plan.up] * dc, down = kChainWidths[plan.down] * dh;
+    s.slot = s.slot_rows + 2 * std::max({heads, merge, up, down});
+    const int room = device().shared - s.normal - chain::chain_fixed_bytes();
+    s.slots = std::min(kChainSlots, room / s.slot);
+    if (s.slots < 2) s.slots = 0;
+    s.all = s.normal + s.slots * s.slot + chain::chain_fixed_bytes();
+    return s;
+}
+
+bool fits(const BlockChainProblem& q, const Plan& p) {
+    const int64_t inner = inner_of(q);
+    const int dc = depth_of(q.channels), di = depth_of(inner), dh = depth_of(q.hidden);
+    const bool heads = q.window.used() ? p.heads == 0 && dc / 16 % 2 == 0 : fits_tile(p.heads, 4, 3 * inner, dc);
+    const int64_t chunks = q.hidden / dh;
+    return heads && fits_tile(p.merge, 3, q.channels, di) && fits_tile(p.up, 5, q.hidden, dc) && fits_tile(p.down, 3, q.channels, dh) && p.split <= 3 && chunks % (int64_t{1} << p.split) == 0 &&
+           shared_of(q, p).slots > 0;
+}
+
+bool has_kernel(const BlockChainProblem& q) {
+#ifdef TRT_OPT_SM90A
+    return q.dtype == DType::kHalf && device().major == 9 && !(q.dim == 32 && !q.window.used() && q.channels > 768);
+#else
+    return false;
+#endif
+}
+
+// Clocks, roughly: what a unit takes beside its products, with a norm and without; bytes a clock that a multiprocessor gets of the second-level cache.
+constexpr float kNormalUnit = 1500, kUnit = 1000, kBytes = 40, kShareOut = 1600;
+float unit_cost(int tile, int64_t k, int rows, bool normal, int64_t waves_weights) {
+    const auto width = static_cast<float>(kChainWidths[tile]);
+    const float groups = 4.f / static_cast<float>(kSharers[tile]);
+    const float product = static_cast<float>(k) / 16 * std::max(width / 2, 16 * groups + width / 4);
+    const float bytes = static_cast<float>(k) * 2 * ((normal ? 0.f : static_cast<float>(rows)) + (waves_weights > 1 ? width : width / 2));
+    return (normal ? kNormalUnit : kUnit) + std::max(product, bytes / kBytes);
+}
+struct Choice {
+    int tile, split;
+    float cost;
+};
+std::vector<Choice> choices(int most, int64_t tiles, int64_t columns, int64_t k, int rows, bool normal, bool may_split) {
+    std::vector<Choice> all;
+    const int depth = depth_of(k);
+    for (int tile = 0; tile <= most; ++tile) {
+        if (!fits_tile(tile, most, columns, depth)) continue;
+        for (int split = 0; split <= (may_split ? 3 : 0); ++split) {
+            if (k / depth % (1 << split) != 0) break;
+            const int64_t units = tiles * (columns / kChainWidths[tile]) << split, waves = parts(units, device().multiprocessors);
+            const float share_out = split > 0 ? kShareOut + 100.f * static_cast<float>(1 << split) : 0.f;
+            all.push_back({tile, split, static_cast<float>(waves) * (unit_cost(tile, k >> split, rows, normal, waves) + share_out)});
+        }
+    }
+    std::sort(all.begin(), all.end(), [](const Choice& a, const Choice& b) { return a.cost < b.cost; });
+    return all;
+}
+
+// The best guess first, then those that differ from it in one phase.
+std::vector<Plan> plans(const BlockChainProblem& q) {
+    if (!valid(q) || q.images < 1 || !has_kernel(q)) return {};
+    const Cut c = cut(q);
+    const int64_t inner = inner_of(q);
+    const int64_t queries = int64_t{c.groups} * c.group_tiles;
+    const bool windows = q.window.used();
+    const auto heads = windows ? std::vector<Choice>{{0, 0, 0}} : choices(4, queries, 3 * inner, q.channels, c.tile_rows, true, false);
+    const auto merge = choices(3, queries, q.channels, inner, c.tile_rows, false, false), up = choices(5, c.row_tiles, q.hidden, q.channels, c.rows, true, false),
+               down = choices(3, c.row_tiles, q.channels, q.hidden, c.rows, false, true);
+    std::vector<Plan> all;
+    const auto add = [&](size_t h, size_t m, size_t u, size_t d) {
+        if (h >= heads.size() || m >= merge.size() || u >= up.size() || d >= down.size()) return;
+        Plan p{heads[h].tile, merge[m].tile, up[u].tile, down[d].tile, down[d].split, heads[h].cost + merge[m].cost + up[u].cost + down[d].cost};
+        if (fits(q, p)) all.push_back(p);
+    };
+    add(0, 0, 0, 0);
+    for (size_t i = 1; i <= 2; ++i) add(0, 0, 0, i), add(0, i, 0, 0), add(0, 0, i, 0), add(i, 0, 0, 0);
+    std::stable_sort(all.begin(), all.end(), [](const Plan& a, const Plan& b) { return a.cost < b.cost; });
+    return all;
+}
+
+// Parts of a workspace, one behind the other.
+struct Parts {
+    int64_t bytes = 0;
+    int64_t take(int64_t size) {
+        const int64_t at = bytes;
+        bytes += (size + 255) / 256 * 256;
+        return at;
+    }
+};
+struct KernelParts {
+    Parts parts;
+    int64_t middle, heads_out, hidden, qkv, partial, tickets, barrier;
+    explicit KernelParts(const BlockChainProblem& q) {
+        const Cut c = cut(q);
+        const int64_t tokens = q.images * q.tokens, queries = int64_t{c.groups} * c.group_tiles * kChainRows, rows = (parts_of(tokens) + 1) * kChainRows;
+        middle = parts.take(tokens * q.channels * 2), heads_out = parts.take(queries * inner_of(q) * 2), hidden = parts.take(rows * q.hidden * 2);
+        qkv = parts.take(q.window.used() ? 0 : queries * 3 * inner_of(q) * 2);
+        partial = parts.take((parts_of(tokens) + 1) * q.channels * 8 * 256), tickets = parts.take((parts_of(tokens) + 1) * (q.channels / 16) * 4), barrier = parts.take(128);
+    }
+    static int64_t parts_of(int64_t tokens) { return ::trt_opt::parts(tokens, kChainRows); }
+};
+
+cudaError_t run_kernel(const BlockChainProblem& q, const Plan& plan, int32_t slot, cudaStream_t stream) {
+    const Cut c = cut(q);
+    const Shared s = shared_of(q, plan);
+    const KernelParts w(q);
+    auto* const workspace = static_cast<unsigned char*>(q.workspace);
+    const auto half = [&](int64_t at) { return reinterpret_cast<__half*>(workspace + at); };
+    const int64_t inner = inner_of(q);
+    ChainArgs p{};
+    p.x = static_cast<const __half*>(q.x), p.weights = static_cast<const __half*>(q.weights), p.vectors = static_cast<const __half*>(q.vectors), p.y = static_cast<__half*>(q.y);
+    p.middle = half(w.middle), p.heads_out = half(w.heads_out), p.hidden = half(w.hidden), p.qkv = half(w.qkv);
+    p.partial = reinterpret_cast<float2*>(workspace + w.partial), p.tickets = reinterpret_cast<uint32_t*>(workspace + w.tickets);
+    p.barrier = reinterpret_cast<uint32_t*>(workspace + w.barrier);
+    if (slot >= 0) {
+        void* all = nullptr;
+        if (const cudaError_t status = cudaGetSymbolAddress(&all, slot_barriers); status != cudaSuccess) return cudaGetLastError(), status;
+        p.barrier = static_cast<uint32_t*>(all) + slot * kSlotWords;
+    } else if (const cudaError_t status = cudaMemsetAsync(p.barrier, 0, 4, stream); status != cudaSuccess) {
+        return cudaGetLastError(), status;
+    }
+    constexpr float kLog2 = 1.4426950408889634f;
+    p.tokens = static_cast<int>(q.images * q.tokens), p.channels = q.channels, p.heads = q.heads, p.inner = static_cast<int>(inner), p.hidden_columns = q.hidden, p.pairs = q.pairs;
+    p.each = 1.f / static_cast<float>(q.channels), p.epsilon = q.epsilon, p.scale = q.scale * kLog2, p.mask_value = q.mask_value * kLog2;
+    p.activation = q.tanh_gelu ? Activation::kGeluTanh : Activation::kGelu;
+    p.shifted = q.shifted, p.bias = q.bias;
+    p.groups = c.groups, p.group_tokens = c.group_tokens, p.group_tiles = c.group_tiles, p.tile_rows = c.tile_rows, p.bias_row = static_cast<int>(ceil8(c.group_tokens));
+    p.row_tiles = c.row_tiles, p.rows = c.rows;
+    p.depth_channels = depth_of(q.channels), p.depth_inner = depth_of(inner), p.depth_hidden = depth_of(q.hidden);
+    p.tile_heads = plan.heads, p.tile_merge = plan.merge, p.tile_up = plan.up, p.tile_down = plan.down, p.split = 1 << plan.split;
+    p.slots = s.slots, p.slot_bytes = s.slot, p.slot_rows = s.slot_rows, p.normal_bytes = s.normal;
+    const auto division = [](int64_t by) { return FastDiv(static_cast<uint32_t>(by)); };
+    p.by_heads = division(q.heads), p.by_group_tiles = division(c.group_tiles);
+    p.by_heads_tiles = division(std::max<int64_t>(3 * inner / kChainWidths[plan.heads], 1)), p.by_merge = division(q.channels / kChainWidths[plan.merge]);
+    p.by_up = division(q.hidden / kChainWidths[plan.up]), p.by_down = division(q.channels / kChainWidths[plan.down]), p.by_split = division(p.split);
+    if (const WindowGrid& g = q.window; g.used()) {
+        WindowGrid plain = g;
+        plain.shift_h = plain.shift_w = 0;
+        p.plain = WindowMap(plain), p.rolled = WindowMap(g);
+        const int windows_y = (g.grid_h + g.window_h - 1) / g.window_h, windows_x = (g.grid_w + g.window_w - 1) / g.window_w, padded_h = windows_y * g.window_h, padded_w = windows_x * g.window_w;
+        // An axis without a shift is one region, so its edges lie beyond the map.
+        p.edge_y = g.shift_h ? padded_h - g.window_h : padded_h, p.cut_y = padded_h - g.shift_h;
+        p.edge_x = g.shift_w ? padded_w - g.window_w : padded_w, p.cut_x = padded_w - g.shift_w;
+        p.by_windows = division(g.windows()), p.by_windows_x = division(windows_x), p.by_window_w = division(g.window_w);
+    }
+    const int pieces = pieces_of(q);
+#define TRT_OPT_CASE(windows, dim_, pieces_) \
+    if (q.window.used() == windows && q.dim == dim_ && pieces == pieces_) return launch_chain<windows, dim_, pieces_>(p, s.all, stream);
+    TRT_OPT_CHAINS(TRT_OPT_CASE)
+#undef TRT_OPT_CASE
+    return cudaErrorInvalidValue;
+}
+
+// Block by block.
+
+template <class T> __global__ void unpack_kernel(const T* from, T* to, int k, int n, int depth) {
+    for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < int64_t{k} * n; i += int64_t{gridDim.x} * blockDim.x) {
+        const int row = static_cast<int>(i / n), column = static_cast<int>(i % n), inside = row % depth;
+        to[i] = from[int64_t{row / depth} * depth * n + ((column / 8 * (depth / 8) + inside / 8) * 8 + column % 8) * 8 + inside % 8];
+    }
+}
+template <class T> __global__ void unpad_kernel(const T* from, T* to, int64_t rows, int columns, int padded) {
+    for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < rows * columns; i += int64_t{gridDim.x} * blockDim.x) to[i] = from[i / columns * padded + i % columns];
+}
+template <class T> __global__ void fill_kernel(T* to, int count, float value) {
+    if (const int i = blockIdx.x * blockDim.x + threadIdx.x; i < count) to[i] = from_float<T>(value);
+}
+
+size_t size_of(DType t) { return t == DType::kHalf ? 2 : 4; }
+
+AttnBlockProblem attn_of(const BlockChainProblem& q, bool shifted) {
+    AttnBlockProblem a;
+    a.dtype = q.dtype, a.images = q.images, a.channels = q.channels, a.epsilon = q.epsilon, a.tokens = q.tokens;
+    a.attention.heads = q.heads, a.attention.dim = q.dim, a.attention.scale = q.scale, a.attention.window = q.window;
+    if (!shifted) a.attention.window.shift_h = a.attention.window.shift_w = 0;
+    if (q.bias) a.attention.bias_kind = AttentionBias::kDense, a.attention.bias_heads = q.heads;
+    if (shifted) a.attention.mask_kind = AttentionMask::kShift, a.attention.mask_value = q.mask_value;
+    return a;
+}
+MlpBlockProblem mlp_of(const BlockChainProblem& q) {
+    MlpBlockProblem m;
+    m.dtype = q.dtype, m.rows = q.images * q.tokens, m.channels = q.channels, m.hidden = q.hidden, m.epsilon = q.epsilon, m.tanh_gelu = q.tanh_gelu;
+    return m;
+}
+struct BlockParts {
+    Parts parts;
+    int64_t middle, matrices, bias, ones, zeros, block;
+    explicit BlockParts(const BlockChainProblem& q) {
+        const auto element = static_cast<int64_t>(size_of(q.dtype));
+        middle = parts.take(q.images * q.tokens * q.channels * element);
+        matrices = parts.take(pair_weights(q) * element), bias = parts.take(bias_elements(q) * element);
+        ones = parts.take(q.channels * element), zeros = parts.take(q.channels * element);
+        block = parts.take(std::max({attn_block_workspace(attn_of(q, false)), attn_block_workspace(attn_of(q, true)), static_cast<int64_t>(mlp_block_workspace(mlp_of(q)))}));
+    }
+};
+
+template <class T> cudaError_t run_blocks(const BlockChainProblem& q, cudaStream_t stream) {
+    constexpr int kBlocks = 528, kThreads = 256;
+    const BlockParts w(q);
+    auto* const workspace = static_cast<unsigned char*>(q.workspace);
+    const auto at = [&](int64_t offset) { return reinterpret_cast<T*>(workspace + offset); };
+    const int64_t inner = inner_of(q);
+    const int columns = static_cast<int>(parts(q.channels, kThreads));
+    fill_kernel<T><<<columns, kThreads, 0, stream>>>(at(w.ones), q.channels, 1.f);
+    fill_kernel<T><<<columns, kThreads, 0, stream>>>(at(w.zeros), q.channels, 0.f);
+    const T *weights = static_cast<const T*>(q.weights), *vectors = static_cast<const T*>(q.vectors);
+    for (int pair = 0; pair < q.pairs; ++pair) {
+        T* matrix = at(w.matrices);
+        T* unpacked[4];
+        const int sizes[4][2] = {{q.channels, static_cast<int>(3 * inner)}, {static_cast<int>(inner), q.channels}, {q.channels, q.hidden}, {q.hidden, q.channels}};
+        for (int i = 0; i < 4; ++i) {
+            const auto [k, n] = sizes[i];
+            unpack_kernel<T><<<kBlocks, kThreads, 0, stream>>>(weights, matrix, k, n, depth_of(k));
+            unpacked[i] = matrix, matrix += int64_t{k} * n, weights += int64_t{k} * n;
+        }
+        AttnBlockProblem a = attn_of(q, q.shifted >> pair & 1);
+        MlpBlockProblem m = mlp_of(q);
+        a.b_qkv = vectors, vectors += 3 * inner;
+        if (q.bias) {
+            unpad_kernel<T><<<kBlocks, kThreads, 0, stream>>>(vectors, at(w.bias), q.heads * q.group_tokens(), static_cast<int>(q.group_tokens()), static_cast<int>(ceil8(q.group_tokens())));
+            a.attention.bias = at(w.bias), vectors += bias_elements(q);
+        }
+        a.b_proj = vectors, vectors += q.channels, m.b1 = vectors, vectors += q.hidden, m.b2 = vectors, vectors += q.channels;
+        if (const cudaError_t status = cudaGetLastError(); status != cudaSuccess) return status;
+        a.norm_scale = m.scale = at(w.ones), a.norm_bias = m.bias = at(w.zeros);
+        a.w_qkv = unpacked[0], a.w_proj = unpacked[1], m.w1 = unpacked[2], m.w2 = unpacked[3];
+        a.x = pair == 0 ? q.x : q.y, a.y = at(w.middle), m.x = a.y, m.y = q.y;
+        a.workspace = at(w.block);
+        if (const cudaError_t status = attn_block(a, stream); status != cudaSuccess) return status;
+        if (const cudaError_t status = mlp_block(m, at(w.block), stream); status != cudaSuccess) return status;
+    }
+    return cudaSuccess;
+}
+
+std::mutex slot_mutex;
+bool slot_taken[kSlots];
+
+}  // namespace
+
+int64_t chain_weights(const BlockChainProblem& q) { return q.pairs * pair_weights(q); }
+int64_t chain_vectors(const BlockChainProblem& q) { return q.pairs * pair_vectors(q); }
+
+int64_t block_chain_workspace(const BlockChainProblem& q) { return valid(q) ? std::max(KernelParts(q).parts.bytes, BlockParts(q).parts.bytes) : 0; }
+
+std::vector<int32_t> block_chain_tactics(const BlockChainProblem& q) {
+    std::vector<int32_t> tactics;
+    for (const Plan& plan : plans(q)) tactics.push_back(tactic_of(plan));
+    return tactics;
+}
+
+cudaError_t block_chain(const BlockChainProblem& q, cudaStream_t stream, int32_t tactic, int32_t slot) {
+    if (!valid(q) || slot >= kSlots) return cudaErrorInvalidValue;
+    if (q.images == 0) return cudaSuccess;
+    if (!q.x || !q.weights || !q.vectors || !q.y || !q.workspace) return cudaErrorInvalidValue;
+    const bool aligned = aligned_to(16, q.x, q.weights, q.vectors, q.y) && aligned_to(128, q.workspace);
+    if (aligned && has_kernel(q)) {
+        if (tactic > 0 && fits(q, plan_of(tactic))) return run_kernel(q, plan_of(tactic), slot, stream);
+        if (const std::vector<Plan> all = plans(q); !all.empty()) return run_kernel(q, all.front(), slot, stream);
+    }
+    // What the parts take.
+    return q.dtype == DType::kHalf ? run_blocks<__half>(q, stream) : run_blocks<float>(q, stream);
+}
+
+int32_t chain_slot() {
+    const std::lock_guard<std::mutex> lock(slot_mutex);
+    for (int32_t i = 0; i < kSlots; ++i)
+        if (!slot_taken[i]) return slot_taken[i] = true, i;
+    return -1;
+}
+void give_back_chain_slot(int32_t slot) {
+    const std::lock_guard<std::mutex> lock(slot_mutex);
+    if (slot >= 0 && slot < kSlots) slot_taken[slot] = false;
+}
+
+}  // namespace trt_opt

@@ -1,0 +1,882 @@
+// Transformer blocks in sequence as one kernel that all multiprocessors run together, a block of threads each, with a barrier of the whole device between
+// its phases. The phases of a pair of blocks:
+//   heads   norm and product to queries, keys and values; within windows the attention of a head, too
+//   attend  without windows: the attention of up to 64 queries of a head
+//   merge   product of the heads' results, and the residual add
+//   up      norm, first product of the MLP, GELU
+//   down    second product, and the residual add; where tiles are few, they share out the contracted index
+// A phase is divided into units of up to 64 rows and some columns, which the blocks take by turns.
+//
+// Four warpgroups multiply, of up to 64 rows each. They share a unit's columns or its contracted index, the sums of which they then exchange. Two more warps
+// have the copy engine fill a ring: one with weights, which depend on nothing and so come before the barrier; one with rows that other blocks made, after it.
+// What one phase makes for the next lies as the tensor cores want it, in pieces of 8 x 8 (warpgroup.cuh): [tile of rows][columns / 8][rows][8].
+// Rows to be normalized are tokens, and pass through registers.
+#pragma once
+
+#include <math_constants.h>
+
+#include "gelu.cuh"
+#include "mbarrier.cuh"
+#include "ptx.cuh"
+#include "warpgroup.cuh"
+#include "window_map.cuh"
+
+namespace trt_opt {
+
+// How the four warpgroups share a unit: COLUMNS each, in so many groups of columns, the groups' members sharing the contracted index.
+template <int COLUMNS, int GROUPS> struct ChainTile {
+    static constexpr int kColumns = COLUMNS, kGroups = GROUPS, kSharers = 4 / GROUPS, kWidth = COLUMNS * GROUPS;
+    // Of a thread's elements those that it ends: tiles of 8 columns, of one row of two or of both.
+    static constexpr int kTiles = kSharers == 4 ? COLUMNS / 16 : COLUMNS / 8, kHalves = kSharers == 1 ? 2 : 1;
+};
+// By number, as tactics have it.
+constexpr int kChainTiles = 6;
+using ChainTile0 = ChainTile<16, 1>;
+using ChainTile1 = ChainTile<32, 1>;
+using ChainTile2 = ChainTile<24, 2>;
+using ChainTile3 = ChainTile<32, 2>;
+using ChainTile4 = ChainTile<48, 2>;
+using ChainTile5 = ChainTile<48, 4>;
+constexpr int kChainWidths[kChainTiles] = {ChainTile0::kWidth, ChainTile1::kWidth, ChainTile2::kWidth, ChainTile3::kWidth, ChainTile4::kWidth, ChainTile5::kWidth};
+
+constexpr int kChainRows = 64, kChainMath = 512, kChainThreads = kChainMath + 128, kChainSlots = 8;
+
+struct ChainArgs {
+    const __half *x, *weights, *vectors;
+    __half* y;
+    __half* middle;             // [tokens, channels], between the two blocks of a pair
+    __half *heads_out, *hidden; // in pieces
+    __half* qkv;                // in pieces [image][queries, keys, values][head][dim / 8][padded tokens][8]; without windows
+    float2* partial;
+    uint32_t *tickets, *barrier;
+    int tokens, channels, heads, inner, hidden_columns, pairs;
+    float each, epsilon, scale, mask_value;  // 1 / channels; the last two in log2 units
+    Activation activation;
+    uint32_t shifted;
+    bool bias;
+    // A group is a window or an image; its tokens attend to each other. Its queries are cut into tiles, all of one in windows.
+    int groups, group_tokens, group_tiles, tile_rows, bias_row;
+    int row_tiles, rows;        // those of the MLP, in which tokens are cut without regard to groups; of a tile
+    int depth_channels, depth_inner, depth_hidden;  // contracted elements a stage of the ring
+    int tile_heads, tile_merge, tile_up, tile_down, split;
+    int slots, slot_bytes, slot_rows;               // slot_rows: bytes of a slot before its weights
+    int normal_bytes;           // shared memory of normalized rows, or of an attention without windows
+    int edge_y, cut_y, edge_x, cut_x;
+    FastDiv by_heads, by_group_tiles, by_windows, by_windows_x, by_window_w, by_merge, by_heads_tiles, by_up, by_down, by_split, by_inner;
+    WindowMap plain, rolled;
+};
+
+namespace chain {
+
+constexpr int kNormalStep = kChainRows * 16 + 16;  // bytes from eight contracted elements of normalized rows to the next: an odd number of 16 bytes
+constexpr int kExchange = 24 * 1024, kPacked = 12 * 1024;
+
+// Shared memory: normalized rows, ring, sums on their way between warpgroups, a head's queries, keys and values, and what is small.
+struct Layout {
+    uint32_t normal, ring, exchange, packed, regions, flag, stats, barriers;
+};
+__host__ __device__ inline int chain_fixed_bytes() { return kExchange + kPacked + 64 + 16 + 4 * kChainRows * 8 + (3 * kChainSlots + 2) * 8; }
+
+enum Phase { kHeads, kAttend, kMerge, kUp, kDown, kPhases };
+
+// What a phase's unit is, and the columns of its weights.
+struct Unit {
+    int tile, column, split;  // of rows; the first column, or in windows the head; of the contracted index
+};
+template <bool WINDOWS> struct Work {
+    const ChainArgs& p;
+    int units, width, chunks, depth;  // chunks: of one unit
+    uint32_t weights;                 // offset into a pair's
+    int columns;
+
+    __device__ __forceinline__ Work(const ChainArgs& args, Phase phase) : p(args) {
+        const int wq = p.channels * 3 * p.inner, wp = p.inner * p.channels, w1 = p.channels * p.hidden_columns;
+        width = 0, chunks = 0, depth = 1, weights = 0, columns = 0;
+        switch (phase) {
+            case kHeads:
+                depth = p.depth_channels, chunks = p.channels / depth, columns = 3 * p.inner;
+                if (WINDOWS) units = p.groups * p.heads, width = 96;
+                else width = width_of(p.tile_heads), units = p.groups * p.group_tiles * (columns / width);
+                break;
+            case kAttend: units = WINDOWS ? 0 : p.groups * p.group_tiles * p.heads; break;
+            case kMerge:
+                depth = p.depth_inner, chunks = p.inner / depth, columns = p.channels, weights = wq;
+                width = width_of(p.tile_merge), units = p.groups * p.group_tiles * (columns / width);
+                break;
+            case kUp:
+                depth = p.depth_channels, chunks = p.channels / depth, columns = p.hidden_columns, weights = wq + wp;
+                width = width_of(p.tile_up), units = p.row_tiles * (columns / width);
+                break;
+            default:
+                depth = p.depth_hidden, chunks = p.hidden_columns / depth / p.split, columns = p.channels, weights = wq + wp + w1;
+                width = width_of(p.tile_down), units = p.row_tiles * (columns / width) * p.split;
+        }
+    }
+    __device__ __forceinline__ static int width_of(int tile) {
+        return tile == 0 ? 16 : tile == 1 ? 32 : tile == 2 ? 48 : tile == 3 ? 64 : tile == 4 ? 96 : 192;
+    }
+    __device__ __forceinline__ Unit unit(Phase phase, int number) const {
+        uint32_t rest = static_cast<uint32_t>(number), part = 0, tile = 0;
+        Unit u{0, 0, 0};
+        switch (phase) {
+            case kHeads: tile = (WINDOWS ? p.by_heads : p.by_heads_tiles).divmod(rest, part), u.column = WINDOWS ? static_cast<int>(part) : static_cast<int>(part) * width; break;
+            case kAttend: tile = p.by_heads.divmod(rest, part), u.column = static_cast<int>(part); break;
+            case kMerge: tile = p.by_merge.divmod(rest, part), u.column = static_cast<int>(part) * width; break;
+            case kUp: tile = p.by_up.divmod(rest, part), u.column = static_cast<int>(part) * width; break;
+            default: {
+                uint32_t split;
+                rest = p.by_split.divmod(rest, split);
+                tile = p.by_down.divmod(rest, part), u.column = static_cast<int>(part) * width, u.split = static_cast<int>(split);
+            }
+        }
+        u.tile = static_cast<int>(tile);
+        return u;
+    }
+};
+
+__device__ __forceinline__ uint32_t load_barrier(const uint32_t* barrier) { return ptx::load_acquire(barrier); }
+// The device's barrier before any block has arrived at it: this one does so behind this.
+__device__ __forceinline__ uint32_t begin(const ChainArgs& p) {
+    const uint32_t start = load_barrier(p.barrier);
+    asm volatile("bar.sync 4, 544;" ::: "memory");
+    return start;
+}
+// Until the barrier of the device has opened `times` times since its first word was `start`. It flips its upper bit each time.
+__device__ __forceinline__ void wait_device(const uint32_t* barrier, uint32_t start, int times) {
+    const uint32_t wanted = (start ^ (times & 1 ? 0x80000000u : 0u)) & 0x80000000u;
+    while ((load_barrier(barrier) & 0x80000000u) != wanted) {
+    }
+}
+__device__ __forceinline__ void arrive_device(uint32_t* barrier) {
+#if __CUDA_ARCH__ >= 900
+    const uint32_t add = blockIdx.x == 0 ? 0x80000000u - (gridDim.x - 1) : 1u;
+    asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(barrier), "r"(add) : "memory");
+#endif
+}
+// Between what threads write and what the copy engine or the tensor cores read, and the other way round.
+__device__ __forceinline__ void fence_engines() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.proxy.async;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void fence_engines_shared() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void math_barrier() { asm volatile("bar.sync 1, 512;" ::: "memory"); }
+// What others of this launch have written must not come from the first-level cache.
+__device__ __forceinline__ uint32_t load_pair(const __half* from) { return __ldcg(reinterpret_cast<const uint32_t*>(from)); }
+__device__ __forceinline__ float2 floats(uint32_t pair) { return __half22float2(*reinterpret_cast<const __half2*>(&pair)); }
+__device__ __forceinline__ void store_shared(uint32_t at, uint32_t v) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(at), "r"(v) : "memory"); }
+__device__ __forceinline__ void store_shared(uint32_t at, float2 v) { asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(at), "f"(v.x), "f"(v.y) : "memory"); }
+__device__ __forceinline__ void store_shared(uint32_t at, uint4 v) { asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory"); }
+__device__ __forceinline__ float2 load_shared(uint32_t at) {
+    float2 v;
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(at) : "memory");
+    return v;
+}
+__device__ __forceinline__ uint32_t load_shared_byte(uint32_t at) {
+    uint32_t v;
+    asm volatile("ld.shared.u8 %0, [%1];" : "=r"(v) : "r"(at) : "memory");
+    return v;
+}
+
+// The ring's state of whoever walks through it.
+struct Position {
+    int slot = 0;
+    uint32_t parity = 0;
+
+    __device__ __forceinline__ void next(int slots) {
+        if (++slot == slots) slot = 0, parity ^= 1;
+    }
+};
+
+struct Rings {
+    uint32_t ring, full_weights, full_rows, empty, attend_full, attend_empty;
+};
+
+// The warp that fetches weights.
+template <bool WINDOWS> __device__ __forceinline__ void fetch_weights(const ChainArgs& p, const Rings& r, int lane) {
+    Position at;
+    const uint32_t pair_weights = 4 * p.channels * p.inner + 2 * p.channels * p.hidden_columns;
+    const __half* weights = p.weights;
+    for (int pair = 0; pair < p.pairs; ++pair, weights += pair_weights) {
+#pragma unroll 1
+        for (int phase = 0; phase < kPhases; ++phase) {
+            if (phase == kAttend) continue;
+            const Work<WINDOWS> work(p, static_cast<Phase>(phase));
+            const bool heads = WINDOWS && phase == kHeads;
+            const int copies = heads ? 3 : 1, width = heads ? 32 : work.width;
+            const uint32_t bytes = static_cast<uint32_t>(width * work.depth * 2);
+            for (int number = blockIdx.x; number < work.units; number += gridDim.x) {
+                const Unit u = work.unit(static_cast<Phase>(phase), number);
+                // One of the copies a lane.
+                const int column = heads ? lane * p.inner + u.column * 32 : u.column;
+                const __half* from = weights + work.weights + static_cast<uint32_t>(u.split * work.chunks * work.depth) * work.columns + static_cast<uint32_t>(column * work.depth);
+                for (int chunk = 0; chunk < work.chunks; ++chunk, from += work.depth * work.columns) {
+                    mbarrier::wait(r.empty + at.slot * 8, at.parity ^ 1);
+                    if (lane == 0) mbarrier::expect(r.full_weights + at.slot * 8, copies * bytes);
+                    __syncwarp();
+                    if (lane < copies) mbarrier::copy(r.ring + at.slot * p.slot_bytes + p.slot_rows + lane * bytes, from, bytes, r.full_weights + at.slot * 8);
+                    at.next(p.slots);
+                }
+            }
+        }
+    }
+}
+
+// The thread that fetches rows which other blocks have made. Where there are none to fetch it only keeps step.
+template <bool WINDOWS, int DIM> __device__ __forceinline__ void fetch_rows(const ChainArgs& p, const Rings& r, uint32_t start) {
+    Position at;
+    int opened = 0;
+    uint32_t attended = 0;
+    const int padded = p.group_tiles * p.tile_rows;
+    for (int pair = 0; pair < p.pairs; ++pair) {
+#pragma unroll 1
+        for (int phase = 0; phase < kPhases; ++phase) {
+            if (WINDOWS && phase == kAttend) continue;
+            const Work<WINDOWS> work(p, static_cast<Phase>(phase));
+            const bool fetches = phase == kMerge || phase == kDown;
+            if (fetches || phase == kAttend) {
+                wait_device(p.barrier, start, opened);
+                fence_engines();
+            }
+            ++opened;
+            const int rows = phase == kDown ? p.rows : p.tile_rows;
+            const uint32_t bytes = static_cast<uint32_t>(rows * work.depth * 2);
+            for (int number = blockIdx.x; number < work.units; number += gridDim.x) {
+                const Unit u = work.unit(static_cast<Phase>(phase), number);
+                if (phase == kAttend) {
+                    uint32_t tile;
+                    const uint32_t group = p.by_group_tiles.divmod(static_cast<uint32_t>(u.tile), tile);
+                    const uint32_t one = static_cast<uint32_t>(padded * DIM);  // elements of a head's queries
+                    const __half* const q = p.qkv + (int64_t{group} * 3 * p.heads + u.column) * one;
+                    mbarrier::wait(r.attend_empty, (attended & 1) ^ 1);
+                    mbarrier::expect(r.attend_full, 2 * (2 * one + static_cast<uint32_t>(p.tile_rows * DIM)));
+                    // Values, keys, queries: what a product reads beyond the last value is a key.
+                    mbarrier::copy(r.ring - p.normal_bytes, q + int64_t{2} * p.heads * one, 2 * one, r.attend_full);
+                    mbarrier::copy(r.ring - p.normal_bytes + 2 * one, q + int64_t{p.heads} * one, 2 * one, r.attend_full);
+                    for (int c = 0; c < DIM / 8; ++c)
+                        mbarrier::copy(r.ring - p.normal_bytes + 4 * one + c * p.tile_rows * 16, q + (c * padded + static_cast<int>(tile) * p.tile_rows) * 8, p.tile_rows * 16, r.attend_full);
+                    ++attended;
+                    continue;
+                }
+                const __half* from = phase == kMerge ? p.heads_out + int64_t{u.tile} * p.inner * rows : p.hidden + int64_t{u.tile} * p.hidden_columns * rows;
+                from += u.split * work.chunks * work.depth * rows;
+                for (int chunk = 0; chunk < work.chunks; ++chunk, from += work.depth * rows) {
+                    mbarrier::wait(r.empty + at.slot * 8, at.parity ^ 1);
+                    if (fetches) {
+                        mbarrier::expect(r.full_rows + at.slot * 8, bytes);
+                        mbarrier::copy(r.ring + at.slot * p.slot_bytes, from, bytes, r.full_rows + at.slot * 8);
+                    } else {
+                        mbarrier::arrive(r.full_rows + at.slot * 8);
+                    }
+                    at.next(p.slots);
+                }
+            }
+        }
+    }
+}
+
+// A thread that multiplies.
+struct Math {
+    int tid, lane, group, thread, g, t, row;  // thread: of its warpgroup; row: that of its first elements
+    uint32_t start;
+    int opened = 0;  // barriers of the device before the phase that it is in
+    Position at;
+};
+
+// d += A B over a unit's chunks; A lies in the ring (IN_RING) or is the normalized rows.
+template <class Tile, bool IN_RING>
+__device__ __forceinline__ void multiply_unit(const ChainArgs& p, const Rings& r, uint32_t normal, Math& m, int chunks, int depth, int rows, float (&acc)[Tile::kColumns / 2]) {
+    // The sharers divide a stage's steps.
+    const int sharer = m.group % Tile::kSharers, columns = m.group / Tile::kSharers, steps = depth / (16 * Tile::kSharers);
+    const uint32_t along_a = IN_RING ? static_cast<uint32_t>(rows) * 16 : kNormalStep, across_b = static_cast<uint32_t>(depth) * 16;
+    uint32_t a = normal;
+    uint32_t last = 0;
+#pragma unroll 1
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+        const uint32_t slot = r.ring + m.at.slot * p.slot_bytes;
+        if (IN_RING) a = slot;
+        mbarrier::wait(r.full_weights + m.at.slot * 8, m.at.parity);
+        mbarrier::wait(r.full_rows + m.at.slot * 8, m.at.parity);  // opens where there are none, too, so that nobody is a lap behind
+        const uint32_t b = slot + p.slot_rows + columns * (Tile::kColumns / 8) * across_b;
+        warpgroup::begin();
+#pragma unroll 1
+        for (int step = 0; step < steps; ++step) {
+            const int k = step * Tile::kSharers + sharer;
+            warpgroup::multiply(acc, warpgroup::pieces(a + 2 * k * along_a, along_a, 128), warpgroup::pieces(b + k * 256, 128, across_b));
+        }
+        warpgroup::commit();
+        if (!IN_RING) a += depth / 8 * kNormalStep;
+        // The chunk before this one is done with its slot.
+        warpgroup::wait<1>();
+        if (chunk > 0 && m.thread == 0) mbarrier::arrive(last);
+        last = r.empty + m.at.slot * 8;
+        m.at.next(p.slots);
+    }
+    warpgroup::settle(acc);
+    warpgroup::wait<0>();
+    warpgroup::settle(acc);
+    if (m.thread == 0) mbarrier::arrive(last);
+}
+
+// Sums of those that share the contracted index: `own` becomes what the thread ends, tile i of which is `first_tile` + i of the warpgroup's columns,
+// rows m.row + 8 * half. `to`: shared memory that nobody reads or writes otherwise until the barrier after the unit.
+template <class Tile> struct Ended {
+    int first_tile, half;
+    float2 own[Tile::kHalves][Tile::kTiles];
+
+    __device__ __forceinline__ static int half_of(const Math& m) { return Tile::kSharers == 1 ? 0 : m.group % Tile::kSharers % 2; }
+    __device__ __forceinline__ static int first_of(const Math& m) { return Tile::kSharers == 4 ? m.group / 2 * Tile::kTiles : 0; }
+
+    __device__ __forceinline__ Ended(const Math& m, const float (&acc)[Tile::kColumns / 2], uint32_t to) : first_tile(first_of(m)), half(half_of(m)) {
+        constexpr int kSharers = Tile::kSharers, kTiles = Tile::kTiles;
+        if constexpr (kSharers == 1) {
+#pragma unroll
+            for (int h = 0; h < 2; ++h)
+#pragma unroll
+                for (int j = 0; j < kTiles; ++j) own[h][j] = make_float2(acc[4 * j + 2 * h], acc[4 * j + 2 * h + 1]);
+        } else {
+            const int sharer = m.group % kSharers, columns = m.group / kSharers;
+            const auto address = [&](int owner, int from, int i) {
+                const int place = (from - owner - 1 + kSharers) % kSharers;
+                return to + static_cast<uint32_t>((((columns * kSharers + owner) * (kSharers - 1) + place) * kTiles + i) * 128 + m.thread) * 8;
+            };
+#pragma unroll
+            for (int o = 0; o < kSharers; ++o) {
+                const int h = o % 2, first = kSharers == 4 ? o / 2 * kTiles : 0;
+#pragma unroll
+                for (int i = 0; i < kTiles; ++i) {
+                    const float2 v = make_float2(acc[4 * (first + i) + 2 * h], acc[4 * (first + i) + 2 * h + 1]);
+                    if (o == sharer) own[0][i] = v;
+                    else store_shared(address(o, sharer, i), v);
+                }
+            }
+            if constexpr (kSharers == 4) math_barrier();
+            else asm volatile("bar.sync %0, 256;" ::"r"(2 + columns) : "memory");
+            // In the order of the sharers behind this one, so that a result is the same each time.
+#pragma unroll
+            for (int s = 1; s < kSharers; ++s)
+#pragma unroll
+                for (int i = 0; i < kTiles; ++i) {
+                    const float2 v = load_shared(address(sharer, (sharer + s) % kSharers, i));
+                    own[0][i].x += v.x, own[0][i].y += v.y;
+                }
+        }
+    }
+};
+
+// Up to 64 rows of tokens, normalized, to shared memory; rows without a token are zeros. Eight threads have a row.
+template <int PIECES, class Token> __device__ __forceinline__ void normalize_rows(const ChainArgs& p, const Math& m, const __half* from, uint32_t normal, const Token& token_of) {
+    const int row = m.tid / 8, part = m.tid % 8;
+    const int64_t token = token_of(row);
+    const int pieces = p.channels / 8;
+    uint4 raw[PIECES];
+    const uint4* const at = reinterpret_cast<const uint4*>(from + token * p.channels);
+#pragma unroll
+    for (int i = 0; i < PIECES; ++i) raw[i] = token >= 0 && part + 8 * i < pieces ? __ldcg(at + part + 8 * i) : make_uint4(0, 0, 0, 0);
+    // About the row's first element, so that a mean far from zero costs the variance nothing.
+    const float about = __shfl_sync(0xffffffffu, floats(raw[0].x).x, 0, 8);
+    float sum = 0.f, squares = 0.f;
+#pragma unroll
+    for (int i = 0; i < PIECES; ++i) {
+        if (part + 8 * i >= pieces) continue;
+        const uint32_t w[4] = {raw[i].x, raw[i].y, raw[i].z, raw[i].w};
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            const float2 v = floats(w[e]);
+            const float a = v.x - about, b = v.y - about;
+            sum += a, sum += b, squares = fmaf(a, a, squares), squares = fmaf(b, b, squares);
+        }
+    }
+    sum = group_sum<8>(sum), squares = group_sum<8>(squares);
+    const float shift = sum * p.each, variance = fmaxf(fmaf(-shift, shift, squares * p.each), 0.f);
+    const float factor = rsqrtf(variance + p.epsilon), offset = -(about + shift) * factor;
+#pragma unroll
+    for (int i = 0; i < PIECES; ++i) {
+        if (part + 8 * i >= pieces) continue;
+        uint32_t w[4] = {raw[i].x, raw[i].y, raw[i].z, raw[i].w};
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            const float2 v = floats(w[e]);
+            w[e] = token >= 0 ? pack_halves(fmaf(v.x, factor, offset), fmaf(v.y, factor, offset)) : 0u;
+        }
+        store_shared(normal + (part + 8 * i) * kNormalStep + row * 16, make_uint4(w[0], w[1], w[2], w[3]));
+    }
+    fence_engines_shared();
+    math_barrier();
+}
+
+// Weights of 64 keys for the rows g and g + 8 of a warp, from scores; `bias` as scores have it. Returns each row's largest score and sum.
+__device__ __forceinline__ void soften(float (&s)[32], float (&top)[2], float (&sum)[2]) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+        float v = -CUDART_INF_F;
+#pragma unroll
+        for (int j = 0; j < 8; ++j) v = fmaxf(v, fmaxf(s[4 * j + 2 * h], s[4 * j + 2 * h + 1]));
+        v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, 1)), v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, 2));
+        top[h] = v;
+        const float base = v == -CUDART_INF_F ? 0.f : v;
+        float all = 0.f;
+#pragma unroll
+        for (int j = 0; j < 8; ++j)
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+                float& x = s[4 * j + 2 * h + e];
+                x = exp2_fast(x - base), all += x;
+            }
+        all += __shfl_xor_sync(0xffffffffu, all, 1), all += __shfl_xor_sync(0xffffffffu, all, 2);
+        sum[h] = all;
+    }
+}
+template <int COUNT> __device__ __forceinline__ void weigh_values(float (&out)[COUNT], const float (&s)[32], uint32_t values, uint32_t across) {
+    uint32_t w[16];
+#pragma unroll
+    for (int i = 0; i < 16; ++i) w[i] = pack_halves(s[2 * i], s[2 * i + 1]);
+    warpgroup::begin();
+#pragma unroll
+    for (int k = 0; k < 4; ++k) warpgroup::multiply_transposed(out, w[4 * k], w[4 * k + 1], w[4 * k + 2], w[4 * k + 3], warpgroup::pieces(values + k * 256, 128, across));
+    warpgroup::commit();
+    warpgroup::wait<0>();
+    warpgroup::settle(out);
+}
+
+template <bool WINDOWS, int DIM, int PIECES> struct Chain {
+    const ChainArgs& p;
+    const Layout& at;
+    const Rings& r;
+    Math m;
+    const __half* from;      // what the pair reads
+    const __half* vectors;   // the pair's
+    const WindowMap* map;
+    bool masked;
+
+    // Offsets into a pair's vectors.
+    __device__ __forceinline__ int bias_at() const { return 3 * p.inner; }
+    __device__ __forceinline__ int merge_at() const { return bias_at() + (p.bias ? p.heads * p.group_tokens * p.bias_row : 0); }
+    __device__ __forceinline__ int up_at() const { return merge_at() + p.channels; }
+    __device__ __forceinline__ int down_at() const { return up_at() + p.hidden_columns; }
+
+    // Token of a row of a tile of a group's queries, or -1.
+    __device__ __forceinline__ int64_t group_token(int tile, int row) const {
+        if (WINDOWS) return row < p.group_tokens ? map->source(static_cast<uint32_t>(tile * p.group_tokens + row)) : -1;
+        uint32_t part;
+        const int group = static_cast<int>(p.by_group_tiles.divmod(static_cast<uint32_t>(tile), part)), at = static_cast<int>(part) * p.tile_rows + row;
+        return row < p.tile_rows && at < p.group_tokens ? group * p.group_tokens + at : -1;
+    }
+    __device__ __forceinline__ int64_t row_token(int tile, int row) const {
+        const int token = tile * p.rows + row;
+        return row < p.rows && token < p.tokens ? token : -1;
+    }
+
+    __device__ __forceinline__ void wait_for_phase() {
+        if (m.tid == 0) wait_device(p.barrier, m.start, m.opened);
+        math_barrier();
+    }
+    // Behind the last unit of a phase. `waited`: the block knows that the phase before was over.
+    __device__ __forceinline__ void end_phase(bool waited, bool last) {
+        fence_engines();
+        math_barrier();
+        if (m.tid == 0 && !last) {
+            if (!waited) wait_device(p.barrier, m.start, m.opened);
+            arrive_device(p.barrier);
+        }
+        ++m.opened;
+    }
+
+    __device__ __forceinline__ float2 pair_of_vector(int at) const {
+        return __half22float2(__ldg(reinterpret_cast<const __half2*>(vectors + at)));
+    }
+
+    // Products with the residual add.
+    template <class Tile, bool SPLIT, class Token>
+    __device__ __forceinline__ void add_unit(const Work<WINDOWS>& work, const Unit& u, int rows, int bias, const __half* residual, __half* to, const Token& token_of) {
+        constexpr int kTiles = Tile::kTiles, kHalves = Tile::kHalves;
+        const int column = u.column + m.group / Tile::kSharers * Tile::kColumns + Ended<Tile>::first_of(m) * 8 + 2 * m.t;
+        int64_t token[kHalves];
+        uint32_t added[kHalves][kTiles];
+        float2 offset[kTiles];
+#pragma unroll
+        for (int i = 0; i < kTiles; ++i) offset[i] = pair_of_vector(bias + column + 8 * i);
+#pragma unroll
+        for (int h = 0; h < kHalves; ++h) {
+            token[h] = token_of(u.tile, m.row + 8 * (h + Ended<Tile>::half_of(m)));
+#pragma unroll
+            for (int i = 0; i < kTiles; ++i) added[h][i] = token[h] >= 0 ? load_pair(residual + token[h] * p.channels + column + 8 * i) : 0u;
+        }
+        float acc[Tile::kColumns / 2] = {};
+        multiply_unit<Tile, true>(p, r, at.normal, m, work.chunks, work.depth, rows, acc);
+        Ended<Tile> end(m, acc, at.exchange);
+        bool complete = true;
+        if constexpr (SPLIT) {
+            if (p.split > 1) {
+                // Whoever comes last of those that share the contracted index adds up what all of them have left in memory.
+                const uint32_t tile = static_cast<uint32_t>(u.tile * (p.channels / work.width) + u.column / work.width);
+                float2* const parts = p.partial + (int64_t{tile} * p.split) * (kHalves * kTiles * kChainMath) + m.tid;
+#pragma unroll
+                for (int h = 0; h < kHalves; ++h)
+#pragma unroll
+                    for (int i = 0; i < kTiles; ++i) __stcg(parts + (int64_t{u.split} * kHalves * kTiles + h * kTiles + i) * kChainMath, end.own[h][i]);
+                __threadfence();
+                math_barrier();
+                if (m.tid == 0) {
+                    const uint32_t ticket = atomicInc(p.tickets + tile, static_cast<uint32_t>(p.split - 1));
+                    __threadfence();
+                    store_shared(at.flag, ticket == static_cast<uint32_t>(p.split - 1) ? 1u : 0u);
+                }
+                math_barrier();
+                complete = load_shared_byte(at.flag) != 0;
+                if (complete) {
+#pragma unroll
+                    for (int h = 0; h < kHalves; ++h)
+#pragma unroll
+                        for (int i = 0; i < kTiles; ++i) end.own[h][i] = make_float2(0.f, 0.f);
+#pragma unroll 4
+                    for (int s = 0; s < p.split; ++s)
+#pragma unroll
+                        for (int h = 0; h < kHalves; ++h)
+#pragma unroll
+                            for (int i = 0; i < kTiles; ++i) {
+                                const float2 v = __ldcg(parts + (int64_t{s} * kHalves * kTiles + h * kTiles + i) * kChainMath);
+                                end.own[h][i].x += v.x, end.own[h][i].y += v.y;
+                            }
+                }
+            }
+        }
+        if (complete) {
+#pragma unroll
+            for (int h = 0; h < kHalves; ++h)
+#pragma unroll
+                for (int i = 0; i < kTiles; ++i) {
+                    const float2 v = floats(added[h][i]);
+                    const uint32_t sum = pack_halves(end.own[h][i].x + offset[i].x + v.x, end.own[h][i].y + offset[i].y + v.y);
+                    if (token[h] >= 0) *reinterpret_cast<uint32_t*>(to + token[h] * p.channels + column + 8 * i) = sum;
+                }
+        }
+        math_barrier();
+    }
+
+    // Normalized rows by weights.
+    template <class Tile, class End> __device__ __forceinline__ void normal_unit(const Work<WINDOWS>& work, const Unit& u, int bias, const End& end_with) {
+        const int first = u.column / 8 + m.group / Tile::kSharers * (Tile::kColumns / 8) + Ended<Tile>::first_of(m);
+        float2 offset[Tile::kTiles];
+#pragma unroll
+        for (int i = 0; i < Tile::kTiles; ++i) offset[i] = pair_of_vector(bias + (first + i) * 8 + 2 * m.t);
+        float acc[Tile::kColumns / 2] = {};
+        multiply_unit<Tile, false>(p, r, at.normal, m, work.chunks, work.depth, kChainRows, acc);
+        const Ended<Tile> end(m, acc, at.exchange);
+#pragma unroll
+        for (int h = 0; h < Tile::kHalves; ++h)
+#pragma unroll
+            for (int i = 0; i < Tile::kTiles; ++i) {
+                float v[2] = {end.own[h][i].x + offset[i].x, end.own[h][i].y + offset[i].y};
+                end_with(first + i, m.row + 8 * (h + end.half), v);
+            }
+        math_barrier();
+    }
+
+    // A head of a window.
+    __device__ __forceinline__ void window_unit(const Work<WINDOWS>& work, const Unit& u) {
+        using Tile = ChainTile4;
+        const int columns = m.group / Tile::kSharers, half = Ended<Tile>::half_of(m);
+        float2 offset[Tile::kTiles];
+#pragma unroll
+        for (int i = 0; i < Tile::kTiles; ++i) {
+            const int piece = columns * 6 + i;
+            offset[i] = pair_of_vector(piece / 4 * p.inner + u.column * 32 + piece % 4 * 8 + 2 * m.t);
+        }
+        uint32_t bias[2][8];
+        if (m.group == 0 && p.bias) {
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                const __half* const at = vectors + bias_at() + (u.column * p.group_tokens + min(m.row + 8 * h, p.group_tokens - 1)) * p.bias_row + 2 * m.t;
+#pragma unroll
+                for (int j = 0; j < 8; ++j) bias[h][j] = 8 * j < p.bias_row ? __ldg(reinterpret_cast<const uint32_t*>(at + 8 * j)) : 0u;
+            }
+        }
+        float acc[Tile::kColumns / 2] = {};
+        multiply_unit<Tile, false>(p, r, at.normal, m, work.chunks, work.depth, kChainRows, acc);
+        {
+            const Ended<Tile> end(m, acc, at.exchange);
+#pragma unroll
+            for (int i = 0; i < Tile::kTiles; ++i)
+                store_shared(at.packed + (columns * 6 + i) * 1024 + (m.row + 8 * half) * 16 + m.t * 4, pack_halves(end.own[0][i].x + offset[i].x, end.own[0][i].y + offset[i].y));
+        }
+        fence_engines_shared();
+        math_barrier();
+        if (m.group == 0) {
+            float s[32] = {};
+            warpgroup::begin();
+#pragma unroll
+            for (int k = 0; k < 2; ++k) warpgroup::multiply(s, warpgroup::pieces(at.packed + k * 2048, 1024, 128), warpgroup::pieces(at.packed + 4096 + k * 2048, 1024, 128));
+            warpgroup::commit();
+            uint32_t own[2] = {};
+            if (masked) own[0] = load_shared_byte(at.regions + m.row), own[1] = load_shared_byte(at.regions + m.row + 8);
+            warpgroup::wait<0>();
+            warpgroup::settle(s);
+#pragma unroll
+            for (int j = 0; j < 8; ++j)
+#pragma unroll
+                for (int e = 0; e < 2; ++e) {
+                    const int key = 8 * j + 2 * m.t + e;
+                    const uint32_t region = masked ? load_shared_byte(at.regions + key) : 0u;
+#pragma unroll
+                    for (int h = 0; h < 2; ++h) {
+                        float v = s[4 * j + 2 * h + e] * p.scale;
+                        if (p.bias) {
+                            const float2 b = floats(bias[h][j]);
+                            v = fmaf(e ? b.y : b.x, 1.4426950408889634f, v);
+                        }
+                        if (masked && region != own[h]) v += p.mask_value;
+                        s[4 * j + 2 * h + e] = key < p.group_tokens ? v : -CUDART_INF_F;
+                    }
+                }
+            float top[2], sum[2], out[16] = {};
+            soften(s, top, sum);
+            weigh_values(out, s, at.packed + 8192, 1024);
+            __half* const to = p.heads_out + (int64_t{u.tile} * (p.inner / 8) + u.column * 4) * p.tile_rows * 8;
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                const int row = m.row + 8 * h;
+                const float factor = reciprocal(sum[h]);
+                if (row >= p.tile_rows) continue;
+#pragma unroll
+                for (int j = 0; j < 4; ++j)
+                    *reinterpret_cast<uint32_t*>(to + (j * p.tile_rows + row) * 8 + 2 * m.t) = pack_halves(out[4 * j + 2 * h] * factor, out[4 * j + 2 * h + 1] * factor);
+            }
+        }
+        math_barrier();
+    }
+
+    // Regions of the shift's mask, of the window's tokens.
+    __device__ __forceinline__ void find_regions(int window) {
+        if (!masked || m.tid >= kChainRows) return;
+        uint32_t number, wx, ix;
+        p.by_windows.divmod(static_cast<uint32_t>(window), number);
+        const uint32_t wy = p.by_windows_x.divmod(number, wx), iy = p.by_window_w.divmod(static_cast<uint32_t>(m.tid), ix);
+        const int y = static_cast<int>(wy) * map->window_h + static_cast<int>(iy), x = static_cast<int>(wx) * map->window_w + static_cast<int>(ix);
+        const uint32_t region = (y >= p.edge_y) + (y >= p.cut_y) + 4 * ((x >= p.edge_x) + (x >= p.cut_x));
+        asm volatile("st.shared.u8 [%0], %1;" ::"r"(at.regions + m.tid), "r"(region) : "memory");
+    }
+
+    // Up to 64 queries of a head without windows. Each warpgroup has 64 keys.
+    __device__ __forceinline__ void attend_unit(const Unit& u, uint32_t parity) {
+        constexpr int kOut = DIM / 2;
+        using Tile = ChainTile<DIM, 1>;
+        uint32_t tile;
+        p.by_group_tiles.divmod(static_cast<uint32_t>(u.tile), tile);
+        const uint32_t padded = static_cast<uint32_t>(p.group_tiles * p.tile_rows), step = padded * 16, first = static_cast<uint32_t>(m.group) * 64;
+        const uint32_t values = at.normal, keys = values + padded * DIM * 2, queries = keys + padded * DIM * 2;
+        const bool any = static_cast<int>(first) < p.group_tokens;
+        uint32_t bias[2][8];
+        if (p.bias && any) {
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                const int query = min(static_cast<int>(tile) * p.tile_rows + m.row + 8 * h, p.group_tokens - 1);
+                const __half* const from = vectors + bias_at() + (u.column * p.group_tokens + query) * p.bias_row + static_cast<int>(first) + 2 * m.t;
+#pragma unroll
+                for (int j = 0; j < 8; ++j) bias[h][j] = static_cast<int>(first) + 8 * j < p.bias_row ? __ldg(reinterpret_cast<const uint32_t*>(from + 8 * j)) : 0u;
+            }
+        }
+        mbarrier::wait(r.attend_full, parity);
+        float s[32] = {}, out[kOut] = {}, top[2] = {-CUDART_INF_F, -CUDART_INF_F}, sum[2] = {0.f, 0.f};
+        if (any) {
+            const uint32_t q_step = static_cast<uint32_t>(p.tile_rows) * 16;
+            warpgroup::begin();
+#pragma unroll
+            for (int k = 0; k < DIM / 16; ++k)
+                warpgroup::multiply(s, warpgroup::pieces(queries + 2 * k * q_step, q_step, 128), warpgroup::pieces(keys + first * 16 + 2 * k * step, step, 128));
+            warpgroup::commit();
+            warpgroup::wait<0>();
+            warpgroup::settle(s);
+#pragma unroll
+            for (int j = 0; j < 8; ++j)
+#pragma unroll
+                for (int h = 0; h < 2; ++h)
+#pragma unroll
+                    for (int e = 0; e < 2; ++e) {
+                        const int key = static_cast<int>(first) + 8 * j + 2 * m.t + e;
+                        float v = s[4 * j + 2 * h + e] * p.scale;
+                        if (p.bias) {
+                            const float2 b = floats(bias[h][j]);
+                            v = fmaf(e ? b.y : b.x, 1.4426950408889634f, v);
+                        }
+                        s[4 * j + 2 * h + e] = key < p.group_tokens ? v : -CUDART_INF_F;
+                    }
+            soften(s, top, sum);
+            weigh_values(out, s, values + first * 16, step);
+        }
+        // Each warpgroup's largest score and sum of a row.
+        if (m.t == 0) {
+#pragma unroll
+            for (int h = 0; h < 2; ++h) store_shared(at.stats + (m.group * kChainRows + m.row + 8 * h) * 8, make_float2(top[h], sum[h]));
+        }
+        math_barrier();  // and all are done with queries, keys and values, whose place the sums take
+        float factor[2];
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            float2 of[4];
+            float most = -CUDART_INF_F, all = 0.f;
+#pragma unroll
+            for (int i = 0; i < 4; ++i) of[i] = load_shared(at.stats + (i * kChainRows + m.row + 8 * h) * 8), most = fmaxf(most, of[i].x);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) all = fmaf(of[i].y, exp2_fast(of[i].x - most), all);
+            factor[h] = exp2_fast(top[h] - most) * reciprocal(all);
+        }
+#pragma unroll
+        for (int j = 0; j < kOut / 4; ++j)
+#pragma unroll
+            for (int e = 0; e < 4; ++e) out[4 * j + e] *= factor[e / 2];
+        const Ended<Tile> end(m, out, at.normal);
+        __half* const to = p.heads_out + (int64_t{u.tile} * (p.inner / 8) + u.column * (DIM / 8) + end.first_tile) * p.tile_rows * 8;
+        const int row = m.row + 8 * end.half;
+#pragma unroll
+        for (int i = 0; i < Tile::kTiles; ++i)
+            if (row < p.tile_rows) *reinterpret_cast<uint32_t*>(to + (i * p.tile_rows + row) * 8 + 2 * m.t) = pack_halves(end.own[0][i].x, end.own[0][i].y);
+        math_barrier();
+        // The place is the copy engine's again, behind what the threads have done there.
+        fence_engines_shared();
+        if (m.thread == 0) mbarrier::arrive(r.attend_empty);
+    }
+
+    template <Phase PHASE, class F> __device__ __forceinline__ void each_unit(const F& f, bool waits, bool last) {
+        const Work<WINDOWS> work(p, PHASE);
+        bool any = false;
+#pragma unroll 1
+        for (int number = blockIdx.x; number < work.units; number += gridDim.x) {
+            const Unit u = work.unit(PHASE, number);
+            if (waits && !any) wait_for_phase();
+            any = true;
+            f(work, u);
+        }
+        end_phase(any, last);
+    }
+
+    template <Phase PHASE, class F> __device__ __forceinline__ void with_tile(int tile, const F& f) {
+        switch (tile) {
+            case 0: f(ChainTile0()); break;
+            case 1: f(ChainTile1()); break;
+            case 2: f(ChainTile2()); break;
+            case 3: f(ChainTile3()); break;
+            case 4: if constexpr (PHASE == kHeads || PHASE == kUp) f(ChainTile4()); break;
+            default: if constexpr (PHASE == kUp) f(ChainTile5());
+        }
+    }
+
+    __device__ __forceinline__ void run() {
+        uint32_t attended = 0;
+        const int pair_vectors = down_at() + p.channels;
+#pragma unroll 1
+        for (int pair = 0; pair < p.pairs; ++pair) {
+            from = pair == 0 ? p.x : p.y;
+            vectors = p.vectors + static_cast<int64_t>(pair) * pair_vectors;
+            masked = WINDOWS && (p.shifted >> pair & 1);
+            map = masked ? &p.rolled : &p.plain;
+
+            if constexpr (WINDOWS) {
+                each_unit<kHeads>(
+                    [&](const Work<WINDOWS>& work, const Unit& u) {
+                        find_regions(u.tile);
+                        normalize_rows<PIECES>(p, m, from, at.normal, [&](int row) { return group_token(u.tile, row); });
+                        window_unit(work, u);
+                    },
+                    pair > 0, false);
+            } else {
+                with_tile<kHeads>(p.tile_heads, [&](auto tile) {
+                    each_unit<kHeads>(
+                        [&](const Work<WINDOWS>& work, const Unit& u) {
+                            normalize_rows<PIECES>(p, m, from, at.normal, [&](int row) { return group_token(u.tile, row); });
+                            uint32_t part;
+                            const int group = static_cast<int>(p.by_group_tiles.divmod(static_cast<uint32_t>(u.tile), part)), padded = p.group_tiles * p.tile_rows;
+                            normal_unit<decltype(tile)>(work, u, 0, [&](int piece, int row, const float (&v)[2]) {
+                                // A head's pieces of columns lie behind each other, and so do heads, and queries, keys and values.
+                                const int64_t column = int64_t{group} * (3 * p.inner / 8) + piece;
+                                if (row < p.tile_rows)
+                                    *reinterpret_cast<uint32_t*>(p.qkv + (column * padded + static_cast<int>(part) * p.tile_rows + row) * 8 + 2 * m.t) = pack_halves(v[0], v[1]);
+                            });
+                        },
+                        pair > 0, false);
+                });
+                each_unit<kAttend>([&](const Work<WINDOWS>&, const Unit& u) { attend_unit(u, attended++ & 1); }, false, false);
+            }
+            with_tile<kMerge>(p.tile_merge, [&](auto tile) {
+                each_unit<kMerge>(
+                    [&](const Work<WINDOWS>& work, const Unit& u) {
+                        add_unit<decltype(tile), false>(work, u, p.tile_rows, merge_at(), from, p.middle, [&](int at, int row) { return group_token(at, row); });
+                    },
+                    false, false);
+            });
+            with_tile<kUp>(p.tile_up, [&](auto tile) {
+                each_unit<kUp>(
+                    [&](const Work<WINDOWS>& work, const Unit& u) {
+                        normalize_rows<PIECES>(p, m, p.middle, at.normal, [&](int row) { return row_token(u.tile, row); });
+                        normal_unit<decltype(tile)>(work, u, up_at(), [&](int piece, int row, float (&v)[2]) {
+                            activate(v, p.activation);
+                            if (row < p.rows) *reinterpret_cast<uint32_t*>(p.hidden + ((int64_t{u.tile} * (p.hidden_columns / 8) + piece) * p.rows + row) * 8 + 2 * m.t) = pack_halves(v[0], v[1]);
+                        });
+                    },
+                    true, false);
+            });
+            with_tile<kDown>(p.tile_down, [&](auto tile) {
+                each_unit<kDown>(
+                    [&](const Work<WINDOWS>& work, const Unit& u) {
+                        add_unit<decltype(tile), true>(work, u, p.rows, down_at(), p.middle, p.y, [&](int at, int row) { return row_token(at, row); });
+                    },
+                    false, pair + 1 == p.pairs);
+            });
+        }
+    }
+};
+
+}  // namespace chain
+
+// DIM: of a head. PIECES: of 8 channels that one of a row's eight threads normalizes.
+template <bool WINDOWS, int DIM, int PIECES> __global__ void __launch_bounds__(kChainThreads, 1) block_chain_kernel(const __grid_constant__ ChainArgs p) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    extern __shared__ __align__(128) unsigned char shared[];
+    chain::Layout at;
+    at.normal = ptx::shared_address(shared);
+    at.ring = at.normal + p.normal_bytes;
+    at.exchange = at.ring + p.slots * p.slot_bytes;
+    at.packed = at.exchange + chain::kExchange;
+    at.stats = at.packed + chain::kPacked;
+    at.regions = at.stats + 4 * kChainRows * 8;
+    at.flag = at.regions + 64;
+    at.barriers = at.flag + 16;
+    const chain::Rings r{at.ring, at.barriers, at.barriers + kChainSlots * 8, at.barriers + 2 * kChainSlots * 8, at.barriers + 3 * kChainSlots * 8, at.barriers + 3 * kChainSlots * 8 + 8};
+    const int tid = threadIdx.x, group = __shfl_sync(0xffffffffu, tid / 128, 0);  // the same in a warp, as the compiler sees then
+    if (tid == 0) {
+        for (int s = 0; s < p.slots; ++s) mbarrier::init(r.full_weights + s * 8, 1), mbarrier::init(r.full_rows + s * 8, 1), mbarrier::init(r.empty + s * 8, 4);
+        mbarrier::init(r.attend_full, 1), mbarrier::init(r.attend_empty, 4);
+        mbarrier::publish();
+    }
+    ptx::let_next_start();
+    __syncthreads();
+    // Registers of the block: 640 threads have 96 each to begin with.
+    if (group == kChainMath / 128) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
+        if (tid / 32 == kChainMath / 32) {
+            // Weights are constants, so they need not wait for the kernel before.
+            chain::fetch_weights<WINDOWS>(p, r, tid % 32);
+        } else if (tid / 32 == kChainMath / 32 + 1) {
+            ptx::wait_for_previous();
+            const uint32_t start = chain::begin(p);
+            if (tid % 32 == 0) chain::fetch_rows<WINDOWS, DIM>(p, r, start);
+        }
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
+        ptx::wait_for_previous();
+        if (blockIdx.x == 0)
+            for (int i = tid; i < p.row_tiles * (p.channels / 16); i += kChainMath) p.tickets[i] = 0;
+        const uint32_t start = chain::begin(p);
+        const int lane = tid % 32, thread = tid % 128;
+        chain::Math m{tid, lane, group, thread, lane / 4, lane % 4, thread / 32 * 16 + lane / 4, start};
+        chain::Chain<WINDOWS, DIM, PIECES> chain{p, at, r, m, nullptr, nullptr, nullptr, false};
+        chain.run();
+    }
+#endif
+}
+
+}  // namespace trt_opt
