@@ -74,38 +74,40 @@ int pieces_of(const BlockChainProblem& q) {
 }
 
 constexpr int kSharers[kChainTiles] = {4, 4, 2, 2, 2, 1};
+// Contracted elements of a stage of the ring: those that lie together, or a part of them.
+int stage_of(int width, int depth) {
+    while (depth > 16 && width * depth * 2 > kChainStage) depth /= 2;
+    return depth;
+}
 bool fits_tile(int tile, int most, int64_t columns, int depth) {
-    return tile >= 0 && tile <= most && columns % kChainWidths[tile] == 0 && depth / 16 % kSharers[tile] == 0;
+    if (tile < 0 || tile > most || columns % kChainWidths[tile] != 0) return false;
+    const int stage = stage_of(kChainWidths[tile], depth);
+    return kChainWidths[tile] * stage * 2 <= kChainStage && stage / 16 % kSharers[tile] == 0;
 }
 
+// Shared memory of a plan; too few stages where it has no room for them.
 struct Shared {
-    int normal = 0, slot_rows = 0, slot = 0, slots = 0, all = 0;
+    int rows = 0, stages = 0, all = 0;
 };
-// Shared memory of a plan; no slots where it has no room for two.
 Shared shared_of(const BlockChainProblem& q, const Plan& plan) {
     const Cut c = cut(q);
-    const int inner = static_cast<int>(inner_of(q)), dc = depth_of(q.channels), di = depth_of(inner), dh = depth_of(q.hidden);
+    const int beyond = kChainRows * 16;  // what the tensor cores read of rows that a tile does not have
     Shared s;
-    s.normal = q.channels / 8 * chain::kNormalStep;
-    if (!q.window.used()) s.normal = std::max({s.normal, (2 * c.group_tiles + 1) * c.tile_rows * q.dim * 2 + kChainRows * 16, q.dim * kChainRows * 4 * 3});
-    s.normal = (s.normal + 127) / 128 * 128;
-    s.slot_rows = (std::max(c.tile_rows * di, c.rows * dh) * 2 + 127) / 128 * 128;
-    const int heads = (q.window.used() ? 96 : kChainWidths[plan.heads]) * dc, merge = kChainWidths[plan.merge] * di, up = kChainWidths[plan.up] * dc, down = kChainWidths[plan.down] * dh;
-    s.slot = s.slot_rows + 2 * std::max({heads, merge, up, down});
-    const int room = device().shared - s.normal - chain::chain_fixed_bytes();
-    s.slots = std::min(kChainSlots, room / s.slot);
-    if (s.slots < 2) s.slots = 0;
-    s.all = s.normal + s.slots * s.slot + chain::chain_fixed_bytes();
+    s.rows = std::max({q.channels / 8 * chain::kNormalStep, chain::kExchange + chain::kPacked, static_cast<int>(inner_of(q)) * c.tile_rows * 2 + beyond, (q.hidden >> plan.split) * c.rows * 2 + beyond});
+    if (!q.window.used()) s.rows = std::max({s.rows, (2 * c.group_tiles + 1) * c.tile_rows * q.dim * 2 + beyond, q.dim * kChainRows * 4 * 3});
+    s.rows = (s.rows + 127) / 128 * 128;
+    s.stages = std::min(kChainStages, (device().shared - s.rows - chain::kFixedBytes) / kChainStage);
+    s.all = s.rows + s.stages * kChainStage + chain::kFixedBytes;
     return s;
 }
 
 bool fits(const BlockChainProblem& q, const Plan& p) {
+    constexpr int kFewest = 3;
     const int64_t inner = inner_of(q);
     const int dc = depth_of(q.channels), di = depth_of(inner), dh = depth_of(q.hidden);
     const bool heads = q.window.used() ? p.heads == 0 && dc / 16 % 2 == 0 : fits_tile(p.heads, 4, 3 * inner, dc);
-    const int64_t chunks = q.hidden / dh;
-    return heads && fits_tile(p.merge, 3, q.channels, di) && fits_tile(p.up, 5, q.hidden, dc) && fits_tile(p.down, 3, q.channels, dh) && p.split <= 3 && chunks % (int64_t{1} << p.split) == 0 &&
-           shared_of(q, p).slots > 0;
+    return heads && fits_tile(p.merge, 3, q.channels, di) && fits_tile(p.up, 5, q.hidden, dc) && fits_tile(p.down, 3, q.channels, dh) && p.split <= 3 &&
+           q.hidden / stage_of(kChainWidths[p.down], dh) % (1 << p.split) == 0 && shared_of(q, p).stages >= kFewest;
 }
 
 bool has_kernel(const BlockChainProblem& q) {
@@ -135,7 +137,7 @@ std::vector<Choice> choices(int most, int64_t tiles, int64_t columns, int64_t k,
     for (int tile = 0; tile <= most; ++tile) {
         if (!fits_tile(tile, most, columns, depth)) continue;
         for (int split = 0; split <= (may_split ? 3 : 0); ++split) {
-            if (k / depth % (1 << split) != 0) break;
+            if (k / stage_of(kChainWidths[tile], depth) % (1 << split) != 0) break;
             const int64_t units = tiles * (columns / kChainWidths[tile]) << split, waves = parts(units, device().multiprocessors);
             const float share_out = split > 0 ? kShareOut + 100.f * static_cast<float>(1 << split) : 0.f;
             all.push_back({tile, split, static_cast<float>(waves) * (unit_cost(tile, k >> split, rows, normal, waves) + share_out)});
@@ -217,7 +219,9 @@ cudaError_t run_kernel(const BlockChainProblem& q, const Plan& plan, int32_t slo
     p.row_tiles = c.row_tiles, p.rows = c.rows;
     p.depth_channels = depth_of(q.channels), p.depth_inner = depth_of(inner), p.depth_hidden = depth_of(q.hidden);
     p.tile_heads = plan.heads, p.tile_merge = plan.merge, p.tile_up = plan.up, p.tile_down = plan.down, p.split = 1 << plan.split;
-    p.slots = s.slots, p.slot_bytes = s.slot, p.slot_rows = s.slot_rows, p.normal_bytes = s.normal;
+    p.stage_heads = stage_of(q.window.used() ? 96 : kChainWidths[plan.heads], p.depth_channels), p.stage_merge = stage_of(kChainWidths[plan.merge], p.depth_inner);
+    p.stage_up = stage_of(kChainWidths[plan.up], p.depth_channels), p.stage_down = stage_of(kChainWidths[plan.down], p.depth_hidden);
+    p.stages = s.stages, p.rows_bytes = s.rows;
     const auto division = [](int64_t by) { return FastDiv(static_cast<uint32_t>(by)); };
     p.by_heads = division(q.heads), p.by_group_tiles = division(c.group_tiles);
     p.by_heads_tiles = division(std::max<int64_t>(3 * inner / kChainWidths[plan.heads], 1)), p.by_merge = division(q.channels / kChainWidths[plan.merge]);

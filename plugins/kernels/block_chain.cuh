@@ -8,8 +8,8 @@
 // A phase is divided into units of up to 64 rows and some columns, which the blocks take by turns.
 //
 // Four warpgroups multiply, of up to 64 rows each. They share a unit's columns or its contracted index, the sums of which they then exchange. Two more warps
-// have the copy engine fill a ring: one with weights, which depend on nothing and so come before the barrier; one with rows that other blocks made, after it.
-// What one phase makes for the next lies as the tensor cores want it, in pieces of 8 x 8 (warpgroup.cuh): [tile of rows][columns / 8][rows][8].
+// drive the copy engine: one fills a ring with weights, which depend on nothing and so come before the barrier; one fetches a unit's rows, if other blocks
+// made them in the phase before, after it. Such rows lie as the tensor cores want them, in pieces of 8 x 8 (warpgroup.cuh): [tile of rows][columns / 8][rows][8].
 // Rows to be normalized are tokens, and pass through registers.
 #pragma once
 
@@ -39,7 +39,9 @@ using ChainTile4 = ChainTile<48, 2>;
 using ChainTile5 = ChainTile<48, 4>;
 constexpr int kChainWidths[kChainTiles] = {ChainTile0::kWidth, ChainTile1::kWidth, ChainTile2::kWidth, ChainTile3::kWidth, ChainTile4::kWidth, ChainTile5::kWidth};
 
-constexpr int kChainRows = 64, kChainMath = 512, kChainThreads = kChainMath + 128, kChainSlots = 8;
+constexpr int kChainRows = 64, kChainMath = 512, kChainThreads = kChainMath + 128;
+// Weights in the ring: bytes of a stage, and stages. Four parts of a unit's rows are waited for one by one.
+constexpr int kChainStage = 12 * 1024, kChainStages = 16, kChainParts = 4;
 
 struct ChainArgs {
     const __half *x, *weights, *vectors;
@@ -57,12 +59,13 @@ struct ChainArgs {
     // A group is a window or an image; its tokens attend to each other. Its queries are cut into tiles, all of one in windows.
     int groups, group_tokens, group_tiles, tile_rows, bias_row;
     int row_tiles, rows;        // those of the MLP, in which tokens are cut without regard to groups; of a tile
-    int depth_channels, depth_inner, depth_hidden;  // contracted elements a stage of the ring
+    int depth_channels, depth_inner, depth_hidden;         // contracted elements that lie together in the packed weights
+    int stage_heads, stage_merge, stage_up, stage_down;    // and those of a stage, which divide them
     int tile_heads, tile_merge, tile_up, tile_down, split;
-    int slots, slot_bytes, slot_rows;               // slot_rows: bytes of a slot before its weights
-    int normal_bytes;           // shared memory of normalized rows, or of an attention without windows
+    int stages;
+    int rows_bytes;             // shared memory of a unit's rows, and then of sums on their way between warpgroups
     int edge_y, cut_y, edge_x, cut_x;
-    FastDiv by_heads, by_group_tiles, by_windows, by_windows_x, by_window_w, by_merge, by_heads_tiles, by_up, by_down, by_split, by_inner;
+    FastDiv by_heads, by_group_tiles, by_windows, by_windows_x, by_window_w, by_merge, by_heads_tiles, by_up, by_down, by_split;
     WindowMap plain, rolled;
 };
 
@@ -71,11 +74,12 @@ namespace chain {
 constexpr int kNormalStep = kChainRows * 16 + 16;  // bytes from eight contracted elements of normalized rows to the next: an odd number of 16 bytes
 constexpr int kExchange = 24 * 1024, kPacked = 12 * 1024;
 
-// Shared memory: normalized rows, ring, sums on their way between warpgroups, a head's queries, keys and values, and what is small.
+// Shared memory: a unit's rows (and behind a product the exchange, and a head's queries, keys and values), the ring, and what is small.
 struct Layout {
-    uint32_t normal, ring, exchange, packed, regions, flag, stats, barriers;
+    uint32_t rows, packed, ring, stats, regions, flag, barriers;
 };
-__host__ __device__ inline int chain_fixed_bytes() { return kExchange + kPacked + 64 + 16 + 4 * kChainRows * 8 + (3 * kChainSlots + 2) * 8; }
+constexpr int kBarriers = 2 * kChainStages + kChainParts + 1;
+constexpr int kFixedBytes = 4 * kChainRows * 8 + kChainRows + 16 + kBarriers * 8;
 
 enum Phase { kHeads, kAttend, kMerge, kUp, kDown, kPhases };
 
@@ -85,30 +89,31 @@ struct Unit {
 };
 template <bool WINDOWS> struct Work {
     const ChainArgs& p;
-    int units, width, chunks, depth;  // chunks: of one unit
+    int units, width;
+    int chunks, stage, depth;         // stages of one unit; contracted elements of a stage, and of those that lie together
     uint32_t weights;                 // offset into a pair's
     int columns;
 
     __device__ __forceinline__ Work(const ChainArgs& args, Phase phase) : p(args) {
         const int wq = p.channels * 3 * p.inner, wp = p.inner * p.channels, w1 = p.channels * p.hidden_columns;
-        width = 0, chunks = 0, depth = 1, weights = 0, columns = 0;
+        width = 0, chunks = 0, stage = 16, depth = 16, weights = 0, columns = 0;
         switch (phase) {
             case kHeads:
-                depth = p.depth_channels, chunks = p.channels / depth, columns = 3 * p.inner;
+                depth = p.depth_channels, stage = p.stage_heads, chunks = p.channels / stage, columns = 3 * p.inner;
                 if (WINDOWS) units = p.groups * p.heads, width = 96;
                 else width = width_of(p.tile_heads), units = p.groups * p.group_tiles * (columns / width);
                 break;
             case kAttend: units = WINDOWS ? 0 : p.groups * p.group_tiles * p.heads; break;
             case kMerge:
-                depth = p.depth_inner, chunks = p.inner / depth, columns = p.channels, weights = wq;
+                depth = p.depth_inner, stage = p.stage_merge, chunks = p.inner / stage, columns = p.channels, weights = wq;
                 width = width_of(p.tile_merge), units = p.groups * p.group_tiles * (columns / width);
                 break;
             case kUp:
-                depth = p.depth_channels, chunks = p.channels / depth, columns = p.hidden_columns, weights = wq + wp;
+                depth = p.depth_channels, stage = p.stage_up, chunks = p.channels / stage, columns = p.hidden_columns, weights = wq + wp;
                 width = width_of(p.tile_up), units = p.row_tiles * (columns / width);
                 break;
             default:
-                depth = p.depth_hidden, chunks = p.hidden_columns / depth / p.split, columns = p.channels, weights = wq + wp + w1;
+                depth = p.depth_hidden, stage = p.stage_down, chunks = p.hidden_columns / stage / p.split, columns = p.channels, weights = wq + wp + w1;
                 width = width_of(p.tile_down), units = p.row_tiles * (columns / width) * p.split;
         }
     }
@@ -141,15 +146,15 @@ __device__ __forceinline__ uint32_t begin(const ChainArgs& p) {
     asm volatile("bar.sync 4, 544;" ::: "memory");
     return start;
 }
-// Until the barrier of the device has opened `times` times since its first word was `start`. It flips its upper bit each time.
+// Until the barrier of the device has opened `times` times since it was `start`. Its upper half counts that, its lower half arrivals.
 __device__ __forceinline__ void wait_device(const uint32_t* barrier, uint32_t start, int times) {
-    const uint32_t wanted = (start ^ (times & 1 ? 0x80000000u : 0u)) & 0x80000000u;
-    while ((load_barrier(barrier) & 0x80000000u) != wanted) {
+    while (((load_barrier(barrier) >> 16) - (start >> 16) & 0xffffu) < static_cast<uint32_t>(times)) {
     }
 }
 __device__ __forceinline__ void arrive_device(uint32_t* barrier) {
 #if __CUDA_ARCH__ >= 900
-    const uint32_t add = blockIdx.x == 0 ? 0x80000000u - (gridDim.x - 1) : 1u;
+    // The arrivals of all together are one in the upper half.
+    const uint32_t add = blockIdx.x == 0 ? 0x10000u - (gridDim.x - 1) : 1u;
     asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(barrier), "r"(add) : "memory");
 #endif
 }
@@ -187,16 +192,17 @@ struct Position {
     int slot = 0;
     uint32_t parity = 0;
 
-    __device__ __forceinline__ void next(int slots) {
-        if (++slot == slots) slot = 0, parity ^= 1;
+    __device__ __forceinline__ void next(int stages) {
+        if (++slot == stages) slot = 0, parity ^= 1;
     }
 };
 
+// Barriers. Of a unit's rows: they are there, part by part; their place is free.
 struct Rings {
-    uint32_t ring, full_weights, full_rows, empty, attend_full, attend_empty;
+    uint32_t ring, full, empty, rows_full, rows_free;
 };
 
-// The warp that fetches weights.
+// The warp that fetches weights, eight columns of a stage a lane.
 template <bool WINDOWS> __device__ __forceinline__ void fetch_weights(const ChainArgs& p, const Rings& r, int lane) {
     Position at;
     const uint32_t pair_weights = 4 * p.channels * p.inner + 2 * p.channels * p.hidden_columns;
@@ -206,73 +212,71 @@ template <bool WINDOWS> __device__ __forceinline__ void fetch_weights(const Chai
         for (int phase = 0; phase < kPhases; ++phase) {
             if (phase == kAttend) continue;
             const Work<WINDOWS> work(p, static_cast<Phase>(phase));
-            const bool heads = WINDOWS && phase == kHeads;
-            const int copies = heads ? 3 : 1, width = heads ? 32 : work.width;
-            const uint32_t bytes = static_cast<uint32_t>(width * work.depth * 2);
+            const uint32_t bytes = static_cast<uint32_t>(work.stage * 16);
             for (int number = blockIdx.x; number < work.units; number += gridDim.x) {
                 const Unit u = work.unit(static_cast<Phase>(phase), number);
-                // One of the copies a lane.
-                const int column = heads ? lane * p.inner + u.column * 32 : u.column;
-                const __half* from = weights + work.weights + static_cast<uint32_t>(u.split * work.chunks * work.depth) * work.columns + static_cast<uint32_t>(column * work.depth);
-                for (int chunk = 0; chunk < work.chunks; ++chunk, from += work.depth * work.columns) {
+                const int column = WINDOWS && phase == kHeads ? lane / 4 * p.inner + u.column * 32 + lane % 4 * 8 : u.column + lane * 8;
+                const __half* const from = weights + work.weights + static_cast<uint32_t>(column * work.depth);
+                int k = u.split * work.chunks * work.stage;
+                for (int chunk = 0; chunk < work.chunks; ++chunk, k += work.stage) {
+                    const uint32_t full = r.full + at.slot * 8;
                     mbarrier::wait(r.empty + at.slot * 8, at.parity ^ 1);
-                    if (lane == 0) mbarrier::expect(r.full_weights + at.slot * 8, copies * bytes);
+                    if (lane == 0) mbarrier::expect(full, bytes * static_cast<uint32_t>(work.width / 8));
                     __syncwarp();
-                    if (lane < copies) mbarrier::copy(r.ring + at.slot * p.slot_bytes + p.slot_rows + lane * bytes, from, bytes, r.full_weights + at.slot * 8);
-                    at.next(p.slots);
+                    if (lane < work.width / 8)
+                        mbarrier::copy(r.ring + at.slot * kChainStage + lane * bytes, from + static_cast<uint32_t>((k & ~(work.depth - 1)) * work.columns + (k & (work.depth - 1)) * 8), bytes, full);
+                    at.next(p.stages);
                 }
             }
         }
     }
 }
 
-// The thread that fetches rows which other blocks have made. Where there are none to fetch it only keeps step.
-template <bool WINDOWS, int DIM> __device__ __forceinline__ void fetch_rows(const ChainArgs& p, const Rings& r, uint32_t start) {
-    Position at;
+// The thread that fetches rows which other blocks have made.
+template <bool WINDOWS, int DIM> __device__ __forceinline__ void fetch_rows(const ChainArgs& p, const Rings& r, uint32_t to, uint32_t start) {
     int opened = 0;
-    uint32_t attended = 0;
+    uint32_t fetched = 0;
     const int padded = p.group_tiles * p.tile_rows;
     for (int pair = 0; pair < p.pairs; ++pair) {
 #pragma unroll 1
         for (int phase = 0; phase < kPhases; ++phase) {
             if (WINDOWS && phase == kAttend) continue;
+            const int before = opened++;
+            if (phase == kHeads || phase == kUp) continue;
             const Work<WINDOWS> work(p, static_cast<Phase>(phase));
-            const bool fetches = phase == kMerge || phase == kDown;
-            if (fetches || phase == kAttend) {
-                wait_device(p.barrier, start, opened);
-                fence_engines();
-            }
-            ++opened;
-            const int rows = phase == kDown ? p.rows : p.tile_rows;
-            const uint32_t bytes = static_cast<uint32_t>(rows * work.depth * 2);
+            if (static_cast<int>(blockIdx.x) >= work.units) continue;
+            wait_device(p.barrier, start, before);
+            fence_engines();
             for (int number = blockIdx.x; number < work.units; number += gridDim.x) {
                 const Unit u = work.unit(static_cast<Phase>(phase), number);
+                mbarrier::wait(r.rows_free, (fetched++ & 1) ^ 1);
                 if (phase == kAttend) {
                     uint32_t tile;
                     const uint32_t group = p.by_group_tiles.divmod(static_cast<uint32_t>(u.tile), tile);
                     const uint32_t one = static_cast<uint32_t>(padded * DIM);  // elements of a head's queries
                     const __half* const q = p.qkv + (int64_t{group} * 3 * p.heads + u.column) * one;
-                    mbarrier::wait(r.attend_empty, (attended & 1) ^ 1);
-                    mbarrier::expect(r.attend_full, 2 * (2 * one + static_cast<uint32_t>(p.tile_rows * DIM)));
-                    // Values, keys, queries: what a product reads beyond the last value is a key.
-                    mbarrier::copy(r.ring - p.normal_bytes, q + int64_t{2} * p.heads * one, 2 * one, r.attend_full);
-                    mbarrier::copy(r.ring - p.normal_bytes + 2 * one, q + int64_t{p.heads} * one, 2 * one, r.attend_full);
+                    // Values, keys, queries: what a product reads beyond the last value is a key. Keys and queries are the first part.
+                    mbarrier::expect(r.rows_full, 2 * (one + static_cast<uint32_t>(p.tile_rows * DIM)));
                     for (int c = 0; c < DIM / 8; ++c)
-                        mbarrier::copy(r.ring - p.normal_bytes + 4 * one + c * p.tile_rows * 16, q + (c * padded + static_cast<int>(tile) * p.tile_rows) * 8, p.tile_rows * 16, r.attend_full);
-                    ++attended;
+                        mbarrier::copy(to + 4 * one + c * p.tile_rows * 16, q + (c * padded + static_cast<int>(tile) * p.tile_rows) * 8, p.tile_rows * 16, r.rows_full);
+                    mbarrier::copy(to + 2 * one, q + int64_t{p.heads} * one, 2 * one, r.rows_full);
+                    mbarrier::expect(r.rows_full + 8, 2 * one);
+                    mbarrier::copy(to, q + int64_t{2} * p.heads * one, 2 * one, r.rows_full + 8);
+                    for (int part = 2; part < kChainParts; ++part) mbarrier::arrive(r.rows_full + part * 8);
                     continue;
                 }
-                const __half* from = phase == kMerge ? p.heads_out + int64_t{u.tile} * p.inner * rows : p.hidden + int64_t{u.tile} * p.hidden_columns * rows;
-                from += u.split * work.chunks * work.depth * rows;
-                for (int chunk = 0; chunk < work.chunks; ++chunk, from += work.depth * rows) {
-                    mbarrier::wait(r.empty + at.slot * 8, at.parity ^ 1);
-                    if (fetches) {
-                        mbarrier::expect(r.full_rows + at.slot * 8, bytes);
-                        mbarrier::copy(r.ring + at.slot * p.slot_bytes, from, bytes, r.full_rows + at.slot * 8);
+                const int rows = phase == kDown ? p.rows : p.tile_rows;
+                const __half* const from = (phase == kMerge ? p.heads_out + int64_t{u.tile} * p.inner * rows : p.hidden + int64_t{u.tile} * p.hidden_columns * rows) + u.split * work.chunks * work.stage * rows;
+                const int chunks = (work.chunks + kChainParts - 1) / kChainParts;
+                for (int part = 0; part < kChainParts; ++part) {
+                    const int here = min(work.chunks - part * chunks, chunks), offset = part * chunks * work.stage * rows;
+                    if (here > 0) {
+                        const uint32_t bytes = static_cast<uint32_t>(here * work.stage * rows * 2);
+                        mbarrier::expect(r.rows_full + part * 8, bytes);
+                        mbarrier::copy(to + offset * 2, from + offset, bytes, r.rows_full + part * 8);
                     } else {
-                        mbarrier::arrive(r.full_rows + at.slot * 8);
+                        mbarrier::arrive(r.rows_full + part * 8);
                     }
-                    at.next(p.slots);
                 }
             }
         }
@@ -284,24 +288,24 @@ struct Math {
     int tid, lane, group, thread, g, t, row;  // thread: of its warpgroup; row: that of its first elements
     uint32_t start;
     int opened = 0;  // barriers of the device before the phase that it is in
+    uint32_t fetched = 0;  // units whose rows were fetched
     Position at;
 };
 
-// d += A B over a unit's chunks; A lies in the ring (IN_RING) or is the normalized rows.
-template <class Tile, bool IN_RING>
-__device__ __forceinline__ void multiply_unit(const ChainArgs& p, const Rings& r, uint32_t normal, Math& m, int chunks, int depth, int rows, float (&acc)[Tile::kColumns / 2]) {
+// d += A B over a unit's stages. A are its rows: FETCHED, in tiles of `rows`, or normalized.
+template <class Tile, bool FETCHED>
+__device__ __forceinline__ void multiply_unit(const ChainArgs& p, const Rings& r, uint32_t a, Math& m, int chunks, int stage, int rows, float (&acc)[Tile::kColumns / 2]) {
     // The sharers divide a stage's steps.
-    const int sharer = m.group % Tile::kSharers, columns = m.group / Tile::kSharers, steps = depth / (16 * Tile::kSharers);
-    const uint32_t along_a = IN_RING ? static_cast<uint32_t>(rows) * 16 : kNormalStep, across_b = static_cast<uint32_t>(depth) * 16;
-    uint32_t a = normal;
+    const int sharer = m.group % Tile::kSharers, columns = m.group / Tile::kSharers, steps = stage / (16 * Tile::kSharers);
+    const uint32_t along_a = FETCHED ? static_cast<uint32_t>(rows) * 16 : kNormalStep, across_b = static_cast<uint32_t>(stage) * 16;
+    const int part_chunks = (chunks + kChainParts - 1) / kChainParts;
     uint32_t last = 0;
+    int until_part = 0, part = 0;
 #pragma unroll 1
     for (int chunk = 0; chunk < chunks; ++chunk) {
-        const uint32_t slot = r.ring + m.at.slot * p.slot_bytes;
-        if (IN_RING) a = slot;
-        mbarrier::wait(r.full_weights + m.at.slot * 8, m.at.parity);
-        mbarrier::wait(r.full_rows + m.at.slot * 8, m.at.parity);  // opens where there are none, too, so that nobody is a lap behind
-        const uint32_t b = slot + p.slot_rows + columns * (Tile::kColumns / 8) * across_b;
+        if (FETCHED && until_part-- == 0) mbarrier::wait(r.rows_full + part++ * 8, m.fetched & 1), until_part = part_chunks - 1;
+        const uint32_t b = r.ring + m.at.slot * kChainStage + columns * (Tile::kColumns / 8) * across_b;
+        mbarrier::wait(r.full + m.at.slot * 8, m.at.parity);
         warpgroup::begin();
 #pragma unroll 1
         for (int step = 0; step < steps; ++step) {
@@ -309,12 +313,12 @@ __device__ __forceinline__ void multiply_unit(const ChainArgs& p, const Rings& r
             warpgroup::multiply(acc, warpgroup::pieces(a + 2 * k * along_a, along_a, 128), warpgroup::pieces(b + k * 256, 128, across_b));
         }
         warpgroup::commit();
-        if (!IN_RING) a += depth / 8 * kNormalStep;
-        // The chunk before this one is done with its slot.
+        a += stage / 8 * along_a;
+        // The stage before this one is done with.
         warpgroup::wait<1>();
         if (chunk > 0 && m.thread == 0) mbarrier::arrive(last);
         last = r.empty + m.at.slot * 8;
-        m.at.next(p.slots);
+        m.at.next(p.stages);
     }
     warpgroup::settle(acc);
     warpgroup::wait<0>();
@@ -323,7 +327,7 @@ __device__ __forceinline__ void multiply_unit(const ChainArgs& p, const Rings& r
 }
 
 // Sums of those that share the contracted index: `own` becomes what the thread ends, tile i of which is `first_tile` + i of the warpgroup's columns,
-// rows m.row + 8 * half. `to`: shared memory that nobody reads or writes otherwise until the barrier after the unit.
+// rows m.row + 8 * half. `to`: the place of the unit's rows, which all are done with.
 template <class Tile> struct Ended {
     int first_tile, half;
     float2 own[Tile::kHalves][Tile::kTiles];
@@ -340,6 +344,7 @@ template <class Tile> struct Ended {
                 for (int j = 0; j < kTiles; ++j) own[h][j] = make_float2(acc[4 * j + 2 * h], acc[4 * j + 2 * h + 1]);
         } else {
             const int sharer = m.group % kSharers, columns = m.group / kSharers;
+            math_barrier();
             const auto address = [&](int owner, int from, int i) {
                 const int place = (from - owner - 1 + kSharers) % kSharers;
                 return to + static_cast<uint32_t>((((columns * kSharers + owner) * (kSharers - 1) + place) * kTiles + i) * 128 + m.thread) * 8;
@@ -477,18 +482,21 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
     }
     // Behind the last unit of a phase. `waited`: the block knows that the phase before was over.
     __device__ __forceinline__ void end_phase(bool waited, bool last) {
+        if (!waited) wait_for_phase();
         fence_engines();
         math_barrier();
-        if (m.tid == 0 && !last) {
-            if (!waited) wait_device(p.barrier, m.start, m.opened);
-            arrive_device(p.barrier);
-        }
+        if (m.tid == 0 && !last) arrive_device(p.barrier);
         ++m.opened;
     }
-
-    __device__ __forceinline__ float2 pair_of_vector(int at) const {
-        return __half22float2(__ldg(reinterpret_cast<const __half2*>(vectors + at)));
+    // Behind the barrier at the end of a unit: the place of its rows is the copy engine's again.
+    __device__ __forceinline__ void free_rows() {
+        fence_engines_shared();
+        if (m.thread == 0) mbarrier::arrive(r.rows_free);
+        ++m.fetched;
     }
+
+    // As they are, so that nothing waits for them before they are needed.
+    __device__ __forceinline__ uint32_t pair_of_vector(int at) const { return __ldg(reinterpret_cast<const uint32_t*>(vectors + at)); }
 
     // Products with the residual add.
     template <class Tile, bool SPLIT, class Token>
@@ -497,7 +505,7 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
         const int column = u.column + m.group / Tile::kSharers * Tile::kColumns + Ended<Tile>::first_of(m) * 8 + 2 * m.t;
         int64_t token[kHalves];
         uint32_t added[kHalves][kTiles];
-        float2 offset[kTiles];
+        uint32_t offset[kTiles];
 #pragma unroll
         for (int i = 0; i < kTiles; ++i) offset[i] = pair_of_vector(bias + column + 8 * i);
 #pragma unroll
@@ -507,8 +515,8 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
             for (int i = 0; i < kTiles; ++i) added[h][i] = token[h] >= 0 ? load_pair(residual + token[h] * p.channels + column + 8 * i) : 0u;
         }
         float acc[Tile::kColumns / 2] = {};
-        multiply_unit<Tile, true>(p, r, at.normal, m, work.chunks, work.depth, rows, acc);
-        Ended<Tile> end(m, acc, at.exchange);
+        multiply_unit<Tile, true>(p, r, at.rows, m, work.chunks, work.stage, rows, acc);
+        Ended<Tile> end(m, acc, at.rows);
         bool complete = true;
         if constexpr (SPLIT) {
             if (p.split > 1) {
@@ -550,28 +558,30 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
             for (int h = 0; h < kHalves; ++h)
 #pragma unroll
                 for (int i = 0; i < kTiles; ++i) {
-                    const float2 v = floats(added[h][i]);
-                    const uint32_t sum = pack_halves(end.own[h][i].x + offset[i].x + v.x, end.own[h][i].y + offset[i].y + v.y);
+                    const float2 v = floats(added[h][i]), b = floats(offset[i]);
+                    const uint32_t sum = pack_halves(end.own[h][i].x + b.x + v.x, end.own[h][i].y + b.y + v.y);
                     if (token[h] >= 0) *reinterpret_cast<uint32_t*>(to + token[h] * p.channels + column + 8 * i) = sum;
                 }
         }
         math_barrier();
+        free_rows();
     }
 
     // Normalized rows by weights.
     template <class Tile, class End> __device__ __forceinline__ void normal_unit(const Work<WINDOWS>& work, const Unit& u, int bias, const End& end_with) {
         const int first = u.column / 8 + m.group / Tile::kSharers * (Tile::kColumns / 8) + Ended<Tile>::first_of(m);
-        float2 offset[Tile::kTiles];
+        uint32_t offset[Tile::kTiles];
 #pragma unroll
         for (int i = 0; i < Tile::kTiles; ++i) offset[i] = pair_of_vector(bias + (first + i) * 8 + 2 * m.t);
         float acc[Tile::kColumns / 2] = {};
-        multiply_unit<Tile, false>(p, r, at.normal, m, work.chunks, work.depth, kChainRows, acc);
-        const Ended<Tile> end(m, acc, at.exchange);
+        multiply_unit<Tile, false>(p, r, at.rows, m, work.chunks, work.stage, kChainRows, acc);
+        const Ended<Tile> end(m, acc, at.rows);
 #pragma unroll
         for (int h = 0; h < Tile::kHalves; ++h)
 #pragma unroll
             for (int i = 0; i < Tile::kTiles; ++i) {
-                float v[2] = {end.own[h][i].x + offset[i].x, end.own[h][i].y + offset[i].y};
+                const float2 b = floats(offset[i]);
+                float v[2] = {end.own[h][i].x + b.x, end.own[h][i].y + b.y};
                 end_with(first + i, m.row + 8 * (h + end.half), v);
             }
         math_barrier();
@@ -581,7 +591,7 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
     __device__ __forceinline__ void window_unit(const Work<WINDOWS>& work, const Unit& u) {
         using Tile = ChainTile4;
         const int columns = m.group / Tile::kSharers, half = Ended<Tile>::half_of(m);
-        float2 offset[Tile::kTiles];
+        uint32_t offset[Tile::kTiles];
 #pragma unroll
         for (int i = 0; i < Tile::kTiles; ++i) {
             const int piece = columns * 6 + i;
@@ -597,12 +607,14 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
             }
         }
         float acc[Tile::kColumns / 2] = {};
-        multiply_unit<Tile, false>(p, r, at.normal, m, work.chunks, work.depth, kChainRows, acc);
+        multiply_unit<Tile, false>(p, r, at.rows, m, work.chunks, work.stage, kChainRows, acc);
         {
-            const Ended<Tile> end(m, acc, at.exchange);
+            const Ended<Tile> end(m, acc, at.rows);
 #pragma unroll
-            for (int i = 0; i < Tile::kTiles; ++i)
-                store_shared(at.packed + (columns * 6 + i) * 1024 + (m.row + 8 * half) * 16 + m.t * 4, pack_halves(end.own[0][i].x + offset[i].x, end.own[0][i].y + offset[i].y));
+            for (int i = 0; i < Tile::kTiles; ++i) {
+                const float2 b = floats(offset[i]);
+                store_shared(at.packed + (columns * 6 + i) * 1024 + (m.row + 8 * half) * 16 + m.t * 4, pack_halves(end.own[0][i].x + b.x, end.own[0][i].y + b.y));
+            }
         }
         fence_engines_shared();
         math_barrier();
@@ -662,13 +674,13 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
     }
 
     // Up to 64 queries of a head without windows. Each warpgroup has 64 keys.
-    __device__ __forceinline__ void attend_unit(const Unit& u, uint32_t parity) {
+    __device__ __forceinline__ void attend_unit(const Unit& u) {
         constexpr int kOut = DIM / 2;
         using Tile = ChainTile<DIM, 1>;
         uint32_t tile;
         p.by_group_tiles.divmod(static_cast<uint32_t>(u.tile), tile);
         const uint32_t padded = static_cast<uint32_t>(p.group_tiles * p.tile_rows), step = padded * 16, first = static_cast<uint32_t>(m.group) * 64;
-        const uint32_t values = at.normal, keys = values + padded * DIM * 2, queries = keys + padded * DIM * 2;
+        const uint32_t values = at.rows, keys = values + padded * DIM * 2, queries = keys + padded * DIM * 2;
         const bool any = static_cast<int>(first) < p.group_tokens;
         uint32_t bias[2][8];
         if (p.bias && any) {
@@ -680,7 +692,7 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
                 for (int j = 0; j < 8; ++j) bias[h][j] = static_cast<int>(first) + 8 * j < p.bias_row ? __ldg(reinterpret_cast<const uint32_t*>(from + 8 * j)) : 0u;
             }
         }
-        mbarrier::wait(r.attend_full, parity);
+        mbarrier::wait(r.rows_full, m.fetched & 1);
         float s[32] = {}, out[kOut] = {}, top[2] = {-CUDART_INF_F, -CUDART_INF_F}, sum[2] = {0.f, 0.f};
         if (any) {
             const uint32_t q_step = static_cast<uint32_t>(p.tile_rows) * 16;
@@ -706,6 +718,7 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
                         s[4 * j + 2 * h + e] = key < p.group_tokens ? v : -CUDART_INF_F;
                     }
             soften(s, top, sum);
+            mbarrier::wait(r.rows_full + 8, m.fetched & 1);
             weigh_values(out, s, values + first * 16, step);
         }
         // Each warpgroup's largest score and sum of a row.
@@ -729,16 +742,14 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
         for (int j = 0; j < kOut / 4; ++j)
 #pragma unroll
             for (int e = 0; e < 4; ++e) out[4 * j + e] *= factor[e / 2];
-        const Ended<Tile> end(m, out, at.normal);
+        const Ended<Tile> end(m, out, at.rows);
         __half* const to = p.heads_out + (int64_t{u.tile} * (p.inner / 8) + u.column * (DIM / 8) + end.first_tile) * p.tile_rows * 8;
         const int row = m.row + 8 * end.half;
 #pragma unroll
         for (int i = 0; i < Tile::kTiles; ++i)
             if (row < p.tile_rows) *reinterpret_cast<uint32_t*>(to + (i * p.tile_rows + row) * 8 + 2 * m.t) = pack_halves(end.own[0][i].x, end.own[0][i].y);
         math_barrier();
-        // The place is the copy engine's again, behind what the threads have done there.
-        fence_engines_shared();
-        if (m.thread == 0) mbarrier::arrive(r.attend_empty);
+        free_rows();
     }
 
     template <Phase PHASE, class F> __device__ __forceinline__ void each_unit(const F& f, bool waits, bool last) {
@@ -766,7 +777,6 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
     }
 
     __device__ __forceinline__ void run() {
-        uint32_t attended = 0;
         const int pair_vectors = down_at() + p.channels;
 #pragma unroll 1
         for (int pair = 0; pair < p.pairs; ++pair) {
@@ -779,7 +789,7 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
                 each_unit<kHeads>(
                     [&](const Work<WINDOWS>& work, const Unit& u) {
                         find_regions(u.tile);
-                        normalize_rows<PIECES>(p, m, from, at.normal, [&](int row) { return group_token(u.tile, row); });
+                        normalize_rows<PIECES>(p, m, from, at.rows, [&](int row) { return group_token(u.tile, row); });
                         window_unit(work, u);
                     },
                     pair > 0, false);
@@ -787,7 +797,7 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
                 with_tile<kHeads>(p.tile_heads, [&](auto tile) {
                     each_unit<kHeads>(
                         [&](const Work<WINDOWS>& work, const Unit& u) {
-                            normalize_rows<PIECES>(p, m, from, at.normal, [&](int row) { return group_token(u.tile, row); });
+                            normalize_rows<PIECES>(p, m, from, at.rows, [&](int row) { return group_token(u.tile, row); });
                             uint32_t part;
                             const int group = static_cast<int>(p.by_group_tiles.divmod(static_cast<uint32_t>(u.tile), part)), padded = p.group_tiles * p.tile_rows;
                             normal_unit<decltype(tile)>(work, u, 0, [&](int piece, int row, const float (&v)[2]) {
@@ -799,7 +809,7 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
                         },
                         pair > 0, false);
                 });
-                each_unit<kAttend>([&](const Work<WINDOWS>&, const Unit& u) { attend_unit(u, attended++ & 1); }, false, false);
+                each_unit<kAttend>([&](const Work<WINDOWS>&, const Unit& u) { attend_unit(u); }, false, false);
             }
             with_tile<kMerge>(p.tile_merge, [&](auto tile) {
                 each_unit<kMerge>(
@@ -811,7 +821,7 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
             with_tile<kUp>(p.tile_up, [&](auto tile) {
                 each_unit<kUp>(
                     [&](const Work<WINDOWS>& work, const Unit& u) {
-                        normalize_rows<PIECES>(p, m, p.middle, at.normal, [&](int row) { return row_token(u.tile, row); });
+                        normalize_rows<PIECES>(p, m, p.middle, at.rows, [&](int row) { return row_token(u.tile, row); });
                         normal_unit<decltype(tile)>(work, u, up_at(), [&](int piece, int row, float (&v)[2]) {
                             activate(v, p.activation);
                             if (row < p.rows) *reinterpret_cast<uint32_t*>(p.hidden + ((int64_t{u.tile} * (p.hidden_columns / 8) + piece) * p.rows + row) * 8 + 2 * m.t) = pack_halves(v[0], v[1]);
@@ -837,19 +847,18 @@ template <bool WINDOWS, int DIM, int PIECES> __global__ void __launch_bounds__(k
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     extern __shared__ __align__(128) unsigned char shared[];
     chain::Layout at;
-    at.normal = ptx::shared_address(shared);
-    at.ring = at.normal + p.normal_bytes;
-    at.exchange = at.ring + p.slots * p.slot_bytes;
-    at.packed = at.exchange + chain::kExchange;
-    at.stats = at.packed + chain::kPacked;
+    at.rows = ptx::shared_address(shared), at.packed = at.rows + chain::kExchange;
+    at.ring = at.rows + p.rows_bytes;
+    at.stats = at.ring + p.stages * kChainStage;
     at.regions = at.stats + 4 * kChainRows * 8;
-    at.flag = at.regions + 64;
+    at.flag = at.regions + kChainRows;
     at.barriers = at.flag + 16;
-    const chain::Rings r{at.ring, at.barriers, at.barriers + kChainSlots * 8, at.barriers + 2 * kChainSlots * 8, at.barriers + 3 * kChainSlots * 8, at.barriers + 3 * kChainSlots * 8 + 8};
+    const chain::Rings r{at.ring, at.barriers, at.barriers + kChainStages * 8, at.barriers + 2 * kChainStages * 8, at.barriers + (2 * kChainStages + kChainParts) * 8};
     const int tid = threadIdx.x, group = __shfl_sync(0xffffffffu, tid / 128, 0);  // the same in a warp, as the compiler sees then
     if (tid == 0) {
-        for (int s = 0; s < p.slots; ++s) mbarrier::init(r.full_weights + s * 8, 1), mbarrier::init(r.full_rows + s * 8, 1), mbarrier::init(r.empty + s * 8, 4);
-        mbarrier::init(r.attend_full, 1), mbarrier::init(r.attend_empty, 4);
+        for (int s = 0; s < p.stages; ++s) mbarrier::init(r.full + s * 8, 1), mbarrier::init(r.empty + s * 8, 4);
+        for (int part = 0; part < kChainParts; ++part) mbarrier::init(r.rows_full + part * 8, 1);
+        mbarrier::init(r.rows_free, 4);
         mbarrier::publish();
     }
     ptx::let_next_start();
@@ -863,7 +872,7 @@ template <bool WINDOWS, int DIM, int PIECES> __global__ void __launch_bounds__(k
         } else if (tid / 32 == kChainMath / 32 + 1) {
             ptx::wait_for_previous();
             const uint32_t start = chain::begin(p);
-            if (tid % 32 == 0) chain::fetch_rows<WINDOWS, DIM>(p, r, start);
+            if (tid % 32 == 0) chain::fetch_rows<WINDOWS, DIM>(p, r, at.rows, start);
         }
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
