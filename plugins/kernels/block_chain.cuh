@@ -181,6 +181,11 @@ __device__ __forceinline__ float2 load_shared(uint32_t at) {
     asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(at) : "memory");
     return v;
 }
+__device__ __forceinline__ uint32_t load_shared_pair(uint32_t at) {
+    uint32_t v;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(at) : "memory");
+    return v;
+}
 __device__ __forceinline__ uint32_t load_shared_byte(uint32_t at) {
     uint32_t v;
     asm volatile("ld.shared.u8 %0, [%1];" : "=r"(v) : "r"(at) : "memory");
@@ -206,8 +211,9 @@ struct Rings {
 template <bool WINDOWS> __device__ __forceinline__ void fetch_weights(const ChainArgs& p, const Rings& r, int lane) {
     Position at;
     const uint32_t pair_weights = 4 * p.channels * p.inner + 2 * p.channels * p.hidden_columns;
-    const __half* weights = p.weights;
-    for (int pair = 0; pair < p.pairs; ++pair, weights += pair_weights) {
+    const uint32_t pair_vectors = 3 * p.inner + 2 * p.channels + p.hidden_columns + (p.bias ? p.heads * p.group_tokens * p.bias_row : 0);
+    const __half *weights = p.weights, *vectors = p.vectors;
+    for (int pair = 0; pair < p.pairs; ++pair, weights += pair_weights, vectors += pair_vectors) {
 #pragma unroll 1
         for (int phase = 0; phase < kPhases; ++phase) {
             if (phase == kAttend) continue;
@@ -225,6 +231,16 @@ template <bool WINDOWS> __device__ __forceinline__ void fetch_weights(const Chai
                     __syncwarp();
                     if (lane < work.width / 8)
                         mbarrier::copy(r.ring + at.slot * kChainStage + lane * bytes, from + static_cast<uint32_t>((k & ~(work.depth - 1)) * work.columns + (k & (work.depth - 1)) * 8), bytes, full);
+                    at.next(p.stages);
+                }
+                if (WINDOWS && phase == kHeads && p.bias) {
+                    // The bias of the head's scores, as one more stage.
+                    const uint32_t size = static_cast<uint32_t>(p.group_tokens * p.bias_row), full = r.full + at.slot * 8;
+                    mbarrier::wait(r.empty + at.slot * 8, at.parity ^ 1);
+                    if (lane == 0) {
+                        mbarrier::expect(full, size * 2);
+                        mbarrier::copy(r.ring + at.slot * kChainStage, vectors + 3 * p.inner + u.column * static_cast<int>(size), size * 2, full);
+                    }
                     at.next(p.stages);
                 }
             }
@@ -292,26 +308,24 @@ struct Math {
     Position at;
 };
 
-// d += A B over a unit's stages. A are its rows: FETCHED, in tiles of `rows`, or normalized.
-template <class Tile, bool FETCHED>
-__device__ __forceinline__ void multiply_unit(const ChainArgs& p, const Rings& r, uint32_t a, Math& m, int chunks, int stage, int rows, float (&acc)[Tile::kColumns / 2]) {
-    // The sharers divide a stage's steps.
-    const int sharer = m.group % Tile::kSharers, columns = m.group / Tile::kSharers, steps = stage / (16 * Tile::kSharers);
+// d += A B over a unit's stages, STEPS of 16 contracted elements each for a warpgroup. A are its rows: FETCHED, in tiles of `rows`, or normalized.
+template <class Tile, bool FETCHED, int STEPS>
+__device__ __forceinline__ void multiply_stages(const ChainArgs& p, const Rings& r, uint32_t a, Math& m, int chunks, int stage, int rows, float (&acc)[Tile::kColumns / 2]) {
+    const int sharer = m.group % Tile::kSharers, columns = m.group / Tile::kSharers;
     const uint32_t along_a = FETCHED ? static_cast<uint32_t>(rows) * 16 : kNormalStep, across_b = static_cast<uint32_t>(stage) * 16;
     const int part_chunks = (chunks + kChainParts - 1) / kChainParts;
     uint32_t last = 0;
     int until_part = 0, part = 0;
+    a += 2 * sharer * along_a;
 #pragma unroll 1
     for (int chunk = 0; chunk < chunks; ++chunk) {
         if (FETCHED && until_part-- == 0) mbarrier::wait(r.rows_full + part++ * 8, m.fetched & 1), until_part = part_chunks - 1;
-        const uint32_t b = r.ring + m.at.slot * kChainStage + columns * (Tile::kColumns / 8) * across_b;
+        const uint32_t b = r.ring + m.at.slot * kChainStage + columns * (Tile::kColumns / 8) * across_b + sharer * 256;
         mbarrier::wait(r.full + m.at.slot * 8, m.at.parity);
         warpgroup::begin();
-#pragma unroll 1
-        for (int step = 0; step < steps; ++step) {
-            const int k = step * Tile::kSharers + sharer;
-            warpgroup::multiply(acc, warpgroup::pieces(a + 2 * k * along_a, along_a, 128), warpgroup::pieces(b + k * 256, 128, across_b));
-        }
+#pragma unroll
+        for (int step = 0; step < STEPS; ++step)
+            warpgroup::multiply(acc, warpgroup::pieces(a + 2 * step * Tile::kSharers * along_a, along_a, 128), warpgroup::pieces(b + step * Tile::kSharers * 256, 128, across_b));
         warpgroup::commit();
         a += stage / 8 * along_a;
         // The stage before this one is done with.
@@ -324,6 +338,15 @@ __device__ __forceinline__ void multiply_unit(const ChainArgs& p, const Rings& r
     warpgroup::wait<0>();
     warpgroup::settle(acc);
     if (m.thread == 0) mbarrier::arrive(last);
+}
+template <class Tile, bool FETCHED>
+__device__ __forceinline__ void multiply_unit(const ChainArgs& p, const Rings& r, uint32_t a, Math& m, int chunks, int stage, int rows, float (&acc)[Tile::kColumns / 2]) {
+    // The sharers divide a stage's steps.
+    switch (stage / (16 * Tile::kSharers)) {
+        case 1: multiply_stages<Tile, FETCHED, 1>(p, r, a, m, chunks, stage, rows, acc); break;
+        case 2: multiply_stages<Tile, FETCHED, 2>(p, r, a, m, chunks, stage, rows, acc); break;
+        default: if constexpr (Tile::kSharers == 2) multiply_stages<Tile, FETCHED, 4>(p, r, a, m, chunks, stage, rows, acc);
+    }
 }
 
 // Sums of those that share the contracted index: `own` becomes what the thread ends, tile i of which is `first_tile` + i of the warpgroup's columns,
@@ -597,15 +620,6 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
             const int piece = columns * 6 + i;
             offset[i] = pair_of_vector(piece / 4 * p.inner + u.column * 32 + piece % 4 * 8 + 2 * m.t);
         }
-        uint32_t bias[2][8];
-        if (m.group == 0 && p.bias) {
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                const __half* const at = vectors + bias_at() + (u.column * p.group_tokens + min(m.row + 8 * h, p.group_tokens - 1)) * p.bias_row + 2 * m.t;
-#pragma unroll
-                for (int j = 0; j < 8; ++j) bias[h][j] = 8 * j < p.bias_row ? __ldg(reinterpret_cast<const uint32_t*>(at + 8 * j)) : 0u;
-            }
-        }
         float acc[Tile::kColumns / 2] = {};
         multiply_unit<Tile, false>(p, r, at.rows, m, work.chunks, work.stage, kChainRows, acc);
         {
@@ -626,25 +640,27 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
             warpgroup::commit();
             uint32_t own[2] = {};
             if (masked) own[0] = load_shared_byte(at.regions + m.row), own[1] = load_shared_byte(at.regions + m.row + 8);
+            uint32_t bias = r.ring + m.at.slot * kChainStage + m.t * 4;
+            if (p.bias) mbarrier::wait(r.full + m.at.slot * 8, m.at.parity);
+            const uint32_t bias_rows[2] = {bias + static_cast<uint32_t>(min(m.row, p.group_tokens - 1) * p.bias_row) * 2, bias + static_cast<uint32_t>(min(m.row + 8, p.group_tokens - 1) * p.bias_row) * 2};
             warpgroup::wait<0>();
             warpgroup::settle(s);
 #pragma unroll
-            for (int j = 0; j < 8; ++j)
+            for (int j = 0; j < 8; ++j) {
+                float2 added[2] = {};
+                if (p.bias && 8 * j < p.bias_row) added[0] = floats(load_shared_pair(bias_rows[0] + 16 * j)), added[1] = floats(load_shared_pair(bias_rows[1] + 16 * j));
 #pragma unroll
                 for (int e = 0; e < 2; ++e) {
                     const int key = 8 * j + 2 * m.t + e;
                     const uint32_t region = masked ? load_shared_byte(at.regions + key) : 0u;
 #pragma unroll
                     for (int h = 0; h < 2; ++h) {
-                        float v = s[4 * j + 2 * h + e] * p.scale;
-                        if (p.bias) {
-                            const float2 b = floats(bias[h][j]);
-                            v = fmaf(e ? b.y : b.x, 1.4426950408889634f, v);
-                        }
+                        float v = fmaf(e ? added[h].y : added[h].x, 1.4426950408889634f, s[4 * j + 2 * h + e] * p.scale);
                         if (masked && region != own[h]) v += p.mask_value;
                         s[4 * j + 2 * h + e] = key < p.group_tokens ? v : -CUDART_INF_F;
                     }
                 }
+            }
             float top[2], sum[2], out[16] = {};
             soften(s, top, sum);
             weigh_values(out, s, at.packed + 8192, 1024);
@@ -660,6 +676,10 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
             }
         }
         math_barrier();
+        if (p.bias) {
+            if (m.thread == 0) mbarrier::arrive(r.empty + m.at.slot * 8);
+            m.at.next(p.stages);
+        }
     }
 
     // Regions of the shift's mask, of the window's tokens.
