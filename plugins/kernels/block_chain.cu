@@ -210,9 +210,8 @@ cudaError_t run_kernel(const BlockChainProblem& q, const Plan& plan, int32_t slo
     } else if (const cudaError_t status = cudaMemsetAsync(p.barrier, 0, 4, stream); status != cudaSuccess) {
         return cudaGetLastError(), status;
     }
-    constexpr float kLog2 = 1.4426950408889634f;
     p.tokens = static_cast<int>(q.images * q.tokens), p.channels = q.channels, p.heads = q.heads, p.inner = static_cast<int>(inner), p.hidden_columns = q.hidden, p.pairs = q.pairs;
-    p.each = 1.f / static_cast<float>(q.channels), p.epsilon = q.epsilon, p.scale = q.scale * kLog2, p.mask_value = q.mask_value * kLog2;
+    p.each = 1.f / static_cast<float>(q.channels), p.epsilon = q.epsilon, p.scale = q.scale * chain::kLog2, p.mask_value = q.mask_value * chain::kLog2;
     p.activation = q.tanh_gelu ? Activation::kGeluTanh : Activation::kGelu;
     p.shifted = q.shifted, p.bias = q.bias;
     p.groups = c.groups, p.group_tokens = c.group_tokens, p.group_tiles = c.group_tiles, p.tile_rows = c.tile_rows, p.bias_row = static_cast<int>(ceil8(c.group_tokens));

@@ -72,6 +72,7 @@ struct ChainArgs {
 namespace chain {
 
 constexpr int kNormalStep = kChainRows * 16 + 16;  // bytes from eight contracted elements of normalized rows to the next: an odd number of 16 bytes
+constexpr float kLog2 = 1.4426950408889634f;
 constexpr int kExchange = 24 * 1024, kPacked = 12 * 1024;
 
 // Shared memory: a unit's rows (and behind a product the exchange, and a head's queries, keys and values), the ring, and what is small.
@@ -396,60 +397,19 @@ template <class Tile> struct Ended {
     }
 };
 
-// Up to 64 rows of tokens, normalized, to shared memory; rows without a token are zeros. Eight threads have a row.
-template <int PIECES, class Token> __device__ __forceinline__ void normalize_rows(const ChainArgs& p, const Math& m, const __half* from, uint32_t normal, const Token& token_of) {
-    const int row = m.tid / 8, part = m.tid % 8;
-    const int64_t token = token_of(row);
-    const int pieces = p.channels / 8;
-    uint4 raw[PIECES];
-    const uint4* const at = reinterpret_cast<const uint4*>(from + token * p.channels);
-#pragma unroll
-    for (int i = 0; i < PIECES; ++i) raw[i] = token >= 0 && part + 8 * i < pieces ? __ldcg(at + part + 8 * i) : make_uint4(0, 0, 0, 0);
-    // About the row's first element, so that a mean far from zero costs the variance nothing.
-    const float about = __shfl_sync(0xffffffffu, floats(raw[0].x).x, 0, 8);
-    float sum = 0.f, squares = 0.f;
-#pragma unroll
-    for (int i = 0; i < PIECES; ++i) {
-        if (part + 8 * i >= pieces) continue;
-        const uint32_t w[4] = {raw[i].x, raw[i].y, raw[i].z, raw[i].w};
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-            const float2 v = floats(w[e]);
-            const float a = v.x - about, b = v.y - about;
-            sum += a, sum += b, squares = fmaf(a, a, squares), squares = fmaf(b, b, squares);
-        }
-    }
-    sum = group_sum<8>(sum), squares = group_sum<8>(squares);
-    const float shift = sum * p.each, variance = fmaxf(fmaf(-shift, shift, squares * p.each), 0.f);
-    const float factor = rsqrtf(variance + p.epsilon), offset = -(about + shift) * factor;
-#pragma unroll
-    for (int i = 0; i < PIECES; ++i) {
-        if (part + 8 * i >= pieces) continue;
-        uint32_t w[4] = {raw[i].x, raw[i].y, raw[i].z, raw[i].w};
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-            const float2 v = floats(w[e]);
-            w[e] = token >= 0 ? pack_halves(fmaf(v.x, factor, offset), fmaf(v.y, factor, offset)) : 0u;
-        }
-        store_shared(normal + (part + 8 * i) * kNormalStep + row * 16, make_uint4(w[0], w[1], w[2], w[3]));
-    }
-    fence_engines_shared();
-    math_barrier();
-}
-
-// Weights of 64 keys for the rows g and g + 8 of a warp, from scores; `bias` as scores have it. Returns each row's largest score and sum.
-__device__ __forceinline__ void soften(float (&s)[32], float (&top)[2], float (&sum)[2]) {
+// Weights of keys for the rows g and g + 8 of a warp, from scores in log2 units; and each row's largest score and sum of weights.
+template <int COUNT> __device__ __forceinline__ void soften(float (&s)[COUNT], float (&top)[2], float (&sum)[2]) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
         float v = -CUDART_INF_F;
 #pragma unroll
-        for (int j = 0; j < 8; ++j) v = fmaxf(v, fmaxf(s[4 * j + 2 * h], s[4 * j + 2 * h + 1]));
+        for (int j = 0; j < COUNT / 4; ++j) v = fmaxf(v, fmaxf(s[4 * j + 2 * h], s[4 * j + 2 * h + 1]));
         v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, 1)), v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, 2));
         top[h] = v;
         const float base = v == -CUDART_INF_F ? 0.f : v;
         float all = 0.f;
 #pragma unroll
-        for (int j = 0; j < 8; ++j)
+        for (int j = 0; j < COUNT / 4; ++j)
 #pragma unroll
             for (int e = 0; e < 2; ++e) {
                 float& x = s[4 * j + 2 * h + e];
@@ -459,13 +419,13 @@ __device__ __forceinline__ void soften(float (&s)[32], float (&top)[2], float (&
         sum[h] = all;
     }
 }
-template <int COUNT> __device__ __forceinline__ void weigh_values(float (&out)[COUNT], const float (&s)[32], uint32_t values, uint32_t across) {
-    uint32_t w[16];
+template <int OUT, int COUNT> __device__ __forceinline__ void weigh_values(float (&out)[OUT], const float (&s)[COUNT], uint32_t values, uint32_t across) {
+    uint32_t w[COUNT / 2];
 #pragma unroll
-    for (int i = 0; i < 16; ++i) w[i] = pack_halves(s[2 * i], s[2 * i + 1]);
+    for (int i = 0; i < COUNT / 2; ++i) w[i] = pack_halves(s[2 * i], s[2 * i + 1]);
     warpgroup::begin();
 #pragma unroll
-    for (int k = 0; k < 4; ++k) warpgroup::multiply_transposed(out, w[4 * k], w[4 * k + 1], w[4 * k + 2], w[4 * k + 3], warpgroup::pieces(values + k * 256, 128, across));
+    for (int k = 0; k < COUNT / 8; ++k) warpgroup::multiply_transposed(out, w[4 * k], w[4 * k + 1], w[4 * k + 2], w[4 * k + 3], warpgroup::pieces(values + k * 256, 128, across));
     warpgroup::commit();
     warpgroup::wait<0>();
     warpgroup::settle(out);
@@ -503,10 +463,10 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
         if (m.tid == 0) wait_device(p.barrier, m.start, m.opened);
         math_barrier();
     }
-    // Behind the last unit of a phase. `waited`: the block knows that the phase before was over.
-    __device__ __forceinline__ void end_phase(bool waited, bool last) {
+    // Behind the last unit of a phase. `waited`: the block knows that the phase before was over. FETCHED: the copy engine reads what the phase has made.
+    template <bool FETCHED> __device__ __forceinline__ void end_phase(bool waited, bool last) {
         if (!waited) wait_for_phase();
-        fence_engines();
+        if (FETCHED) fence_engines();
         math_barrier();
         if (m.tid == 0 && !last) arrive_device(p.barrier);
         ++m.opened;
@@ -516,6 +476,57 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
         fence_engines_shared();
         if (m.thread == 0) mbarrier::arrive(r.rows_free);
         ++m.fetched;
+    }
+
+    // Up to 64 rows of tokens, normalized, to shared memory; rows without a token are zeros. Eight threads have a row. `waits`: for the phase before.
+    template <class Token> __device__ __forceinline__ void normalize_rows(const __half* stream, bool waits, const Token& token_of) {
+        const int row = m.tid / 8, part = m.tid % 8;
+        const int64_t token = token_of(row);
+        const int pieces = p.channels / 8;
+        const uint4* const source = reinterpret_cast<const uint4*>(stream + token * p.channels) + part;
+        const auto exists = [&](int i) { return part + 8 * i < pieces; };
+        uint4 raw[PIECES];
+        if (waits) wait_for_phase();
+#pragma unroll
+        for (int i = 0; i < PIECES; ++i) raw[i] = token >= 0 && exists(i) ? __ldcg(source + 8 * i) : make_uint4(0, 0, 0, 0);
+        const auto each_pair = [&](int i, const auto& f) {
+            const uint32_t w[4] = {raw[i].x, raw[i].y, raw[i].z, raw[i].w};
+#pragma unroll
+            for (int e = 0; e < 4; ++e) f(e, floats(w[e]));
+        };
+        float sum = 0.f, squares = 0.f;
+#pragma unroll
+        for (int i = 0; i < PIECES; ++i) each_pair(i, [&](int, float2 v) { sum += v.x, sum += v.y, squares = fmaf(v.x, v.x, squares), squares = fmaf(v.y, v.y, squares); });
+        sum = group_sum<8>(sum), squares = group_sum<8>(squares);
+        const float mean = sum * p.each;
+        float variance = fmaf(-mean, mean, squares * p.each);
+        if (constexpr float kFar = 1e-3f; variance < kFar * mean * mean) {
+            // A mean so far from zero leaves the variance few digits.
+            squares = 0.f;
+#pragma unroll
+            for (int i = 0; i < PIECES; ++i)
+                if (exists(i)) each_pair(i, [&](int, float2 v) { squares = fmaf(v.x - mean, v.x - mean, squares), squares = fmaf(v.y - mean, v.y - mean, squares); });
+            const uint32_t mask = 0xffu << (m.lane & ~7);
+#pragma unroll
+            for (int step = 4; step > 0; step /= 2) squares += __shfl_xor_sync(mask, squares, step);
+            variance = squares * p.each;
+        }
+        // Two registers for each of so many are too many: they are widened anew.
+        if constexpr (PIECES > 6) {
+#pragma unroll
+            for (int i = 0; i < PIECES; ++i) asm volatile("" : "+r"(raw[i].x), "+r"(raw[i].y), "+r"(raw[i].z), "+r"(raw[i].w));
+        }
+        // Zeros where there is no token.
+        const float factor = token >= 0 ? rsqrtf(variance + p.epsilon) : 0.f, offset = -mean * factor;
+#pragma unroll
+        for (int i = 0; i < PIECES; ++i) {
+            if (!exists(i)) continue;
+            uint32_t w[4];
+            each_pair(i, [&](int e, float2 v) { w[e] = pack_halves(fmaf(v.x, factor, offset), fmaf(v.y, factor, offset)); });
+            store_shared(at.rows + (part + 8 * i) * kNormalStep + row * 16, make_uint4(w[0], w[1], w[2], w[3]));
+        }
+        fence_engines_shared();
+        math_barrier();
     }
 
     // As they are, so that nothing waits for them before they are needed.
@@ -591,11 +602,13 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
     }
 
     // Normalized rows by weights.
-    template <class Tile, class End> __device__ __forceinline__ void normal_unit(const Work<WINDOWS>& work, const Unit& u, int bias, const End& end_with) {
+    template <class Tile, class Token, class End>
+    __device__ __forceinline__ void normal_unit(const Work<WINDOWS>& work, const Unit& u, const __half* stream, int bias, bool waits, const Token& token_of, const End& end_with) {
         const int first = u.column / 8 + m.group / Tile::kSharers * (Tile::kColumns / 8) + Ended<Tile>::first_of(m);
         uint32_t offset[Tile::kTiles];
 #pragma unroll
         for (int i = 0; i < Tile::kTiles; ++i) offset[i] = pair_of_vector(bias + (first + i) * 8 + 2 * m.t);
+        normalize_rows(stream, waits, token_of);
         float acc[Tile::kColumns / 2] = {};
         multiply_unit<Tile, false>(p, r, at.rows, m, work.chunks, work.stage, kChainRows, acc);
         const Ended<Tile> end(m, acc, at.rows);
@@ -610,143 +623,45 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
         math_barrier();
     }
 
-    // A head of a window.
-    __device__ __forceinline__ void window_unit(const Work<WINDOWS>& work, const Unit& u) {
-        using Tile = ChainTile4;
-        const int columns = m.group / Tile::kSharers, half = Ended<Tile>::half_of(m);
-        uint32_t offset[Tile::kTiles];
-#pragma unroll
-        for (int i = 0; i < Tile::kTiles; ++i) {
-            const int piece = columns * 6 + i;
-            offset[i] = pair_of_vector(piece / 4 * p.inner + u.column * 32 + piece % 4 * 8 + 2 * m.t);
-        }
-        float acc[Tile::kColumns / 2] = {};
-        multiply_unit<Tile, false>(p, r, at.rows, m, work.chunks, work.stage, kChainRows, acc);
-        {
-            const Ended<Tile> end(m, acc, at.rows);
-#pragma unroll
-            for (int i = 0; i < Tile::kTiles; ++i) {
-                const float2 b = floats(offset[i]);
-                store_shared(at.packed + (columns * 6 + i) * 1024 + (m.row + 8 * half) * 16 + m.t * 4, pack_halves(end.own[0][i].x + b.x, end.own[0][i].y + b.y));
-            }
-        }
-        fence_engines_shared();
-        math_barrier();
-        if (m.group == 0) {
-            float s[32] = {};
-            warpgroup::begin();
-#pragma unroll
-            for (int k = 0; k < 2; ++k) warpgroup::multiply(s, warpgroup::pieces(at.packed + k * 2048, 1024, 128), warpgroup::pieces(at.packed + 4096 + k * 2048, 1024, 128));
-            warpgroup::commit();
-            uint32_t own[2] = {};
-            if (masked) own[0] = load_shared_byte(at.regions + m.row), own[1] = load_shared_byte(at.regions + m.row + 8);
-            uint32_t bias = r.ring + m.at.slot * kChainStage + m.t * 4;
-            if (p.bias) mbarrier::wait(r.full + m.at.slot * 8, m.at.parity);
-            const uint32_t bias_rows[2] = {bias + static_cast<uint32_t>(min(m.row, p.group_tokens - 1) * p.bias_row) * 2, bias + static_cast<uint32_t>(min(m.row + 8, p.group_tokens - 1) * p.bias_row) * 2};
-            warpgroup::wait<0>();
-            warpgroup::settle(s);
-#pragma unroll
-            for (int j = 0; j < 8; ++j) {
-                float2 added[2] = {};
-                if (p.bias && 8 * j < p.bias_row) added[0] = floats(load_shared_pair(bias_rows[0] + 16 * j)), added[1] = floats(load_shared_pair(bias_rows[1] + 16 * j));
-#pragma unroll
-                for (int e = 0; e < 2; ++e) {
-                    const int key = 8 * j + 2 * m.t + e;
-                    const uint32_t region = masked ? load_shared_byte(at.regions + key) : 0u;
-#pragma unroll
-                    for (int h = 0; h < 2; ++h) {
-                        float v = fmaf(e ? added[h].y : added[h].x, 1.4426950408889634f, s[4 * j + 2 * h + e] * p.scale);
-                        if (masked && region != own[h]) v += p.mask_value;
-                        s[4 * j + 2 * h + e] = key < p.group_tokens ? v : -CUDART_INF_F;
-                    }
-                }
-            }
-            float top[2], sum[2], out[16] = {};
-            soften(s, top, sum);
-            weigh_values(out, s, at.packed + 8192, 1024);
-            __half* const to = p.heads_out + (int64_t{u.tile} * (p.inner / 8) + u.column * 4) * p.tile_rows * 8;
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                const int row = m.row + 8 * h;
-                const float factor = reciprocal(sum[h]);
-                if (row >= p.tile_rows) continue;
-#pragma unroll
-                for (int j = 0; j < 4; ++j)
-                    *reinterpret_cast<uint32_t*>(to + (j * p.tile_rows + row) * 8 + 2 * m.t) = pack_halves(out[4 * j + 2 * h] * factor, out[4 * j + 2 * h + 1] * factor);
-            }
-        }
-        math_barrier();
-        if (p.bias) {
-            if (m.thread == 0) mbarrier::arrive(r.empty + m.at.slot * 8);
-            m.at.next(p.stages);
-        }
-    }
-
-    // Regions of the shift's mask, of the window's tokens.
-    __device__ __forceinline__ void find_regions(int window) {
-        if (!masked || m.tid >= kChainRows) return;
-        uint32_t number, wx, ix;
-        p.by_windows.divmod(static_cast<uint32_t>(window), number);
-        const uint32_t wy = p.by_windows_x.divmod(number, wx), iy = p.by_window_w.divmod(static_cast<uint32_t>(m.tid), ix);
-        const int y = static_cast<int>(wy) * map->window_h + static_cast<int>(iy), x = static_cast<int>(wx) * map->window_w + static_cast<int>(ix);
-        const uint32_t region = (y >= p.edge_y) + (y >= p.cut_y) + 4 * ((x >= p.edge_x) + (x >= p.cut_x));
-        asm volatile("st.shared.u8 [%0], %1;" ::"r"(at.regions + m.tid), "r"(region) : "memory");
-    }
-
-    // Up to 64 queries of a head without windows. Each warpgroup has 64 keys.
-    __device__ __forceinline__ void attend_unit(const Unit& u) {
+    // The attention of up to 64 queries of a head over KEYS keys a warpgroup. Their rows, and those of the values, lie `along` bytes apart for eight elements.
+    // `offsets(j, added)`: what the scores of keys 8 j + 2 t and the next have added, for both rows, in log2 units. The place of a unit's rows is free, or is as soon
+    // as all warpgroups have seen the values.
+    template <int KEYS, class Values, class Offsets>
+    __device__ __forceinline__ void attend(const Unit& u, uint32_t queries, uint32_t query_along, uint32_t keys, uint32_t values, uint32_t along, const Values& wait_for_values, const Offsets& offsets) {
         constexpr int kOut = DIM / 2;
         using Tile = ChainTile<DIM, 1>;
-        uint32_t tile;
-        p.by_group_tiles.divmod(static_cast<uint32_t>(u.tile), tile);
-        const uint32_t padded = static_cast<uint32_t>(p.group_tiles * p.tile_rows), step = padded * 16, first = static_cast<uint32_t>(m.group) * 64;
-        const uint32_t values = at.rows, keys = values + padded * DIM * 2, queries = keys + padded * DIM * 2;
-        const bool any = static_cast<int>(first) < p.group_tokens;
-        uint32_t bias[2][8];
-        if (p.bias && any) {
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                const int query = min(static_cast<int>(tile) * p.tile_rows + m.row + 8 * h, p.group_tokens - 1);
-                const __half* const from = vectors + bias_at() + (u.column * p.group_tokens + query) * p.bias_row + static_cast<int>(first) + 2 * m.t;
-#pragma unroll
-                for (int j = 0; j < 8; ++j) bias[h][j] = static_cast<int>(first) + 8 * j < p.bias_row ? __ldg(reinterpret_cast<const uint32_t*>(from + 8 * j)) : 0u;
-            }
-        }
-        mbarrier::wait(r.rows_full, m.fetched & 1);
-        float s[32] = {}, out[kOut] = {}, top[2] = {-CUDART_INF_F, -CUDART_INF_F}, sum[2] = {0.f, 0.f};
-        if (any) {
-            const uint32_t q_step = static_cast<uint32_t>(p.tile_rows) * 16;
+        const int first = m.group * KEYS;
+        float s[KEYS / 2] = {}, out[kOut] = {}, top[2] = {-CUDART_INF_F, -CUDART_INF_F}, sum[2] = {0.f, 0.f};
+        if (first < p.group_tokens) {
             warpgroup::begin();
 #pragma unroll
             for (int k = 0; k < DIM / 16; ++k)
-                warpgroup::multiply(s, warpgroup::pieces(queries + 2 * k * q_step, q_step, 128), warpgroup::pieces(keys + first * 16 + 2 * k * step, step, 128));
+                warpgroup::multiply(s, warpgroup::pieces(queries + 2 * k * query_along, query_along, 128), warpgroup::pieces(keys + first * 16 + 2 * k * along, along, 128));
             warpgroup::commit();
             warpgroup::wait<0>();
             warpgroup::settle(s);
 #pragma unroll
-            for (int j = 0; j < 8; ++j)
+            for (int j = 0; j < KEYS / 8; ++j) {
+                float added[2][2] = {};
+                offsets(j, added);
 #pragma unroll
                 for (int h = 0; h < 2; ++h)
 #pragma unroll
                     for (int e = 0; e < 2; ++e) {
-                        const int key = static_cast<int>(first) + 8 * j + 2 * m.t + e;
-                        float v = s[4 * j + 2 * h + e] * p.scale;
-                        if (p.bias) {
-                            const float2 b = floats(bias[h][j]);
-                            v = fmaf(e ? b.y : b.x, 1.4426950408889634f, v);
-                        }
-                        s[4 * j + 2 * h + e] = key < p.group_tokens ? v : -CUDART_INF_F;
+                        float& x = s[4 * j + 2 * h + e];
+                        x = first + 8 * j + 2 * m.t + e < p.group_tokens ? fmaf(x, p.scale, added[h][e]) : -CUDART_INF_F;
                     }
+            }
             soften(s, top, sum);
-            mbarrier::wait(r.rows_full + 8, m.fetched & 1);
-            weigh_values(out, s, values + first * 16, step);
+            wait_for_values();
+            weigh_values(out, s, values + first * 16, along);
         }
         // Each warpgroup's largest score and sum of a row.
         if (m.t == 0) {
 #pragma unroll
             for (int h = 0; h < 2; ++h) store_shared(at.stats + (m.group * kChainRows + m.row + 8 * h) * 8, make_float2(top[h], sum[h]));
         }
-        math_barrier();  // and all are done with queries, keys and values, whose place the sums take
+        math_barrier();
         float factor[2];
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
@@ -769,6 +684,85 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
         for (int i = 0; i < Tile::kTiles; ++i)
             if (row < p.tile_rows) *reinterpret_cast<uint32_t*>(to + (i * p.tile_rows + row) * 8 + 2 * m.t) = pack_halves(end.own[0][i].x, end.own[0][i].y);
         math_barrier();
+    }
+
+    // A head of a window.
+    __device__ __forceinline__ void window_unit(const Work<WINDOWS>& work, const Unit& u, bool waits) {
+        using Tile = ChainTile4;
+        constexpr int kKeys = kChainRows / 4;
+        const int columns = m.group / Tile::kSharers, half = Ended<Tile>::half_of(m);
+        uint32_t offset[Tile::kTiles];
+#pragma unroll
+        for (int i = 0; i < Tile::kTiles; ++i) {
+            const int piece = columns * 6 + i;
+            offset[i] = pair_of_vector(piece / 4 * p.inner + u.column * 32 + piece % 4 * 8 + 2 * m.t);
+        }
+        find_regions(u.tile);
+        normalize_rows(from, waits, [&](int row) { return group_token(u.tile, row); });
+        float acc[Tile::kColumns / 2] = {};
+        multiply_unit<Tile, false>(p, r, at.rows, m, work.chunks, work.stage, kChainRows, acc);
+        {
+            const Ended<Tile> end(m, acc, at.rows);
+#pragma unroll
+            for (int i = 0; i < Tile::kTiles; ++i) {
+                const float2 b = floats(offset[i]);
+                store_shared(at.packed + (columns * 6 + i) * 1024 + (m.row + 8 * half) * 16 + m.t * 4, pack_halves(end.own[0][i].x + b.x, end.own[0][i].y + b.y));
+            }
+        }
+        fence_engines_shared();
+        math_barrier();
+        uint32_t own[2] = {};
+        if (masked) own[0] = load_shared_byte(at.regions + m.row), own[1] = load_shared_byte(at.regions + m.row + 8);
+        const uint32_t bias = r.ring + m.at.slot * kChainStage + (m.group * kKeys + 2 * m.t) * 2;
+        if (p.bias) mbarrier::wait(r.full + m.at.slot * 8, m.at.parity);
+        attend<kKeys>(u, at.packed, 1024, at.packed + 4096, at.packed + 8192, 1024, [] {}, [&](int j, float (&added)[2][2]) {
+            const int key = m.group * kKeys + 8 * j;
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                if (p.bias && key < p.bias_row) {
+                    const float2 b = floats(load_shared_pair(bias + static_cast<uint32_t>(min(m.row + 8 * h, p.group_tokens - 1) * p.bias_row + 8 * j) * 2));
+                    added[h][0] = b.x * kLog2, added[h][1] = b.y * kLog2;
+                }
+                if (!masked) continue;
+#pragma unroll
+                for (int e = 0; e < 2; ++e)
+                    if (load_shared_byte(at.regions + key + 2 * m.t + e) != own[h]) added[h][e] += p.mask_value;
+            }
+        });
+        if (p.bias) {
+            if (m.thread == 0) mbarrier::arrive(r.empty + m.at.slot * 8);
+            m.at.next(p.stages);
+        }
+    }
+
+    // Regions of the shift's mask, of the window's tokens.
+    __device__ __forceinline__ void find_regions(int window) {
+        if (!masked || m.tid >= kChainRows) return;
+        uint32_t number, wx, ix;
+        p.by_windows.divmod(static_cast<uint32_t>(window), number);
+        const uint32_t wy = p.by_windows_x.divmod(number, wx), iy = p.by_window_w.divmod(static_cast<uint32_t>(m.tid), ix);
+        const int y = static_cast<int>(wy) * map->window_h + static_cast<int>(iy), x = static_cast<int>(wx) * map->window_w + static_cast<int>(ix);
+        const uint32_t region = (y >= p.edge_y) + (y >= p.cut_y) + 4 * ((x >= p.edge_x) + (x >= p.cut_x));
+        asm volatile("st.shared.u8 [%0], %1;" ::"r"(at.regions + m.tid), "r"(region) : "memory");
+    }
+
+    // Up to 64 queries of a head without windows.
+    __device__ __forceinline__ void attend_unit(const Unit& u) {
+        constexpr int kKeys = kChainMaxTokens / 4;
+        uint32_t tile;
+        p.by_group_tiles.divmod(static_cast<uint32_t>(u.tile), tile);
+        const uint32_t padded = static_cast<uint32_t>(p.group_tiles * p.tile_rows), values = at.rows, keys = values + padded * DIM * 2, queries = keys + padded * DIM * 2;
+        const int query = static_cast<int>(tile) * p.tile_rows + m.row;
+        mbarrier::wait(r.rows_full, m.fetched & 1);
+        attend<kKeys>(u, queries, static_cast<uint32_t>(p.tile_rows) * 16, keys, values, padded * 16, [&] { mbarrier::wait(r.rows_full + 8, m.fetched & 1); }, [&](int j, float (&added)[2][2]) {
+            const int key = m.group * kKeys + 8 * j;
+            if (!p.bias || key >= p.bias_row) return;
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                const float2 b = floats(pair_of_vector(bias_at() + (u.column * p.group_tokens + min(query + 8 * h, p.group_tokens - 1)) * p.bias_row + key + 2 * m.t));
+                added[h][0] = b.x * kLog2, added[h][1] = b.y * kLog2;
+            }
+        });
         free_rows();
     }
 
@@ -778,11 +772,10 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
 #pragma unroll 1
         for (int number = blockIdx.x; number < work.units; number += gridDim.x) {
             const Unit u = work.unit(PHASE, number);
-            if (waits && !any) wait_for_phase();
+            f(work, u, waits && !any);
             any = true;
-            f(work, u);
         }
-        end_phase(any, last);
+        end_phase<PHASE == kHeads || PHASE == kAttend || PHASE == kUp>(any, last);
     }
 
     template <Phase PHASE, class F> __device__ __forceinline__ void with_tile(int tile, const F& f) {
@@ -807,20 +800,17 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
 
             if constexpr (WINDOWS) {
                 each_unit<kHeads>(
-                    [&](const Work<WINDOWS>& work, const Unit& u) {
-                        find_regions(u.tile);
-                        normalize_rows<PIECES>(p, m, from, at.rows, [&](int row) { return group_token(u.tile, row); });
-                        window_unit(work, u);
+                    [&](const Work<WINDOWS>& work, const Unit& u, bool waits) {
+                        window_unit(work, u, waits);
                     },
                     pair > 0, false);
             } else {
                 with_tile<kHeads>(p.tile_heads, [&](auto tile) {
                     each_unit<kHeads>(
-                        [&](const Work<WINDOWS>& work, const Unit& u) {
-                            normalize_rows<PIECES>(p, m, from, at.rows, [&](int row) { return group_token(u.tile, row); });
+                        [&](const Work<WINDOWS>& work, const Unit& u, bool waits) {
                             uint32_t part;
                             const int group = static_cast<int>(p.by_group_tiles.divmod(static_cast<uint32_t>(u.tile), part)), padded = p.group_tiles * p.tile_rows;
-                            normal_unit<decltype(tile)>(work, u, 0, [&](int piece, int row, const float (&v)[2]) {
+                            normal_unit<decltype(tile)>(work, u, from, 0, waits, [&](int row) { return group_token(u.tile, row); }, [&](int piece, int row, const float (&v)[2]) {
                                 // A head's pieces of columns lie behind each other, and so do heads, and queries, keys and values.
                                 const int64_t column = int64_t{group} * (3 * p.inner / 8) + piece;
                                 if (row < p.tile_rows)
@@ -829,20 +819,19 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
                         },
                         pair > 0, false);
                 });
-                each_unit<kAttend>([&](const Work<WINDOWS>&, const Unit& u) { attend_unit(u); }, false, false);
+                each_unit<kAttend>([&](const Work<WINDOWS>&, const Unit& u, bool) { attend_unit(u); }, false, false);
             }
             with_tile<kMerge>(p.tile_merge, [&](auto tile) {
                 each_unit<kMerge>(
-                    [&](const Work<WINDOWS>& work, const Unit& u) {
+                    [&](const Work<WINDOWS>& work, const Unit& u, bool waits) {
                         add_unit<decltype(tile), false>(work, u, p.tile_rows, merge_at(), from, p.middle, [&](int at, int row) { return group_token(at, row); });
                     },
                     false, false);
             });
             with_tile<kUp>(p.tile_up, [&](auto tile) {
                 each_unit<kUp>(
-                    [&](const Work<WINDOWS>& work, const Unit& u) {
-                        normalize_rows<PIECES>(p, m, p.middle, at.rows, [&](int row) { return row_token(u.tile, row); });
-                        normal_unit<decltype(tile)>(work, u, up_at(), [&](int piece, int row, float (&v)[2]) {
+                    [&](const Work<WINDOWS>& work, const Unit& u, bool waits) {
+                        normal_unit<decltype(tile)>(work, u, p.middle, up_at(), waits, [&](int row) { return row_token(u.tile, row); }, [&](int piece, int row, float (&v)[2]) {
                             activate(v, p.activation);
                             if (row < p.rows) *reinterpret_cast<uint32_t*>(p.hidden + ((int64_t{u.tile} * (p.hidden_columns / 8) + piece) * p.rows + row) * 8 + 2 * m.t) = pack_halves(v[0], v[1]);
                         });
@@ -851,7 +840,7 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
             });
             with_tile<kDown>(p.tile_down, [&](auto tile) {
                 each_unit<kDown>(
-                    [&](const Work<WINDOWS>& work, const Unit& u) {
+                    [&](const Work<WINDOWS>& work, const Unit& u, bool waits) {
                         add_unit<decltype(tile), true>(work, u, p.rows, down_at(), p.middle, p.y, [&](int at, int row) { return row_token(at, row); });
                     },
                     false, pair + 1 == p.pairs);
@@ -885,7 +874,7 @@ template <bool WINDOWS, int DIM, int PIECES> __global__ void __launch_bounds__(k
     __syncthreads();
     // Registers of the block: 640 threads have 96 each to begin with.
     if (group == kChainMath / 128) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 64;");
         if (tid / 32 == kChainMath / 32) {
             // Weights are constants, so they need not wait for the kernel before.
             chain::fetch_weights<WINDOWS>(p, r, tid % 32);
@@ -895,7 +884,7 @@ template <bool WINDOWS, int DIM, int PIECES> __global__ void __launch_bounds__(k
             if (tid % 32 == 0) chain::fetch_rows<WINDOWS, DIM>(p, r, at.rows, start);
         }
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 104;");
         ptx::wait_for_previous();
         if (blockIdx.x == 0)
             for (int i = tid; i < p.row_tiles * (p.channels / 16); i += kChainMath) p.tickets[i] = 0;
