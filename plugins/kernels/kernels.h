@@ -371,4 +371,41 @@ struct DepthwiseConvProblem {
 };
 cudaError_t depthwise_conv(const DepthwiseConvProblem& problem, cudaStream_t stream);
 
+// Transformer blocks in sequence: `pairs` times an attention block and an MLP block. Weights are packed as docs/ops.md says; the norms are folded into them.
+// All but x must be constants, as those of MlpBlockProblem.
+struct BlockChainProblem {
+    DType dtype = DType::kHalf;
+    int64_t images = 0;
+    int32_t tokens = 0;                // of an image
+    int32_t channels = 0, heads = 0, dim = 0, hidden = 0;
+    int32_t pairs = 0;                 // up to kChainMaxPairs
+    float epsilon = 1e-5f, scale = 1.f, mask_value = -100.f;
+    bool tanh_gelu = false;
+    bool bias = false;                 // of the scores, dense [heads, T, ceil8(T)] a pair, T the tokens that attend to each other
+    WindowGrid window;                 // shift is that of the shifted pairs; not used(): all tokens of an image attend to each other
+    uint32_t shifted = 0;              // bit i: pair i is in shifted windows
+    const void* x = nullptr;           // [images, tokens, channels]
+    const void* weights = nullptr;     // [chain_weights(*this)]
+    const void* vectors = nullptr;     // [chain_vectors(*this)]
+    void* y = nullptr;                 // shape of x; none of the inputs
+    void* workspace = nullptr;         // block_chain_workspace bytes, aligned to 128; nothing in it is kept
+
+    int64_t group_tokens() const { return window.used() ? window.window_tokens() : tokens; }
+    int64_t groups() const { return window.used() ? window.windows() : 1; }
+};
+constexpr int32_t kChainMaxPairs = 32, kChainMaxChannels = 1024, kChainMaxHidden = 4096, kChainMaxTokens = 256, kChainMaxWindow = 64;
+// Elements of the packed weights and vectors of all pairs.
+int64_t chain_weights(const BlockChainProblem& problem);
+int64_t chain_vectors(const BlockChainProblem& problem);
+
+// `slot`: of chain_slot, for launches that do not run at the same time; -1 takes none and initializes its barrier in the workspace with a kernel of its own.
+cudaError_t block_chain(const BlockChainProblem& problem, cudaStream_t stream, int32_t tactic = 0, int32_t slot = -1);
+// Ways of cutting up the problem on the current device that are worth timing, best guess first. Pointers are not looked at.
+std::vector<int32_t> block_chain_tactics(const BlockChainProblem& problem);
+// Enough for this problem and for all with fewer images, under any tactic; 0 if it is not valid. Pointers are not looked at.
+int64_t block_chain_workspace(const BlockChainProblem& problem);
+// A barrier for the launches of one plugin, which is the caller's until it is given back; -1: all are taken.
+int32_t chain_slot();
+void give_back_chain_slot(int32_t slot);
+
 }  // namespace trt_opt
