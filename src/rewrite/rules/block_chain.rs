@@ -269,6 +269,13 @@ fn check_sizes(label: &str, form: &Form, pairs: usize) -> Outcome<()> {
             format!("heads of {} and {} tokens", op.head_dim, form.tokens),
         ));
     }
+    // Tokens that a window is filled up with are zeros behind a norm, and would get the norm's bias with the product's.
+    if !op.map.is_none() && op.map.padded() != op.map.grid {
+        return Err(Miss::new(label, "its windows are padded, and the norms' biases are folded into the products")
+            .expected(format!("a map of whole windows of {}x{}", op.map.window[0], op.map.window[1]), {
+                format!("a map of {}x{}", op.map.grid[0], op.map.grid[1])
+            }));
+    }
     if pairs > MAX_PAIRS {
         return Err(Miss::new(label, "it has more blocks than the plugin takes")
             .expected(format!("at most {MAX_PAIRS} of attention"), pairs));
