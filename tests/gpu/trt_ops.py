@@ -219,17 +219,17 @@ def cases():
         yield Case(name, {"x": x}, {"b": b} if extra else {}, [node("TrtOptGelu", ["x", *(["b"] if extra else [])], ["y"], bias=int(extra), approximate=form)],
                    {"y": v / 2 * (1 + bent)}, dynamic=name != "gelu_no_bias")
 
-    for name, images, (h, w), channels, kernel, offset, extra in (("depthwise_conv", 2, (14, 14), 320, 3, True, True), ("depthwise_conv_5", 1, (9, 5), 24, 5, False, False), ("depthwise_conv_odd", 2, (4, 3), 33, 7, True, True)):
-        x = rand(images, h * w, channels)
+    for name, images, (gh, gw), channels, kernel, offset, extra in (("depthwise_conv", 2, (14, 14), 320, 3, True, True), ("depthwise_conv_5", 1, (9, 5), 24, 5, False, False), ("depthwise_conv_odd", 2, (4, 3), 33, 7, True, True)):
+        x = rand(images, gh * gw, channels)
         constants = {"w": rand(kernel * kernel, channels, scale=1 / kernel)}
         edge = kernel // 2
-        padded = np.pad(x.reshape(images, h, w, channels), ((0, 0), (edge, edge), (edge, edge), (0, 0)))
-        y = sum(padded[:, i // kernel:i // kernel + h, i % kernel:i % kernel + w] * constants["w"][i] for i in range(kernel * kernel))
+        padded = np.pad(x.reshape(images, gh, gw, channels), ((0, 0), (edge, edge), (edge, edge), (0, 0)))
+        y = sum(padded[:, i // kernel:i // kernel + gh, i % kernel:i % kernel + gw] * constants["w"][i] for i in range(kernel * kernel))
         if offset:
             constants["b"] = rand(channels, scale=0.2)
             y = y + constants["b"]
         y = y.reshape(x.shape) + (x if extra else 0)
-        yield Case(name, {"x": x}, constants, [node("TrtOptDepthwiseConv", ["x", *constants], ["y"], grid=[h, w], kernel=kernel, bias=int(offset), residual=int(extra))], {"y": y}, dynamic=images == 2)
+        yield Case(name, {"x": x}, constants, [node("TrtOptDepthwiseConv", ["x", *constants], ["y"], grid=[gh, gw], kernel=kernel, bias=int(offset), residual=int(extra))], {"y": y}, dynamic=images == 2)
 
     heads3 = {"num_heads": 3, "scale": 32**-0.5}
     qkv, table = rand(128, 49, 3 * 96), rand(169, 3)
