@@ -56,7 +56,6 @@ struct Form {
     after: i64,
     bias: Bias,
     tanh: bool,
-    half: bool,
 }
 
 /// Sizes of which each has another depth of packing: 16, 64, 128.
@@ -72,7 +71,6 @@ const SWIN: Form = Form {
     after: 0,
     bias: Bias::Table,
     tanh: false,
-    half: false,
 };
 const VIT: Form = Form {
     images: 3,
@@ -98,41 +96,28 @@ impl Form {
     }
 }
 
-/// Blocks as nodes to spoil: what their rules make of a model. Values are `v0`, `a1` behind the first attention, `v1` behind its MLP, `a2`, ...
-struct Parts {
-    form: Form,
-    nodes: Vec<NodeProto>,
-    weights: Vec<TensorProto>,
-    inputs: Vec<(String, Vec<i64>)>,
-    outputs: Vec<(String, Vec<i64>)>,
-}
-
-impl Net for Parts {
+impl Block for Form {
     const KIND: Kind = Kind::BlockChain;
     const OP: &'static str = OP;
+}
 
-    fn nodes(&mut self) -> &mut Vec<NodeProto> {
-        &mut self.nodes
-    }
+/// Blocks as nodes to spoil: what their rules make of a model. Values are `v0`, `a1` behind the first attention, `v1` behind its MLP, `a2`, ...
+type Parts = block::Parts<Form>;
 
-    fn weights(&mut self) -> &mut Vec<TensorProto> {
-        &mut self.weights
-    }
-
-    fn rewrite(&self, options: &Options) -> testing::Rewrite {
-        rewritten(self.model(), options)
-    }
+fn halves(tensor: &TensorProto) -> Vec<f16> {
+    tensor.to_f64_vec().unwrap().into_iter().map(f16::from_f64).collect()
 }
 
 impl Parts {
     /// As many pairs as there are values, each shifted or not.
     fn new(form: Form, pairs: &[bool]) -> Self {
         let mut net = Self {
-            form,
             nodes: vec![],
             weights: vec![],
-            inputs: vec![("v0".into(), form.map())],
-            outputs: vec![(format!("v{}", pairs.len()), form.map())],
+            inputs: vec![("v0", form.map())],
+            // Leaked, since outputs have static names: a handful of bytes a test.
+            outputs: vec![(String::leak(format!("v{}", pairs.len())), form.map())],
+            block: form,
         };
         for (i, &shifted) in pairs.iter().enumerate() {
             net.attention(i + 1, shifted);
@@ -141,20 +126,19 @@ impl Parts {
         net
     }
 
-    fn model(&self) -> ModelProto {
-        let mut proto = common::model(self.nodes.clone(), self.weights.clone());
+    /// The model in float16.
+    fn half(&self) -> ModelProto {
+        let in_half = |tensor: &TensorProto| match tensor.dtype().unwrap() {
+            DType::F32 => TensorProto::from_f16(tensor.name(), &tensor.dims, &halves(tensor)),
+            _ => tensor.clone(),
+        };
+        let mut proto = common::model(self.nodes.clone(), self.weights.iter().map(in_half).collect());
         let graph = proto.graph.as_mut().unwrap();
-        let values = |of: &[(String, Vec<i64>)]| of.iter().map(|(name, dims)| common::value(name, dims)).collect();
+        let values = |of: &[(&str, Vec<i64>)]| of.iter().map(|(name, dims)| common::value(name, dims)).collect();
         (graph.input, graph.output) = (values(&self.inputs), values(&self.outputs));
-        if self.form.half {
-            for value in graph.input.iter_mut().chain(&mut graph.output) {
-                if let Some(type_proto::Value::TensorType(tensor)) = value.r#type.as_mut().unwrap().value.as_mut() {
-                    tensor.elem_type = Some(DType::F16 as i32);
-                }
-            }
-            for tensor in graph.initializer.iter_mut().filter(|t| t.dtype().unwrap() == DType::F32) {
-                let values: Vec<f16> = tensor.to_f64_vec().unwrap().iter().map(|&v| f16::from_f64(v)).collect();
-                *tensor = TensorProto::from_f16(tensor.name(), &tensor.dims, &values);
+        for value in graph.input.iter_mut().chain(&mut graph.output) {
+            if let Some(type_proto::Value::TensorType(tensor)) = value.r#type.as_mut().unwrap().value.as_mut() {
+                tensor.elem_type = Some(DType::F16 as i32);
             }
         }
         proto
@@ -172,8 +156,8 @@ impl Parts {
     }
 
     fn attention(&mut self, i: usize, shifted: bool) {
-        let Form { channels: c, heads, head, grid, window, shift, after, bias, .. } = self.form;
-        let (inner, t) = (heads * head, self.form.tokens());
+        let Form { channels: c, heads, head, grid, window, shift, after, bias, .. } = self.block;
+        let (inner, t) = (heads * head, self.block.tokens());
         let mut weights =
             vec![("scale", vec![c]), ("bias", vec![c]), ("w_qkv", vec![c, 3 * inner]), ("b_qkv", vec![3 * inner])];
         let kind = match bias {
@@ -211,7 +195,7 @@ impl Parts {
     }
 
     fn mlp(&mut self, i: usize) {
-        let Form { channels: c, hidden: h, tanh, .. } = self.form;
+        let Form { channels: c, hidden: h, tanh, .. } = self.block;
         let weights = [
             ("scale", vec![c]),
             ("bias", vec![c]),
@@ -260,7 +244,7 @@ impl Parts {
     }
 
     fn values(&self, name: &str) -> Vec<f64> {
-        self.model().graph.unwrap().initializer.iter().find(|t| t.name() == name).unwrap().to_f64_vec().unwrap()
+        self.weights.iter().find(|w| w.name() == name).unwrap().to_f64_vec().unwrap()
     }
 }
 
@@ -318,8 +302,7 @@ fn a_network_without_windows_is_one_node() {
 #[test]
 fn chains_in_float16_compute_the_same() {
     for (form, pairs) in [(SWIN, [false, true]), (VIT, [false; 2])] {
-        let net = Parts::new(Form { half: true, ..form }, &pairs);
-        let rewrite = net.rewrite(&with(&[Kind::BlockChain]));
+        let rewrite = rewritten(Parts::new(form, &pairs).half(), &with(&[Kind::BlockChain]));
         assert_eq!(ops(&rewrite.model().proto), [OP]);
         // Norms are folded into weights, which are rounded once more.
         let options = verify::Options { rtol: Some(1e-2), ..verify::Options::default() };
@@ -355,14 +338,14 @@ fn values_that_are_only_regrouped_are_of_the_chain() {
 #[test]
 fn an_add_before_a_chain_stays() {
     let mut net = Parts::new(SWIN, &[false, true]);
-    net.inputs[0].0 = "x".into();
-    net.inputs.push(("r".into(), SWIN.map()));
+    net.inputs[0].0 = "x";
+    net.inputs.push(("r", SWIN.map()));
     net.nodes.insert(0, common::node("Add", &["x", "r"], &["v0"]));
     let (model, _) = net.fuse();
     assert_eq!(ops(&model), ["Add", OP]);
     // An attention block that has taken one is in no chain.
     let mut net = Parts::new(SWIN, &[false, true]);
-    net.inputs.push(("r".into(), SWIN.map()));
+    net.inputs.push(("r", SWIN.map()));
     net.attribute("a1", AttributeProto::int("residual", 1));
     net.node("a1").input.insert(1, "r".into());
     let (model, _) = net.fuse();
@@ -372,12 +355,12 @@ fn an_add_before_a_chain_stays() {
 #[test]
 fn values_read_otherwise_end_a_chain() {
     for read in [false, true] {
-        let spoiled = |value: &str| {
+        let spoiled = |value: &'static str| {
             let mut net = Parts::new(SWIN, &[false, true, false]);
             if read {
                 net.nodes.push(common::node("Neg", &[value], &["z"]));
             }
-            net.outputs.push((if read { "z" } else { value }.into(), SWIN.map()));
+            net.outputs.push((if read { "z" } else { value }, SWIN.map()));
             net
         };
         assert_eq!(spoiled("v1").chains(), [vec![0], vec![1, 0]]);
@@ -433,10 +416,10 @@ fn blocks_that_differ_are_of_different_chains() {
     }
     // Attention in windows and without.
     let mut net = Parts::new(Form { bias: Bias::None, ..SWIN }, &[false]);
-    net.form.window = None;
+    net.block.window = None;
     net.attention(2, false);
     net.mlp(2);
-    net.outputs[0].0 = "v2".into();
+    net.outputs[0].0 = "v2";
     assert_eq!(net.chains(), [[0], [0]]);
 }
 
@@ -510,7 +493,7 @@ fn computed_weights_are_missed() {
         let mut net = Parts::new(SWIN, &[false, true]);
         let dims = net.weights.iter().find(|w| w.name() == name).unwrap().dims.clone();
         net.weights.retain(|w| w.name() != name);
-        net.inputs.push((name.into(), dims));
+        net.inputs.push((name, dims));
         let reason = format!("a weight that has to be known is computed (at {name})");
         net.missed_because(&reason, ["a constant", "a computed value"]);
     }
@@ -577,17 +560,17 @@ impl Expected<'_> {
 
 /// The bias of a pair's scores, dense, with rows of whole eights.
 fn dense_bias(net: &Parts, of: &str) -> Vec<f64> {
-    let (heads, tokens) = (net.form.heads as usize, net.form.tokens() as usize);
+    let (heads, tokens) = (net.block.heads as usize, net.block.tokens() as usize);
     let row = tokens.next_multiple_of(8);
     let mut dense = vec![0.0; heads * tokens * row];
-    let position = if net.form.bias == Bias::None { vec![] } else { net.values(&format!("{of}_position")) };
+    let position = if net.block.bias == Bias::None { vec![] } else { net.values(&format!("{of}_position")) };
     for (i, value) in dense.iter_mut().enumerate() {
         let (head, query, key) = (i / row / tokens, i / row % tokens, i % row);
         if key < tokens {
-            *value = match net.form.bias {
+            *value = match net.block.bias {
                 Bias::None => continue,
                 Bias::Table => {
-                    let place = table_index(net.form.window.unwrap())[query * tokens + key] as usize;
+                    let place = table_index(net.block.window.unwrap())[query * tokens + key] as usize;
                     position[place * heads + head]
                 }
                 Bias::Dense { heads: true, .. } => position[(head * tokens + query) * tokens + key],
@@ -595,16 +578,26 @@ fn dense_bias(net: &Parts, of: &str) -> Vec<f64> {
             };
         }
     }
-    if net.form.bias == Bias::None { vec![] } else { dense }
+    if net.block.bias == Bias::None { vec![] } else { dense }
 }
 
 #[test]
 fn weights_are_packed_and_hold_the_norms() {
     let odd = Form { grid: [3, 6], window: Some([3, 3]), shift: [1, 1], ..SWIN };
     let dense = |heads: bool| Form { heads: 2, head: 32, bias: Bias::Dense { heads, period: 1 }, ..VIT };
-    let half = Form { half: true, ..SWIN };
-    for form in [SWIN, odd, half, VIT, dense(true), dense(false)] {
-        let net = Parts::new(form, &[false, form.window.is_some()]);
+    for (form, half) in
+        [SWIN, odd, VIT, dense(true), dense(false)].map(|form| (form, false)).into_iter().chain([(SWIN, true)])
+    {
+        let mut net = Parts::new(form, &[false, form.window.is_some()]);
+        let options = with(&[Kind::BlockChain]);
+        let rewrite = if half { rewritten(net.half(), &options) } else { net.rewrite(&options) };
+        let model = &rewrite.model().proto;
+        if half {
+            for tensor in &mut net.weights {
+                let values: Vec<f32> = halves(tensor).into_iter().map(f16::to_f32).collect();
+                *tensor = TensorProto::from_f32(tensor.name(), &tensor.dims, &values);
+            }
+        }
         let mut expected = Expected { net: &net, weights: vec![], vectors: vec![] };
         let (c, inner, hidden) = (form.channels, form.heads * form.head, form.hidden);
         for i in 1..=2 {
@@ -614,17 +607,16 @@ fn weights_are_packed_and_hold_the_norms() {
             expected.product(&v, ["w1", "b1"], [c, hidden], true, &[]);
             expected.product(&v, ["w2", "b2"], [hidden, c], false, &[]);
         }
-        let model = net.rewrite(&with(&[Kind::BlockChain])).model().proto.clone();
-        let node = nodes(&model, OP)[0];
+        let node = nodes(model, OP)[0];
         let graph = model.graph.as_ref().unwrap();
         for (slot, expected) in [(1, expected.weights), (2, expected.vectors)] {
             let tensor = graph.initializer.iter().find(|t| t.name() == node.input[slot]).unwrap();
             assert_eq!(tensor.dims, [expected.len() as i64]);
             // Rounded once.
-            let rounded = |v: f64| if form.half { f16::from_f64(v).to_f64() } else { f64::from(v as f32) };
+            let rounded = |v: f64| if half { f16::from_f64(v).to_f64() } else { f64::from(v as f32) };
             let found = tensor.to_f64_vec().unwrap();
             let wrong = found.iter().zip(&expected).position(|(&found, &expected)| {
-                let step = if form.half { 1e-3 } else { 1e-7 };
+                let step = if half { 1e-3 } else { 1e-7 };
                 // A sum in another order may be rounded to the next number.
                 found != rounded(expected) && (found - expected).abs() > step * expected.abs()
             });
@@ -758,6 +750,18 @@ fn layers_become_blocks_and_these_a_chain() {
     let mut options = with(&[Kind::BlockChain]);
     options.skip.insert("attn-block".into());
     assert_eq!(layers(2).rewrite(&options).ledger().count(Kind::BlockChain).total, 0);
+}
+
+/// Converted after the rewrite, as `fuse --fp16` does it.
+#[test]
+fn chains_are_converted_to_float16() {
+    let options = verify::Options { rtol: Some(1e-2), ..verify::Options::default() };
+    let rewrite = layers(2).rewrite(&with(&[Kind::BlockChain])).to_fp16(&options).unwrap();
+    rewrite.compare(&options).unwrap().check().unwrap();
+    let graph = rewrite.model().proto.graph.as_ref().unwrap();
+    let node = nodes(&rewrite.model().proto, OP)[0];
+    let weights = graph.initializer.iter().filter(|t| node.input[1..].contains(&t.name().to_owned()));
+    assert_eq!(weights.map(|t| t.dtype().unwrap()).collect::<Vec<_>>(), [DType::F16; 2]);
 }
 
 /// Groups of `tune`: chains come behind their blocks, and have these and all in them as their parts.
