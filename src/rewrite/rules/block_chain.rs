@@ -219,28 +219,23 @@ fn check_kinds(graph: &Graph, block: &AttnBlock, epsilon: f32) -> Outcome<bool> 
         return Err(Miss::new("", "its norms add different epsilons to the variance")
             .expected(format!("{} as in the attention", block.epsilon), format!("{epsilon} in the MLP")));
     }
+    if let Some(Bias::Dense(value)) = op.bias {
+        let shape = graph.shape(value).unwrap_or_default();
+        // One that differs may hold the mask, too.
+        if shape.len() != 4 || shape[0] != Dim::Int(1) {
+            return Err(Miss::new("", "the bias of its scores is not the same for all windows or sequences")
+                .expected("[1, heads or 1, tokens, tokens]", shape_text(shape)));
+        }
+    }
     let mask = |found: &str| {
         Err(Miss::new("", "its scores have no such mask as the plugin makes")
             .expected("that of shifted windows, or neither mask nor shift", found))
     };
     match op.mask {
-        Some(Mask::Dense(_)) => return mask("a dense mask"),
-        Some(Mask::Shift(_)) if shift == [0; 2] => return mask("that of shifted windows without a shift"),
-        None if shift != [0; 2] => return mask("shifted windows without a mask"),
-        _ => {}
-    }
-    match op.bias {
-        None => Ok(false),
-        Some(Bias::Table(_)) => Ok(true),
-        Some(Bias::Dense(value)) => {
-            let shape = graph.shape(value).unwrap_or_default();
-            let first = shape.first().filter(|_| shape.len() == 4);
-            if first == Some(&Dim::Int(1)) {
-                return Ok(true);
-            }
-            Err(Miss::new("", "the bias of its scores is not the same for all windows or sequences")
-                .expected("[1, heads or 1, tokens, tokens]", shape_text(shape)))
-        }
+        Some(Mask::Dense(_)) => mask("a dense mask"),
+        Some(Mask::Shift(_)) if shift == [0; 2] => mask("that of shifted windows without a shift"),
+        None if shift != [0; 2] => mask("shifted windows without a mask"),
+        _ => Ok(op.bias.is_some()),
     }
 }
 
