@@ -1106,6 +1106,106 @@ private:
     bool offset_, residual_;
 };
 
+// A barrier of the chains' kernel. Copies have one of their own, so that no two launches share it: TensorRT clones a plugin for each execution context.
+class ChainSlot {
+public:
+    ChainSlot() = default;
+    ChainSlot(const ChainSlot&) {}
+    ChainSlot& operator=(const ChainSlot&) = delete;
+    ~ChainSlot() {
+        if (slot_ >= 0) give_back_chain_slot(slot_);
+    }
+    int32_t get() const { return slot_; }
+
+private:
+    int32_t slot_ = chain_slot();
+};
+
+class BlockChain final : public Op {
+public:
+    explicit BlockChain(Attributes given) : Op(std::move(given)) {
+        epsilon_ = epsilon(attributes_);
+        heads_ = attributes_.integer("num_heads"), dim_ = attributes_.integer("head_dim"), hidden_ = attributes_.integer("hidden");
+        expect(heads_ > 0, "attribute 'num_heads' must be positive");
+        scale_ = attributes_.real("scale"), mask_value_ = attributes_.real("mask_value");
+        expect(std::isfinite(scale_), "attribute 'scale' must be finite");
+        expect(std::isfinite(mask_value_), "attribute 'mask_value' must be finite");
+        tanh_ = tanh_gelu(attributes_);
+        bias_ = flag(attributes_, "bias");
+        window_ = window_grid(attributes_, true, true);
+        expect(dim_ == 32 || (dim_ == 64 && !window_.used()), "attribute 'head_dim' must be 32, or without windows 32 or 64");
+        expect(int64_t{heads_} * dim_ <= kChainMaxChannels, "attributes 'num_heads' and 'head_dim' must be at most 1024 together");
+        expect(hidden_ > 0 && hidden_ <= kChainMaxHidden && hidden_ % 16 == 0, "attribute 'hidden' must be a multiple of 16 up to 4096");
+        expect(!window_.used() || window_.window_tokens() <= kChainMaxWindow, "attribute 'window' must have at most 64 tokens");
+        const auto& shifted = attributes_.integers("shifted");
+        static_assert(kChainMaxPairs == 32, "attribute 'shifted' has 32 values");
+        while (pairs_ < kChainMaxPairs && shifted[pairs_] >= 0) ++pairs_;
+        expect(pairs_ > 0, "attribute 'shifted' must have a value for each pair of blocks");
+        for (int32_t i = 0; i < kChainMaxPairs; ++i) {
+            expect(shifted[i] <= 1 && (i < pairs_ || shifted[i] == -1), "attribute 'shifted' must be 0 or 1 for each pair of blocks, and then -1");
+            if (shifted[i] == 1) shifted_ |= uint32_t{1} << i;
+        }
+        expect(shifted_ == 0 || window_.used(), "attribute 'shifted' must be 0 where there are no windows");
+    }
+    std::unique_ptr<Op> clone() const override { return std::make_unique<BlockChain>(*this); }
+    int32_t inputs() const override { return 3; }
+    int32_t outputs() const override { return 1; }
+    void shapes(const DimsExprs* in, DimsExprs* out, IExprBuilder&) const override {
+        if (window_.used()) check_tokens(attributes_, in[0], window_);
+        else expect(in[0].nbDims == 3, "input x must be [B, N, C]");
+        expect(in[1].nbDims == 1 && in[2].nbDims == 1, "inputs weights and vectors must have one axis");
+        out[0] = in[0];
+    }
+    cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, void* workspace, int32_t tactic,
+                    cudaStream_t stream) const override {
+        BlockChainProblem p = sized_problem(in_desc);
+        p.x = in[0], p.weights = in[1], p.vectors = in[2];
+        p.y = out[0];
+        p.workspace = workspace;
+        return block_chain(p, stream, tactic, slot_.get());
+    }
+    std::vector<int32_t> tactics(const PluginTensorDesc* in_desc) const override { return block_chain_tactics(sized_problem(in_desc)); }
+    size_t workspace(const PluginTensorDesc* in_desc) const override {
+        BlockChainProblem p = problem(in_desc);
+        p.images = in_desc[0].dims.d[0];
+        expect(p.images >= 0, "the workspace has a part for each image, and how many there are is not known");
+        return static_cast<size_t>(block_chain_workspace(p));
+    }
+
+private:
+    // Everything but the pointers.
+    BlockChainProblem sized_problem(const PluginTensorDesc* in) const {
+        BlockChainProblem p = problem(in);
+        p.images = window_.used() ? images_of(attributes_, in[0].dims, window_) : in[0].dims.d[0];
+        return p;
+    }
+    // Everything but the images and the pointers.
+    BlockChainProblem problem(const PluginTensorDesc* in) const {
+        const Dims& x = in[0].dims;
+        if (window_.used()) expect(x.nbDims == 3 || x.nbDims == 4, "input x must be [B, H*W, C] or [B, H, W, C]");
+        else expect(x.nbDims == 3 && x.d[1] >= 1 && x.d[1] <= kChainMaxTokens, "input x must be [B, N, C] with N from 1 to 256");
+        const int64_t channels = x.d[x.nbDims - 1];
+        expect(channels >= 1 && channels <= kChainMaxChannels && channels % 16 == 0, "the channels must be a multiple of 16 up to 1024");
+        BlockChainProblem p;
+        p.dtype = dtype(in[0]);
+        p.tokens = static_cast<int32_t>(window_.used() ? int64_t{window_.grid_h} * window_.grid_w : int64_t{x.d[1]});
+        p.channels = static_cast<int32_t>(channels), p.heads = heads_, p.dim = dim_, p.hidden = hidden_, p.pairs = pairs_;
+        p.epsilon = epsilon_, p.scale = scale_, p.mask_value = mask_value_;
+        p.tanh_gelu = tanh_, p.bias = bias_;
+        p.window = window_, p.shifted = shifted_;
+        const auto elements = [&](int i, int64_t count) { return in[i].dims.nbDims == 1 && in[i].dims.d[0] == count; };
+        expect(elements(1, chain_weights(p)) && elements(2, chain_vectors(p)), "inputs weights and vectors must have the elements of all pairs");
+        return p;
+    }
+
+    float epsilon_, scale_, mask_value_;
+    int32_t heads_, dim_, hidden_, pairs_ = 0;
+    bool tanh_, bias_;
+    WindowGrid window_;
+    uint32_t shifted_ = 0;
+    ChainSlot slot_;
+};
+
 template <class T> std::unique_ptr<Op> make(Attributes attributes) { return std::make_unique<T>(std::move(attributes)); }
 
 }  // namespace
@@ -1142,6 +1242,9 @@ const std::vector<OpDef>& op_definitions() {
          make<TntWords>},
         {"TrtOptGelu", {{"bias", kInt, 1}, {"approximate", kText, 1}}, make<Gelu>},
         {"TrtOptDepthwiseConv", {{"grid", kInts, 2}, {"kernel", kInt, 1}, {"bias", kInt, 1}, {"residual", kInt, 1}}, make<DepthwiseConv>},
+        {"TrtOptBlockChain",
+         {{"epsilon", kFloat, 1}, {"num_heads", kInt, 1}, {"head_dim", kInt, 1}, {"hidden", kInt, 1}, {"scale", kFloat, 1}, {"approximate", kText, 1}, {"bias", kInt, 1}, {"mask_value", kFloat, 1}, {"grid", kInts, 2}, {"window", kInts, 2}, {"shift", kInts, 2}, {"pad_after_roll", kInt, 1}, {"shifted", kInts, 32}},
+         make<BlockChain>},
     };
     return ops;
 }

@@ -1,6 +1,5 @@
 //! The forms of a model that are compared with each other.
 
-use super::tune::kinds_without_wholes;
 use crate::error::Result;
 use crate::onnx::Model;
 use crate::onnx::proto::ModelProto;
@@ -31,7 +30,7 @@ impl Variant {
     }
 }
 
-/// The variant with all kinds of site fused, blocks too, but for blocks that are made of other blocks: `tune` tries those.
+/// The variant with all kinds of site fused, blocks and chains of them too, but for [`Kind::TntWords`], which `tune` tries.
 pub const BLOCKS: &str = "blocks";
 
 /// Other ways to build a model as exported, which may give faster baselines, and what tells them to `trt-opt build`.
@@ -50,7 +49,7 @@ pub fn without_plugins() -> [Variant; 2] {
 /// What a variant does not fuse it has in its canonical form, so that no fusion is credited with the clean-up.
 pub fn ladder(model: &Model, file: &str, target: Target) -> Result<Vec<Variant>> {
     let all = Variant::rewritten("all", rewrite::Options { target, ..Default::default() });
-    let kinds = kinds_without_wholes();
+    let kinds = Kind::ALL.into_iter().filter(|&kind| kind != Kind::TntWords).collect();
     let blocks = Variant::rewritten(BLOCKS, rewrite::Options { target, kinds, ..Default::default() });
     let (_, ledger) = all.apply(model, file)?;
     let fused = |kind: &Kind| ledger.as_ref().is_some_and(|l| l.count(*kind).fused > 0);

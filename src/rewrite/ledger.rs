@@ -43,10 +43,12 @@ pub enum Kind {
     BiasGelu,
     /// A depthwise convolution of a map that lies as tokens, with the residual add around it, as one op.
     DepthwiseConv,
+    /// Attention blocks and MLP blocks in turn, each of which reads what the one before gives, as one op.
+    BlockChain,
 }
 
 impl Kind {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::LayerNorm,
         Self::Attention,
         Self::Gelu,
@@ -62,6 +64,7 @@ impl Kind {
         Self::TntWords,
         Self::BiasGelu,
         Self::DepthwiseConv,
+        Self::BlockChain,
     ];
     /// The kinds that are fused unless something else is asked for: blocks are not, since whether one is faster than
     /// its parts depends on the sizes and the GPU.
@@ -76,6 +79,7 @@ impl Kind {
     pub fn made_of(self) -> &'static [Self] {
         match self {
             Self::TntWords => &[Self::TntInnerBlock, Self::TntBridge],
+            Self::BlockChain => &[Self::SwinAttnBlock, Self::AttnBlock, Self::MlpBlock],
             _ => &[],
         }
     }
@@ -97,6 +101,7 @@ impl Kind {
             Self::TntWords => "tnt-words",
             Self::BiasGelu => "bias-gelu",
             Self::DepthwiseConv => "depthwise-conv",
+            Self::BlockChain => "block-chain",
         }
     }
 }

@@ -98,6 +98,13 @@ def heads(x, h):
     return x.reshape(*x.shape[:2], h, -1).transpose(0, 2, 1, 3)
 
 
+def packed(w):
+    """A matrix in the order that docs/ops.md gives for chains of blocks."""
+    k, n = w.shape
+    d = next(d for d in (128, 64, 32, 16) if k % d == 0)
+    return w.reshape(k // d, d // 8, 8, n // 8, 8).transpose(0, 3, 1, 4, 2).ravel()
+
+
 def table_bias(table, wh, ww):
     y, x = np.meshgrid(np.arange(wh), np.arange(ww), indexing="ij")
     y, x = y.ravel(), x.ravel()
@@ -219,17 +226,17 @@ def cases():
         yield Case(name, {"x": x}, {"b": b} if extra else {}, [node("TrtOptGelu", ["x", *(["b"] if extra else [])], ["y"], bias=int(extra), approximate=form)],
                    {"y": v / 2 * (1 + bent)}, dynamic=name != "gelu_no_bias")
 
-    for name, images, (h, w), channels, kernel, offset, extra in (("depthwise_conv", 2, (14, 14), 320, 3, True, True), ("depthwise_conv_5", 1, (9, 5), 24, 5, False, False), ("depthwise_conv_odd", 2, (4, 3), 33, 7, True, True)):
-        x = rand(images, h * w, channels)
+    for name, images, (gh, gw), channels, kernel, offset, extra in (("depthwise_conv", 2, (14, 14), 320, 3, True, True), ("depthwise_conv_5", 1, (9, 5), 24, 5, False, False), ("depthwise_conv_odd", 2, (4, 3), 33, 7, True, True)):
+        x = rand(images, gh * gw, channels)
         constants = {"w": rand(kernel * kernel, channels, scale=1 / kernel)}
         edge = kernel // 2
-        padded = np.pad(x.reshape(images, h, w, channels), ((0, 0), (edge, edge), (edge, edge), (0, 0)))
-        y = sum(padded[:, i // kernel:i // kernel + h, i % kernel:i % kernel + w] * constants["w"][i] for i in range(kernel * kernel))
+        padded = np.pad(x.reshape(images, gh, gw, channels), ((0, 0), (edge, edge), (edge, edge), (0, 0)))
+        y = sum(padded[:, i // kernel:i // kernel + gh, i % kernel:i % kernel + gw] * constants["w"][i] for i in range(kernel * kernel))
         if offset:
             constants["b"] = rand(channels, scale=0.2)
             y = y + constants["b"]
         y = y.reshape(x.shape) + (x if extra else 0)
-        yield Case(name, {"x": x}, constants, [node("TrtOptDepthwiseConv", ["x", *constants], ["y"], grid=[h, w], kernel=kernel, bias=int(offset), residual=int(extra))], {"y": y}, dynamic=images == 2)
+        yield Case(name, {"x": x}, constants, [node("TrtOptDepthwiseConv", ["x", *constants], ["y"], grid=[gh, gw], kernel=kernel, bias=int(offset), residual=int(extra))], {"y": y}, dynamic=images == 2)
 
     heads3 = {"num_heads": 3, "scale": 32**-0.5}
     qkv, table = rand(128, 49, 3 * 96), rand(169, 3)
@@ -364,6 +371,35 @@ def cases():
         yield Case(name, {"x": x, "r": r} if extra else {"x": x}, constants,
                    [node("TrtOptAttnBlock", ["x", *(["r"] if extra else []), *constants], ["y"], epsilon=1e-5, residual=int(extra), num_heads=count, scale=size**-0.5, bias=int(dense))],
                    {"y": s + out}, dynamic=extra)
+    for name, images, (gh, gw), window, shift, shifted, c, count, size, hidden, dense in (
+            ("block_chain", 2, (14, 14), (7, 7), (3, 3), (0, 1, 0), 96, 3, 32, 384, True), ("block_chain_one_window", 1, (7, 7), (7, 7), (0, 0), (0, 0), 256, 8, 32, 512, True),
+            ("block_chain_uneven", 2, (8, 6), (4, 3), (1, 2), (1, 0), 48, 2, 32, 80, False), ("block_chain_tokens", 2, (1, 197), None, (0, 0), (0, 0), 192, 3, 64, 768, False),
+            ("block_chain_tokens_bias", 1, (1, 50), None, (0, 0), (0,), 64, 2, 32, 256, True)):
+        inner, tokens = count * size, window[0] * window[1] if window else gw
+        row = -(-tokens // 8) * 8
+        # One of them as a map of rank 4.
+        shape = (images, gh, gw, c) if name == "block_chain_uneven" else (images, gh * gw, c)
+        x = rand(*shape)
+        y, weights, vectors = x.reshape(images, gh * gw, c), [], []
+        for of in shifted:
+            w_qkv, b_qkv, w_proj, b_proj = rand(c, 3 * inner, scale=c**-0.5), rand(3 * inner, scale=0.2), rand(inner, c, scale=2 * inner**-0.5), rand(c, scale=0.2)
+            w1, b1, w2, b2 = rand(c, hidden, scale=c**-0.5), rand(hidden, scale=0.2), rand(hidden, c, scale=hidden**-0.5), rand(c, scale=0.2)
+            bias = rand(1, count, tokens, tokens) if dense else 0
+            weights += [packed(w) for w in (w_qkv, w_proj, w1, w2)]
+            vectors += [b_qkv, *([np.pad(bias, ((0, 0),) * 3 + ((0, row - tokens),)).ravel()] if dense else []), b_proj, b1, b2]
+            rows, by = layer_norm(y, 1, 0, 1e-5, (-1,)), shift if of else (0, 0)
+            if window:
+                rows = partition(rows, gh, gw, window, by, 0)
+                bias = bias + np.tile(shift_mask(gh, gw, window, by, -100.0), (images, 1, 1, 1))
+            rows = rows @ w_qkv + b_qkv
+            q, k, v = (heads(rows[..., i * inner:(i + 1) * inner], count) for i in range(3))
+            out = attention(q, k, v, size**-0.5, bias) @ w_proj + b_proj
+            y = mlp(y + (reverse(out, gh, gw, window, by, 0) if window else out), (1, 0, w1, b1, w2, b2), 1e-5)
+        grid = {"grid": [gh, gw], "window": list(window), "shift": list(shift)} if window else none
+        yield Case(name, {"x": x}, {"w": np.concatenate(weights), "v": np.concatenate(vectors)},
+                   [node("TrtOptBlockChain", ["x", "w", "v"], ["y"], epsilon=1e-5, num_heads=count, head_dim=size, hidden=hidden, scale=size**-0.5, approximate="none", bias=int(dense),
+                         mask_value=-100.0, **grid, pad_after_roll=0, shifted=[*shifted, *[-1] * (32 - len(shifted))])],
+                   {"y": y.reshape(shape)}, dynamic=images == 2)
 
 
 def check(args, builders, case, folder):

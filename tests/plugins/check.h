@@ -96,16 +96,17 @@ inline std::vector<Op> ops() {
     const Fields inner_whole = {{"epsilon1", real(1e-5f)}, {"epsilon2", real(1e-5f)}, {"whole", ints({1})}, {"num_heads", ints({2})}, {"scale", real(0.5f)}, {"approximate", text("tanh")}};
     const Fields bridge = {{"epsilon1", real(1e-5f)}, {"epsilon2", real(1e-6f)}, {"residual", ints({0})}, {"begin", ints({1})}};
     const Fields bridge_residual = {{"epsilon1", real(1e-6f)}, {"epsilon2", real(1e-5f)}, {"residual", ints({1})}, {"begin", ints({0})}};
-    // Layers 1 to 12, or others, behind which bridges read.
-    const auto after = [](std::vector<int32_t> layers) { return layers.resize(32, -1), ints(layers); };
+    const auto padded = [](std::vector<int32_t> values) { return values.resize(32, -1), ints(values); };
     const auto words_of = [](Fields layer, const Fields& bridges) { return layer.insert(layer.end(), bridges.begin(), bridges.end()), layer; };
-    const Fields words = words_of(inner, {{"bridge_epsilon1", real(1e-5f)}, {"bridge_epsilon2", real(1e-6f)}, {"tokens", ints({197})}, {"begin", ints({1})}, {"covered", ints({196})}, {"after", after({1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12})}, {"words", ints({0})}});
-    const Fields words_whole = words_of(inner_whole, {{"bridge_epsilon1", real(0.f)}, {"bridge_epsilon2", real(1e-5f)}, {"tokens", ints({16})}, {"begin", ints({0})}, {"covered", ints({16})}, {"after", after({0, 0, 2})}, {"words", ints({1})}});
+    const Fields words = words_of(inner, {{"bridge_epsilon1", real(1e-5f)}, {"bridge_epsilon2", real(1e-6f)}, {"tokens", ints({197})}, {"begin", ints({1})}, {"covered", ints({196})}, {"after", padded({1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12})}, {"words", ints({0})}});
+    const Fields words_whole = words_of(inner_whole, {{"bridge_epsilon1", real(0.f)}, {"bridge_epsilon2", real(1e-5f)}, {"tokens", ints({16})}, {"begin", ints({0})}, {"covered", ints({16})}, {"after", padded({0, 0, 2})}, {"words", ints({1})}});
     const Fields pool = {{"epsilon", real(1e-5f)}, {"residual", ints({1})}};
     const Fields pool_plain = {{"epsilon", real(0.f)}, {"residual", ints({0})}};
     const Fields embed = {{"epsilon", real(1e-5f)}, {"bias", ints({1})}, {"norm", ints({1})}, {"rank", ints({4})}};
     const Fields embed_plain = {{"epsilon", real(0.f)}, {"bias", ints({0})}, {"norm", ints({0})}, {"rank", ints({3})}};
     const Fields depthwise = {{"grid", ints({14, 14})}, {"kernel", ints({3})}, {"bias", ints({1})}, {"residual", ints({1})}}, depthwise_plain = {{"grid", ints({9, 5})}, {"kernel", ints({7})}, {"bias", ints({0})}, {"residual", ints({0})}};
+    const Fields chain = {{"epsilon", real(1e-5f)}, {"num_heads", ints({3})}, {"head_dim", ints({32})}, {"hidden", ints({384})}, {"scale", real(0.1767767f)}, {"approximate", text("none")}, {"bias", ints({1})}, {"mask_value", real(-100.f)}, {"grid", ints({56, 56})}, {"window", ints({7, 7})}, {"shift", ints({3, 3})}, {"pad_after_roll", ints({0})}, {"shifted", padded({0, 1})}};
+    const Fields chain_plain = {{"epsilon", real(1e-6f)}, {"num_heads", ints({6})}, {"head_dim", ints({64})}, {"hidden", ints({1536})}, {"scale", real(0.125f)}, {"approximate", text("tanh")}, {"bias", ints({0})}, {"mask_value", real(0.f)}, {"grid", ints({0, 0})}, {"window", ints({0, 0})}, {"shift", ints({0, 0})}, {"pad_after_roll", ints({0})}, {"shifted", padded(std::vector<int32_t>(12, 0))}};
     const Fields gelu = {{"bias", ints({1})}, {"approximate", text("none")}};
     const Fields gelu_plain = {{"bias", ints({0})}, {"approximate", text("tanh")}};
     return {
@@ -163,7 +164,7 @@ inline std::vector<Op> ops() {
          {words, words_whole},
          {{"epsilon1", real(-1.f), "'epsilon1'"}, {"bridge_epsilon1", real(__builtin_nanf("")), "'bridge_epsilon1'"}, {"bridge_epsilon2", gone(), "'bridge_epsilon2' is missing"}, {"num_heads", ints({0}), "'num_heads'"}, {"whole", ints({2}), "'whole' must be 0 or 1"},
           {"tokens", ints({0}), "'tokens' must be 1 to 65536"}, {"begin", ints({-1}), "'begin' must not be negative"}, {"covered", ints({197}), "'covered' must be at least 1"}, {"covered", ints({0}), "'covered' must be at least 1"},
-          {"after", after({}), "'after' must name a layer"}, {"after", after({2, 1}), "'after' must be layers"}, {"after", after({33}), "'after' must be layers"}, {"after", after({1, -1, 2}), "'after' must be layers"}, {"after", ints({1, 2}), "'after' must have 32 values"},
+          {"after", padded({}), "'after' must name a layer"}, {"after", padded({2, 1}), "'after' must be layers"}, {"after", padded({33}), "'after' must be layers"}, {"after", padded({1, -1, 2}), "'after' must be layers"}, {"after", ints({1, 2}), "'after' must have 32 values"},
           {"words", ints({2}), "'words' must be 0 or 1"}}},
         {"TrtOptGelu",
          {gelu, gelu_plain},
@@ -172,6 +173,13 @@ inline std::vector<Op> ops() {
          {depthwise, depthwise_plain},
          {{"grid", ints({0, 14}), "'grid' must be two positive sizes"}, {"grid", ints({32768, 65536}), "'grid' is too large"}, {"grid", ints({14}), "'grid' must have 2 values"}, {"kernel", ints({4}), "'kernel' must be 3, 5 or 7"},
           {"kernel", gone(), "'kernel' is missing"}, {"bias", ints({2}), "'bias' must be 0 or 1"}, {"residual", ints({-1}), "'residual' must be 0 or 1"}}},
+        {"TrtOptBlockChain",
+         {chain, chain_plain},
+         {{"epsilon", real(-1.f), "'epsilon'"}, {"num_heads", ints({0}), "'num_heads' must be positive"}, {"num_heads", ints({33}), "'num_heads' and 'head_dim' must be at most 1024"}, {"head_dim", ints({64}), "'head_dim' must be 32"}, {"hidden", ints({392}), "'hidden' must be a multiple of 16"},
+          {"hidden", ints({4112}), "'hidden' must be a multiple of 16 up to 4096"}, {"hidden", gone(), "'hidden' is missing"}, {"scale", real(__builtin_inff()), "'scale'"}, {"approximate", text("erf"), "'approximate' must be none or tanh"},
+          {"bias", ints({2}), "'bias' must be 0 or 1"}, {"mask_value", real(__builtin_nanf("")), "'mask_value'"}, {"grid", ints({0, 56}), "'grid'"}, {"window", ints({0, 0}), "'shifted' must be 0 where there are no windows"}, {"window", ints({8, 9}), "'window' must have at most 64 tokens"},
+          {"shift", ints({-1, 0}), "'shift'"}, {"pad_after_roll", ints({2}), "'pad_after_roll'"}, {"shifted", padded({}), "'shifted' must have a value"}, {"shifted", padded({0, 2}), "'shifted' must be 0 or 1"},
+          {"shifted", padded({1, -1, 0}), "'shifted' must be 0 or 1"}, {"shifted", ints({0, 1}), "'shifted' must have 32 values"}}},
     };
 }
 

@@ -345,52 +345,44 @@ fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
         }
         Layout::Bhnd => ["q", "k", "v"].map(|name| body.input(name)),
     };
-    let out = scored(body, graph, &op, &s, [q, k, v])?;
+    let terms = terms(body, graph, &op, [s.n, s.m])?;
+    let out = scored(body, &op, &s, [q, k, v], &terms);
     let out = body.cast(&out, dtype);
     body.output(&out, "out");
     Some(())
 }
 
-/// The attention of packed queries, keys and values `qkv` `[B, N, 3*h*d]`, in float32: `[B, N, h*d]`.
-///
-/// Declares the inputs `bias` and `mask` where there are any.
-pub(super) fn packed_body(body: &mut Body, graph: &Graph, op: &Attention, qkv: &str, n: i64, d: i64) -> Option<String> {
+/// The attention of packed queries, keys and values `qkv` `[B, N, 3*h*d]`, in float32: `[B, N, h*d]`. `terms`: as [`terms`] gives them.
+pub(super) fn packed_body(body: &mut Body, op: &Attention, qkv: &str, n: i64, d: i64, terms: &[Term]) -> String {
     let parts = [0, 1, 2].map(|part| split(body, qkv, op.num_heads, [n, d], part, 3));
-    scored(body, graph, op, &Sizes { batch: Dim::Int(1), n, m: n, d, dv: d }, parts)
+    scored(body, op, &Sizes { batch: Dim::Int(1), n, m: n, d, dv: d }, parts, terms)
 }
 
-fn scored(body: &mut Body, graph: &Graph, op: &Attention, s: &Sizes, qkv: [String; 3]) -> Option<String> {
-    let h = op.num_heads;
-    let [q, k, v] = qkv.map(|x| body.cast(&x, DType::F32));
-    let keys = body.transpose(&k, &[0, 1, 3, 2]);
-    let scores = body.op("MatMul", &[&q, &keys], vec![]);
-    let scale = body.float(op.scale);
-    let mut scores = body.op("Mul", &[&scores, &scale], vec![]);
-    // Adds `term` [P, h or 1, N, M] to batch row b from its row b mod P.
-    let add_periodic = |body: &mut Body, scores: String, term: &str, period: i64| {
-        if period == 1 {
-            return body.op("Add", &[&scores, term], vec![]);
-        }
-        let grouped = body.reshape(&scores, &[-1, period, h, s.n, s.m]);
-        let sum = body.op("Add", &[&grouped, term], vec![]);
-        body.reshape(&sum, &[-1, h, s.n, s.m])
-    };
+/// A float32 value that is added to scores, `[P, h or 1, N, M]`: to batch row b its row b mod P.
+#[derive(Clone)]
+pub(super) struct Term {
+    pub value: String,
+    /// `P`.
+    pub period: i64,
+}
+
+/// Bias and mask, over `n` queries and `m` keys. Declares the inputs `bias` and `mask` where there are any.
+pub(super) fn terms(body: &mut Body, graph: &Graph, op: &Attention, [n, m]: [i64; 2]) -> Option<Vec<Term>> {
+    let mut terms = vec![];
     match op.bias {
         None => {}
         Some(Bias::Dense(value)) => {
             let period = graph.shape(value)?.first()?.int()?;
             let dense = body.input("bias");
-            let dense = body.cast(&dense, DType::F32);
-            scores = add_periodic(body, scores, &dense, period);
+            terms.push(Term { value: body.cast(&dense, DType::F32), period });
         }
         Some(Bias::Table(_)) => {
             let table = body.input("bias");
             let table = body.cast(&table, DType::F32);
             let index = body.ints(&table_index(op.map.window));
             let rows = body.op("Gather", &[&table, &index], vec![AttributeProto::int("axis", 0)]);
-            let rows = body.reshape(&rows, &[1, s.n, s.m, h]);
-            let dense = body.transpose(&rows, &[0, 3, 1, 2]);
-            scores = body.op("Add", &[&scores, &dense], vec![]);
+            let rows = body.reshape(&rows, &[1, n, m, op.num_heads]);
+            terms.push(Term { value: body.transpose(&rows, &[0, 3, 1, 2]), period: 1 });
         }
     }
     match op.mask {
@@ -399,21 +391,41 @@ fn scored(body: &mut Body, graph: &Graph, op: &Attention, s: &Sizes, qkv: [Strin
             let period = graph.shape(value)?.first()?.int()?;
             let mask = body.input("mask");
             let mask = body.cast(&mask, DType::F32);
-            let mask = body.reshape(&mask, &[period, 1, s.n, s.m]);
-            scores = add_periodic(body, scores, &mask, period);
+            terms.push(Term { value: body.reshape(&mask, &[period, 1, n, m]), period });
         }
-        Some(Mask::Shift(value)) => {
-            if !op.map.is_valid() || op.map.tokens() != s.n || s.n != s.m {
-                return None;
-            }
-            let period = op.map.windows();
-            let mask = TensorProto::from_f32("", &[period, 1, s.n, s.m], &shift_mask(&op.map, value));
-            let mask = body.constant(mask);
-            scores = add_periodic(body, scores, &mask, period);
+        Some(Mask::Shift(value)) => terms.push(shift_term(body, &op.map, value, [n, m])?),
+    }
+    Some(terms)
+}
+
+/// The shift mask of a map, over windows of `n` tokens.
+pub(super) fn shift_term(body: &mut Body, map: &WindowMap, value: f32, [n, m]: [i64; 2]) -> Option<Term> {
+    if !map.is_valid() || map.tokens() != n || n != m {
+        return None;
+    }
+    let period = map.windows();
+    let mask = TensorProto::from_f32("", &[period, 1, n, n], &shift_mask(map, value));
+    Some(Term { value: body.constant(mask), period })
+}
+
+fn scored(body: &mut Body, op: &Attention, s: &Sizes, qkv: [String; 3], terms: &[Term]) -> String {
+    let h = op.num_heads;
+    let [q, k, v] = qkv.map(|x| body.cast(&x, DType::F32));
+    let keys = body.transpose(&k, &[0, 1, 3, 2]);
+    let scores = body.op("MatMul", &[&q, &keys], vec![]);
+    let scale = body.float(op.scale);
+    let mut scores = body.op("Mul", &[&scores, &scale], vec![]);
+    for Term { value, period } in terms {
+        if *period == 1 {
+            scores = body.op("Add", &[&scores, value], vec![]);
+            continue;
         }
+        let grouped = body.reshape(&scores, &[-1, *period, h, s.n, s.m]);
+        let sum = body.op("Add", &[&grouped, value], vec![]);
+        scores = body.reshape(&sum, &[-1, h, s.n, s.m]);
     }
     let weights = body.op("Softmax", &[&scores], vec![AttributeProto::int("axis", -1)]);
     let context = body.op("MatMul", &[&weights, &v], vec![]);
     let merged = body.transpose(&context, &[0, 2, 1, 3]);
-    Some(body.reshape(&merged, &[-1, s.n, h * s.dv]))
+    body.reshape(&merged, &[-1, s.n, h * s.dv])
 }

@@ -1,7 +1,8 @@
 //! `TrtOptSwinAttnBlock`, and `TrtOptAttnBlock`, which is the same without windows.
 
-use super::attention::{self, SCORE_ATTRIBUTES};
+use super::attention::{self, SCORE_ATTRIBUTES, Term};
 use super::body::Body;
+use super::patch_merge::stream;
 use super::window::MAP_ATTRIBUTES;
 use super::{
     Attention, AttributeKind, Bias, Layout, OpDef, Shapes, WindowMap, attribute, count, is, optional, plugin_node,
@@ -146,6 +147,21 @@ impl AttnBlock {
         Some(Self { epsilon: node.float("epsilon")?, attention })
     }
 
+    /// The weights of a node of either op.
+    pub fn weights(node: &Node) -> Option<AttnWeights> {
+        let (first, last) = (first_weight(node)?, node.inputs.len());
+        let [norm_scale, norm_bias, w_qkv, b_qkv] = [0, 1, 2, 3].map(|i| node.input(first + i));
+        let [w_proj, b_proj] = [2, 1].map(|back| node.input(last.checked_sub(back)?));
+        Some(AttnWeights {
+            norm_scale: norm_scale?,
+            norm_bias: norm_bias?,
+            w_qkv: w_qkv?,
+            b_qkv: b_qkv?,
+            w_proj: w_proj?,
+            b_proj: b_proj?,
+        })
+    }
+
     /// The tokens that attend to each other; `None` where x is of no shape that the op takes.
     pub fn tokens(&self, x: &[Dim]) -> Option<i64> {
         if self.in_windows() {
@@ -159,8 +175,8 @@ impl AttnBlock {
     }
 }
 
-/// The input that is the norm's scale.
-fn first_weight(node: &Node) -> Option<usize> {
+/// The input that is the norm's scale, of a node with a `residual` or without.
+pub(super) fn first_weight(node: &Node) -> Option<usize> {
     Some(if node.int("residual")? != 0 { 2 } else { 1 })
 }
 
@@ -183,46 +199,78 @@ fn shapes(graph: &Graph, node: &Node) -> Option<Shapes> {
 
 fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
     let (block, x) = (AttnBlock::of(node)?, node.input(0)?);
-    let (op, map, dtype) = (&block.attention, block.attention.map, graph.dtype(x)?);
+    let (op, dtype) = (&block.attention, graph.dtype(x)?);
     shapes(graph, node)?;
     let tokens = block.tokens(graph.shape(x)?)?;
-    let [channels, d] = sizes(graph, node, op)?;
-    let mut s = body.input("x");
-    if node.int("residual")? != 0 {
-        let r = body.input("residual");
-        s = body.op("Add", &[&s, &r], vec![]);
-    }
+    let [channels, head] = sizes(graph, node, op)?;
+    let s = stream(body, node)?;
     let [scale, bias, w_qkv, b_qkv] = ["norm_scale", "norm_bias", "w_qkv", "b_qkv"].map(|name| body.input(name));
-    let [stream, scale, bias] = [&s, &scale, &bias].map(|v| body.cast(v, DType::F32));
-    let normal = body.layer_norm(&stream, &scale, &bias, 1, block.epsilon);
-    // What one step gives the next is rounded, sums are float.
-    let rounded = |body: &mut Body, v: &str| {
-        let narrow = body.cast(v, dtype);
-        body.cast(&narrow, DType::F32)
-    };
-    let linear = |body: &mut Body, x: &str, w: &str, b: &str| {
-        let [w, b] = [w, b].map(|v| body.cast(v, DType::F32));
-        let product = body.op("MatMul", &[x, &w], vec![]);
-        body.op("Add", &[&product, &b], vec![])
-    };
-    let normal = rounded(body, &normal);
-    let rows = if block.in_windows() { map.partition_body(body, &normal, channels, DType::F32) } else { normal };
-    let qkv = linear(body, &rows, &w_qkv, &b_qkv);
-    let qkv = rounded(body, &qkv);
-    let context = attention::packed_body(body, graph, op, &qkv, tokens, d)?;
-    let context = rounded(body, &context);
+    let terms = attention::terms(body, graph, op, [tokens; 2])?;
     let [w_proj, b_proj] = ["w_proj", "b_proj"].map(|name| body.input(name));
-    let mut branch = linear(body, &context, &w_proj, &b_proj);
-    if block.in_windows() {
-        branch = map.reverse_body(body, &branch, channels);
-        if let [_, count, _] = reshapeable(graph, x)?[..] {
-            branch = body.reshape(&branch, &[-1, count, channels]);
-        }
-    }
-    let y = body.op("Add", &[&stream, &branch], vec![]);
+    let weights = [scale, bias, w_qkv, b_qkv, w_proj, b_proj];
+    let of = Steps { tokens, channels, head, rows: rows(graph, x)?, dtype };
+    let y = steps(body, &block, &s, &weights, &terms, &of);
     let y = body.cast(&y, dtype);
     body.output(&y, "y");
     Some(())
+}
+
+/// Tokens of an image, where it is no map `[B, H, W, C]`.
+pub(super) fn rows(graph: &Graph, x: ValueId) -> Option<Option<i64>> {
+    Some(match reshapeable(graph, x)?[..] {
+        [_, count, _] => Some(count),
+        _ => None,
+    })
+}
+
+/// Sizes of what [`steps`] computes.
+pub(super) struct Steps {
+    /// That attend to each other.
+    pub tokens: i64,
+    pub channels: i64,
+    /// Size of a head.
+    pub head: i64,
+    /// Of [`rows`].
+    pub rows: Option<i64>,
+    pub dtype: DType,
+}
+
+/// What a block computes of the stream `s`, as a float value. `weights`: in the order of the op's inputs; `terms`: of the scores.
+pub(super) fn steps(
+    body: &mut Body,
+    block: &AttnBlock,
+    s: &str,
+    weights: &[String; 6],
+    terms: &[Term],
+    of: &Steps,
+) -> String {
+    let map = block.attention.map;
+    // What one step gives the next is rounded, sums are float.
+    let rounded = |body: &mut Body, v: &str| {
+        let narrow = body.cast(v, of.dtype);
+        body.cast(&narrow, DType::F32)
+    };
+    let linear = |body: &mut Body, x: &str, w: &str, b: &str| {
+        let product = body.op("MatMul", &[x, w], vec![]);
+        body.op("Add", &[&product, b], vec![])
+    };
+    let stream = body.cast(s, DType::F32);
+    let [scale, bias, w_qkv, b_qkv, w_proj, b_proj] = weights.each_ref().map(|v| body.cast(v, DType::F32));
+    let normal = body.layer_norm(&stream, &scale, &bias, 1, block.epsilon);
+    let normal = rounded(body, &normal);
+    let rows = if block.in_windows() { map.partition_body(body, &normal, of.channels, DType::F32) } else { normal };
+    let qkv = linear(body, &rows, &w_qkv, &b_qkv);
+    let qkv = rounded(body, &qkv);
+    let context = attention::packed_body(body, &block.attention, &qkv, of.tokens, of.head, terms);
+    let context = rounded(body, &context);
+    let mut branch = linear(body, &context, &w_proj, &b_proj);
+    if block.in_windows() {
+        branch = map.reverse_body(body, &branch, of.channels);
+        if let Some(count) = of.rows {
+            branch = body.reshape(&branch, &[-1, count, of.channels]);
+        }
+    }
+    body.op("Add", &[&stream, &branch], vec![])
 }
 
 /// A norm counts as 8 an element and a softmax as 5 a score, as in the cost model of standard ops.
@@ -233,11 +281,15 @@ fn work(node: &Node, inputs: &[Vec<i64>], _: &[Vec<i64>]) -> Option<(u64, u64)> 
     };
     let windows = if block.in_windows() { block.attention.map.windows() } else { 1 };
     let tokens = if block.in_windows() { block.attention.map.tokens() } else { *x.get(1)? };
-    let (elements, inner) = (count(x)?, packed / 3);
     let rows = count(&[*x.first()?, windows, tokens])?;
-    let products = rows.checked_mul(count(&[channels, 4, inner])?)?;
-    let macs = products.checked_add(rows.checked_mul(count(&[tokens, 2, inner])?)?)?;
-    let scores = rows.checked_mul(count(&[tokens, node.int("num_heads")?])?)?;
+    work_of(node.int("num_heads")?, rows, tokens, [count(x)?, count(&[channels])?, count(&[packed / 3])?])
+}
+
+/// The same from the sizes: heads, rows of windows, tokens that attend to each other; elements of x, channels, columns of all heads.
+pub(super) fn work_of(heads: i64, rows: u64, tokens: i64, [elements, channels, inner]: [u64; 3]) -> Option<(u64, u64)> {
+    let products = rows.checked_mul(channels.checked_mul(4)?.checked_mul(inner)?)?;
+    let macs = products.checked_add(rows.checked_mul(count(&[tokens, 2])?.checked_mul(inner)?)?)?;
+    let scores = rows.checked_mul(count(&[tokens, heads])?)?;
     let flops = macs.checked_mul(2)?.checked_add(scores.checked_mul(5)?)?.checked_add(elements.checked_mul(10)?)?;
     Some((flops, macs))
 }

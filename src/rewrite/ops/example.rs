@@ -1,8 +1,8 @@
 //! A typical node of each op: what plugin libraries are tried with.
 
 use super::{
-    Attention, AttnBlock, DepthwiseConv, Gelu, LayerNorm, Layout, Mask, MlpBlock, NormPool, OpDef, PatchEmbed,
-    PatchMerge, PatchMergeBlock, TntBridge, TntInnerBlock, TntWords, Window, WindowMap,
+    Attention, AttnBlock, BlockChain, DepthwiseConv, Gelu, LayerNorm, Layout, Mask, MlpBlock, NormPool, OpDef,
+    PatchEmbed, PatchMerge, PatchMergeBlock, TntBridge, TntInnerBlock, TntWords, Window, WindowMap,
 };
 use crate::onnx::proto::AttributeProto;
 
@@ -36,6 +36,19 @@ pub fn example(def: &OpDef) -> Vec<AttributeProto> {
         "TrtOptGelu" => Gelu { tanh: false }.attributes(true),
         "TrtOptPatchEmbed" => PatchEmbed { epsilon: 1e-5, rank: 4 }.attributes(true, true),
         "TrtOptDepthwiseConv" => DepthwiseConv { grid: [14; 2], kernel: 3, residual: true }.attributes(true),
+        "TrtOptBlockChain" => BlockChain {
+            epsilon: 1e-5,
+            num_heads: 3,
+            head_dim: 32,
+            hidden: 384,
+            scale: 0.176_776_7,
+            tanh: false,
+            bias: true,
+            mask_value: -100.0,
+            map,
+            shifted: vec![false, true],
+        }
+        .attributes(),
         other => panic!("op {other} has no example here"),
     }
 }

@@ -1,7 +1,9 @@
 //! `TrtOptMlpBlock`.
 
+use super::attn_block::first_weight;
 use super::body::Body;
-use super::{AttributeKind, OpDef, Shapes, attribute, count, optional, plugin_node, port};
+use super::patch_merge::stream;
+use super::{AttributeKind, OpDef, Shapes, attribute, count, is, optional, plugin_node, port};
 use crate::ir::{Graph, Node, ValueId};
 use crate::onnx::DType;
 use crate::onnx::proto::AttributeProto;
@@ -73,8 +75,17 @@ impl MlpBlock {
         ]
     }
 
+    /// The attributes of a node of this op; `None` of any other.
     pub fn of(node: &Node) -> Option<Self> {
+        is(node, &DEF).then_some(())?;
         Some(Self { epsilon: node.float("epsilon")?, tanh: is_tanh(node)? })
+    }
+
+    /// The weights of a node of this op.
+    pub fn weights(node: &Node) -> Option<MlpWeights> {
+        let first = first_weight(node)?;
+        let [scale, bias, w1, b1, w2, b2] = [0, 1, 2, 3, 4, 5].map(|i| node.input(first + i));
+        Some(MlpWeights { scale: scale?, bias: bias?, w1: w1?, b1: b1?, w2: w2?, b2: b2? })
     }
 }
 
@@ -89,8 +100,7 @@ pub(super) fn is_tanh(node: &Node) -> Option<bool> {
 
 /// Channels and hidden columns, from the first weight matrix.
 fn sizes(graph: &Graph, node: &Node) -> Option<[i64; 2]> {
-    let first = if node.int("residual")? != 0 { 4 } else { 3 };
-    graph.static_shape(node.input(first)?)?.try_into().ok()
+    graph.static_shape(node.input(first_weight(node)? + 2)?)?.try_into().ok()
 }
 
 fn shapes(graph: &Graph, node: &Node) -> Option<Shapes> {
@@ -105,20 +115,24 @@ fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
     let (block, x) = (MlpBlock::of(node)?, node.input(0)?);
     let dtype = graph.dtype(x)?;
     shapes(graph, node)?;
-    let mut s = body.input("x");
-    if node.int("residual")? != 0 {
-        let r = body.input("residual");
-        s = body.op("Add", &[&s, &r], vec![]);
-    }
-    let [scale, bias, w1, b1, w2, b2] = ["scale", "bias", "w1", "b1", "w2", "b2"].map(|name| body.input(name));
-    let [wide, scale, bias] = [&s, &scale, &bias].map(|v| body.cast(v, DType::F32));
-    let normal = body.layer_norm(&wide, &scale, &bias, 1, block.epsilon);
+    let s = stream(body, node)?;
+    let weights = ["scale", "bias", "w1", "b1", "w2", "b2"].map(|name| body.input(name));
+    let y = steps(body, &block, &s, &weights, dtype);
+    let y = body.cast(&y, dtype);
+    body.output(&y, "y");
+    Some(())
+}
+
+/// What a block computes of the stream `s`, as a float value. `weights`: in the order of the op's inputs.
+pub(super) fn steps(body: &mut Body, block: &MlpBlock, s: &str, weights: &[String; 6], dtype: DType) -> String {
     // Operands of the products are rounded, sums are float.
     let rounded = |body: &mut Body, v: &str| {
         let narrow = body.cast(v, dtype);
         body.cast(&narrow, DType::F32)
     };
-    let [w1, b1, w2, b2, stream] = [&w1, &b1, &w2, &b2, &s].map(|v| body.cast(v, DType::F32));
+    let stream = body.cast(s, DType::F32);
+    let [scale, bias, w1, b1, w2, b2] = weights.each_ref().map(|v| body.cast(v, DType::F32));
+    let normal = body.layer_norm(&stream, &scale, &bias, 1, block.epsilon);
     let normal = rounded(body, &normal);
     let up = body.op("MatMul", &[&normal, &w1], vec![]);
     let up = body.op("Add", &[&up, &b1], vec![]);
@@ -126,10 +140,7 @@ fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
     let active = rounded(body, &active);
     let down = body.op("MatMul", &[&active, &w2], vec![]);
     let down = body.op("Add", &[&down, &b2], vec![]);
-    let y = body.op("Add", &[&stream, &down], vec![]);
-    let y = body.cast(&y, dtype);
-    body.output(&y, "y");
-    Some(())
+    body.op("Add", &[&stream, &down], vec![])
 }
 
 /// GELU of a float value.
@@ -155,10 +166,12 @@ pub(super) fn gelu(body: &mut Body, x: &str, tanh: bool) -> String {
 
 /// A norm counts as 8 an element and a GELU as 10, as in the cost model of standard ops.
 fn work(node: &Node, inputs: &[Vec<i64>], _: &[Vec<i64>]) -> Option<(u64, u64)> {
-    let first = if node.int("residual")? != 0 { 4 } else { 3 };
-    let elements = count(inputs.first()?)?;
-    let &[channels, hidden] = inputs.get(first)?.as_slice() else { return None };
-    let (channels, hidden) = (u64::try_from(channels).ok()?, u64::try_from(hidden).ok()?);
+    let &[channels, hidden] = inputs.get(first_weight(node)? + 2)?.as_slice() else { return None };
+    work_of(count(inputs.first()?)?, [u64::try_from(channels).ok()?, u64::try_from(hidden).ok()?])
+}
+
+/// The same from the sizes: elements of x; channels and hidden columns.
+pub(super) fn work_of(elements: u64, [channels, hidden]: [u64; 2]) -> Option<(u64, u64)> {
     let macs = elements.checked_mul(hidden)?.checked_mul(2)?;
     let active = (elements / channels.max(1)).checked_mul(hidden)?.checked_mul(10)?;
     let flops = macs.checked_mul(2)?.checked_add(active)?.checked_add(elements.checked_mul(10)?)?;

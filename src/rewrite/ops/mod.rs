@@ -3,6 +3,7 @@
 
 mod attention;
 mod attn_block;
+mod block_chain;
 mod body;
 mod depthwise_conv;
 mod example;
@@ -22,6 +23,7 @@ use std::collections::BTreeMap;
 
 pub use attention::{Attention, Bias, Layout, Mask, region, table_index};
 pub use attn_block::{AttnBlock, AttnWeights};
+pub use block_chain::{BlockChain, MAX_PAIRS, packed, padded};
 pub use depthwise_conv::{DepthwiseConv, KERNELS};
 pub use example::example;
 pub use gelu::Gelu;
@@ -128,6 +130,7 @@ pub static OPS: &[&OpDef] = &[
     &tnt_words::DEF,
     &gelu::DEF,
     &depthwise_conv::DEF,
+    &block_chain::DEF,
 ];
 
 const fn port(name: &'static str, doc: &'static str) -> PortDef {

@@ -111,7 +111,7 @@ fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
     Some(())
 }
 
-/// What is merged: input `x`, or its sum with `residual`.
+/// What an op reads: input `x`, or its sum with `residual`.
 pub(super) fn stream(body: &mut Body, node: &Node) -> Option<String> {
     let x = body.input("x");
     if node.int("residual")? == 0 {

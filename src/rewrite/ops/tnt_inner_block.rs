@@ -137,7 +137,7 @@ fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
     let dtype = graph.dtype(x)?;
     let [n, c, _] = sizes(graph, node, &block)?;
     let values: Vec<String> = DEF.inputs.iter().map(|port| body.input(port.name)).collect();
-    let y = steps(body, graph, &block, &values, [n, c], dtype)?;
+    let y = steps(body, &block, &values, [n, c], dtype)?;
     let y = body.cast(&y, dtype);
     body.output(&y, "y");
     Some(())
@@ -146,7 +146,6 @@ fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
 /// What a block computes of its inputs `values`, over `n` tokens of `c` channels, as a float value.
 pub(super) fn steps(
     body: &mut Body,
-    graph: &Graph,
     block: &TntInnerBlock,
     values: &[String],
     [n, c]: [i64; 2],
@@ -189,7 +188,7 @@ pub(super) fn steps(
         mask: None,
         map: WindowMap::NONE,
     };
-    let context = attention::packed_body(body, graph, &op, &qkv, n, c / block.num_heads)?;
+    let context = attention::packed_body(body, &op, &qkv, n, c / block.num_heads, &[]);
     let context = rounded(body, &context);
     let projected = linear(body, &context, w_proj, b_proj);
     let s = body.op("Add", &[x, &projected], vec![]);

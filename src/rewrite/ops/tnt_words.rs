@@ -209,7 +209,7 @@ fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
         for input in 1..=LAYER_INPUTS {
             values.push(weight(body, input, layer)?);
         }
-        let y = tnt_inner_block::steps(body, graph, &op.layer, &values, [n, c], dtype)?;
+        let y = tnt_inner_block::steps(body, &op.layer, &values, [n, c], dtype)?;
         words.push(body.cast(&y, dtype));
     }
     let behind = op.tokens - op.begin - op.covered;

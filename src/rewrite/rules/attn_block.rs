@@ -452,15 +452,7 @@ fn absorb(graph: &Graph, id: NodeId, form: &Form) -> Option<Patch> {
     let (a, b) = sum_of(graph, sum, graph.uses(sum))?;
     block.tokens(graph.shape(sum)?)?;
     covers.push(add);
-    let &[_, norm_scale, norm_bias, w_qkv, b_qkv, .., w_proj, b_proj] = &node.inputs[..] else { return None };
-    let weights = AttnWeights {
-        norm_scale: norm_scale?,
-        norm_bias: norm_bias?,
-        w_qkv: w_qkv?,
-        b_qkv: b_qkv?,
-        w_proj: w_proj?,
-        b_proj: b_proj?,
-    };
+    let weights = AttnBlock::weights(node)?;
     let mut patch = Patch::new(graph, form.residual);
     let y = patch.value_like(graph, &format!("{}/y", node.name), sum);
     let mut fused = block.node(a, Some(b), &weights);

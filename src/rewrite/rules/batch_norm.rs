@@ -14,11 +14,10 @@
 
 use crate::error::Result;
 use crate::ir::{Graph, Node, NodeId, ValueId};
-use crate::onnx::DType;
-use crate::onnx::proto::{AttributeProto, TensorProto};
+use crate::onnx::proto::AttributeProto;
 use crate::rewrite::engine::{Engine, Miss, Patch};
-use crate::rewrite::pattern::{float_tensor, only_user, reduce_axes};
-use crate::rewrite::rules::block::{Outcome, output};
+use crate::rewrite::pattern::{only_user, reduce_axes};
+use crate::rewrite::rules::block::{Outcome, output, rounded, weight};
 
 const RULE: &str = "batch-norm";
 
@@ -129,26 +128,6 @@ impl Affine {
         };
         Some(Self { x, scale, shift, covers: vec![id] })
     }
-}
-
-/// A weight as numbers, with its type and sizes.
-fn weight(graph: &Graph, value: ValueId) -> Outcome<(DType, Vec<i64>, Vec<f64>)> {
-    let name = &graph.value(value).name;
-    let constant = graph.constant(value).ok_or_else(|| {
-        Miss::new(name, "an operand of the product is no weight").expected("a constant", "a computed value")
-    })?;
-    let known = || Some((graph.dtype(value)?, graph.static_shape(value)?, constant.to_f64_vec().ok()?));
-    known().ok_or_else(|| Miss::new(name, "the weight cannot be read"))
-}
-
-/// The numbers as a weight; a miss where the type cannot hold them.
-fn rounded(at: &str, dtype: DType, sizes: &[i64], values: &[f64]) -> Outcome<TensorProto> {
-    let fits = |&v: &f64| match dtype {
-        DType::F16 => half::f16::from_f64(v).is_finite(),
-        _ => (v as f32).is_finite(),
-    };
-    let tensor = values.iter().all(fits).then(|| float_tensor(dtype, sizes, values)).flatten();
-    tensor.ok_or_else(|| Miss::new(at, "the type of the weights does not hold what they would be"))
 }
 
 fn into_conv(graph: &Graph, id: NodeId) -> Outcome<Option<Patch>> {

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use crate::error::Result;
 use crate::ir::{Dim, Graph, NodeId, ValueId, shape_text};
 use crate::onnx::DType;
+use crate::onnx::proto::TensorProto;
 use crate::rewrite::engine::{Engine, Miss, Patch};
 use crate::rewrite::pattern::{float_tensor, only_user};
 use crate::rewrite::{Kind, Site, Status};
@@ -168,6 +169,26 @@ impl Linear {
         self.covers.push(add);
         Ok(())
     }
+}
+
+/// A weight as numbers, with its type and sizes.
+pub fn weight(graph: &Graph, value: ValueId) -> Outcome<(DType, Vec<i64>, Vec<f64>)> {
+    let name = &graph.value(value).name;
+    let constant = graph.constant(value).ok_or_else(|| {
+        Miss::new(name, "a weight that has to be known is computed").expected("a constant", "a computed value")
+    })?;
+    let known = || Some((graph.dtype(value)?, graph.static_shape(value)?, constant.to_f64_vec().ok()?));
+    known().ok_or_else(|| Miss::new(name, "the weight cannot be read"))
+}
+
+/// The numbers as a weight; a miss where the type cannot hold them.
+pub fn rounded(at: &str, dtype: DType, sizes: &[i64], values: &[f64]) -> Outcome<TensorProto> {
+    let fits = |&v: &f64| match dtype {
+        DType::F16 => half::f16::from_f64(v).is_finite(),
+        _ => (v as f32).is_finite(),
+    };
+    let tensor = values.iter().all(fits).then(|| float_tensor(dtype, sizes, values)).flatten();
+    tensor.ok_or_else(|| Miss::new(at, "the type of the weights does not hold what they would be"))
 }
 
 /// Of an Add with one constant operand: that one and the other.

@@ -7,6 +7,7 @@ mod attn_block;
 mod batch_norm;
 mod bias_gelu;
 mod block;
+mod block_chain;
 mod depthwise_conv;
 mod gelu;
 mod layer_norm;
@@ -49,6 +50,8 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     tnt_words::run(engine)?;
     attn_block::run(engine)?;
     mlp_block::run(engine)?;
+    // Of blocks as they are, before they take residual adds: those in front of a chain stay outside.
+    block_chain::run(engine)?;
     // The GELUs that no block has taken.
     bias_gelu::run(engine)?;
     attn_block::residuals(engine)?;

@@ -1,0 +1,298 @@
+//! `TrtOptBlockChain`.
+
+use super::attention::{self, Term};
+use super::body::Body;
+use super::mlp_block::is_tanh;
+use super::window::MAP_ATTRIBUTES;
+use super::{
+    Attention, AttnBlock, AttributeKind, Layout, MlpBlock, OpDef, Shapes, WindowMap, attn_block, attribute, count, is,
+    mlp_block, plugin_node, port,
+};
+use crate::ir::{Dim, Graph, Node, ValueId};
+use crate::onnx::DType;
+use crate::onnx::proto::{AttributeProto, TensorProto};
+
+/// The most pairs of blocks.
+pub const MAX_PAIRS: usize = 32;
+
+pub static DEF: OpDef = OpDef {
+    name: "TrtOptBlockChain",
+    summary: "TrtOptSwinAttnBlock or TrtOptAttnBlock, then TrtOptMlpBlock, then the next two: as often as there are pairs of them",
+    replaces: "TrtOptSwinAttnBlock or TrtOptAttnBlock, and TrtOptMlpBlock, of all layers of a stage",
+    inputs: &[
+        port("x", "[B, N, C]; in windows [B, H*W, C] or [B, H, W, C]"),
+        port("weights", "[L*(C*3*h*d + h*d*C + C*H + H*C)], packed matrices of each pair: w_qkv, w_proj, w1, w2"),
+        port("vectors", "[L*(3*h*d + C + H + C)], of each pair: b_qkv, b_proj, b1, b2; with bias = 1 h*T*Tp more"),
+    ],
+    outputs: &[port("y", "shape of x")],
+    attributes: &[
+        attribute("epsilon", AttributeKind::Float, "added to the variance of every norm"),
+        attribute("num_heads", AttributeKind::Int, "h"),
+        attribute("head_dim", AttributeKind::Int, "d"),
+        attribute("hidden", AttributeKind::Int, "H"),
+        attribute("scale", AttributeKind::Float, "multiplies the scores"),
+        attribute("approximate", AttributeKind::String, "none: GELU by erf; tanh: by its tanh form"),
+        attribute("bias", AttributeKind::Int, "0 none, 1 dense: behind b_qkv, [h, T, Tp] of each pair"),
+        attribute("mask_value", AttributeKind::Float, "what shifted pairs add between regions"),
+        MAP_ATTRIBUTES[0],
+        MAP_ATTRIBUTES[1],
+        attribute("shift", AttributeKind::Ints(2), "cyclic shift of shifted pairs, vertical and horizontal"),
+        MAP_ATTRIBUTES[3],
+        attribute(
+            "shifted",
+            AttributeKind::Ints(MAX_PAIRS),
+            "of each pair 1: its windows are shifted, 0: they are not; then -1",
+        ),
+    ],
+    shapes,
+    body,
+    work,
+};
+
+/// The attributes of a `TrtOptBlockChain`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BlockChain {
+    /// Of all norms.
+    pub epsilon: f32,
+    pub num_heads: i64,
+    pub head_dim: i64,
+    pub hidden: i64,
+    /// Of the scores.
+    pub scale: f32,
+    /// The tanh form of GELU instead of erf.
+    pub tanh: bool,
+    /// Scores have a dense bias.
+    pub bias: bool,
+    pub mask_value: f32,
+    /// Its shift is that of the shifted pairs; [`WindowMap::NONE`]: no windows.
+    pub map: WindowMap,
+    /// Of each pair, whether its windows are shifted.
+    pub shifted: Vec<bool>,
+}
+
+/// Sizes of a pair.
+struct Sizes {
+    channels: i64,
+    /// Of all heads.
+    inner: i64,
+    hidden: i64,
+    /// That attend to each other.
+    tokens: i64,
+}
+
+impl BlockChain {
+    /// The node, without outputs.
+    pub fn node(&self, [x, weights, vectors]: [ValueId; 3]) -> Node {
+        Node { inputs: [x, weights, vectors].map(Some).into(), ..plugin_node(&DEF, self.attributes()) }
+    }
+
+    pub(super) fn attributes(&self) -> Vec<AttributeProto> {
+        let mut shifted: Vec<i64> = self.shifted.iter().copied().map(i64::from).collect();
+        shifted.resize(MAX_PAIRS, -1);
+        let mut attributes = vec![
+            AttributeProto::float("epsilon", self.epsilon),
+            AttributeProto::int("num_heads", self.num_heads),
+            AttributeProto::int("head_dim", self.head_dim),
+            AttributeProto::int("hidden", self.hidden),
+            AttributeProto::float("scale", self.scale),
+            AttributeProto::string("approximate", if self.tanh { "tanh" } else { "none" }),
+            AttributeProto::int("bias", self.bias.into()),
+            AttributeProto::float("mask_value", self.mask_value),
+        ];
+        attributes.extend(self.map.attributes());
+        attributes.push(AttributeProto::ints("shifted", &shifted));
+        attributes
+    }
+
+    /// The attributes of a node of this op; `None` of any other.
+    pub fn of(node: &Node) -> Option<Self> {
+        is(node, &DEF).then_some(())?;
+        let values = node.ints("shifted")?;
+        let pairs = values.iter().take_while(|&&v| v >= 0).count();
+        let given = values[..pairs].iter().all(|&v| v <= 1) && values[pairs..].iter().all(|&v| v == -1);
+        let positive = |name: &str| node.int(name).filter(|&n| n > 0);
+        let chain = Self {
+            epsilon: node.float("epsilon")?,
+            num_heads: positive("num_heads")?,
+            head_dim: positive("head_dim")?,
+            hidden: positive("hidden")?,
+            scale: node.float("scale")?,
+            tanh: is_tanh(node)?,
+            bias: match node.int("bias")? {
+                0 => false,
+                1 => true,
+                _ => return None,
+            },
+            mask_value: node.float("mask_value")?,
+            map: WindowMap::of(node)?,
+            shifted: values[..pairs].iter().map(|&v| v == 1).collect(),
+        };
+        // Without windows there is nothing to shift.
+        let shifts = !chain.shifted.contains(&true) || !chain.map.is_none();
+        (given && pairs > 0 && shifts).then_some(chain)
+    }
+
+    /// The attention block of each pair, but for a bias and a mask.
+    fn attention_block(&self, shifted: bool) -> AttnBlock {
+        let map = if shifted { self.map } else { WindowMap { shift: [0; 2], ..self.map } };
+        let (num_heads, scale, layout) = (self.num_heads, self.scale, Layout::Qkv);
+        let attention = Attention { num_heads, scale, layout, bias: None, mask: None, map };
+        AttnBlock { epsilon: self.epsilon, attention }
+    }
+
+    fn sizes(&self, x: &[Dim]) -> Option<Sizes> {
+        let tokens = self.attention_block(false).tokens(x)?;
+        let inner = self.num_heads.checked_mul(self.head_dim)?;
+        Some(Sizes { channels: x.last()?.int().filter(|&c| c > 0)?, inner, hidden: self.hidden, tokens })
+    }
+
+    /// Sizes of the dense bias of a pair, rows padded.
+    fn bias_size(&self, tokens: i64) -> [i64; 3] {
+        [self.num_heads, tokens, padded(tokens)]
+    }
+
+    /// Elements of `weights` and of `vectors`.
+    fn elements(&self, s: &Sizes) -> Option<[i64; 2]> {
+        let pairs = i64::try_from(self.shifted.len()).ok()?;
+        let of = |sizes: &[i64]| i64::try_from(count(sizes)?).ok();
+        let matrices = s.matrices().iter().try_fold(0i64, |sum, size| sum.checked_add(of(size)?))?;
+        let bias = if self.bias { of(&self.bias_size(s.tokens))? } else { 0 };
+        let offsets = s.matrices().iter().try_fold(bias, |sum, [_, columns]| sum.checked_add(*columns))?;
+        Some([matrices.checked_mul(pairs)?, offsets.checked_mul(pairs)?])
+    }
+}
+
+impl Sizes {
+    /// Of `w_qkv`, `w_proj`, `w1` and `w2`.
+    fn matrices(&self) -> [[i64; 2]; 4] {
+        let (c, inner, hidden) = (self.channels, self.inner, self.hidden);
+        [[c, 3 * inner], [inner, c], [c, hidden], [hidden, c]]
+    }
+}
+
+/// The row of so many tokens of a dense bias, padded.
+pub fn padded(tokens: i64) -> i64 {
+    (tokens + 7) / 8 * 8
+}
+
+/// The axes of a matrix `[rows, columns]` once it is packed; `None` for one that cannot be.
+fn packed_axes([rows, columns]: [i64; 2]) -> Option<[i64; 5]> {
+    let depth = [128, 64, 32, 16].into_iter().find(|depth| rows % depth == 0)?;
+    (columns % 8 == 0).then_some([rows / depth, columns / 8, depth / 8, 8, 8])
+}
+
+/// The elements of a matrix `[rows, columns]` in the order that the tensor cores read them in; `None` for sizes that they do not take.
+pub fn packed<T: Copy>(matrix: &[T], sizes: [i64; 2]) -> Option<Vec<T>> {
+    let across = usize::try_from(sizes[1]).ok()?;
+    let axes = packed_axes(sizes)?.map(|n| usize::try_from(n).unwrap_or(0));
+    let [deep, wide, slices, ..] = axes;
+    let mut packed = Vec::with_capacity(matrix.len());
+    for (block, column) in (0..deep).flat_map(|a| (0..wide).map(move |b| (a, b * 8))) {
+        for row in (0..slices).map(|slice| (block * slices + slice) * 8) {
+            for lane in 0..8 {
+                packed.extend((0..8).map(|f| matrix.get((row + f) * across + column + lane).copied()));
+            }
+        }
+    }
+    packed.into_iter().collect()
+}
+
+fn shapes(graph: &Graph, node: &Node) -> Option<Shapes> {
+    let (chain, x) = (BlockChain::of(node)?, node.input(0)?);
+    let (dtype, shape) = (graph.dtype(x)?, graph.shape(x)?);
+    let expected = chain.elements(&chain.sizes(shape)?)?;
+    let found = [1, 2].map(|i| graph.static_shape(node.input(i)?));
+    (found == expected.map(|n| Some(vec![n]))).then(|| vec![Some((dtype, shape.to_vec()))])
+}
+
+/// Reads a one-dimensional input from its beginning on.
+struct Reader<'a> {
+    input: &'a str,
+    next: i64,
+}
+
+impl Reader<'_> {
+    fn take(&mut self, body: &mut Body, size: &[i64]) -> String {
+        let elements: i64 = size.iter().product();
+        let part = body.slice(self.input, 0, self.next, self.next + elements, 1);
+        self.next += elements;
+        if size.len() == 1 { part } else { body.reshape(&part, size) }
+    }
+
+    fn matrix(&mut self, body: &mut Body, size: [i64; 2]) -> Option<String> {
+        let packed = self.take(body, &packed_axes(size)?);
+        let unpacked = body.transpose(&packed, &[0, 2, 4, 1, 3]);
+        Some(body.reshape(&unpacked, &size))
+    }
+}
+
+/// Values are rounded between blocks, as those of an op for each block are.
+fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
+    let (chain, x) = (BlockChain::of(node)?, node.input(0)?);
+    let dtype = graph.dtype(x)?;
+    shapes(graph, node)?;
+    let s = chain.sizes(graph.shape(x)?)?;
+    let steps = attn_block::Steps {
+        tokens: s.tokens,
+        channels: s.channels,
+        head: chain.head_dim,
+        rows: attn_block::rows(graph, x)?,
+        dtype,
+    };
+    let mut stream = body.input("x");
+    let [weights, vectors] = ["weights", "vectors"].map(|name| body.input(name));
+    let [mut weights, mut vectors] = [&weights, &vectors].map(|input| Reader { input, next: 0 });
+    // The norms are folded into the weights.
+    let [scale, shift] = [1.0, 0.0].map(|v| {
+        body.constant(TensorProto::from_f32("", &[s.channels], &vec![v; usize::try_from(s.channels).unwrap_or(0)]))
+    });
+    let mask = match chain.shifted.contains(&true) {
+        true => Some(attention::shift_term(body, &chain.map, chain.mask_value, [s.tokens; 2])?),
+        false => None,
+    };
+    let [of_qkv, of_proj, of_w1, of_w2] = s.matrices();
+    for &shifted in &chain.shifted {
+        let w_qkv = weights.matrix(body, of_qkv)?;
+        let w_proj = weights.matrix(body, of_proj)?;
+        let b_qkv = vectors.take(body, &[3 * s.inner]);
+        let mut terms = vec![];
+        if chain.bias {
+            let [heads, tokens, row] = chain.bias_size(s.tokens);
+            let bias = vectors.take(body, &[1, heads, tokens, row]);
+            let bias = body.slice(&bias, 3, 0, tokens, 1);
+            terms.push(Term { value: body.cast(&bias, DType::F32), period: 1 });
+        }
+        terms.extend(mask.clone().filter(|_| shifted));
+        let b_proj = vectors.take(body, &[s.channels]);
+        let block = chain.attention_block(shifted);
+        let of_block = [scale.clone(), shift.clone(), w_qkv, b_qkv, w_proj, b_proj];
+        let attended = attn_block::steps(body, &block, &stream, &of_block, &terms, &steps);
+        stream = body.cast(&attended, dtype);
+
+        let w1 = weights.matrix(body, of_w1)?;
+        let w2 = weights.matrix(body, of_w2)?;
+        let b1 = vectors.take(body, &[s.hidden]);
+        let b2 = vectors.take(body, &[s.channels]);
+        let block = MlpBlock { epsilon: chain.epsilon, tanh: chain.tanh };
+        let of_block = [scale.clone(), shift.clone(), w1, b1, w2, b2];
+        let y = mlp_block::steps(body, &block, &stream, &of_block, dtype);
+        stream = body.cast(&y, dtype);
+    }
+    body.output(&stream, "y");
+    Some(())
+}
+
+/// That of all blocks.
+fn work(node: &Node, inputs: &[Vec<i64>], _: &[Vec<i64>]) -> Option<(u64, u64)> {
+    let (chain, x) = (BlockChain::of(node)?, inputs.first()?);
+    let dims: Vec<Dim> = x.iter().copied().map(Dim::Int).collect();
+    let s = chain.sizes(&dims)?;
+    let windows = if chain.map.is_none() { 1 } else { chain.map.windows() };
+    let (elements, rows) = (count(x)?, count(&[*x.first()?, windows, s.tokens])?);
+    let [channels, inner, hidden] = [count(&[s.channels])?, count(&[s.inner])?, count(&[s.hidden])?];
+    let attention = attn_block::work_of(chain.num_heads, rows, s.tokens, [elements, channels, inner])?;
+    let mlp = mlp_block::work_of(elements, [channels, hidden])?;
+    let pairs = u64::try_from(chain.shifted.len()).ok()?;
+    let of_all = |attention: u64, mlp: u64| attention.checked_add(mlp)?.checked_mul(pairs);
+    Some((of_all(attention.0, mlp.0)?, of_all(attention.1, mlp.1)?))
+}

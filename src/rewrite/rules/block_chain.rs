@@ -1,0 +1,368 @@
+//! Chains of blocks: attention blocks and MLP blocks in turn, each of which alone reads what the one before gives.
+//!
+//! ```text
+//! x -> TrtOptSwinAttnBlock -> TrtOptMlpBlock -> TrtOptSwinAttnBlock -> TrtOptMlpBlock -> ... -> y     (or TrtOptAttnBlock)
+//! becomes   TrtOptBlockChain(x) -> y
+//! ```
+//!
+//! Pairs of an attention block and its MLP block that differ in sizes or attributes end a chain, and the next one begins another; so do
+//! values that are read otherwise. Runs on the blocks that there are, before attention blocks take residual adds: an add in front of a
+//! chain stays outside of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::error::Result;
+use crate::ir::{Dim, Graph, Node, NodeId, ValueId, shape_text};
+use crate::onnx::DType;
+use crate::onnx::proto::TensorProto;
+use crate::rewrite::Kind;
+use crate::rewrite::engine::{Engine, Miss, Patch};
+use crate::rewrite::ops::{
+    AttnBlock, AttnWeights, Bias, BlockChain, MAX_PAIRS, Mask, MlpBlock, MlpWeights, WindowMap, packed, padded,
+    table_index,
+};
+use crate::rewrite::pattern::fused_name;
+use crate::rewrite::rules::attn_block::ahead;
+use crate::rewrite::rules::block::{Fusion, Outcome, Rule, output, rounded, weight};
+
+const RULE: &str = "block-chain";
+
+/// Of what sizes must be multiples, and up to where the plugin takes them.
+const MULTIPLE: i64 = 16;
+const MAX_CHANNELS: i64 = 1024;
+const MAX_HIDDEN: i64 = 4096;
+/// Head sizes, and the most tokens that attend to each other: in windows, and without.
+const IN_WINDOWS: (&[i64], i64) = (&[32], 64);
+const OF_SEQUENCES: (&[i64], i64) = (&[32, 64], 256);
+
+pub fn run(engine: &mut Engine) -> Result<()> {
+    for (in_windows, part) in [(true, Kind::SwinAttnBlock), (false, Kind::AttnBlock)] {
+        let asked = engine.options().kinds.contains(&Kind::BlockChain);
+        let chains = if asked { chains(engine.graph(), in_windows) } else { BTreeMap::new() };
+        let rule = Rule {
+            kind: Kind::BlockChain,
+            name: RULE,
+            part,
+            part_of: &|_, anchor| vec![anchor],
+            fusion: &|graph, anchor, label| {
+                let chain = chains.get(&anchor).ok_or_else(|| Miss::new(label, "its blocks are of no chain"))?;
+                chain.fusion(graph, label)
+            },
+        };
+        rule.run_if_asked(engine, |_, id| chains.contains_key(&id))?;
+    }
+    Ok(())
+}
+
+/// An attention block and the MLP block that alone reads what it gives.
+#[derive(Clone)]
+struct Pair {
+    attention: NodeId,
+    mlp: NodeId,
+    /// Its windows are shifted.
+    shifted: bool,
+    /// What only regroups values between the blocks.
+    between: Vec<NodeId>,
+}
+
+/// What the pairs of a chain have in common.
+#[derive(Clone, PartialEq)]
+struct Form {
+    images: Dim,
+    dtype: Option<DType>,
+    channels: i64,
+    tokens: i64,
+    /// Without the pairs, and without what is only of shifted ones.
+    op: BlockChain,
+}
+
+/// The shift of windows and what their mask adds between regions.
+type Shift = ([i64; 2], f32);
+
+struct Chain {
+    pairs: Vec<Pair>,
+    /// Why the op cannot be this pair, which then is the only one.
+    form: Outcome<Form>,
+    shift: Option<Shift>,
+}
+
+/// All chains with attention in windows, or without, by their first block.
+fn chains(graph: &Graph, in_windows: bool) -> BTreeMap<NodeId, Chain> {
+    let is_first = |id: NodeId| attention_of(graph, id).is_some_and(|block| block.in_windows() == in_windows);
+    let blocks = graph.order().iter().copied().filter(|&id| is_first(id));
+    let mut chained = BTreeSet::new();
+    let mut chains = BTreeMap::new();
+    // In the order of the graph the first block of a chain comes first.
+    for first in blocks {
+        if chained.contains(&first) {
+            continue;
+        }
+        if let Some(chain) = Chain::from(graph, first) {
+            chained.extend(chain.pairs.iter().map(|pair| pair.attention));
+            chains.insert(first, chain);
+        }
+    }
+    chains
+}
+
+/// The attention block that the node is, if nothing is added before it.
+fn attention_of(graph: &Graph, id: NodeId) -> Option<AttnBlock> {
+    AttnBlock::of(graph.node(id)).filter(|_| graph.node(id).int("residual") == Some(0))
+}
+
+/// The node that alone reads what a node gives, as its first input.
+fn next(graph: &Graph, id: NodeId, between: &mut Vec<NodeId>) -> Option<NodeId> {
+    let (value, user) = ahead(graph, graph.node(id).output(0)?, between).ok()?;
+    (graph.node(user).input(0) == Some(value)).then_some(user)
+}
+
+impl Chain {
+    fn from(graph: &Graph, first: NodeId) -> Option<Self> {
+        let (pair, form, shift) = read(graph, first)?;
+        let mut chain = Self { pairs: vec![pair], form, shift };
+        while let Ok(form) = &chain.form {
+            let last = chain.pairs.last_mut()?;
+            let mut between = vec![];
+            let Some((pair, Ok(of_next), shift)) = next(graph, last.mlp, &mut between).and_then(|id| read(graph, id))
+            else {
+                break;
+            };
+            if of_next != *form || chain.shift.is_some_and(|of_all| shift.is_some_and(|of_pair| of_pair != of_all)) {
+                break;
+            }
+            last.between.extend(between);
+            chain.pairs.push(pair);
+            chain.shift = chain.shift.or(shift);
+        }
+        Some(chain)
+    }
+
+    fn fusion(&self, graph: &Graph, label: &str) -> Outcome<Fusion> {
+        let form = self.form.clone()?;
+        check_sizes(label, &form, self.pairs.len())?;
+        let (shift, mask_value) = self.shift.unwrap_or_default();
+        let map = WindowMap { shift, ..form.op.map };
+        let shifted = self.pairs.iter().map(|pair| pair.shifted).collect();
+        let op = BlockChain { map, mask_value, shifted, ..form.op.clone() };
+        let x = graph.node(self.pairs[0].attention).input(0);
+        let x = x.ok_or_else(|| Miss::new(label, "it has no input"))?;
+        let out = output(graph, self.pairs[self.pairs.len() - 1].mlp)?;
+
+        let mut tensors = Tensors { dtype: form.dtype.unwrap_or(DType::F32), weights: vec![], vectors: vec![] };
+        for pair in &self.pairs {
+            tensors.add(graph, pair, &form)?;
+        }
+        let name = fused_name(graph, label, "TrtOptBlockChain");
+        let mut patch = Patch::new(graph, RULE);
+        let [weights, vectors] = tensors.finish(&mut patch, &name);
+        let y = patch.value_like(graph, &name, x);
+        let mut fused = op.node([x, weights, vectors]);
+        fused.name.clone_from(&name);
+        patch.node(fused, [y]);
+        let y = graph
+            .shape(out)
+            .and_then(|shape| patch.reshape(graph, y, shape, &format!("{name}/shape")))
+            .ok_or_else(|| Miss::new(label, "the shape of its result is not known"))?;
+        patch.replace(out, y);
+        let nodes =
+            self.pairs.iter().flat_map(|pair| [pair.attention, pair.mlp].into_iter().chain(pair.between.clone()));
+        let covers: Vec<NodeId> = nodes.collect();
+        patch.cover(covers.iter().copied());
+        Ok(Fusion { patch, name, covers })
+    }
+}
+
+/// The pair that begins with this node, what it has in common with others, and its shift.
+fn read(graph: &Graph, id: NodeId) -> Option<(Pair, Outcome<Form>, Option<Shift>)> {
+    let attention = attention_of(graph, id)?;
+    let mut between = vec![];
+    let mlp_id = next(graph, id, &mut between)?;
+    let mlp_node = graph.node(mlp_id);
+    let mlp = MlpBlock::of(mlp_node).filter(|_| mlp_node.int("residual") == Some(0))?;
+    let (of_attention, of_mlp) = (AttnBlock::weights(graph.node(id))?, MlpBlock::weights(mlp_node)?);
+    let matrix = |v: ValueId| <[i64; 2]>::try_from(graph.static_shape(v)?).ok();
+    let ([inner, channels], [width, hidden]) = (matrix(of_attention.w_proj)?, matrix(of_mlp.w1)?);
+    let x = graph.node(id).input(0)?;
+    let (shape, map, op) = (graph.shape(x)?, attention.attention.map, attention.attention);
+    if width != channels {
+        return None;
+    }
+    let shift = match op.mask {
+        Some(Mask::Shift(value)) => Some((map.shift, value)),
+        _ => None,
+    };
+    let form = check_kinds(graph, &attention, mlp.epsilon).map(|bias| Form {
+        images: shape[0].clone(),
+        dtype: graph.dtype(x),
+        channels,
+        tokens: attention.tokens(shape).unwrap_or_default(),
+        op: BlockChain {
+            epsilon: mlp.epsilon,
+            num_heads: op.num_heads,
+            head_dim: inner / op.num_heads,
+            hidden,
+            scale: op.scale,
+            tanh: mlp.tanh,
+            bias,
+            mask_value: 0.0,
+            map: WindowMap { shift: [0; 2], ..map },
+            shifted: vec![],
+        },
+    });
+    Some((Pair { attention: id, mlp: mlp_id, shifted: shift.is_some(), between }, form, shift))
+}
+
+/// Whether scores have a bias; a miss where that or the mask is of another kind than the op has.
+fn check_kinds(graph: &Graph, block: &AttnBlock, epsilon: f32) -> Outcome<bool> {
+    let (op, shift) = (&block.attention, block.attention.map.shift);
+    if block.epsilon != epsilon {
+        return Err(Miss::new("", "its norms add different epsilons to the variance")
+            .expected(format!("{} as in the attention", block.epsilon), format!("{epsilon} in the MLP")));
+    }
+    if let Some(Bias::Dense(value)) = op.bias {
+        let shape = graph.shape(value).unwrap_or_default();
+        // One that differs may hold the mask, too.
+        if shape.len() != 4 || shape[0] != Dim::Int(1) {
+            return Err(Miss::new("", "the bias of its scores is not the same for all windows or sequences")
+                .expected("[1, heads or 1, tokens, tokens]", shape_text(shape)));
+        }
+    }
+    let mask = |found: &str| {
+        Err(Miss::new("", "its scores have no such mask as the plugin makes")
+            .expected("that of shifted windows, or neither mask nor shift", found))
+    };
+    match op.mask {
+        Some(Mask::Dense(_)) => mask("a dense mask"),
+        Some(Mask::Shift(_)) if shift == [0; 2] => mask("that of shifted windows without a shift"),
+        None if shift != [0; 2] => mask("shifted windows without a mask"),
+        _ => Ok(op.bias.is_some()),
+    }
+}
+
+/// Sizes that the plugin takes.
+fn check_sizes(label: &str, form: &Form, pairs: usize) -> Outcome<()> {
+    let (op, channels) = (&form.op, form.channels);
+    let inner = op.num_heads * op.head_dim;
+    if [channels, inner, op.hidden].iter().any(|size| size % MULTIPLE != 0) {
+        return Err(Miss::new(label, "the tensor cores take no such sizes").expected(
+            format!("multiples of {MULTIPLE}"),
+            format!("{channels} channels, {inner} of all heads, {} hidden columns", op.hidden),
+        ));
+    }
+    if channels > MAX_CHANNELS || inner > MAX_CHANNELS || op.hidden > MAX_HIDDEN {
+        return Err(Miss::new(label, "the blocks are too large").expected(
+            format!("at most {MAX_CHANNELS} channels, and of all heads, and {MAX_HIDDEN} hidden columns"),
+            format!("{channels}, {inner} and {}", op.hidden),
+        ));
+    }
+    let (heads, tokens) = if op.map.is_none() { OF_SEQUENCES } else { IN_WINDOWS };
+    let which = if op.map.is_none() { "a sequence" } else { "a window" };
+    if !heads.contains(&op.head_dim) || form.tokens > tokens {
+        let sizes: Vec<String> = heads.iter().map(ToString::to_string).collect();
+        return Err(Miss::new(label, "the plugin takes no such attention").expected(
+            format!("heads of {} and at most {tokens} tokens of {which}", sizes.join(" or ")),
+            format!("heads of {} and {} tokens", op.head_dim, form.tokens),
+        ));
+    }
+    // Tokens that a window is filled up with are zeros behind a norm, and would get the norm's bias with the product's.
+    if !op.map.is_none() && op.map.padded() != op.map.grid {
+        return Err(Miss::new(label, "its windows are padded, and the norms' biases are folded into the products")
+            .expected(format!("a map of whole windows of {}x{}", op.map.window[0], op.map.window[1]), {
+                format!("a map of {}x{}", op.map.grid[0], op.map.grid[1])
+            }));
+    }
+    if pairs > MAX_PAIRS {
+        return Err(Miss::new(label, "it has more blocks than the plugin takes")
+            .expected(format!("at most {MAX_PAIRS} of attention"), pairs));
+    }
+    Ok(())
+}
+
+/// The two weights of the op, as far as pairs have been added, as bytes.
+struct Tensors {
+    dtype: DType,
+    weights: Vec<u8>,
+    vectors: Vec<u8>,
+}
+
+impl Tensors {
+    fn add(&mut self, graph: &Graph, pair: &Pair, form: &Form) -> Outcome<()> {
+        let (attention, mlp) = (graph.node(pair.attention), graph.node(pair.mlp));
+        let odd = |node: &Node| Miss::new(&node.name, "it has other inputs than its op");
+        let a: AttnWeights = AttnBlock::weights(attention).ok_or_else(|| odd(attention))?;
+        let m: MlpWeights = MlpBlock::weights(mlp).ok_or_else(|| odd(mlp))?;
+        self.product(graph, a.w_qkv, a.b_qkv, Some([a.norm_scale, a.norm_bias]))?;
+        if let Some(bias) = AttnBlock::of(attention).and_then(|block| block.attention.bias) {
+            let values = dense(graph, bias, form)?;
+            push(&mut self.vectors, &attention.name, self.dtype, &values)?;
+        }
+        self.product(graph, a.w_proj, a.b_proj, None)?;
+        self.product(graph, m.w1, m.b1, Some([m.scale, m.bias]))?;
+        self.product(graph, m.w2, m.b2, None)
+    }
+
+    /// A product with its offset, and in both what the norm before it has of scale and bias.
+    fn product(&mut self, graph: &Graph, w: ValueId, b: ValueId, norm: Option<[ValueId; 2]>) -> Outcome<()> {
+        let (name, name_b) = (&graph.value(w).name, &graph.value(b).name);
+        let ((_, sizes, mut matrix), (_, _, mut offset)) = (weight(graph, w)?, weight(graph, b)?);
+        let unfit = || Miss::new(name, "its weights are of no product").expected("a matrix", format!("{sizes:?}"));
+        let sizes: [i64; 2] = sizes.clone().try_into().map_err(|_| unfit())?;
+        if let Some([scale, bias]) = norm {
+            let ((.., scale), (.., bias)) = (weight(graph, scale)?, weight(graph, bias)?);
+            let rows = matrix.chunks_exact_mut(offset.len().max(1)).zip(scale.iter().zip(&bias));
+            for (row, (scale, bias)) in rows {
+                for (v, offset) in row.iter_mut().zip(&mut offset) {
+                    *offset += bias * *v;
+                    *v *= scale;
+                }
+            }
+        }
+        let matrix = packed(&matrix, sizes).ok_or_else(unfit)?;
+        push(&mut self.weights, name, self.dtype, &matrix)?;
+        push(&mut self.vectors, name_b, self.dtype, &offset)
+    }
+
+    fn finish(self, patch: &mut Patch, name: &str) -> [ValueId; 2] {
+        let size = self.dtype.byte_len(1).unwrap_or(1).max(1);
+        [("weights", self.weights), ("vectors", self.vectors)].map(|(what, bytes)| {
+            let elements = (bytes.len() / size) as i64;
+            let tensor = TensorProto::from_raw("", self.dtype, &[elements], bytes.into());
+            patch.constant(&format!("{name}/{what}"), tensor)
+        })
+    }
+}
+
+/// Rounds values to the type and puts them behind the others. `at`: where they come from.
+fn push(bytes: &mut Vec<u8>, at: &str, dtype: DType, values: &[f64]) -> Outcome<()> {
+    let tensor = rounded(at, dtype, &[values.len() as i64], values)?;
+    let data = tensor.data().map_err(|error| Miss::new(at, format!("a weight cannot be written: {error}")))?;
+    bytes.extend_from_slice(&data);
+    Ok(())
+}
+
+/// The bias of scores for each head, rows padded with zeros.
+fn dense(graph: &Graph, bias: Bias, form: &Form) -> Outcome<Vec<f64>> {
+    let (Bias::Dense(value) | Bias::Table(value)) = bias;
+    let (_, sizes, values) = weight(graph, value)?;
+    let sizes_of = |n: i64| usize::try_from(n).unwrap_or(0);
+    let [heads, tokens, row] = [form.op.num_heads, form.tokens, padded(form.tokens)].map(sizes_of);
+    let rows = match bias {
+        Bias::Table(_) => table_index(form.op.map.window),
+        Bias::Dense(_) => vec![],
+    };
+    let element = |head: usize, query: usize, key: usize| {
+        let place = query * tokens + key;
+        let at = match bias {
+            Bias::Table(_) => sizes_of(*rows.get(place)?) * heads + head,
+            Bias::Dense(_) if sizes.get(1) == Some(&1) => place,
+            Bias::Dense(_) => head * tokens * tokens + place,
+        };
+        values.get(at).copied()
+    };
+    let places = (0..heads).flat_map(|head| (0..tokens).flat_map(move |q| (0..row).map(move |key| (head, q, key))));
+    let all = places.map(|(head, q, key)| if key < tokens { element(head, q, key) } else { Some(0.0) });
+    all.collect::<Option<_>>().ok_or_else(|| {
+        Miss::new(&graph.value(value).name, "the bias of its scores is of other tokens")
+            .expected(format!("{heads} heads and {tokens} tokens"), format!("{sizes:?}"))
+    })
+}
