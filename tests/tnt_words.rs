@@ -5,6 +5,7 @@ mod block;
 mod common;
 
 use block::{Block, Net, comparison, costs_less_than_its_parts, int, ints, nodes, only_if_asked_for, weight};
+use trt_opt::onnx::DType;
 use trt_opt::onnx::proto::{AttributeProto, ModelProto, NodeProto, TensorProto};
 use trt_opt::rewrite::{Kind, Options, Status};
 use trt_opt::testing;
@@ -175,6 +176,14 @@ impl Parts {
         (made, others(&model))
     }
 
+    /// The weights of the one node.
+    fn packed(&self) -> Vec<f64> {
+        let (model, _) = self.fuse();
+        let graph = model.graph.as_ref().unwrap();
+        let name = &nodes(&model, OP)[0].input[1];
+        graph.initializer.iter().find(|t| t.name() == name).unwrap().to_f64_vec().unwrap()
+    }
+
     fn missed_because(&self, reason: &str) {
         let site = self.missed();
         assert!(site.reason.as_ref().is_some_and(|found| found.contains(reason)), "expected {reason}: {site:?}");
@@ -291,15 +300,80 @@ fn the_words_are_one_node_and_the_tokens_add_what_it_gives() {
     let epsilons = ["epsilon1", "epsilon2", "bridge_epsilon1", "bridge_epsilon2"].map(float);
     assert_eq!(epsilons, [1e-5, 1e-3, 1e-5, 1e-3]);
     assert_eq!(["tokens", "begin", "covered", "words"].map(|name| int(node, name)), [TOKENS, 1, PATCHES, 0]);
-    assert_eq!((after(node), node.input.len(), node.output.len()), (vec![1, 2, 3], 19, 3));
-    // Weights of all layers, one behind the other.
-    let rewrite = net.rewrite(&block::with(&[Kind::TntWords]));
-    let graph = rewrite.model().proto.graph.clone().unwrap();
-    let shape = |i: usize| graph.initializer.iter().find(|t| t.name() == node.input[i]).unwrap().dims.clone();
-    assert_eq!([shape(3), shape(15)], [vec![3, INNER, 3 * INNER], vec![3, WIDTH, CHANNELS]]);
-    let w1 = graph.initializer.iter().find(|t| t.name() == node.input[9]).unwrap().to_f64_vec().unwrap();
-    let parts = (1..=3).flat_map(|i| weight(&format!("layer{i}_w1"), &[INNER, HIDDEN]).to_f64_vec().unwrap());
-    assert_eq!(w1, parts.collect::<Vec<_>>());
+    assert_eq!((after(node), node.input.len(), node.output.len()), (vec![1, 2, 3], 2, 3));
+    let sizes = ["layers", "hidden", "width", "channels"].map(|name| int(node, name));
+    assert_eq!(sizes, [3, HIDDEN, WIDTH, CHANNELS]);
+    // Of all layers, then of all bridges, kind by kind.
+    assert_eq!(net.packed(), in_a_row(&net, 3));
+}
+
+/// The weights that layers and bridges 1 to `count` have, as their node should.
+fn in_a_row(net: &Parts, count: usize) -> Vec<f64> {
+    let layer = ["scale1", "bias1", "w_qkv", "b_qkv", "w_proj", "b_proj", "scale2", "bias2", "w1", "b1", "w2", "b2"];
+    let bridge = ["scale1", "bias1", "w", "b", "scale2", "bias2"];
+    let kinds = layer.map(|kind| ("layer", kind)).into_iter().chain(bridge.map(|kind| ("bridge", kind)));
+    let mut packed = vec![];
+    for (of, kind) in kinds {
+        for i in 1..=count {
+            let name = format!("{of}{i}_{kind}");
+            packed.extend(net.weights.iter().find(|w| w.name() == name).unwrap().to_f64_vec().unwrap());
+        }
+        packed.resize(packed.len().next_multiple_of(8), 0.0);
+    }
+    packed
+}
+
+/// Each kind of weights begins at a multiple of 16 bytes of float16.
+#[test]
+fn parts_are_filled_up_to_multiples_of_eight() {
+    let mut net = Parts::new(1);
+    let (hidden, channels) = (HIDDEN + 3, CHANNELS - 3);
+    for (name, dims) in [
+        ("layer1_w1", vec![INNER, hidden]),
+        ("layer1_b1", vec![hidden]),
+        ("layer1_w2", vec![hidden, INNER]),
+        ("bridge1_w", vec![WIDTH, channels]),
+        ("bridge1_b", vec![channels]),
+        ("bridge1_scale2", vec![channels]),
+        ("bridge1_bias2", vec![channels]),
+    ] {
+        net.set(weight(name, &dims));
+    }
+    net.inputs[1].1[2] = channels;
+    net.outputs[0].1[2] = channels;
+    let (made, _) = net.fused();
+    assert_eq!((int(&made[0], "hidden"), int(&made[0], "channels")), (hidden, channels));
+    let (packed, plain) = (net.packed(), net.weights.iter().filter(|w| w.name() != "rows"));
+    // 5 zeros behind b1, and 3 behind each of the bridge's last three.
+    assert_eq!(packed.len() as i64, plain.map(|w| w.dims.iter().product::<i64>()).sum::<i64>() + 5 + 3 * 3);
+    assert_eq!(packed, in_a_row(&net, 1));
+}
+
+/// A node whose weights are not as many as its attributes say has no body, and its outputs no shape.
+#[test]
+fn other_numbers_of_weights_or_sizes_are_refused() {
+    let (model, _) = Parts::new(2).fuse();
+    let bodies = |spoil: &dyn Fn(&mut NodeProto)| {
+        let mut model = model.clone();
+        spoil(model.graph.as_mut().unwrap().node.iter_mut().find(|n| n.op_type() == OP).unwrap());
+        trt_opt::rewrite::ops::add_reference_bodies(&mut model)
+    };
+    bodies(&|_| {}).unwrap();
+    for (name, value) in [
+        ("layers", 1),
+        ("layers", 3),
+        ("layers", 33),
+        ("hidden", 8),
+        ("width", 16),
+        ("width", 0),
+        ("channels", i64::MAX),
+    ] {
+        let spoil = |node: &mut NodeProto| {
+            node.attribute.iter_mut().find(|a| a.name() == name).unwrap().i = Some(value);
+        };
+        let error = bodies(&spoil).unwrap_err().to_string();
+        assert!(error.contains("its inputs do not fit its attributes"), "{name} = {value}: {error}");
+    }
 }
 
 #[test]
@@ -433,6 +507,19 @@ fn computed_weights_are_missed() {
         net.inputs.push((name, dims));
         net.missed_because("a weight is computed");
     }
+}
+
+#[test]
+fn weights_of_another_type_are_missed() {
+    let mut net = Parts::new(2);
+    let halves = net.weights.iter().find(|w| w.name() == "layer2_b1").unwrap().to_f64_vec().unwrap();
+    let bytes: Vec<u8> = halves.iter().flat_map(|&v| half::f16::from_f64(v).to_le_bytes()).collect();
+    net.set(TensorProto::from_raw("layer2_b1", DType::F16, &[HIDDEN], bytes.into()));
+    let rewrite = net.rewrite(&block::with(&[Kind::TntWords]));
+    let missed: Vec<_> = rewrite.ledger().missed(Kind::TntWords).collect();
+    let texts = [&missed[0].reason, &missed[0].expected, &missed[0].found].map(|t| t.as_deref().unwrap());
+    let reason = "the weights of its layers are of different types or shapes (at layer2_b1)";
+    assert_eq!((missed.len(), texts), (1, [reason, "float [16]", "float16 [16]"]));
 }
 
 #[test]

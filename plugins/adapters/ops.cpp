@@ -856,37 +856,44 @@ public:
         if (begin_ < 0) attributes_.fail("attribute 'begin' must not be negative");
         if (covered_ < 1 || int64_t{begin_} + covered_ > tokens_) attributes_.fail("attribute 'covered' must be at least 1, and 'begin' and 'covered' together at most 'tokens'");
         words_ = flag(attributes_, "words");
+        layers_ = size("layers", kWordsMaxLayers), hidden_ = size("hidden", kMlpMaxHidden), width_ = size("width", kMlpMaxHidden), channels_ = size("channels", kMlpMaxChannels);
         const auto& after = attributes_.integers("after");
         static_assert(kWordsMaxBridges == 32 && kWordsMaxLayers == 32, "attribute 'after' has 32 values");
         while (bridges_ < kWordsMaxBridges && after[bridges_] >= 0) ++bridges_;
         if (bridges_ == 0) attributes_.fail("attribute 'after' must name a layer");
         for (int32_t j = 0; j < kWordsMaxBridges; ++j) {
-            if (j < bridges_ ? after[j] > kWordsMaxLayers || (j > 0 && after[j] < after[j - 1]) : after[j] != -1)
-                attributes_.fail("attribute 'after' must be layers from 0 to 32, ascending, and then -1");
+            if (j < bridges_ ? after[j] > layers_ || (j > 0 && after[j] < after[j - 1]) : after[j] != -1)
+                attributes_.fail("attribute 'after' must be layers from 0 to " + std::to_string(layers_) + ", ascending, and then -1");
         }
     }
     std::unique_ptr<Op> clone() const override { return std::make_unique<TntWords>(*this); }
-    int32_t inputs() const override { return 19; }
+    int32_t inputs() const override { return 2; }
     int32_t outputs() const override { return bridges_ + (words_ ? 1 : 0); }
     void shapes(const DimsExprs* in, DimsExprs* out, IExprBuilder& build) const override {
         expect(in[0].nbDims == 3, "input x must be [P, N, C]");
-        for (int i : {3, 5, 9, 11, kBridge + 2}) expect(in[i].nbDims == 3, "inputs w_qkv, w_proj, w1, w2 and bridge_w must be matrices, one behind the other");
-        const IDimensionExpr *n = in[0].d[1], *c = in[0].d[2], *width = in[kBridge].nbDims == 2 ? in[kBridge].d[1] : nullptr;
-        expect(width && n->isConstant() && c->isConstant() && width->isConstant(), "the tokens and channels of x and the columns of bridge_scale1 must be known");
+        expect(in[1].nbDims == 1, "input weights must have one axis");
+        const IDimensionExpr *n = in[0].d[1], *c = in[0].d[2], *weights = in[1].d[0];
+        expect(n->isConstant() && c->isConstant(), "the words and channels of a patch of x must be known");
+        const int64_t words = n->getConstantValue(), channels = c->getConstantValue();
+        if (weights->isConstant()) check_weights(words, channels, weights->getConstantValue());
         DimsExprs& first = out[0];
         first.nbDims = 3;
-        first.d[0] = divided(in[0].d[0], rows_of_image(int64_t{n->getConstantValue()} * c->getConstantValue(), width->getConstantValue()), build);
+        first.d[0] = divided(in[0].d[0], rows_of_image(words, channels), build);
         first.d[1] = build.constant(tokens_);
-        first.d[2] = in[kBridge + 2].d[2];
+        first.d[2] = build.constant(channels_);
         for (int32_t j = 1; j < bridges_; ++j) out[j] = first;
         if (words_) out[bridges_] = in[0];
     }
     cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, void* workspace, int32_t,
                     cudaStream_t stream) const override {
         TntWordsProblem p = problem(in_desc);
-        Layer::point(in, p.inner);
-        const void* const* w = in + kBridge;
-        p.scale1 = w[0], p.bias1 = w[1], p.w = w[2], p.b = w[3], p.scale2 = w[4], p.bias2 = w[5];
+        // As the inputs of TrtOptTntInnerBlock, and the bridges' weights behind them.
+        const std::vector<int64_t> begin = parts(p.inner.tokens, p.inner.channels);
+        const void* w[1 + kParts] = {in[0]};
+        for (int32_t i = 0; i < kParts; ++i) w[1 + i] = static_cast<const unsigned char*>(in[1]) + begin[i] * element(in_desc[1]);
+        Layer::point(w, p.inner);
+        const void* const* bridge = w + 1 + kLayerParts;
+        p.scale1 = bridge[0], p.bias1 = bridge[1], p.w = bridge[2], p.b = bridge[3], p.scale2 = bridge[4], p.bias2 = bridge[5];
         for (int32_t j = 0; j < bridges_; ++j) p.out[j] = out[j];
         if (words_) p.y = out[bridges_];
         p.workspace = workspace;
@@ -898,48 +905,54 @@ public:
     }
 
 private:
-    // The first input of the bridges' weights.
-    static constexpr int32_t kBridge = 13;
+    static constexpr int32_t kLayerParts = 12, kParts = kLayerParts + 6;
 
-    // Patches of an image, where each has `patch` values and a row of words `width`.
-    int64_t rows_of_image(int64_t patch, int64_t width) const {
-        expect(patch >= 1 && width >= patch && width % patch == 0, "the columns of bridge_scale1 must be a multiple of the values of a patch, N*C");
-        return covered_ * (width / patch);
+    int32_t size(const char* name, int32_t most) const {
+        const int32_t v = attributes_.integer(name);
+        if (v < 1 || v > most) attributes_.fail(std::string("attribute '") + name + "' must be 1 to " + std::to_string(most) + ", is " + std::to_string(v));
+        return v;
+    }
+    // Patches of an image, where each has so many words of so many channels.
+    int64_t rows_of_image(int64_t words, int64_t channels) const {
+        const int64_t patch = words * channels;
+        if (patch < 1 || width_ % patch != 0) attributes_.fail("attribute 'width' must be a multiple of the values of a patch, " + std::to_string(patch) + ", is " + std::to_string(width_));
+        return covered_ * (width_ / patch);
+    }
+    // Where the parts of the packed weights begin, and where the last one ends. Each begins at 16 bytes, as the kernels read them.
+    std::vector<int64_t> parts(int64_t words, int64_t channels) const {
+        expect(words >= 1 && words <= kAttnMaxTokens && channels >= 1 && channels <= kMlpMaxChannels, "a patch of x must be 1 to 65536 words of 1 to 2048 channels");
+        const int64_t l = layers_, c = channels, norm = layer_.whole ? words * c : c, j = bridges_;
+        const int64_t elements[kParts] = {l * norm, l * norm, l * c * 3 * c, l * 3 * c, l * c * c, l * c, l * norm, l * norm, l * c * hidden_, l * hidden_, l * hidden_ * c, l * c,
+                                          j * width_, j * width_, j * width_ * channels_, j * channels_, j * channels_, j * channels_};
+        std::vector<int64_t> begin = {0};
+        for (int64_t n : elements) begin.push_back(begin.back() + (n + 7) / 8 * 8);
+        return begin;
+    }
+    void check_weights(int64_t words, int64_t channels, int64_t found) const {
+        const int64_t expected = parts(words, channels).back();
+        if (found != expected)
+            attributes_.fail("input weights must have " + std::to_string(expected) + " elements for these attributes and patches of " + std::to_string(words) + " x " + std::to_string(channels) + ", has " + std::to_string(found));
     }
     // Everything but the pointers.
     TntWordsProblem problem(const PluginTensorDesc* in) const {
-        const Dims &x = in[0].dims, &w1 = in[9].dims, &bridge = in[kBridge + 2].dims;
-        expect(x.nbDims == 3 && w1.nbDims == 3 && bridge.nbDims == 3, "inputs x, w1 and bridge_w must be [P, N, C], [L, C, H] and [J, K, D]");
-        const int64_t tokens = x.d[1], channels = x.d[2], layers = w1.d[0], hidden = w1.d[2], width = bridge.d[1], columns = bridge.d[2];
+        const Dims &x = in[0].dims, &weights = in[1].dims;
+        expect(x.nbDims == 3 && weights.nbDims == 1, "inputs x and weights must be [P, N, C] and [S]");
         TntWordsProblem p;
-        p.inner = layer_.problem(attributes_, in[0], hidden);
-        expect(layers >= 1 && layers <= kWordsMaxLayers && attributes_.integers("after")[bridges_ - 1] <= layers, "1 to 32 layers are possible, and as many as attribute 'after' says");
-        expect(columns >= 1 && columns <= kMlpMaxChannels && width >= 1 && width <= kMlpMaxHidden, "at most 2048 channels and 16384 values a row of words are possible");
-        const int64_t rows = rows_of_image(tokens * channels, width);
+        p.inner = layer_.problem(attributes_, in[0], hidden_);
+        check_weights(x.d[1], x.d[2], weights.d[0]);
+        const int64_t rows = rows_of_image(x.d[1], x.d[2]);
         expect(x.d[0] % rows == 0, "the patches of x must be those of whole images");
-        const auto matrices = [&](int i, int64_t count, int64_t height, int64_t across) {
-            const Dims& d = in[i].dims;
-            return d.nbDims == 3 && d.d[0] == count && d.d[1] == height && d.d[2] == across;
-        };
-        const auto vectors = [&](int i, int64_t count, int64_t length) { return in[i].dims.nbDims == 2 && in[i].dims.d[0] == count && in[i].dims.d[1] == length; };
-        expect(matrices(3, layers, channels, 3 * channels) && matrices(5, layers, channels, channels), "inputs w_qkv and w_proj must be [L, C, 3*C] and [L, C, C], where C is the last axis of x");
-        expect(matrices(9, layers, channels, hidden) && matrices(11, layers, hidden, channels), "inputs w1 and w2 must be [L, C, H] and [L, H, C], where C is the last axis of x");
-        for (int i : {1, 2, 7, 8}) expect(vectors(i, layers, layer_.whole ? tokens * channels : channels), "the scales and biases of the layers' norms must be [L, C], with whole = 1 [L, N*C]");
-        expect(vectors(4, layers, 3 * channels) && vectors(6, layers, channels) && vectors(10, layers, hidden) && vectors(12, layers, channels), "inputs b_qkv, b_proj, b1 and b2 must be [L, 3*C], [L, C], [L, H] and [L, C]");
-        expect(bridge.d[0] == bridges_, "input bridge_w must have as many matrices as attribute 'after' says");
-        expect(vectors(kBridge, bridges_, width) && vectors(kBridge + 1, bridges_, width), "inputs bridge_scale1 and bridge_bias1 must be [J, K]");
-        for (int i : {3, 4, 5}) expect(vectors(kBridge + i, bridges_, columns), "inputs bridge_b, bridge_scale2 and bridge_bias2 must be [J, D]");
-        p.layers = static_cast<int32_t>(layers), p.bridges = bridges_;
+        p.layers = layers_, p.bridges = bridges_;
         for (int32_t j = 0; j < bridges_; ++j) p.after[j] = attributes_.integers("after")[static_cast<size_t>(j)];
         p.images = x.d[0] / rows;
-        p.tokens = tokens_, p.begin = begin_, p.covered = covered_, p.width = static_cast<int32_t>(width), p.channels = static_cast<int32_t>(columns);
+        p.tokens = tokens_, p.begin = begin_, p.covered = covered_, p.width = width_, p.channels = channels_;
         p.epsilon1 = epsilon1_, p.epsilon2 = epsilon2_;
         return p;
     }
 
     Layer layer_;
     float epsilon1_, epsilon2_;
-    int32_t tokens_, begin_, covered_, bridges_ = 0;
+    int32_t tokens_, begin_, covered_, layers_, hidden_, width_, channels_, bridges_ = 0;
     bool words_;
 };
 
@@ -1238,7 +1251,7 @@ const std::vector<OpDef>& op_definitions() {
         {"TrtOptPatchMergeBlock", {{"epsilon", kFloat, 1}, {"residual", kInt, 1}, {"grid", kInts, 2}, {"order", kInts, 4}, {"rank", kInt, 1}}, make<PatchMergeBlock>},
         {"TrtOptPatchEmbed", {{"epsilon", kFloat, 1}, {"bias", kInt, 1}, {"norm", kInt, 1}, {"rank", kInt, 1}}, make<PatchEmbed>},
         {"TrtOptTntWords",
-         {{"epsilon1", kFloat, 1}, {"epsilon2", kFloat, 1}, {"whole", kInt, 1}, {"num_heads", kInt, 1}, {"scale", kFloat, 1}, {"approximate", kText, 1}, {"bridge_epsilon1", kFloat, 1}, {"bridge_epsilon2", kFloat, 1}, {"tokens", kInt, 1}, {"begin", kInt, 1}, {"covered", kInt, 1}, {"after", kInts, 32}, {"words", kInt, 1}},
+         {{"epsilon1", kFloat, 1}, {"epsilon2", kFloat, 1}, {"whole", kInt, 1}, {"num_heads", kInt, 1}, {"scale", kFloat, 1}, {"approximate", kText, 1}, {"layers", kInt, 1}, {"hidden", kInt, 1}, {"width", kInt, 1}, {"channels", kInt, 1}, {"bridge_epsilon1", kFloat, 1}, {"bridge_epsilon2", kFloat, 1}, {"tokens", kInt, 1}, {"begin", kInt, 1}, {"covered", kInt, 1}, {"after", kInts, 32}, {"words", kInt, 1}},
          make<TntWords>},
         {"TrtOptGelu", {{"bias", kInt, 1}, {"approximate", kText, 1}}, make<Gelu>},
         {"TrtOptDepthwiseConv", {{"grid", kInts, 2}, {"kernel", kInt, 1}, {"bias", kInt, 1}, {"residual", kInt, 1}}, make<DepthwiseConv>},

@@ -317,10 +317,12 @@ def cases():
             outputs[f"y{j}"][:, begin:begin + covered] = bridge(words[layer].reshape(images, covered, k), [w[j] for w in of_bridges.values()], (1e-6, 1e-5))
         if last:
             outputs["words"] = words[-1]
-        constants = {**of_layers, **of_bridges}
+        # In a row, each filled up to 16 bytes of float16.
+        packed = np.concatenate([np.pad(w.ravel(), (0, -w.size % 8)) for w in (*of_layers.values(), *of_bridges.values())])
+        constants = {"w": packed}
         yield Case(name, {"x": x}, constants,
                    [node("TrtOptTntWords", ["x", *constants], list(outputs), epsilon1=1e-5, epsilon2=1e-6, whole=whole, num_heads=count, scale=size**-0.5, approximate="none",
-                         bridge_epsilon1=1e-6, bridge_epsilon2=1e-5, tokens=tokens, begin=begin, covered=covered, after=[*after, *[-1] * (32 - len(after))], words=int(last))],
+                         layers=layers, hidden=hidden, width=k, channels=c, bridge_epsilon1=1e-6, bridge_epsilon2=1e-5, tokens=tokens, begin=begin, covered=covered, after=[*after, *[-1] * (32 - len(after))], words=int(last))],
                    outputs)
     for name, images, channels, (h, w), patch, columns, offset, norm, rank in (("patch_embed", 2, 3, (56, 56), 4, 96, True, True, 4), ("patch_embed_map", 2, 64, (14, 14), 2, 128, True, True, 3), ("patch_embed_16", 1, 3, (64, 48), 16, 384, True, False, 3),
                                                                               ("patch_embed_edges", 2, 3, (19, 23), 4, 64, False, True, 3), ("patch_embed_odd", 1, 5, (9, 9), 3, 50, True, True, 4)):

@@ -98,8 +98,8 @@ inline std::vector<Op> ops() {
     const Fields bridge_residual = {{"epsilon1", real(1e-6f)}, {"epsilon2", real(1e-5f)}, {"residual", ints({1})}, {"begin", ints({0})}};
     const auto padded = [](std::vector<int32_t> values) { return values.resize(32, -1), ints(values); };
     const auto words_of = [](Fields layer, const Fields& bridges) { return layer.insert(layer.end(), bridges.begin(), bridges.end()), layer; };
-    const Fields words = words_of(inner, {{"bridge_epsilon1", real(1e-5f)}, {"bridge_epsilon2", real(1e-6f)}, {"tokens", ints({197})}, {"begin", ints({1})}, {"covered", ints({196})}, {"after", padded({1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12})}, {"words", ints({0})}});
-    const Fields words_whole = words_of(inner_whole, {{"bridge_epsilon1", real(0.f)}, {"bridge_epsilon2", real(1e-5f)}, {"tokens", ints({16})}, {"begin", ints({0})}, {"covered", ints({16})}, {"after", padded({0, 0, 2})}, {"words", ints({1})}});
+    const Fields words = words_of(inner, {{"layers", ints({12})}, {"hidden", ints({96})}, {"width", ints({384})}, {"channels", ints({384})}, {"bridge_epsilon1", real(1e-5f)}, {"bridge_epsilon2", real(1e-6f)}, {"tokens", ints({197})}, {"begin", ints({1})}, {"covered", ints({196})}, {"after", padded({1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12})}, {"words", ints({0})}});
+    const Fields words_whole = words_of(inner_whole, {{"layers", ints({2})}, {"hidden", ints({64})}, {"width", ints({256})}, {"channels", ints({96})}, {"bridge_epsilon1", real(0.f)}, {"bridge_epsilon2", real(1e-5f)}, {"tokens", ints({16})}, {"begin", ints({0})}, {"covered", ints({16})}, {"after", padded({0, 0, 2})}, {"words", ints({1})}});
     const Fields pool = {{"epsilon", real(1e-5f)}, {"residual", ints({1})}};
     const Fields pool_plain = {{"epsilon", real(0.f)}, {"residual", ints({0})}};
     const Fields embed = {{"epsilon", real(1e-5f)}, {"bias", ints({1})}, {"norm", ints({1})}, {"rank", ints({4})}};
@@ -164,7 +164,8 @@ inline std::vector<Op> ops() {
          {words, words_whole},
          {{"epsilon1", real(-1.f), "'epsilon1'"}, {"bridge_epsilon1", real(__builtin_nanf("")), "'bridge_epsilon1'"}, {"bridge_epsilon2", gone(), "'bridge_epsilon2' is missing"}, {"num_heads", ints({0}), "'num_heads'"}, {"whole", ints({2}), "'whole' must be 0 or 1"},
           {"tokens", ints({0}), "'tokens' must be 1 to 65536"}, {"begin", ints({-1}), "'begin' must not be negative"}, {"covered", ints({197}), "'covered' must be at least 1"}, {"covered", ints({0}), "'covered' must be at least 1"},
-          {"after", padded({}), "'after' must name a layer"}, {"after", padded({2, 1}), "'after' must be layers"}, {"after", padded({33}), "'after' must be layers"}, {"after", padded({1, -1, 2}), "'after' must be layers"}, {"after", ints({1, 2}), "'after' must have 32 values"},
+          {"after", padded({}), "'after' must name a layer"}, {"after", padded({2, 1}), "'after' must be layers"}, {"after", padded({13}), "'after' must be layers from 0 to 12"}, {"after", padded({1, -1, 2}), "'after' must be layers"}, {"after", ints({1, 2}), "'after' must have 32 values"},
+          {"layers", ints({33}), "'layers' must be 1 to 32, is 33"}, {"hidden", ints({0}), "'hidden' must be 1 to 16384, is 0"}, {"width", ints({16385}), "'width' must be 1 to 16384"}, {"channels", gone(), "'channels' is missing"},
           {"words", ints({2}), "'words' must be 0 or 1"}}},
         {"TrtOptGelu",
          {gelu, gelu_plain},

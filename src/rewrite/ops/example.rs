@@ -28,8 +28,20 @@ pub fn example(def: &OpDef) -> Vec<AttributeProto> {
         "TrtOptTntInnerBlock" => layer.attributes(),
         "TrtOptTntWords" => {
             let after = (1..=12).collect();
-            TntWords { layer, epsilon: [1e-5; 2], tokens: 197, begin: 1, covered: 196, after, words: false }
-                .attributes()
+            let words = TntWords {
+                layer,
+                layers: 12,
+                hidden: 96,
+                width: 384,
+                channels: 384,
+                epsilon: [1e-5; 2],
+                tokens: 197,
+                begin: 1,
+                covered: 196,
+                after,
+                words: false,
+            };
+            words.attributes()
         }
         "TrtOptTntBridge" => TntBridge { epsilon: [1e-5; 2], begin: 1 }.attributes(true),
         "TrtOptNormPool" => NormPool { epsilon: 1e-5 }.attributes(true),

@@ -35,7 +35,7 @@ pub use patch_merge::PatchMerge;
 pub use patch_merge_block::{PatchMergeBlock, PatchMergeWeights};
 pub use tnt_bridge::{TntBridge, TntBridgeWeights};
 pub use tnt_inner_block::{TntInnerBlock, TntInnerWeights};
-pub use tnt_words::{MAX_WORDS, TntWords};
+pub use tnt_words::{BRIDGE_WEIGHTS, LAYER_WEIGHTS, MAX_WORDS, PART_MULTIPLE, TntWords};
 pub use window::{Window, WindowMap};
 
 use crate::analysis::cost::{Cost, byte_size};

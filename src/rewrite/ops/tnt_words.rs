@@ -10,33 +10,20 @@ use crate::onnx::proto::AttributeProto;
 /// The most layers, and the most bridges.
 pub const MAX_WORDS: usize = 32;
 
+/// Each part of the packed weights begins at a multiple of so many elements, since the kernels read 16 bytes at a time.
+pub const PART_MULTIPLE: usize = 8;
+
 pub static DEF: OpDef = OpDef {
     name: "TrtOptTntWords",
     summary: "TrtOptTntInnerBlock after TrtOptTntInnerBlock over words, and what TrtOptTntBridge adds of any of their words",
     replaces: "TrtOptTntInnerBlock of all layers, and TrtOptTntBridge but for its add",
+    // The weights are one tensor, since TensorRT 8.6 proposes no op of many tensors in float16.
     inputs: &[
         port("x", "[P, N, C]"),
-        port("scale1", "[L, C]; with whole = 1 [L, N*C]"),
-        port("bias1", "shape of scale1"),
-        port("w_qkv", "[L, C, 3*C], columns as (3, h, d)"),
-        port("b_qkv", "[L, 3*C]"),
-        port("w_proj", "[L, C, C]"),
-        port("b_proj", "[L, C]"),
-        port("scale2", "shape of scale1"),
-        port("bias2", "shape of scale1"),
-        port("w1", "[L, C, H]"),
-        port("b1", "[L, H]"),
-        port("w2", "[L, H, C]"),
-        port("b2", "[L, C]"),
-        port("bridge_scale1", "[J, K], K words in a row, a multiple of N*C"),
-        port("bridge_bias1", "[J, K]"),
-        port("bridge_w", "[J, K, D]"),
-        port("bridge_b", "[J, D]"),
-        port("bridge_scale2", "[J, D]"),
-        port("bridge_bias2", "[J, D]"),
+        port("weights", "[S], those of all layers, then of all bridges, in a row; docs/ops.md lists the parts"),
     ],
     outputs: &[
-        port("out", "J of them, each [B, tokens, D] with P*N*C = B*covered*K"),
+        port("out", "J of them, each [B, tokens, D] with P*N*C = B*covered*width"),
         optional("words", "shape of x; there if words = 1"),
     ],
     attributes: &[
@@ -46,6 +33,10 @@ pub static DEF: OpDef = OpDef {
         attribute("num_heads", AttributeKind::Int, "h"),
         attribute("scale", AttributeKind::Float, "multiplies the scores"),
         attribute("approximate", AttributeKind::String, "none: GELU by erf; tanh: by its tanh form"),
+        attribute("layers", AttributeKind::Int, "L, 1 to 32"),
+        attribute("hidden", AttributeKind::Int, "H, hidden columns of a layer"),
+        attribute("width", AttributeKind::Int, "values that a bridge reads for a token, a multiple of N*C"),
+        attribute("channels", AttributeKind::Int, "D, of a token in out"),
         attribute(
             "bridge_epsilon1",
             AttributeKind::Float,
@@ -72,6 +63,12 @@ pub static DEF: OpDef = OpDef {
 pub struct TntWords {
     /// Of each layer.
     pub layer: TntInnerBlock,
+    pub layers: i64,
+    /// Hidden columns of each layer.
+    pub hidden: i64,
+    /// What each bridge reads for a token, and what it makes of it.
+    pub width: i64,
+    pub channels: i64,
     /// Of the norms of each bridge.
     pub epsilon: [f32; 2],
     /// Tokens of an image, the first that words are of, and how many they are of.
@@ -84,15 +81,62 @@ pub struct TntWords {
     pub words: bool,
 }
 
-/// Inputs of a layer, and of a bridge, but for the words.
-const LAYER_INPUTS: usize = 12;
-const BRIDGE_INPUTS: usize = 6;
+/// Kinds of weights of a layer, and of a bridge.
+pub const LAYER_WEIGHTS: usize = 12;
+pub const BRIDGE_WEIGHTS: usize = 6;
+
+/// One kind of weights of all layers or bridges: where it begins among the packed ones, and its shape in each of them.
+struct Part {
+    begin: i64,
+    shape: Vec<i64>,
+}
+
+impl Part {
+    /// The weights of layer or bridge `i`.
+    fn weights(&self, body: &mut Body, packed: &str, i: i64) -> String {
+        let elements: i64 = self.shape.iter().product();
+        let begin = self.begin + i * elements;
+        let one = body.slice(packed, 0, begin, begin + elements, 1);
+        body.reshape(&one, &self.shape)
+    }
+}
 
 impl TntWords {
-    /// The node, without outputs; the weights of all layers, then of all bridges, in the order of the op's inputs.
-    pub fn node(&self, x: ValueId, weights: &[ValueId]) -> Node {
-        let inputs = std::iter::once(x).chain(weights.iter().copied()).map(Some).collect();
-        Node { inputs, ..plugin_node(&DEF, self.attributes()) }
+    /// The node, without outputs.
+    pub fn node(&self, x: ValueId, weights: ValueId) -> Node {
+        Node { inputs: vec![Some(x), Some(weights)], ..plugin_node(&DEF, self.attributes()) }
+    }
+
+    /// The parts of the packed weights, in their order, and the elements of all, where a patch is of `n` words of `c` channels.
+    fn parts(&self, [n, c]: [i64; 2]) -> Option<(Vec<Part>, i64)> {
+        let (hidden, width, channels) = (self.hidden, self.width, self.channels);
+        let normalized = if self.layer.whole { n.checked_mul(c)? } else { c };
+        let of_qkv = c.checked_mul(3)?;
+        let of_layers: [&[i64]; LAYER_WEIGHTS] = [
+            &[normalized],
+            &[normalized],
+            &[c, of_qkv],
+            &[of_qkv],
+            &[c, c],
+            &[c],
+            &[normalized],
+            &[normalized],
+            &[c, hidden],
+            &[hidden],
+            &[hidden, c],
+            &[c],
+        ];
+        let of_bridges: [&[i64]; BRIDGE_WEIGHTS] =
+            [&[width], &[width], &[width, channels], &[channels], &[channels], &[channels]];
+        let bridges = self.after.len() as i64;
+        let all = of_layers.iter().map(|&s| (self.layers, s)).chain(of_bridges.iter().map(|&s| (bridges, s)));
+        let (mut parts, mut end) = (vec![], 0u64);
+        for (number, shape) in all {
+            parts.push(Part { begin: end.try_into().ok()?, shape: shape.into() });
+            let elements = count(&[&[number], shape].concat())?;
+            end = end.checked_add(elements)?.checked_next_multiple_of(PART_MULTIPLE as u64)?;
+        }
+        Some((parts, end.try_into().ok()?))
     }
 
     pub(super) fn attributes(&self) -> Vec<AttributeProto> {
@@ -100,6 +144,10 @@ impl TntWords {
         after.resize(MAX_WORDS, -1);
         let mut attributes = self.layer.attributes();
         attributes.extend([
+            AttributeProto::int("layers", self.layers),
+            AttributeProto::int("hidden", self.hidden),
+            AttributeProto::int("width", self.width),
+            AttributeProto::int("channels", self.channels),
             AttributeProto::float("bridge_epsilon1", self.epsilon[0]),
             AttributeProto::float("bridge_epsilon2", self.epsilon[1]),
             AttributeProto::int("tokens", self.tokens),
@@ -119,6 +167,10 @@ impl TntWords {
         let positive = |name: &str| node.int(name).filter(|&n| n > 0);
         let words = Self {
             layer: TntInnerBlock::read(node)?,
+            layers: positive("layers").filter(|&n| n <= MAX_WORDS as i64)?,
+            hidden: positive("hidden")?,
+            width: positive("width")?,
+            channels: positive("channels")?,
             epsilon: [node.float("bridge_epsilon1")?, node.float("bridge_epsilon2")?],
             tokens: positive("tokens")?,
             begin: node.int("begin").filter(|&begin| begin >= 0)?,
@@ -130,60 +182,35 @@ impl TntWords {
     }
 }
 
-/// Sizes of a node: layers, images, tokens and channels of a patch; the rows of bridges and their columns.
+/// Sizes of a node: images, words and channels of a patch, and the parts of its weights.
 struct Sizes {
-    layers: i64,
     images: Dim,
     n: i64,
     c: i64,
-    width: i64,
-    channels: i64,
+    parts: Vec<Part>,
 }
 
-/// The sizes, if the weights fit each other and the attributes.
+/// The sizes, if the inputs fit the attributes.
 fn sizes(graph: &Graph, node: &Node, op: &TntWords) -> Option<Sizes> {
     let [patches, n, c] = graph.shape(node.input(0)?)? else { return None };
     let (n, c) = (n.int()?, c.int()?);
-    let shape = |i: usize| graph.static_shape(node.input(i)?);
-    let &[layers, _, hidden] = shape(9)?.as_slice() else { return None };
-    let &[bridges, width, channels] = shape(LAYER_INPUTS + 3)?.as_slice() else { return None };
-    let normalized = if op.layer.whole { n.checked_mul(c)? } else { c };
-    let of_layers: [&[i64]; LAYER_INPUTS] = [
-        &[normalized],
-        &[normalized],
-        &[c, 3 * c],
-        &[3 * c],
-        &[c, c],
-        &[c],
-        &[normalized],
-        &[normalized],
-        &[c, hidden],
-        &[hidden],
-        &[hidden, c],
-        &[c],
-    ];
-    let of_bridges: [&[i64]; BRIDGE_INPUTS] =
-        [&[width], &[width], &[width, channels], &[channels], &[channels], &[channels]];
-    let expected = of_layers.iter().map(|&s| (layers, s)).chain(of_bridges.iter().map(|&s| (bridges, s)));
-    let fits = expected.enumerate().all(|(i, (count, rest))| shape(i + 1) == Some([&[count], rest].concat()));
-    let last = op.after.last().copied()?;
-    let whole = fits
+    let (parts, elements) = op.parts([n, c])?;
+    let patch = n.checked_mul(c)?;
+    let whole = graph.static_shape(node.input(1)?)? == [elements]
         && c % op.layer.num_heads == 0
-        && usize::try_from(bridges).ok()? == op.after.len()
-        && layers >= 1
-        && last <= layers
+        && op.after.last()? <= &op.layers
         && op.begin.checked_add(op.covered)? <= op.tokens
-        && width % n.checked_mul(c)? == 0;
-    let rows = op.covered.checked_mul(width / n.checked_mul(c)?)?;
+        && op.width.checked_rem(patch) == Some(0);
+    let rows = op.covered.checked_mul(op.width.checked_div(patch)?)?;
     let images = patches.div_exact(&rows.into())?;
-    whole.then_some(Sizes { layers, images, n, c, width, channels })
+    whole.then_some(Sizes { images, n, c, parts })
 }
 
 fn shapes(graph: &Graph, node: &Node) -> Option<Shapes> {
     let (op, x) = (TntWords::of(node)?, node.input(0)?);
-    let Sizes { images, channels, .. } = sizes(graph, node, &op)?;
+    let Sizes { images, .. } = sizes(graph, node, &op)?;
     let dtype = graph.dtype(x)?;
-    let out = Some((dtype, vec![images, op.tokens.into(), channels.into()]));
+    let out = Some((dtype, vec![images, op.tokens.into(), op.channels.into()]));
     let mut shapes = vec![out; op.after.len()];
     if op.words {
         shapes.push(Some((dtype, graph.shape(x)?.to_vec())));
@@ -195,30 +222,21 @@ fn shapes(graph: &Graph, node: &Node) -> Option<Shapes> {
 fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
     let op = TntWords::of(node)?;
     let dtype: DType = graph.dtype(node.input(0)?)?;
-    let Sizes { layers, n, c, width, .. } = sizes(graph, node, &op)?;
-    let inputs: Vec<String> = DEF.inputs.iter().map(|port| body.input(port.name)).collect();
-    // Number `i` of the weights `input`.
-    let weight = |body: &mut Body, input: usize, i: i64| -> Option<String> {
-        let shape = graph.static_shape(node.input(input)?)?;
-        let one = body.slice(&inputs[input], 0, i, i + 1, 1);
-        Some(body.reshape(&one, &shape[1..]))
-    };
-    let mut words = vec![inputs[0].clone()];
-    for layer in 0..layers {
+    let Sizes { n, c, parts, .. } = sizes(graph, node, &op)?;
+    let (of_layers, of_bridges) = parts.split_at(LAYER_WEIGHTS);
+    let (x, packed) = (body.input("x"), body.input("weights"));
+    let mut words = vec![x];
+    for layer in 0..op.layers {
         let mut values = vec![words.last()?.clone()];
-        for input in 1..=LAYER_INPUTS {
-            values.push(weight(body, input, layer)?);
-        }
+        values.extend(of_layers.iter().map(|part| part.weights(body, &packed, layer)));
         let y = tnt_inner_block::steps(body, &op.layer, &values, [n, c], dtype)?;
         words.push(body.cast(&y, dtype));
     }
     let behind = op.tokens - op.begin - op.covered;
     for (bridge, &after) in op.after.iter().enumerate() {
-        let rows = body.reshape(words.get(usize::try_from(after).ok()?)?, &[-1, op.covered, width]);
+        let rows = body.reshape(words.get(usize::try_from(after).ok()?)?, &[-1, op.covered, op.width]);
         let mut values = vec![rows];
-        for input in LAYER_INPUTS + 1..=LAYER_INPUTS + BRIDGE_INPUTS {
-            values.push(weight(body, input, bridge as i64)?);
-        }
+        values.extend(of_bridges.iter().map(|part| part.weights(body, &packed, bridge as i64)));
         let change = tnt_bridge::steps(body, values.try_into().ok()?, op.epsilon, [op.begin, behind], dtype);
         let out = body.cast(&change, dtype);
         body.output(&out, &format!("out{bridge}"));
@@ -232,14 +250,12 @@ fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
 /// That of all layers and bridges.
 fn work(node: &Node, inputs: &[Vec<i64>], _: &[Vec<i64>]) -> Option<(u64, u64)> {
     let op = TntWords::of(node)?;
-    let (&[patches, n, c], &[layers, _, hidden]) = (inputs.first()?.as_slice(), inputs.get(9)?.as_slice()) else {
-        return None;
-    };
-    let &[bridges, width, channels] = inputs.get(LAYER_INPUTS + 3)?.as_slice() else { return None };
-    let layer = tnt_inner_block::work_of(op.layer.num_heads, [patches, n, c, hidden])?;
-    let bridge = tnt_bridge::work_of(count(&[patches, n, c])? / count(&[width])?.max(1), [width, channels])?;
+    let &[patches, n, c] = inputs.first()?.as_slice() else { return None };
+    let layer = tnt_inner_block::work_of(op.layer.num_heads, [patches, n, c, op.hidden])?;
+    let rows = count(&[patches, n, c])? / count(&[op.width])?;
+    let bridge = tnt_bridge::work_of(rows, [op.width, op.channels])?;
     let all = |of_layer: u64, of_bridge: u64| {
-        of_layer.checked_mul(count(&[layers])?)?.checked_add(of_bridge.checked_mul(count(&[bridges])?)?)
+        of_layer.checked_mul(count(&[op.layers])?)?.checked_add(of_bridge.checked_mul(op.after.len() as u64)?)
     };
     Some((all(layer.0, bridge.0)?, all(layer.1, bridge.1)?))
 }

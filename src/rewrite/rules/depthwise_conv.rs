@@ -35,9 +35,9 @@ pub fn run(engine: &mut Engine) -> Result<()> {
 }
 
 /// Images, channels, height and width of a map.
-type Map = (Dim, [i64; 3]);
+pub type Map = (Dim, [i64; 3]);
 
-fn map_of(graph: &Graph, value: ValueId) -> Option<Map> {
+pub fn map_of(graph: &Graph, value: ValueId) -> Option<Map> {
     let [images, Dim::Int(channels), Dim::Int(height), Dim::Int(width)] = graph.shape(value)? else { return None };
     Some((images.clone(), [*channels, *height, *width]))
 }
@@ -68,7 +68,7 @@ fn end_of(graph: &Graph, x: ValueId, y: ValueId) -> (ValueId, Option<NodeId>) {
 }
 
 /// The tokens that the map is a view of, channels last.
-fn tokens_before(graph: &Graph, map: ValueId) -> Option<ValueId> {
+pub fn tokens_before(graph: &Graph, map: ValueId) -> Option<ValueId> {
     let (_, [channels, _, width]) = map_of(graph, map)?;
     let view = movement::strided(graph, map, graph.shape(map)?, &Walk::default())?;
     let image = Dim::product(&graph.shape(map)?[1..])?.int()?;
@@ -80,14 +80,14 @@ fn tokens_before(graph: &Graph, map: ValueId) -> Option<ValueId> {
 
 /// What is made of a map.
 #[derive(Default)]
-struct Ends {
+pub struct Ends {
     /// Values that are its tokens, channels last.
-    tokens: Vec<ValueId>,
+    pub tokens: Vec<ValueId>,
     /// Whether it is read otherwise too.
-    map: bool,
+    pub map: bool,
 }
 
-fn ends(graph: &Graph, map: ValueId) -> Ends {
+pub fn ends(graph: &Graph, map: ValueId) -> Ends {
     let mut ends = Ends { tokens: vec![], map: graph.is_output(map) || graph.is_named_elsewhere(map) };
     collect(graph, map, map, DEPTH, &mut ends);
     ends

@@ -23,6 +23,7 @@ mod tnt_bridge;
 mod tnt_front;
 mod tnt_inner_block;
 mod tnt_words;
+mod token_pool;
 mod window;
 
 use crate::error::Result;
@@ -65,6 +66,8 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     norm_pool::run(engine)?;
     // Behind all that may know a scale or shift as part of its pattern.
     batch_norm::run(engine)?;
+    // Behind the norms with a mean over all tokens, which is another pattern.
+    token_pool::run(engine)?;
     // Last: the others leave Reshapes behind each other.
     straighten::run(engine)?;
     Ok(())

@@ -4,7 +4,7 @@
 //! ```text
 //! x -> TrtOptTntInnerBlock = words1 -> TrtOptTntInnerBlock = words2 -> ...
 //! s1, words1 -> TrtOptTntBridge -> y1 ;  s2, words2 -> TrtOptTntBridge -> y2 ;  ...
-//! becomes   TrtOptTntWords(x) -> out1, out2, ... [, words] ;  y1 = s1 + out1 ;  y2 = s2 + out2 ;  ...
+//! becomes   TrtOptTntWords(x, all weights in a row) -> out1, out2, ... [, words] ;  y1 = s1 + out1 ;  y2 = s2 + out2 ;  ...
 //! ```
 //!
 //! What TNT makes its first tokens of is one more bridge, of the words before the first layer (see [`Front`]). No token goes into the words of a chain, since each block reads nothing but the words before it and weights: so the op needs nothing of the
@@ -19,7 +19,9 @@ use crate::onnx::DType;
 use crate::onnx::proto::TensorProto;
 use crate::rewrite::Kind;
 use crate::rewrite::engine::{Engine, Miss, Patch};
-use crate::rewrite::ops::{MAX_WORDS, TntBridge, TntBridgeWeights, TntInnerBlock, TntWords};
+use crate::rewrite::ops::{
+    BRIDGE_WEIGHTS, LAYER_WEIGHTS, MAX_WORDS, PART_MULTIPLE, TntBridge, TntBridgeWeights, TntInnerBlock, TntWords,
+};
 use crate::rewrite::pattern::fused_name;
 use crate::rewrite::rules::attn_block::{regroups, root};
 use crate::rewrite::rules::block::{Fusion, Outcome, Rule, output};
@@ -174,14 +176,8 @@ struct Words<'a> {
     x: ValueId,
     /// What reads it reads the last words.
     last: ValueId,
-    /// The weights of all layers, then of all bridges, one behind the other.
-    weights: Vec<(&'static str, TensorProto)>,
+    weights: TensorProto,
 }
-
-const LAYER_WEIGHTS: [&str; 12] =
-    ["scale1", "bias1", "w_qkv", "b_qkv", "w_proj", "b_proj", "scale2", "bias2", "w1", "b1", "w2", "b2"];
-const BRIDGE_WEIGHTS: [&str; 6] =
-    ["bridge_scale1", "bridge_bias1", "bridge_w", "bridge_b", "bridge_scale2", "bridge_bias2"];
 
 impl<'a> Words<'a> {
     fn of(graph: &'a Graph, chain: &'a Chain, label: &str, with_front: bool) -> Outcome<Self> {
@@ -202,33 +198,36 @@ impl<'a> Words<'a> {
         for (other, &(_, id)) in bridges.iter().zip(&chain.bridges) {
             check_alike(graph, like, other, graph.node_label(id))?;
         }
-        let [tokens, covered] = check_rows(graph, label, x, like)?;
-        let rows = [like.weights.words, like.out];
-        let front = (with_front && bridges.len() < MAX_WORDS).then(|| Front::of(graph, root(graph, x), &bridge, rows));
+        let rows = Rows::of(graph, label, x, like)?;
+        let hidden = block.input(9).and_then(|w1| graph.static_shape(w1)?.last().copied()).ok_or_else(odd)?;
+        let like = [like.weights.words, like.out];
+        let front = (with_front && bridges.len() < MAX_WORDS).then(|| Front::of(graph, root(graph, x), &bridge, like));
         let front = front.flatten();
         let bridged = chain.bridges.iter().map(|&(after, _)| after);
         let op = TntWords {
             layer,
+            layers: chain.layers.len() as i64,
+            hidden,
+            width: rows.width,
+            channels: rows.channels,
             epsilon: bridge.epsilon,
-            tokens,
+            tokens: rows.tokens,
             begin: bridge.begin,
-            covered,
+            covered: rows.covered,
             after: front.iter().map(|_| 0).chain(bridged).collect(),
             words: chain.read,
         };
-        let mut weights = vec![];
-        for (i, name) in LAYER_WEIGHTS.into_iter().enumerate() {
-            let all: Vec<_> = chain.layers.iter().map(|&id| graph.node(id).input(i + 1)).collect();
-            if all.contains(&None) {
-                return Err(odd());
-            }
-            weights.push((name, stacked(graph, &all, !name.starts_with('w'))?));
+        let mut packed = Packed::new(graph.dtype(x).ok_or_else(odd)?);
+        for i in 1..=LAYER_WEIGHTS {
+            let all: Option<Vec<_>> = chain.layers.iter().map(|&id| graph.node(id).input(i).map(Some)).collect();
+            packed.push(graph, &all.ok_or_else(odd)?)?;
         }
-        for (i, name) in BRIDGE_WEIGHTS.into_iter().enumerate() {
+        for i in 0..BRIDGE_WEIGHTS {
             let first = front.iter().map(|front| front_weights(front)[i]);
             let all: Vec<_> = first.chain(bridges.iter().map(|b| Some(bridge_weights(&b.weights)[i]))).collect();
-            weights.push((name, stacked(graph, &all, false)?));
+            packed.push(graph, &all)?;
         }
+        let weights = packed.tensor();
         Ok(Self { op, chain, front, bridges, x, last: output(graph, last)?, weights })
     }
 
@@ -236,11 +235,7 @@ impl<'a> Words<'a> {
         let unknown = || Miss::new(label, "the shapes of its words and tokens are not known");
         let name = fused_name(graph, label, "TrtOptTntWords");
         let mut patch = Patch::new(graph, RULE);
-        let weights: Vec<ValueId> = self
-            .weights
-            .into_iter()
-            .map(|(weight, tensor)| patch.constant(&format!("{name}/{weight}"), tensor))
-            .collect();
+        let weights = patch.constant(&format!("{name}/weights"), self.weights);
         let tokens = self.front.iter().map(|front| front.out).chain(self.bridges.iter().map(|bridge| bridge.out));
         let outs: Vec<ValueId> =
             tokens.enumerate().map(|(i, like)| patch.value_like(graph, &format!("{name}/out{i}"), like)).collect();
@@ -253,7 +248,7 @@ impl<'a> Words<'a> {
             let last = patch.reshape(graph, words, &last, &format!("{name}/shape")).ok_or_else(unknown)?;
             patch.replace(self.last, last);
         }
-        let mut fused = self.op.node(self.x, &weights);
+        let mut fused = self.op.node(self.x, weights);
         fused.name.clone_from(&name);
         patch.node(fused, outputs);
         let mut outs = outs.into_iter();
@@ -285,13 +280,13 @@ impl<'a> Words<'a> {
 }
 
 /// The same of the first tokens, where a product may have no offset.
-fn front_weights(front: &Front) -> [Option<ValueId>; 6] {
+fn front_weights(front: &Front) -> [Option<ValueId>; BRIDGE_WEIGHTS] {
     let [[scale1, bias1], [scale2, bias2]] = front.norms;
     [Some(scale1), Some(bias1), Some(front.linear.w), front.linear.b, Some(scale2), Some(bias2)]
 }
 
-/// Weights of a bridge, in the order of the op's inputs.
-fn bridge_weights(w: &TntBridgeWeights) -> [ValueId; 6] {
+/// Weights of a bridge, in the order in which they are packed.
+fn bridge_weights(w: &TntBridgeWeights) -> [ValueId; BRIDGE_WEIGHTS] {
     [w.norm_scale[0], w.norm_bias[0], w.w, w.b, w.norm_scale[1], w.norm_bias[1]]
 }
 
@@ -309,47 +304,85 @@ fn check_alike(graph: &Graph, like: &Bridge, other: &Bridge, label: String) -> O
     Err(Miss::new(label, "its bridges are of different sizes").expected(text(like), text(other)))
 }
 
-/// Tokens of an image, and how many of them words are of, if a bridge's row is of whole patches.
-fn check_rows(graph: &Graph, label: &str, x: ValueId, bridge: &Bridge) -> Outcome<[i64; 2]> {
-    let sizes = || {
-        let ([_, n, c], [_, tokens, _]) = (graph.shape(x)?, graph.shape(bridge.out)?) else { return None };
-        let [_, covered, width] = graph.shape(bridge.weights.words)? else { return None };
-        Some((n.int()?.checked_mul(c.int()?)?, tokens.int()?, covered.int()?, width.int()?))
-    };
-    let (patch, tokens, covered, width) =
-        sizes().ok_or_else(|| Miss::new(label, "the shapes of its words and tokens are not known"))?;
-    if width % patch != 0 {
-        return Err(Miss::new(label, "a bridge's rows are not of whole patches of words")
-            .expected(format!("a multiple of {patch} values"), width));
-    }
-    Ok([tokens, covered])
+/// What all bridges of a chain have in common.
+struct Rows {
+    /// Tokens of an image, and how many of them words are of.
+    tokens: i64,
+    covered: i64,
+    /// Values of a row of words, and of a token.
+    width: i64,
+    channels: i64,
 }
 
-/// The weights, of one type and shape, one behind the other; zeros for one that is not there. `flat`: each in a row.
-fn stacked(graph: &Graph, weights: &[Option<ValueId>], flat: bool) -> Outcome<TensorProto> {
-    let first = weights.iter().flatten().next().copied().ok_or_else(|| Miss::new("", "it has no weights"))?;
-    let (shape, dtype) = (graph.static_shape(first).unwrap_or_default(), graph.dtype(first).unwrap_or(DType::F32));
-    let elements: i64 = shape.iter().product();
-    let bytes = usize::try_from(elements).ok().and_then(|n| dtype.byte_len(n)).unwrap_or(0);
-    let mut data = vec![];
-    for &weight in weights {
-        let Some(weight) = weight else {
-            data.resize(data.len() + bytes, 0);
-            continue;
+impl Rows {
+    /// Those of this bridge, if its rows are of whole patches.
+    fn of(graph: &Graph, label: &str, x: ValueId, bridge: &Bridge) -> Outcome<Self> {
+        let sizes = || {
+            let ([_, n, c], [_, tokens, channels]) = (graph.shape(x)?, graph.shape(bridge.out)?) else { return None };
+            let [_, covered, width] = graph.shape(bridge.weights.words)? else { return None };
+            let (tokens, covered, width, channels) = (tokens.int()?, covered.int()?, width.int()?, channels.int()?);
+            Some((n.int()?.checked_mul(c.int()?)?, Self { tokens, covered, width, channels }))
         };
-        let at = &graph.value(weight).name;
-        let tensor = graph.constant(weight).ok_or_else(|| {
-            Miss::new(at, "a weight is computed, so that those of all layers cannot be one")
-                .expected("an initializer", "a computed tensor")
-        })?;
-        let found = (graph.dtype(weight), graph.static_shape(weight));
-        if found != (graph.dtype(first), graph.static_shape(first)) {
-            return Err(Miss::new(at, "the weights of its layers are of different types or shapes"));
+        let (patch, rows) =
+            sizes().ok_or_else(|| Miss::new(label, "the shapes of its words and tokens are not known"))?;
+        if rows.width % patch != 0 {
+            return Err(Miss::new(label, "a bridge's rows are not of whole patches of words")
+                .expected(format!("a multiple of {patch} values"), rows.width));
         }
-        let bytes = tensor.data().map_err(|error| Miss::new(at, format!("a weight cannot be read: {error}")))?;
-        data.extend_from_slice(&bytes);
+        Ok(rows)
     }
-    let shape = if flat { vec![elements] } else { shape };
-    let dims = [&[weights.len() as i64], &shape[..]].concat();
-    Ok(TensorProto::from_raw("", dtype, &dims, data.into()))
+}
+
+/// Weights in a row, as the op takes them.
+struct Packed {
+    dtype: DType,
+    data: Vec<u8>,
+}
+
+impl Packed {
+    fn new(dtype: DType) -> Self {
+        Self { dtype, data: vec![] }
+    }
+
+    fn bytes(&self, elements: usize) -> usize {
+        self.dtype.byte_len(elements).unwrap_or(0)
+    }
+
+    /// Adds weights of one shape, one behind the other, as a part; zeros for one that is not there.
+    fn push(&mut self, graph: &Graph, weights: &[Option<ValueId>]) -> Outcome<()> {
+        let first = weights.iter().flatten().next().copied().ok_or_else(|| Miss::new("", "it has no weights"))?;
+        let shape = graph.static_shape(first);
+        let elements = shape.iter().flatten().product::<i64>();
+        let zeros = self.bytes(elements.try_into().unwrap_or(0));
+        for &weight in weights {
+            let Some(weight) = weight else {
+                self.data.resize(self.data.len() + zeros, 0);
+                continue;
+            };
+            let at = &graph.value(weight).name;
+            let tensor = graph.constant(weight).ok_or_else(|| {
+                Miss::new(at, "a weight is computed, so that those of all layers cannot be one")
+                    .expected("an initializer", "a computed tensor")
+            })?;
+            let found = (graph.dtype(weight), graph.static_shape(weight));
+            if found != (Some(self.dtype), shape.clone()) {
+                let text = |dtype: Option<DType>, shape: Option<Vec<i64>>| {
+                    let dtype = dtype.map_or_else(|| "an unknown type".into(), |dtype| dtype.to_string());
+                    format!("{dtype} {:?}", shape.unwrap_or_default())
+                };
+                return Err(Miss::new(at, "the weights of its layers are of different types or shapes")
+                    .expected(text(Some(self.dtype), shape), text(found.0, found.1)));
+            }
+            let bytes = tensor.data().map_err(|error| Miss::new(at, format!("a weight cannot be read: {error}")))?;
+            self.data.extend_from_slice(&bytes);
+        }
+        let multiple = self.bytes(PART_MULTIPLE).max(1);
+        self.data.resize(self.data.len().next_multiple_of(multiple), 0);
+        Ok(())
+    }
+
+    fn tensor(self) -> TensorProto {
+        let elements = self.data.len() / self.bytes(1).max(1);
+        TensorProto::from_raw("", self.dtype, &[elements as i64], self.data.into())
+    }
 }
