@@ -47,8 +47,8 @@ pub struct Args {
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Kinds of site to fuse [default: all but mlp-block, swin-attn-block, attn-block, tnt-inner-block, tnt-bridge,
-    /// patch-merge-block, patch-embed, tnt-words, bias-gelu and
-    /// depthwise-conv]
+    /// patch-merge-block, patch-embed, tnt-words, bias-gelu,
+    /// depthwise-conv and token-conv]
     #[arg(long, value_name = "KIND,...", value_delimiter = ',')]
     fuse: Vec<Kind>,
     /// Kinds to fuse besides: blocks made of the others, up to the size where they pay (an open batch counts as 1). Of a

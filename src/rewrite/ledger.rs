@@ -43,10 +43,12 @@ pub enum Kind {
     BiasGelu,
     /// A depthwise convolution of a map that lies as tokens, with the residual add around it, as one op.
     DepthwiseConv,
+    /// Depthwise convolutions between 1x1 convolutions, and all that is around them of the same map, on tokens.
+    TokenConv,
 }
 
 impl Kind {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::LayerNorm,
         Self::Attention,
         Self::Gelu,
@@ -62,6 +64,7 @@ impl Kind {
         Self::TntWords,
         Self::BiasGelu,
         Self::DepthwiseConv,
+        Self::TokenConv,
     ];
     /// The kinds that are fused unless something else is asked for: blocks are not, since whether one is faster than
     /// its parts depends on the sizes and the GPU.
@@ -97,6 +100,7 @@ impl Kind {
             Self::TntWords => "tnt-words",
             Self::BiasGelu => "bias-gelu",
             Self::DepthwiseConv => "depthwise-conv",
+            Self::TokenConv => "token-conv",
         }
     }
 }

@@ -22,6 +22,8 @@ mod tnt_bridge;
 mod tnt_front;
 mod tnt_inner_block;
 mod tnt_words;
+mod token_conv;
+mod token_map;
 mod window;
 
 use crate::error::Result;
@@ -49,8 +51,6 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     tnt_words::run(engine)?;
     attn_block::run(engine)?;
     mlp_block::run(engine)?;
-    // The GELUs that no block has taken.
-    bias_gelu::run(engine)?;
     attn_block::residuals(engine)?;
     tnt_bridge::residuals(engine)?;
     // What residual adds the windows and blocks have left goes into the patch merges and norms.
@@ -62,6 +62,10 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     norm_pool::run(engine)?;
     // Behind all that may know a scale or shift as part of its pattern.
     batch_norm::run(engine)?;
+    // With the norms in its products.
+    token_conv::run(engine)?;
+    // The GELUs that no block has taken, those behind its products too.
+    bias_gelu::run(engine)?;
     // Last: the others leave Reshapes behind each other.
     straighten::run(engine)?;
     Ok(())
