@@ -8,7 +8,8 @@ mod common;
 use std::path::{Path, PathBuf};
 
 use block::{
-    Net, comparison, costs_less_than_its_parts, infer_outputs, int, left_for_its_size, nodes, rewritten, weight, with,
+    Net, comparison, costs_less_than_its_parts, infer_outputs, int, left_for_its_size, made_of_many_rows, nodes,
+    rewritten, weight, with,
 };
 use trt_opt::onnx::proto::{AttributeProto, ModelProto, NodeProto, TensorProto};
 use trt_opt::rewrite::{Kind, Options, Standard, Status, Target};
@@ -125,6 +126,7 @@ enum Products {
 
 #[derive(Clone, Copy)]
 struct Form {
+    images: i64,
     channels: i64,
     heads: i64,
     head: i64,
@@ -133,7 +135,7 @@ struct Form {
 
 impl Default for Form {
     fn default() -> Self {
-        Self { channels: 16, heads: 2, head: 8, products: Products::Packed }
+        Self { images: IMAGES, channels: 16, heads: 2, head: 8, products: Products::Packed }
     }
 }
 
@@ -160,7 +162,7 @@ impl Net for Parts {
     fn rewrite(&self, options: &Options) -> testing::Rewrite {
         let mut proto = common::model(self.nodes.clone(), self.weights.clone());
         let graph = proto.graph.as_mut().unwrap();
-        let tokens = [IMAGES, TOKENS, self.form.channels];
+        let tokens = [self.form.images, TOKENS, self.form.channels];
         graph.input = ["x", "r"].map(|name| common::value(name, &tokens)).into();
         infer_outputs(&mut proto, &self.outputs);
         rewritten(proto, options)
@@ -194,7 +196,7 @@ impl Parts {
             net.weights.push(weight(&format!("b_{name}"), &[count * inner]));
             net.add("MatMul", &["n", &format!("w_{name}")], &format!("{name}_product"));
             net.add("Add", &[&format!("{name}_product"), &format!("b_{name}")], &format!("{name}_all"));
-            net.reshape(&format!("{name}_all"), &[IMAGES, TOKENS, count, h, d], &format!("{name}_split"));
+            net.reshape(&format!("{name}_all"), &[form.images, TOKENS, count, h, d], &format!("{name}_split"));
             net.transpose(&format!("{name}_split"), &[2, 0, 3, 1, 4], &format!("{name}_parts"));
             for (i, part) in parts.iter().enumerate() {
                 net.weights.push(TensorProto::from_i64(format!("index_{part}"), &[], &[i as i64]));
@@ -208,7 +210,7 @@ impl Parts {
         net.add("Softmax", &["scores"], "p").attribute = vec![AttributeProto::int("axis", -1)];
         net.add("MatMul", &["p", "v"], "mixed");
         net.transpose("mixed", &[0, 2, 1, 3], "merged");
-        net.reshape("merged", &[IMAGES, TOKENS, inner], "context");
+        net.reshape("merged", &[form.images, TOKENS, inner], "context");
         net.add("MatMul", &["context", "w_proj"], "out_product");
         net.add("Add", &["out_product", "b_proj"], "projected");
         net.add("Add", &["s", "projected"], "y");
@@ -322,7 +324,7 @@ fn other_forms_are_the_same_block() {
     for products in [Products::QkV, Products::Separate] {
         Parts::new(Form { products, ..Form::default() }).fused();
     }
-    let words = Form { channels: 24, heads: 4, head: 6, products: Products::QkV };
+    let words = Form { channels: 24, heads: 4, head: 6, products: Products::QkV, ..Form::default() };
     assert_eq!(int(&Parts::new(words).fused(), "num_heads"), 4);
     // Heads narrower and wider than the channels.
     for head in [4, 16] {
@@ -469,6 +471,15 @@ fn blocks_above_the_size_where_they_pay_are_left_to_their_parts() {
     let left = rewrite(1824);
     left_for_its_size(&left, Kind::AttnBlock, &format!("[{IMAGES}, {TOKENS}]"));
     assert_eq!(count(&left.model().proto, OP), 0);
+}
+
+/// 300 sequences of five tokens are 1500 rows.
+#[test]
+fn blocks_of_many_rows_are_made_for_the_gpu_that_has_products_for_them() {
+    let net = |images, [channels, inner]: [i64; 2]| {
+        Parts::new(Form { images, channels, heads: 8, head: inner / 8, ..Form::default() })
+    };
+    made_of_many_rows(net, [299, 300], [512; 2], &[[520, 512], [512, 520]]);
 }
 
 #[test]

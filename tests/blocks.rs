@@ -6,7 +6,7 @@ mod common;
 
 use std::path::Path;
 
-use block::{Net, comparison, costs_less_than_its_parts, rewritten, weight, with};
+use block::{Net, comparison, costs_less_than_its_parts, left_for_its_gpu, on, rewritten, weight, with};
 use trt_opt::onnx::proto::{AttributeProto, ModelProto, NodeProto, TensorProto};
 use trt_opt::onnx::{self, Model};
 use trt_opt::rewrite::{Kind, Ledger, Options, Site, Standard, Status, Target};
@@ -313,6 +313,10 @@ fn sizes_that_the_tensor_cores_do_not_take_are_refused() {
 
 /// A block of these sizes alone, with the first axis given, or open.
 fn of_size(batch: Option<i64>, rows: i64, channels: i64, hidden: i64) -> (usize, Ledger) {
+    of_size_with(&with_blocks(), batch, [rows, channels, hidden])
+}
+
+fn of_size_with(options: &Options, batch: Option<i64>, [rows, channels, hidden]: [i64; 3]) -> (usize, Ledger) {
     let mut net = Parts::new();
     let sizes = [
         ("scale", vec![channels]),
@@ -334,7 +338,7 @@ fn of_size(batch: Option<i64>, rows: i64, channels: i64, hidden: i64) -> (usize,
     graph.input = ["x", "r"].map(tokens).into();
     graph.output = vec![tokens("y")];
     let model = Model { proto, ..onnx::load(&fixture()).unwrap() };
-    let rewrite = testing::rewrite_model(model, &with_blocks()).unwrap();
+    let rewrite = testing::rewrite_model(model, options).unwrap();
     (count(&rewrite.model().proto, "TrtOptMlpBlock"), rewrite.ledger().clone())
 }
 
@@ -364,6 +368,55 @@ fn blocks_above_the_size_where_they_pay_are_left_to_their_parts() {
         assert!(taken(&of_size(Some(1), rows, channels, 4 * channels)), "{rows} x {channels}");
     }
     assert!(!taken(&of_size(Some(2), 197, 384, 1536)));
+}
+
+/// On a GPU with products for them, blocks of 1500 rows and more and at most 512 channels are made, and nothing else changes.
+#[test]
+fn blocks_of_many_rows_are_made_for_the_gpu_that_has_products_for_them() {
+    let hopper = on(with_blocks(), 9, 0);
+    for (batch, sizes) in [(1, [1500, 512, 2048]), (2, [750, 512, 2048]), (32, [196, 384, 1536])] {
+        let (blocks, ledger) = of_size_with(&hopper, Some(batch), sizes);
+        assert_eq!((blocks, ledger.count(Kind::MlpBlock).fused), (1, 1), "{batch} x {sizes:?}");
+        // No other GPU is known to have them; only where none is named, the one that has is.
+        left_for_its_gpu(&of_size_with(&with_blocks(), Some(batch), sizes).1, Kind::MlpBlock);
+        for (major, minor) in [(8, 9), (9, 1), (10, 0)] {
+            let (blocks, ledger) = of_size_with(&on(with_blocks(), major, minor), Some(batch), sizes);
+            let reason = ledger.missed(Kind::MlpBlock).next().unwrap().reason.as_deref();
+            assert_eq!((blocks, reason), (0, Some("its products are so large that TensorRT's are faster")));
+        }
+    }
+    // One row less, too many channels, a batch that may be 1.
+    for (batch, sizes) in [
+        (Some(1), [1499, 512, 2048]),
+        (Some(1), [1500, 520, 2048]),
+        (None, [1500, 512, 2048]),
+        (None, [196, 384, 6144]),
+    ] {
+        for options in [&hopper, &with_blocks()] {
+            let (blocks, ledger) = of_size_with(options, batch, sizes);
+            assert_eq!(blocks, 0, "{batch:?} x {sizes:?}");
+            let site = ledger.missed(Kind::MlpBlock).next().unwrap();
+            assert_eq!(site.reason.as_deref(), Some("its products are so large that TensorRT's are faster"));
+            let wide = ", or at least 1500 rows of a fixed batch and at most 512 channels";
+            let said = site.expected.as_deref().unwrap().contains(wide);
+            assert_eq!(said, options.compute_capability.is_some(), "{site:?}");
+        }
+    }
+    // Few rows and few channels are taken as without.
+    for (batch, sizes) in [(Some(1), [1250, 200, 600]), (Some(32), [3136, 96, 384]), (None, [197, 384, 1536])] {
+        assert_eq!(of_size_with(&hopper, batch, sizes).0, 1, "{batch:?} x {sizes:?}");
+    }
+}
+
+/// A GELU with its offset is the smaller op's where no block has it.
+#[test]
+fn gelus_are_those_of_the_blocks_that_are_left() {
+    let both = with(&[Kind::MlpBlock, Kind::BiasGelu]);
+    for (options, expected) in [(both.clone(), [0, 1]), (on(both, 9, 0), [1, 0])] {
+        let (blocks, ledger) = of_size_with(&options, Some(32), [196, 384, 1536]);
+        let fused = [Kind::MlpBlock, Kind::BiasGelu].map(|kind| ledger.count(kind).fused);
+        assert_eq!((blocks, fused), (expected[0], expected));
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ use assert_cmd::assert::Assert;
 use predicates::prelude::*;
 use predicates::str::contains;
 use serde_json::Value;
+use trt_opt::onnx::proto::{ValueInfoProto, tensor_shape_proto, type_proto};
 
 const COMMANDS: &[&str] = &[
     "fuse",
@@ -316,6 +317,44 @@ fn verify_passes_and_fails() {
     let value = json(trt_opt(&["verify", &half.0, &half.1, "--rtol", "1e-9", "--json"]).code(1));
     assert_eq!(value["passed"], false);
     trt_opt(&["verify", &half.0, &half.1, "--rtol", "1e-9"]).code(1).stderr(contains("output 'output'"));
+}
+
+/// A ViT of so many images that its attention blocks pay on one GPU alone.
+#[test]
+fn fuse_takes_the_gpu_that_the_model_is_for() {
+    let scratch = Scratch::new();
+    let input = scratch.path("vit.onnx");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(fixture("vit_ts17_dyn.onnx"));
+    let mut model = trt_opt::onnx::load(&source).unwrap();
+    let graph = model.proto.graph.as_mut().unwrap();
+    for value in graph.input.iter_mut().chain(&mut graph.output) {
+        set_batch(value, 1 << 16);
+    }
+    trt_opt::onnx::save(&model, &input, &Default::default()).unwrap();
+    let input = input.to_str().unwrap();
+
+    let fused = |options: &[&str]| {
+        let arguments = [&["fuse", input, "--json", "--also", "attn-block"], options].concat();
+        let report = json(trt_opt(&arguments).success());
+        let ledger = report["ledger"].clone();
+        let missed = ledger["sites"].as_array().unwrap().iter().find(|s| s["status"] == "missed").cloned();
+        (ledger["summary"]["attn-block"]["fused"].as_u64().unwrap(), missed)
+    };
+    let (blocks, missed) = fused(&[]);
+    let reason = missed.unwrap()["reason"].as_str().unwrap().to_owned();
+    assert_eq!((blocks, reason.contains("--compute-capability 9.0")), (0, true), "{reason}");
+    assert_eq!(fused(&["--compute-capability", "8.0"]).0, 0);
+    assert_eq!(fused(&["--compute-capability", "9.0"]), (2, None));
+    for wrong in ["9", "sm_90", "hopper"] {
+        trt_opt(&["fuse", input, "--compute-capability", wrong]).code(2).stderr(contains("MAJOR.MINOR"));
+    }
+}
+
+fn set_batch(value: &mut ValueInfoProto, batch: i64) {
+    let Some(type_proto::Value::TensorType(tensor)) = value.r#type.as_mut().and_then(|t| t.value.as_mut()) else {
+        panic!("{value:?} is no tensor");
+    };
+    tensor.shape.as_mut().unwrap().dim[0].value = Some(tensor_shape_proto::Value::DimValue(batch));
 }
 
 #[test]

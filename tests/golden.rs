@@ -52,12 +52,23 @@ fn native() {
 #[test]
 fn bias_gelus() {
     for name in ["vit_ts17_dyn", "uniformer_ts17_dyn"] {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/{name}.onnx"));
-        let mut options = Options::default();
-        options.kinds.insert(Kind::BiasGelu);
-        let rewrite = testing::rewrite_with(path, &options).unwrap();
-        insta::with_settings!({ description => "after for --also bias-gelu, sites", omit_expression => true }, {
-            insta::assert_snapshot!(format!("bias_gelu_{name}"), format!("{}\n{}", rewrite.after(), rewrite.sites()));
-        });
+        with_kind(Kind::BiasGelu, "bias_gelu", name);
     }
+}
+
+/// With the convolution blocks of the first stage on tokens.
+#[test]
+fn token_convs() {
+    with_kind(Kind::TokenConv, "token_conv", "uniformer_ts17_dyn");
+}
+
+fn with_kind(kind: Kind, snapshot: &str, name: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/{name}.onnx"));
+    let mut options = Options::default();
+    options.kinds.insert(kind);
+    let rewrite = testing::rewrite_with(path, &options).unwrap();
+    let description = format!("after for --also {kind}, sites");
+    insta::with_settings!({ description => description, omit_expression => true }, {
+        insta::assert_snapshot!(format!("{snapshot}_{name}"), format!("{}\n{}", rewrite.after(), rewrite.sites()));
+    });
 }

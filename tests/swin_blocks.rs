@@ -7,7 +7,8 @@ mod common;
 use std::path::{Path, PathBuf};
 
 use block::{
-    Net, comparison, costs_less_than_its_parts, infer_outputs, int, left_for_its_size, nodes, rewritten, weight, with,
+    Net, comparison, costs_less_than_its_parts, infer_outputs, int, left_for_its_size, made_of_many_rows, nodes,
+    rewritten, weight, with,
 };
 use trt_opt::onnx::proto::{AttributeProto, ModelProto, NodeProto, TensorProto};
 use trt_opt::rewrite::ops::{WindowMap, region, table_index};
@@ -134,6 +135,7 @@ const HEADS: i64 = 2;
 /// What the block is made with.
 #[derive(Clone)]
 struct Form {
+    images: i64,
     channels: i64,
     head: i64,
     /// By how much the map is rolled, rolled back, and by what shift its mask is; `None`: no mask.
@@ -148,7 +150,7 @@ struct Form {
 impl Default for Form {
     fn default() -> Self {
         let perms = [[0, 1, 3, 2, 4, 5]; 2];
-        Self { channels: 16, head: 8, shift: 2, back: 2, mask: Some(2), perms, sum: true }
+        Self { images: IMAGES, channels: 16, head: 8, shift: 2, back: 2, mask: Some(2), perms, sum: true }
     }
 }
 
@@ -175,7 +177,7 @@ impl Net for Parts {
     fn rewrite(&self, options: &Options) -> testing::Rewrite {
         let mut proto = common::model(self.nodes.clone(), self.weights.clone());
         let graph = proto.graph.as_mut().unwrap();
-        let map = [IMAGES, SIDE, SIDE, self.form.channels];
+        let map = [self.form.images, SIDE, SIDE, self.form.channels];
         graph.input = ["x", "r"].map(|name| common::value(name, &map)).into();
         infer_outputs(&mut proto, &self.outputs);
         rewritten(proto, options)
@@ -206,12 +208,12 @@ impl Parts {
             vec![AttributeProto::int("axis", -1), AttributeProto::float("epsilon", 1e-5)];
         net.roll("n", form.shift, "rolled");
         let across = SIDE / WINDOW;
-        net.reshape("rolled", &[IMAGES, across, WINDOW, across, WINDOW, c], "grid");
+        net.reshape("rolled", &[form.images, across, WINDOW, across, WINDOW, c], "grid");
         net.transpose("grid", &form.perms[0], "cut");
-        net.reshape("cut", &[IMAGES * WINDOWS, TOKENS, c], "windows");
+        net.reshape("cut", &[form.images * WINDOWS, TOKENS, c], "windows");
         net.add("MatMul", &["windows", "w_qkv"], "product");
         net.add("Add", &["product", "b_qkv"], "qkv");
-        net.reshape("qkv", &[IMAGES * WINDOWS, TOKENS, 3, HEADS, d], "split");
+        net.reshape("qkv", &[form.images * WINDOWS, TOKENS, 3, HEADS, d], "split");
         net.transpose("split", &[2, 0, 3, 1, 4], "parts");
         for (i, part) in ["q", "k", "v"].into_iter().enumerate() {
             net.weights.push(TensorProto::from_i64(format!("index_{part}"), &[], &[i as i64]));
@@ -225,20 +227,20 @@ impl Parts {
         let mut scores = "scores";
         if let Some(shift) = form.mask {
             net.weights.push(mask(shift));
-            net.reshape("scores", &[IMAGES, WINDOWS, HEADS, TOKENS, TOKENS], "grouped");
+            net.reshape("scores", &[form.images, WINDOWS, HEADS, TOKENS, TOKENS], "grouped");
             net.add("Add", &["grouped", "mask"], "grouped_masked");
-            net.reshape("grouped_masked", &[IMAGES * WINDOWS, HEADS, TOKENS, TOKENS], "masked");
+            net.reshape("grouped_masked", &[form.images * WINDOWS, HEADS, TOKENS, TOKENS], "masked");
             scores = "masked";
         }
         net.add("Softmax", &[scores], "p").attribute = vec![AttributeProto::int("axis", -1)];
         net.add("MatMul", &["p", "v"], "mixed");
         net.transpose("mixed", &[0, 2, 1, 3], "merged");
-        net.reshape("merged", &[IMAGES * WINDOWS, TOKENS, inner], "context");
+        net.reshape("merged", &[form.images * WINDOWS, TOKENS, inner], "context");
         net.add("MatMul", &["context", "w_proj"], "out_product");
         net.add("Add", &["out_product", "b_proj"], "projected");
-        net.reshape("projected", &[IMAGES, across, across, WINDOW, WINDOW, c], "tiles");
+        net.reshape("projected", &[form.images, across, across, WINDOW, WINDOW, c], "tiles");
         net.transpose("tiles", &form.perms[1], "joined");
-        net.reshape("joined", &[IMAGES, SIDE, SIDE, c], "map");
+        net.reshape("joined", &[form.images, SIDE, SIDE, c], "map");
         net.roll("map", (SIDE - form.back) % SIDE, "back");
         net.add("Add", &["s", "back"], "y");
         net
@@ -493,6 +495,15 @@ fn blocks_above_the_size_where_they_pay_are_left_to_their_parts() {
     let left = rewrite(1336);
     left_for_its_size(&left, Kind::SwinAttnBlock, &format!("[{}, {TOKENS}]", IMAGES * WINDOWS));
     assert_eq!(count(&left.model().proto, OP), 0);
+}
+
+/// Images of 64 tokens: 24 are 1536 rows, 23 are 1472.
+#[test]
+fn blocks_of_many_rows_are_made_for_the_gpu_that_has_products_for_them() {
+    let net = |images, [channels, inner]: [i64; 2]| {
+        Parts::new(Form { images, channels, head: inner / HEADS, ..Form::default() })
+    };
+    made_of_many_rows(net, [23, 24], [512, 256], &[[520, 256]]);
 }
 
 /// Swin V2: the norm comes after the attention, and scores are cosines with a scale for each head.

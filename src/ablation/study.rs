@@ -140,8 +140,8 @@ pub fn build(
     if options.variants.contains(TUNED) {
         for Setting { file, batch } in settings.iter().filter(|s| s.file.is_tuned()) {
             let model = onnx::load(&file.path)?;
-            let name = stem(file, batch.size);
             for &precision in &options.precisions {
+                let name = stem(file, batch.size, precision);
                 event(Event::Phase(format!("building what tuning {} in {precision} asks for", file.name)));
                 let tuning = tuning(&model, &name, *batch, precision, options, workshop);
                 for candidate in tuning.build(&|job, outcome| event(Event::Built(job, outcome)))? {
@@ -291,39 +291,36 @@ fn plan(
         false => options.variants.is_empty() || options.variants.contains(&v.name),
     };
     let native = |name: &str| Variant { name: name.to_owned(), rewrite: None };
-    let mut forms: Vec<(Variant, &'static [&'static str])> = vec![];
-    match &file.variant {
-        Some(name) => forms.push((native(name), &[])),
-        None => {
-            let ladder = variants::ladder(model, &file.name, options.target)?.into_iter().filter(wanted);
-            forms.extend(ladder.map(|variant| (variant, &[][..])));
-            let audits = variants::AUDITS.into_iter().filter(|(name, _)| options.variants.contains(*name));
-            forms.extend(audits.map(|(name, extra)| (native(name), extra)));
-        }
-    }
     let before = estimate(model, batch.size)?;
-    for (variant, extra) in forms {
-        let saved = workshop.save(&stem(file, batch.size), model, &variant)?;
-        let after = match saved.ledger {
-            Some(_) => estimate(&saved.model, batch.size)?,
-            None => before,
-        };
-        let mut precisions = options.precisions.clone();
-        if is_reference && !precisions.contains(&Precision::Fp16) {
-            precisions.push(Precision::Fp16);
+    let mut precisions = options.precisions.clone();
+    if is_reference && !precisions.contains(&Precision::Fp16) {
+        precisions.push(Precision::Fp16);
+    }
+    for precision in precisions {
+        let fp16 = precision == Precision::Fp16;
+        let mut forms: Vec<(Variant, &'static [&'static str])> = vec![];
+        match &file.variant {
+            Some(name) => forms.push((native(name), &[])),
+            None => {
+                let default = workshop.rewriting(options.target, fp16);
+                let ladder = variants::ladder(model, &file.name, &default)?.into_iter().filter(wanted);
+                forms.extend(ladder.map(|variant| (variant, &[][..])));
+                let audits = variants::AUDITS.into_iter().filter(|(name, _)| options.variants.contains(*name));
+                forms.extend(audits.map(|(name, extra)| (native(name), extra)));
+            }
         }
-        for precision in precisions {
+        for (variant, extra) in forms {
+            let saved = workshop.save(&stem(file, batch.size, precision), model, &variant)?;
+            let after = match saved.ledger {
+                Some(_) => estimate(&saved.model, batch.size)?,
+                None => before,
+            };
             planned.push(Planned {
                 model: file.name.clone(),
                 variant: variant.name.clone(),
                 precision,
                 batch: batch.size,
-                job: workshop.store.job(
-                    &saved.path,
-                    precision == Precision::Fp16,
-                    batch.open.then_some(batch.size),
-                    extra,
-                )?,
+                job: workshop.store.job(&saved.path, fp16, batch.open.then_some(batch.size), extra)?,
                 estimate: BeforeAfter { before, after },
                 note: None,
                 reference,
@@ -333,9 +330,9 @@ fn plan(
     Ok(())
 }
 
-/// What files of the store are called after.
-fn stem(file: &ModelFile, batch: i64) -> String {
-    format!("{}-b{batch}", file.name)
+/// What files of the store are called after. The precision is one of what blocks are made by.
+fn stem(file: &ModelFile, batch: i64, precision: Precision) -> String {
+    format!("{}-b{batch}-{precision}", file.name)
 }
 
 fn estimate(model: &Model, batch: i64) -> Result<Estimate> {
@@ -354,7 +351,7 @@ fn tuned(
 ) -> Result<Planned> {
     let model = onnx::load(&file.path)?;
     event(Event::Phase(format!("tuning {} in {precision} at batch {}", file.name, batch.size)));
-    let name = stem(file, batch.size);
+    let name = stem(file, batch.size, precision);
     let tuning = tuning(&model, &name, *batch, precision, options, workshop);
     let found = tuning.run(&|job, outcome| event(Event::Built(job, outcome)), &mut |_| {})?;
     let (before, after) = (estimate(&model, batch.size)?, estimate(&found.saved.model, batch.size)?);

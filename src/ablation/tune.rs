@@ -761,6 +761,31 @@ mod tests {
         }
     }
 
+    /// Whichever of the two kinds has the encoding of a convolution block, the block can be left as it is.
+    #[test]
+    fn convolution_blocks_are_a_group_with_or_without_their_encodings() {
+        let kinds: BTreeSet<Kind> = Kind::DEFAULT.into_iter().chain([Kind::DepthwiseConv, Kind::TokenConv]).collect();
+        let options = Options { kinds, ..Options::default() };
+        let (ledger, graph) = fused("uniformer_ts17", &options);
+        let groups = blocks(&ledger, &graph, By::Kind);
+        let number = |kind| groups.iter().position(|g| g.kind == kind).unwrap();
+        let [encodings, convolutions] = [Kind::DepthwiseConv, Kind::TokenConv].map(number);
+        for (left, expected) in [
+            (vec![], [3, 1]),
+            (vec![encodings], [0, 1]),
+            (vec![convolutions], [3, 0]),
+            (vec![encodings, convolutions], [0, 0]),
+        ] {
+            let standard = standard(&groups, &left.into_iter().collect());
+            let (ledger, graph) = fused("uniformer_ts17", &Options { standard, ..options.clone() });
+            assert_eq!([Kind::DepthwiseConv, Kind::TokenConv].map(|kind| ledger.count(kind).fused), expected);
+            if expected == [0, 0] {
+                let default = fused("uniformer_ts17", &Options::default()).1;
+                assert_eq!(crate::ir::print(&default), crate::ir::print(&graph));
+            }
+        }
+    }
+
     fn fused(name: &str, options: &Options) -> (Ledger, Graph) {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/{name}.onnx"));
         let mut model = crate::onnx::load(&path).unwrap();

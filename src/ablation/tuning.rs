@@ -79,7 +79,7 @@ impl Tuning<'_> {
 
     /// What there is to choose among, blocks first, those made of other blocks behind these. GELUs with offsets are blocks, too.
     fn groups(&self) -> Result<Vec<Group>> {
-        let default = rewrite::Options { target: self.target, ..Default::default() };
+        let default = self.workshop.rewriting(self.target, self.fp16);
         let blocks = rewrite::Options { kinds: tune::kinds_without_wholes(), ..default.clone() };
         let (ledger, graph) = self.rewritten(blocks)?;
         let mut groups = tune::blocks(&ledger, &graph, self.by);
@@ -110,7 +110,8 @@ impl Tuning<'_> {
 
     /// With plugins, blocks included, but for these sites.
     fn fused(&self, name: impl Into<String>, standard: Vec<Standard>) -> Variant {
-        let options = rewrite::Options { target: self.target, kinds: Kind::ALL.into(), standard, ..Default::default() };
+        let default = self.workshop.rewriting(self.target, self.fp16);
+        let options = rewrite::Options { kinds: Kind::ALL.into(), standard, ..default };
         Variant { name: name.into(), rewrite: Some(options) }
     }
 

@@ -44,13 +44,13 @@ pub fn without_plugins() -> [Variant; 2] {
 }
 
 /// All variants: without plugins, with each fusion alone, with all but each, with all, and with blocks made of them, if the
-/// model has any.
+/// model has any. But for kinds and sites, `default` says how they are rewritten.
 ///
 /// What a variant does not fuse it has in its canonical form, so that no fusion is credited with the clean-up.
-pub fn ladder(model: &Model, file: &str, target: Target) -> Result<Vec<Variant>> {
-    let all = Variant::rewritten("all", rewrite::Options { target, ..Default::default() });
+pub fn ladder(model: &Model, file: &str, default: &rewrite::Options) -> Result<Vec<Variant>> {
+    let all = Variant::rewritten("all", default.clone());
     let kinds = Kind::ALL.into_iter().filter(|&kind| kind != Kind::TntWords).collect();
-    let blocks = Variant::rewritten(BLOCKS, rewrite::Options { target, kinds, ..Default::default() });
+    let blocks = Variant::rewritten(BLOCKS, rewrite::Options { kinds, ..default.clone() });
     let (_, ledger) = all.apply(model, file)?;
     let fused = |kind: &Kind| ledger.as_ref().is_some_and(|l| l.count(*kind).fused > 0);
     let kinds: Vec<Kind> = Kind::DEFAULT.into_iter().filter(fused).collect();
@@ -60,7 +60,7 @@ pub fn ladder(model: &Model, file: &str, target: Target) -> Result<Vec<Variant>>
             node: None,
             reason: format!("the variant {name} leaves {kind} to TensorRT"),
         });
-        let options = rewrite::Options { target, standard: standard.collect(), ..Default::default() };
+        let options = rewrite::Options { standard: standard.collect(), ..default.clone() };
         Variant::rewritten(name, options)
     };
     let mut variants: Vec<Variant> = without_plugins().into();
@@ -87,7 +87,7 @@ mod tests {
     fn names(fixture: &str) -> Vec<String> {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/{fixture}.onnx"));
         let model = crate::onnx::load(&path).unwrap();
-        ladder(&model, fixture, Target::Trt8).unwrap().into_iter().map(|v| v.name).collect()
+        ladder(&model, fixture, &rewrite::Options::default()).unwrap().into_iter().map(|v| v.name).collect()
     }
 
     #[test]
@@ -106,7 +106,7 @@ mod tests {
     fn blocks_are_in_their_variant_and_in_no_other() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/swin_ts17.onnx");
         let model = crate::onnx::load(&path).unwrap();
-        for variant in ladder(&model, "swin", Target::Trt8).unwrap() {
+        for variant in ladder(&model, "swin", &rewrite::Options::default()).unwrap() {
             let (_, ledger) = variant.apply(&model, "swin").unwrap();
             let count = |kind| ledger.as_ref().map_or(0, |l| l.count(kind).fused);
             let expected = if variant.name == BLOCKS { [3, 3, 0] } else { [0; 3] };

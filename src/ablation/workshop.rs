@@ -9,7 +9,7 @@ use crate::bench;
 use crate::engine::{BuildOptions, Gpu, Library};
 use crate::error::Result;
 use crate::onnx::Model;
-use crate::rewrite::Ledger;
+use crate::rewrite::{self, Ledger, Target};
 use crate::verify::Array;
 
 /// What engines are built and timed with.
@@ -35,6 +35,12 @@ pub struct Saved {
 }
 
 impl Workshop<'_> {
+    /// What a model is rewritten with for engines on this GPU: the products that it alone has are of float16.
+    pub fn rewriting(&self, target: Target, fp16: bool) -> rewrite::Options {
+        let compute_capability = fp16.then_some(self.gpu.description.compute_capability);
+        rewrite::Options { target, compute_capability, ..Default::default() }
+    }
+
     /// Writes a variant of a model into the store. A model as exported stays where it is.
     pub fn save(&self, name: &str, model: &Model, variant: &Variant) -> Result<Saved> {
         if variant.rewrite.is_none() {

@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 use trt_opt::contents::Contents;
 use trt_opt::onnx::{self, Model, SaveOptions};
-use trt_opt::rewrite::{self, Kind, Ledger, Options, Site, Target, fp16};
+use trt_opt::rewrite::{self, ComputeCapability, Kind, Ledger, Options, Site, Target, fp16};
 use trt_opt::verify::{self, Report, Source};
 use trt_opt::{Error, Result, files};
 
@@ -36,6 +36,7 @@ Examples:
   trt-opt fuse swin.onnx --fuse layernorm,attention --require layernorm,attention
   trt-opt fuse swin.onnx --also mlp-block,swin-attn-block  blocks too, as one op each
   trt-opt fuse vit.onnx --also mlp-block,attn-block
+  trt-opt fuse swin_b32.onnx --also mlp-block,swin-attn-block --compute-capability 9.0
   trt-opt fuse swin.onnx --reference twin.onnx             also a twin that any ONNX runtime can run
   trt-opt fuse swin.onnx --ledger swin.json --json         the account of all sites, for programs
   trt-opt fuse swin.onnx --target trt11 --fp16 --inputs images.npz --verify
@@ -46,8 +47,8 @@ pub struct Args {
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Kinds of site to fuse [default: all but mlp-block, swin-attn-block, attn-block, tnt-inner-block, tnt-bridge,
-    /// patch-merge-block, patch-embed, tnt-words, bias-gelu, depthwise-conv and
-    /// block-chain]
+    /// patch-merge-block, patch-embed, tnt-words, bias-gelu,
+    /// depthwise-conv, token-conv and block-chain]
     #[arg(long, value_name = "KIND,...", value_delimiter = ',')]
     fuse: Vec<Kind>,
     /// Kinds to fuse besides: blocks made of the others, up to the size where they pay (an open batch counts as 1). Of a
@@ -60,6 +61,10 @@ pub struct Args {
     /// What the model is for
     #[arg(long, default_value = "trt8")]
     target: Target,
+    /// Compute capability of the GPU that will run the model, as 9.0 of an H100: lets blocks be made that pay on such a GPU
+    /// alone [default: not known]
+    #[arg(long, value_name = "X.Y")]
+    compute_capability: Option<ComputeCapability>,
     /// Convert weights and activations to float16, but where the ledger gives a reason
     #[arg(long)]
     fp16: bool,
@@ -159,7 +164,14 @@ impl Args {
             )));
         }
         Ok(Resolved {
-            options: Options { target: self.target, kinds, skip, stop_after: self.stop_after, ..Options::default() },
+            options: Options {
+                target: self.target,
+                compute_capability: self.compute_capability,
+                kinds,
+                skip,
+                stop_after: self.stop_after,
+                ..Options::default()
+            },
             batch: self.run.batch.unwrap_or(1),
             save: SaveOptions { external_data: self.external_data, ..SaveOptions::default() },
             fp16: self.fp16.then_some(fp16::Options { interface: self.fp16_io }),

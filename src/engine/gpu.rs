@@ -6,6 +6,7 @@ use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 use serde::Serialize;
 
 use super::error::{Error, Result};
+use crate::rewrite::ComputeCapability;
 
 /// A GPU in use: its primary context, which TensorRT uses too, and a stream.
 #[derive(Clone, Debug)]
@@ -18,8 +19,7 @@ pub struct Gpu {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Description {
     pub name: String,
-    /// `9.0`.
-    pub compute_capability: String,
+    pub compute_capability: ComputeCapability,
     pub memory_bytes: u64,
     /// Version of CUDA that the driver has: `12.4`.
     pub cuda: String,
@@ -33,9 +33,11 @@ impl Gpu {
         let context = context()?;
         let describe = || {
             let (major, minor) = context.compute_capability()?;
+            // Neither is negative.
+            let [major, minor] = [major, minor].map(i32::unsigned_abs);
             Ok(Description {
                 name: context.name()?,
-                compute_capability: format!("{major}.{minor}"),
+                compute_capability: ComputeCapability { major, minor },
                 memory_bytes: context.total_mem()? as u64,
                 cuda: cuda_version()?,
                 driver: driver_version(),

@@ -45,10 +45,12 @@ pub enum Kind {
     DepthwiseConv,
     /// Attention blocks and MLP blocks in turn, each of which reads what the one before gives, as one op.
     BlockChain,
+    /// Depthwise convolutions between 1x1 convolutions, and all that is around them of the same map, on tokens.
+    TokenConv,
 }
 
 impl Kind {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::LayerNorm,
         Self::Attention,
         Self::Gelu,
@@ -65,6 +67,7 @@ impl Kind {
         Self::BiasGelu,
         Self::DepthwiseConv,
         Self::BlockChain,
+        Self::TokenConv,
     ];
     /// The kinds that are fused unless something else is asked for: blocks are not, since whether one is faster than
     /// its parts depends on the sizes and the GPU.
@@ -102,6 +105,7 @@ impl Kind {
             Self::BiasGelu => "bias-gelu",
             Self::DepthwiseConv => "depthwise-conv",
             Self::BlockChain => "block-chain",
+            Self::TokenConv => "token-conv",
         }
     }
 }

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 pub use ledger::{Kind, Ledger, Site, Status};
 pub use ops::add_reference_bodies;
-pub use target::Target;
+pub use target::{ComputeCapability, Target};
 
 use crate::error::Result;
 use crate::ir::{self, Graph};
@@ -26,6 +26,8 @@ use crate::onnx::proto::ModelProto;
 #[derive(Clone, Debug)]
 pub struct Options {
     pub target: Target,
+    /// Of the GPU that the model will run on. Not known: only blocks that pay without the products of any one are made.
+    pub compute_capability: Option<ComputeCapability>,
     /// Kinds to fuse; [`Kind::DEFAULT`] by default.
     pub kinds: BTreeSet<Kind>,
     /// Rules, by name, that are left out.
@@ -50,6 +52,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             target: Target::Trt8,
+            compute_capability: None,
             kinds: Kind::DEFAULT.into(),
             skip: BTreeSet::new(),
             standard: vec![],

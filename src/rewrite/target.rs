@@ -1,6 +1,6 @@
 //! What the rewritten model is for.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// The runtime that the output model is written for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
@@ -55,5 +55,50 @@ impl Target {
 impl std::fmt::Display for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.pad(self.name())
+    }
+}
+
+/// What a GPU can do, as CUDA numbers it: `9.0` is Hopper, sm_90.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ComputeCapability {
+    pub major: u32,
+    pub minor: u32,
+}
+
+impl std::str::FromStr for ComputeCapability {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |part: &str| part.parse().ok().filter(|_| part.bytes().all(|b| b.is_ascii_digit()));
+        let parts = text.split_once('.').and_then(|(major, minor)| Some((number(major)?, number(minor)?)));
+        let (major, minor) = parts.ok_or("expected MAJOR.MINOR, as 9.0 of an H100")?;
+        Ok(Self { major, minor })
+    }
+}
+
+impl std::fmt::Display for ComputeCapability {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+impl Serialize for ComputeCapability {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn compute_capabilities_are_read_as_they_are_written() {
+        for text in ["9.0", "8.6", "12.1"] {
+            assert_eq!(text.parse::<ComputeCapability>().unwrap().to_string(), text);
+        }
+        for wrong in ["", "9", "90", "sm_90", "9.", ".0", "9.0.0", "-9.0", "+9.0", "9.0a", "9. 0"] {
+            assert!(wrong.parse::<ComputeCapability>().unwrap_err().contains("MAJOR.MINOR"), "{wrong}");
+        }
     }
 }

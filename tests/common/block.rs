@@ -4,7 +4,7 @@
 use trt_opt::ir::Graph;
 use trt_opt::onnx::proto::{AttributeProto, ModelProto, NodeProto, TensorProto};
 use trt_opt::onnx::{self, Model};
-use trt_opt::rewrite::{Kind, Ledger, Options, Site, Standard, Target};
+use trt_opt::rewrite::{ComputeCapability, Kind, Ledger, Options, Site, Standard, Target};
 use trt_opt::{testing, verify};
 
 use super::common;
@@ -14,6 +14,11 @@ pub fn with(kinds: &[Kind]) -> Options {
     let mut options = Options::default();
     options.kinds.extend(kinds.iter().flat_map(|kind| kind.made_of()).chain(kinds));
     options
+}
+
+/// For a GPU of this compute capability.
+pub fn on(options: Options, major: u32, minor: u32) -> Options {
+    Options { compute_capability: Some(ComputeCapability { major, minor }), ..options }
 }
 
 pub fn nodes<'a>(model: &'a ModelProto, op: &str) -> Vec<&'a NodeProto> {
@@ -64,6 +69,40 @@ pub fn left_for_its_size(rewrite: &testing::Rewrite, kind: Kind, rows: &str) {
     assert_eq!(missed[0].found, Some(format!("0.351 GFLOP, rows {rows}")));
     assert!(missed[0].expected.as_deref().is_some_and(|e| e.starts_with("at most 0.350 GFLOP")), "{missed:?}");
     assert_eq!([Kind::LayerNorm, Kind::Attention].map(|k| ledger.count(k).fused), [1, 1]);
+}
+
+/// The one block is missed for its size, but would not be on the GPU that has products for many rows.
+pub fn left_for_its_gpu(ledger: &Ledger, kind: Kind) {
+    let missed: Vec<_> = ledger.missed(kind).map(|s| s.reason.as_deref()).collect();
+    assert_eq!(missed, [Some(&*format!("{TOO_LARGE}, unless --compute-capability 9.0 is given"))]);
+}
+
+/// Attention blocks of at least 1500 rows are made for Hopper alone, up to some sizes: a net of so many images, of so many
+/// channels and columns of all heads.
+pub fn made_of_many_rows<N: Net>(
+    net: impl Fn(i64, [i64; 2]) -> N,
+    [fewer, enough]: [i64; 2],
+    most: [i64; 2],
+    over: &[[i64; 2]],
+) {
+    let (unknown, hopper) = (with(&[N::KIND]), on(with(&[N::KIND]), 9, 0));
+    let made = |images: i64, sizes: [i64; 2], options: &Options| {
+        let rewrite = net(images, sizes).rewrite(options);
+        (nodes(&rewrite.model().proto, N::OP).len(), rewrite.ledger().clone())
+    };
+    let (blocks, ledger) = made(enough, most, &hopper);
+    assert_eq!((blocks, ledger.count(N::KIND).missed), (1, 0));
+    left_for_its_gpu(&made(enough, most, &unknown).1, N::KIND);
+    let left = |images: i64, sizes: [i64; 2], options: &Options| {
+        let (blocks, ledger) = made(images, sizes, options);
+        let missed: Vec<_> = ledger.missed(N::KIND).map(|site| site.reason.as_deref()).collect();
+        assert_eq!((blocks, missed), (0, vec![Some(TOO_LARGE)]), "{images} of {sizes:?}");
+    };
+    left(enough, most, &on(unknown.clone(), 8, 9));
+    for options in [&hopper, &unknown] {
+        left(fewer, most, options);
+        over.iter().for_each(|&sizes| left(enough, sizes, options));
+    }
 }
 
 const TOO_LARGE: &str = "its products are so large that TensorRT's are faster";

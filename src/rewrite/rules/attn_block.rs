@@ -19,7 +19,6 @@ use std::collections::HashSet;
 use crate::error::Result;
 use crate::ir::{Dim, Graph, Node, NodeId, ValueId, shape_text};
 use crate::onnx::DType;
-use crate::rewrite::Kind;
 use crate::rewrite::engine::{Engine, Miss, Patch};
 use crate::rewrite::ops::{
     Attention, AttnBlock, AttnWeights, Bias, LayerNorm, Layout, MAX_CHANNELS, MULTIPLE, Mask, Window, WindowMap,
@@ -27,10 +26,11 @@ use crate::rewrite::ops::{
 use crate::rewrite::pattern::fused_name;
 use crate::rewrite::rules::attention::weighted;
 use crate::rewrite::rules::block::{
-    Fusion, Linear, Outcome, Rule, check_flops, check_types, limits, output, single_use, sum_of,
+    Fusion, Linear, Outcome, Rule, Wide, check_types, limits, output, single_use, sum_of,
 };
 use crate::rewrite::rules::straighten;
 use crate::rewrite::rules::window::reorders_tokens;
+use crate::rewrite::{ComputeCapability, Kind};
 
 /// The longest sequence that the plugin takes.
 const MAX_TOKENS: i64 = 1 << 16;
@@ -67,6 +67,7 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     }
     // Partitions of a map that is one window go first: they hide what norm an attention follows.
     straighten::run(engine)?;
+    let gpu = engine.options().compute_capability;
     // All are found before any is fused: what an attention is in shows in the nodes before it.
     let graph = engine.graph();
     let attentions = graph.order().iter().copied().filter(|&id| is_attention(graph, id));
@@ -77,7 +78,7 @@ pub fn run(engine: &mut Engine) -> Result<()> {
             name: form.rule,
             part: Kind::Attention,
             part_of: &|_, anchor| vec![anchor],
-            fusion: &|graph, anchor, label| Block::of(graph, anchor, label, form)?.fusion(graph, label, form),
+            fusion: &|graph, anchor, label| Block::of(graph, anchor, label, form, gpu)?.fusion(graph, label, form),
         };
         rule.run(engine, if form.kind == IN_WINDOWS.kind { in_windows.clone() } else { others.clone() })?;
     }
@@ -197,7 +198,7 @@ struct Block {
 }
 
 impl Block {
-    fn of(graph: &Graph, anchor: NodeId, label: &str, form: &Form) -> Outcome<Self> {
+    fn of(graph: &Graph, anchor: NodeId, label: &str, form: &Form, gpu: Option<ComputeCapability>) -> Outcome<Self> {
         let node = graph.node(anchor);
         let attention = Attention::of(node).ok_or_else(|| {
             Miss::new(label, "its attention is not fused").expected("TrtOptAttention", node.qualified_op())
@@ -228,7 +229,13 @@ impl Block {
         check_sizes(graph, label, stream, &qkv, &proj)?;
         // Those of the windows, padding included.
         let rows = graph.shape(packed).and_then(|s| s.get(..2)).unwrap_or_default();
-        check_flops(label, rows, &[&qkv, &proj], limits::ATTN_FLOPS, "")?;
+        Wide { gpu, channels: &[qkv.sizes[0], proj.sizes[0]] }.check_flops(
+            label,
+            rows,
+            &[&qkv, &proj],
+            limits::ATTN_FLOPS,
+            "",
+        )?;
         covers.extend(qkv.covers.iter().chain(&proj.covers));
         let op = AttnBlock { epsilon: norm.epsilon, attention: Attention { map, ..attention } };
         Ok(Self { op, stream, scale, bias, qkv, proj, out, covers })

@@ -8,7 +8,7 @@ use crate::onnx::DType;
 use crate::onnx::proto::TensorProto;
 use crate::rewrite::engine::{Engine, Miss, Patch};
 use crate::rewrite::pattern::{float_tensor, only_user};
-use crate::rewrite::{Kind, Site, Status};
+use crate::rewrite::{ComputeCapability, Kind, Site, Status};
 
 const KEPT: &str = "its parts: this target has no plugin for it";
 
@@ -243,9 +243,18 @@ pub fn check_types(graph: &Graph, label: &str, stream: ValueId, products: [&Line
     Ok(())
 }
 
-/// Up to where a block's own products, which are made for few rows, are faster than TensorRT's. Set by runs on an H100 in
-/// float16; plugins/NOTES.md is the account of them.
+/// Up to where a block's own products, which are made for few rows, are faster than TensorRT's, and from where those for many
+/// rows are. Set by runs on an H100 in float16; plugins/NOTES.md is the account of them.
 pub mod limits {
+    use crate::rewrite::ComputeCapability;
+
+    /// The GPUs that have products of MLP and attention blocks for many rows, by warpgroups.
+    pub const WIDE_PRODUCTS: ComputeCapability = ComputeCapability { major: 9, minor: 0 };
+    /// From so many rows on the plugins offer these products.
+    pub const WIDE_ROWS: i64 = 1500;
+    /// At 96, 192 and 384 channels blocks with them are faster than their parts, at 768 they are not. Between these nothing was
+    /// measured.
+    pub const WIDE_CHANNELS: i64 = 512;
     /// FLOPs of both products of an MLP block. All stages of Swin-T and the layers of ViT-S have 0.46e9 at batch 1; at
     /// twice that the block is slower.
     pub const MLP_FLOPS: i64 = 600_000_000;
@@ -291,6 +300,36 @@ pub fn check_flops(label: &str, axes: &[Dim], products: &[&Linear], limit: i64, 
         format!("at most {} in {which}{small}, an open batch counted as 1", text(limit)),
         format!("{found}, rows {axes}"),
     ))
+}
+
+/// What a block with products for many rows is judged by, beside its FLOPs.
+pub struct Wide<'a> {
+    /// Of the GPU that the model will run on, if it is known.
+    pub gpu: Option<ComputeCapability>,
+    /// That the products lead from and back to.
+    pub channels: &'a [i64],
+}
+
+impl Wide<'_> {
+    /// [`check_flops`], but for blocks of many rows where the GPU has products for them. A batch that is open may turn out
+    /// to be a small one, so rows have to be known.
+    pub fn check_flops(&self, label: &str, axes: &[Dim], products: &[&Linear], limit: i64, small: &str) -> Outcome<()> {
+        use limits::{WIDE_CHANNELS, WIDE_PRODUCTS, WIDE_ROWS};
+        let rows = axes.iter().try_fold(1i64, |rows, axis| rows.checked_mul(axis.int()?));
+        let wide = rows.is_some_and(|rows| rows >= WIDE_ROWS) && self.channels.iter().all(|&c| c <= WIDE_CHANNELS);
+        match self.gpu {
+            Some(gpu) if gpu == WIDE_PRODUCTS && wide => Ok(()),
+            Some(gpu) if gpu == WIDE_PRODUCTS => {
+                let large = format!("{WIDE_ROWS} rows of a fixed batch and at most {WIDE_CHANNELS} channels");
+                check_flops(label, axes, products, limit, &format!("{small}, or at least {large}"))
+            }
+            None if wide => check_flops(label, axes, products, limit, small).map_err(|miss| Miss {
+                reason: format!("{}, unless --compute-capability {WIDE_PRODUCTS} is given", miss.reason),
+                ..miss
+            }),
+            _ => check_flops(label, axes, products, limit, small),
+        }
+    }
 }
 
 /// The operands of the Add that makes `stream`, if only `readers` read it and the plugin can do the add itself.

@@ -11,24 +11,25 @@
 use crate::error::Result;
 use crate::ir::{Graph, NodeId, ValueId};
 use crate::onnx::DType;
-use crate::rewrite::Kind;
 use crate::rewrite::engine::{Engine, Miss, Patch};
 use crate::rewrite::ops::{LayerNorm, MAX_CHANNELS, MAX_HIDDEN, MULTIPLE, MlpBlock, MlpWeights};
 use crate::rewrite::pattern::fused_name;
 use crate::rewrite::rules::block::{
-    Fusion, Linear, Outcome, Rule, check_flops, check_types, limits, output, single_use, sole_reader, sum_of,
+    Fusion, Linear, Outcome, Rule, Wide, check_types, limits, output, single_use, sole_reader, sum_of,
 };
 use crate::rewrite::rules::gelu::{Gelu, is_anchor, match_gelu};
+use crate::rewrite::{ComputeCapability, Kind};
 
 const RULE: &str = "mlp-block";
 
 pub fn run(engine: &mut Engine) -> Result<()> {
+    let gpu = engine.options().compute_capability;
     let rule = Rule {
         kind: Kind::MlpBlock,
         name: RULE,
         part: Kind::Gelu,
         part_of: &|graph, anchor| match_gelu(graph, anchor).map(|gelu| gelu.covers).unwrap_or_default(),
-        fusion: &|graph, anchor, label| Ok(Block::of(graph, anchor, label)?.fusion(graph, label)),
+        fusion: &|graph, anchor, label| Ok(Block::of(graph, anchor, label, gpu)?.fusion(graph, label)),
     };
     rule.run_if_asked(engine, |graph, id| is_anchor(graph, id) && is_site(graph, id))
 }
@@ -57,7 +58,7 @@ struct Block {
 }
 
 impl Block {
-    fn of(graph: &Graph, anchor: NodeId, label: &str) -> Outcome<Self> {
+    fn of(graph: &Graph, anchor: NodeId, label: &str, gpu: Option<ComputeCapability>) -> Outcome<Self> {
         let gelu: Gelu = match_gelu(graph, anchor)?;
         let up = Linear::before(graph, gelu.x, label)?;
         let (down, result) = Linear::after(graph, gelu.out)?;
@@ -75,6 +76,7 @@ impl Block {
         }
         let out = output(graph, add)?;
         check_sizes(graph, label, stream, &up, &down)?;
+        check_rows(graph, label, stream, [&up, &down], gpu)?;
 
         let mut covers: Vec<NodeId> = up.covers.iter().chain(&down.covers).chain(&gelu.covers).copied().collect();
         covers.extend([norm_id, add]);
@@ -135,7 +137,7 @@ fn norm_before(graph: &Graph, value: ValueId) -> Outcome<(NodeId, LayerNorm)> {
     }
 }
 
-/// Types and sizes that the plugin takes, and is faster at.
+/// Types and sizes that the plugin takes.
 fn check_sizes(graph: &Graph, label: &str, stream: ValueId, up: &Linear, down: &Linear) -> Outcome<()> {
     check_types(graph, label, stream, [up, down])?;
     let [channels, hidden] = up.sizes;
@@ -153,6 +155,18 @@ fn check_sizes(graph: &Graph, label: &str, stream: ValueId, up: &Linear, down: &
             format!("{channels} and {hidden}"),
         ));
     }
+    Ok(())
+}
+
+/// A number of rows at which the plugin is faster.
+fn check_rows(
+    graph: &Graph,
+    label: &str,
+    stream: ValueId,
+    products: [&Linear; 2],
+    gpu: Option<ComputeCapability>,
+) -> Outcome<()> {
+    let channels = products[0].sizes[0];
     if channels <= limits::MLP_ANY_ROWS_CHANNELS {
         return Ok(());
     }
@@ -161,5 +175,5 @@ fn check_sizes(graph: &Graph, label: &str, stream: ValueId, up: &Linear, down: &
         _ => return Err(Miss::new(label, "the shape of its tokens is not known")),
     };
     let small = format!(", or at most {} channels", limits::MLP_ANY_ROWS_CHANNELS);
-    check_flops(label, rows, &[up, down], limits::MLP_FLOPS, &small)
+    Wide { gpu, channels: &[channels] }.check_flops(label, rows, &products, limits::MLP_FLOPS, &small)
 }

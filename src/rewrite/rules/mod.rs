@@ -23,6 +23,8 @@ mod tnt_bridge;
 mod tnt_front;
 mod tnt_inner_block;
 mod tnt_words;
+mod token_conv;
+mod token_map;
 mod token_pool;
 mod window;
 
@@ -53,8 +55,6 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     mlp_block::run(engine)?;
     // Of blocks as they are, before they take residual adds: those in front of a chain stay outside.
     block_chain::run(engine)?;
-    // The GELUs that no block has taken.
-    bias_gelu::run(engine)?;
     attn_block::residuals(engine)?;
     tnt_bridge::residuals(engine)?;
     // What residual adds the windows and blocks have left goes into the patch merges and norms.
@@ -68,6 +68,10 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     batch_norm::run(engine)?;
     // Behind the norms with a mean over all tokens, which is another pattern.
     token_pool::run(engine)?;
+    // With the norms in its products.
+    token_conv::run(engine)?;
+    // The GELUs that no block has taken, those behind its products too.
+    bias_gelu::run(engine)?;
     // Last: the others leave Reshapes behind each other.
     straighten::run(engine)?;
     Ok(())

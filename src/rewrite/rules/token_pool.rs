@@ -18,7 +18,7 @@ use crate::ir::{Graph, Node, NodeId, ValueId, shape_text};
 use crate::onnx::proto::{AttributeProto, TensorProto};
 use crate::rewrite::engine::{Engine, Miss, Patch};
 use crate::rewrite::rules::block::{Outcome, output};
-use crate::rewrite::rules::depthwise_conv::{ends, map_of, tokens_before};
+use crate::rewrite::rules::token_map::{Map, ends, tokens_before};
 
 const RULE: &str = "token-pool";
 
@@ -48,11 +48,11 @@ fn patch(graph: &Graph, id: NodeId) -> Outcome<Patch> {
     let miss = |reason: &str| Miss::new(&label, reason);
     let unknown = || miss("it is of no map of known size");
     let map = node.input(0).ok_or_else(unknown)?;
-    let (images, [channels, height, width]) = map_of(graph, map).ok_or_else(unknown)?;
+    let Map { images, channels, sides: [height, width] } = Map::of(graph, map).ok_or_else(unknown)?;
     let [k, l] = window(graph, node, map, [height, width], &label)?;
     let source = tokens_before(graph, map).ok_or_else(|| miss("its map is not made of tokens"))?;
     let pooled = output(graph, id)?;
-    let ends = ends(graph, pooled);
+    let ends = ends(graph, pooled, &|_| false);
     let before = usize::from(moved_for(graph, map, id)) + ends.tokens.len();
     let after = usize::from(ends.map);
     if after >= before {
