@@ -159,6 +159,14 @@ __device__ __forceinline__ void arrive_device(uint32_t* barrier) {
     asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(barrier), "r"(add) : "memory");
 #endif
 }
+// Counts to `last` and begins anew; whether this was the last. What the block wrote before its barrier before this is seen by the last, and by its block behind the next.
+__device__ __forceinline__ bool take_ticket(uint32_t* ticket, uint32_t last) {
+    uint32_t before = 0;
+#if __CUDA_ARCH__ >= 900
+    asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;" : "=r"(before) : "l"(ticket), "r"(last) : "memory");
+#endif
+    return before == last;
+}
 // Between what threads write and what the copy engine or the tensor cores read, and the other way round.
 __device__ __forceinline__ void fence_engines() {
 #if __CUDA_ARCH__ >= 900
@@ -561,13 +569,8 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
                 for (int h = 0; h < kHalves; ++h)
 #pragma unroll
                     for (int i = 0; i < kTiles; ++i) __stcg(parts + (int64_t{u.split} * kHalves * kTiles + h * kTiles + i) * kChainMath, end.own[h][i]);
-                __threadfence();
                 math_barrier();
-                if (m.tid == 0) {
-                    const uint32_t ticket = atomicInc(p.tickets + tile, static_cast<uint32_t>(p.split - 1));
-                    __threadfence();
-                    store_shared(at.flag, ticket == static_cast<uint32_t>(p.split - 1) ? 1u : 0u);
-                }
+                if (m.tid == 0) store_shared(at.flag, take_ticket(p.tickets + tile, static_cast<uint32_t>(p.split - 1)) ? 1u : 0u);
                 math_barrier();
                 complete = load_shared_byte(at.flag) != 0;
                 if (complete) {

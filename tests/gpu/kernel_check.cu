@@ -784,7 +784,7 @@ template <class T> void check_chain(Checker& c, const BlockChainCase& a, const s
     Doubles normal(std::max(groups * n, tokens) * a.channels), sum(size), qkv(groups * n * 3 * inner), context(groups * n * inner), projected(groups * n * a.channels), hidden(tokens * a.hidden), ref(size);
     T *packed = static_cast<T*>(weights->data()), *vector = static_cast<T*>(vectors->data());
     const T* from = x;
-    for (int pair = 0; pair < a.pairs; ++pair) {
+    for (int pair = 0; pair < a.pairs && a.images > 0; ++pair) {
         auto matrix = [&](int64_t k, int64_t columns, float scale) {
             const T* const w = make(k * columns, scale / std::sqrt(static_cast<float>(k)));
             pack_kernel<T><<<blocks_for(k * columns), 128>>>(w, packed, static_cast<int>(k), static_cast<int>(columns));
