@@ -41,6 +41,8 @@ constexpr int kChainWidths[kChainTiles] = {ChainTile0::kWidth, ChainTile1::kWidt
 
 constexpr int kChainRows = 64, kChainMath = 512, kChainThreads = kChainMath + 128;
 // Weights in the ring: bytes of a stage, and stages. Four parts of a unit's rows are waited for one by one.
+// Heads of a unit, where it may have several: windows are many where channels are few.
+constexpr int kChainHeads = 3, kChainHeadsPieces = 3;
 constexpr int kChainStage = 12 * 1024, kChainStages = 16, kChainParts = 4;
 
 struct ChainArgs {
@@ -62,7 +64,8 @@ struct ChainArgs {
     int depth_channels, depth_inner, depth_hidden;         // contracted elements that lie together in the packed weights
     int stage_heads, stage_merge, stage_up, stage_down;    // and those of a stage, which divide them
     int tile_heads, tile_merge, tile_up, tile_down, split;
-    int stages;
+    int unit_heads;             // of a window, whose attention a unit is: 1, or up to kChainHeads with a warpgroup each
+    int stages, packed_at;      // packed_at: bytes from a unit's rows to its queries, keys and values
     int rows_bytes;             // shared memory of a unit's rows, and then of sums on their way between warpgroups
     int edge_y, cut_y, edge_x, cut_x;
     FastDiv by_heads, by_group_tiles, by_windows, by_windows_x, by_window_w, by_merge, by_heads_tiles, by_up, by_down, by_split;
@@ -86,7 +89,7 @@ enum Phase { kHeads, kAttend, kMerge, kUp, kDown, kPhases };
 
 // What a phase's unit is, and the columns of its weights.
 struct Unit {
-    int tile, column, split;  // of rows; the first column, or in windows the head; of the contracted index
+    int tile, column, split;  // of rows; the first column, or the head, or in windows the number of the unit's heads; of the contracted index
 };
 template <bool WINDOWS> struct Work {
     const ChainArgs& p;
@@ -101,7 +104,7 @@ template <bool WINDOWS> struct Work {
         switch (phase) {
             case kHeads:
                 depth = p.depth_channels, stage = p.stage_heads, chunks = p.channels / stage, columns = 3 * p.inner;
-                if (WINDOWS) units = p.groups * p.heads, width = 96;
+                if (WINDOWS) units = p.groups * (p.heads / p.unit_heads), width = 96 * p.unit_heads;
                 else width = width_of(p.tile_heads), units = p.groups * p.group_tiles * (columns / width);
                 break;
             case kAttend: units = WINDOWS ? 0 : p.groups * p.group_tiles * p.heads; break;
@@ -125,7 +128,7 @@ template <bool WINDOWS> struct Work {
         uint32_t rest = static_cast<uint32_t>(number), part = 0, tile = 0;
         Unit u{0, 0, 0};
         switch (phase) {
-            case kHeads: tile = (WINDOWS ? p.by_heads : p.by_heads_tiles).divmod(rest, part), u.column = WINDOWS ? static_cast<int>(part) : static_cast<int>(part) * width; break;
+            case kHeads: tile = p.by_heads_tiles.divmod(rest, part), u.column = WINDOWS ? static_cast<int>(part) : static_cast<int>(part) * width; break;
             case kAttend: tile = p.by_heads.divmod(rest, part), u.column = static_cast<int>(part); break;
             case kMerge: tile = p.by_merge.divmod(rest, part), u.column = static_cast<int>(part) * width; break;
             case kUp: tile = p.by_up.divmod(rest, part), u.column = static_cast<int>(part) * width; break;
@@ -216,7 +219,10 @@ struct Rings {
     uint32_t ring, full, empty, rows_full, rows_free;
 };
 
-// The warp that fetches weights, eight columns of a stage a lane.
+// The first of eight columns of queries, keys and values, the `i`-th that unit `number` of a window has: queries, keys, values of one head after the other.
+__device__ __forceinline__ int head_column(const ChainArgs& p, int number, int i) { return i % 12 / 4 * p.inner + (number * p.unit_heads + i / 12) * 32 + i % 4 * 8; }
+
+// The warp that fetches weights, eight columns of a stage a lane, or twice eight.
 template <bool WINDOWS> __device__ __forceinline__ void fetch_weights(const ChainArgs& p, const Rings& r, int lane) {
     Position at;
     const uint32_t pair_weights = 4 * p.channels * p.inner + 2 * p.channels * p.hidden_columns;
@@ -230,27 +236,34 @@ template <bool WINDOWS> __device__ __forceinline__ void fetch_weights(const Chai
             const uint32_t bytes = static_cast<uint32_t>(work.stage * 16);
             for (int number = blockIdx.x; number < work.units; number += gridDim.x) {
                 const Unit u = work.unit(static_cast<Phase>(phase), number);
-                const int column = WINDOWS && phase == kHeads ? lane / 4 * p.inner + u.column * 32 + lane % 4 * 8 : u.column + lane * 8;
-                const __half* const from = weights + work.weights + static_cast<uint32_t>(column * work.depth);
+                const auto columns = [&](int i) {
+                    const int column = WINDOWS && phase == kHeads ? head_column(p, u.column, i) : u.column + i * 8;
+                    return weights + work.weights + static_cast<uint32_t>(column * work.depth);
+                };
+                const __half *const from = columns(lane), *const behind = columns(lane + 32);
                 int k = u.split * work.chunks * work.stage;
                 for (int chunk = 0; chunk < work.chunks; ++chunk, k += work.stage) {
                     const uint32_t full = r.full + at.slot * 8;
                     mbarrier::wait(r.empty + at.slot * 8, at.parity ^ 1);
                     if (lane == 0) mbarrier::expect(full, bytes * static_cast<uint32_t>(work.width / 8));
                     __syncwarp();
-                    if (lane < work.width / 8)
-                        mbarrier::copy(r.ring + at.slot * kChainStage + lane * bytes, from + static_cast<uint32_t>((k & ~(work.depth - 1)) * work.columns + (k & (work.depth - 1)) * 8), bytes, full);
+                    const uint32_t to = r.ring + at.slot * kChainStage + lane * bytes, along = static_cast<uint32_t>((k & ~(work.depth - 1)) * work.columns + (k & (work.depth - 1)) * 8);
+                    if (lane < work.width / 8) mbarrier::copy(to, from + along, bytes, full);
+                    if (lane + 32 < work.width / 8) mbarrier::copy(to + 32 * bytes, behind + along, bytes, full);
                     at.next(p.stages);
                 }
                 if (WINDOWS && phase == kHeads && p.bias) {
-                    // The bias of the head's scores, as one more stage.
-                    const uint32_t size = static_cast<uint32_t>(p.group_tokens * p.bias_row), full = r.full + at.slot * 8;
-                    mbarrier::wait(r.empty + at.slot * 8, at.parity ^ 1);
-                    if (lane == 0) {
-                        mbarrier::expect(full, size * 2);
-                        mbarrier::copy(r.ring + at.slot * kChainStage, vectors + 3 * p.inner + u.column * static_cast<int>(size), size * 2, full);
+                    // The bias of each head's scores, as one more stage.
+                    const uint32_t size = static_cast<uint32_t>(p.group_tokens * p.bias_row);
+                    for (int head = u.column * p.unit_heads; head < (u.column + 1) * p.unit_heads; ++head) {
+                        const uint32_t full = r.full + at.slot * 8;
+                        mbarrier::wait(r.empty + at.slot * 8, at.parity ^ 1);
+                        if (lane == 0) {
+                            mbarrier::expect(full, size * 2);
+                            mbarrier::copy(r.ring + at.slot * kChainStage, vectors + 3 * p.inner + head * static_cast<int>(size), size * 2, full);
+                        }
+                        at.next(p.stages);
                     }
-                    at.next(p.stages);
                 }
             }
         }
@@ -689,6 +702,94 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
         math_barrier();
     }
 
+    // What the scores of keys `key` + 2 t and the next have added in a window, of whose rows `own` are the regions.
+    __device__ __forceinline__ void window_offsets(uint32_t bias, int key, const uint32_t (&own)[2], float (&added)[2][2]) const {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            if (p.bias && key < p.bias_row) {
+                const float2 b = floats(load_shared_pair(bias + static_cast<uint32_t>(min(m.row + 8 * h, p.group_tokens - 1) * p.bias_row + key + 2 * m.t) * 2));
+                added[h][0] = b.x * kLog2, added[h][1] = b.y * kLog2;
+            }
+            if (!masked) continue;
+#pragma unroll
+            for (int e = 0; e < 2; ++e)
+                if (load_shared_byte(at.regions + key + 2 * m.t + e) != own[h]) added[h][e] += p.mask_value;
+        }
+    }
+    // Behind the products of a window's heads: the stages that had their biases.
+    __device__ __forceinline__ void free_biases(int heads) {
+        for (int head = 0; p.bias && head < heads; ++head) {
+            if (m.thread == 0) mbarrier::arrive(r.empty + m.at.slot * 8);
+            m.at.next(p.stages);
+        }
+    }
+
+    // Some heads of a window, whose attention is that of a warpgroup each.
+    template <int HEADS> __device__ __forceinline__ void window_heads_unit(const Work<WINDOWS>& work, const Unit& u, bool waits) {
+        using Tile = ChainTile<24 * HEADS, 4>;
+        constexpr int kTokens = kChainRows;
+        uint32_t offset[Tile::kTiles];
+#pragma unroll
+        for (int i = 0; i < Tile::kTiles; ++i) offset[i] = pair_of_vector(head_column(p, u.column, m.group * Tile::kTiles + i) + 2 * m.t);
+        find_regions(u.tile);
+        normalize_rows(from, waits, [&](int row) { return group_token(u.tile, row); });
+        {
+            float acc[Tile::kColumns / 2] = {};
+            multiply_unit<Tile, false>(p, r, at.rows, m, work.chunks, work.stage, kChainRows, acc);
+#pragma unroll
+            for (int i = 0; i < Tile::kTiles; ++i) {
+                const float2 b = floats(offset[i]);
+#pragma unroll
+                for (int h = 0; h < 2; ++h)
+                    store_shared(at.packed + (m.group * Tile::kTiles + i) * 1024 + (m.row + 8 * h) * 16 + m.t * 4, pack_halves(acc[4 * i + 2 * h] + b.x, acc[4 * i + 2 * h + 1] + b.y));
+            }
+        }
+        fence_engines_shared();
+        math_barrier();
+        if (m.group < HEADS) {
+            const uint32_t queries = at.packed + m.group * kPacked;
+            float s[kTokens / 2] = {}, top[2], sum[2];
+            warpgroup::begin();
+#pragma unroll
+            for (int k = 0; k < 2; ++k) warpgroup::multiply(s, warpgroup::pieces(queries + k * 2048, 1024, 128), warpgroup::pieces(queries + 4096 + k * 2048, 1024, 128));
+            warpgroup::commit();
+            uint32_t own[2] = {};
+            if (masked) own[0] = load_shared_byte(at.regions + m.row), own[1] = load_shared_byte(at.regions + m.row + 8);
+            Position biases = m.at;
+            for (int head = 0; head < m.group; ++head) biases.next(p.stages);
+            if (p.bias) mbarrier::wait(r.full + biases.slot * 8, biases.parity);
+            warpgroup::wait<0>();
+            warpgroup::settle(s);
+#pragma unroll
+            for (int j = 0; j < kTokens / 8; ++j) {
+                float added[2][2] = {};
+                window_offsets(r.ring + biases.slot * kChainStage, 8 * j, own, added);
+#pragma unroll
+                for (int h = 0; h < 2; ++h)
+#pragma unroll
+                    for (int e = 0; e < 2; ++e) {
+                        float& x = s[4 * j + 2 * h + e];
+                        x = 8 * j + 2 * m.t + e < p.group_tokens ? fmaf(x, p.scale, added[h][e]) : -CUDART_INF_F;
+                    }
+            }
+            soften(s, top, sum);
+            float out[16] = {};
+            weigh_values(out, s, queries + 8192, 1024);
+            __half* const to = p.heads_out + (int64_t{u.tile} * (p.inner / 8) + (u.column * HEADS + m.group) * 4) * p.tile_rows * 8;
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                const int row = m.row + 8 * h;
+                const float factor = reciprocal(sum[h]);
+                if (row >= p.tile_rows) continue;
+#pragma unroll
+                for (int j = 0; j < 4; ++j)
+                    *reinterpret_cast<uint32_t*>(to + (j * p.tile_rows + row) * 8 + 2 * m.t) = pack_halves(out[4 * j + 2 * h] * factor, out[4 * j + 2 * h + 1] * factor);
+            }
+        }
+        math_barrier();
+        free_biases(HEADS);
+    }
+
     // A head of a window.
     __device__ __forceinline__ void window_unit(const Work<WINDOWS>& work, const Unit& u, bool waits) {
         using Tile = ChainTile4;
@@ -696,10 +797,7 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
         const int columns = m.group / Tile::kSharers, half = Ended<Tile>::half_of(m);
         uint32_t offset[Tile::kTiles];
 #pragma unroll
-        for (int i = 0; i < Tile::kTiles; ++i) {
-            const int piece = columns * 6 + i;
-            offset[i] = pair_of_vector(piece / 4 * p.inner + u.column * 32 + piece % 4 * 8 + 2 * m.t);
-        }
+        for (int i = 0; i < Tile::kTiles; ++i) offset[i] = pair_of_vector(head_column(p, u.column, columns * Tile::kTiles + i) + 2 * m.t);
         find_regions(u.tile);
         normalize_rows(from, waits, [&](int row) { return group_token(u.tile, row); });
         float acc[Tile::kColumns / 2] = {};
@@ -716,26 +814,12 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
         math_barrier();
         uint32_t own[2] = {};
         if (masked) own[0] = load_shared_byte(at.regions + m.row), own[1] = load_shared_byte(at.regions + m.row + 8);
-        const uint32_t bias = r.ring + m.at.slot * kChainStage + (m.group * kKeys + 2 * m.t) * 2;
+        const uint32_t bias = r.ring + m.at.slot * kChainStage;
         if (p.bias) mbarrier::wait(r.full + m.at.slot * 8, m.at.parity);
         attend<kKeys>(u, at.packed, 1024, at.packed + 4096, at.packed + 8192, 1024, [] {}, [&](int j, float (&added)[2][2]) {
-            const int key = m.group * kKeys + 8 * j;
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                if (p.bias && key < p.bias_row) {
-                    const float2 b = floats(load_shared_pair(bias + static_cast<uint32_t>(min(m.row + 8 * h, p.group_tokens - 1) * p.bias_row + 8 * j) * 2));
-                    added[h][0] = b.x * kLog2, added[h][1] = b.y * kLog2;
-                }
-                if (!masked) continue;
-#pragma unroll
-                for (int e = 0; e < 2; ++e)
-                    if (load_shared_byte(at.regions + key + 2 * m.t + e) != own[h]) added[h][e] += p.mask_value;
-            }
+            window_offsets(bias, m.group * kKeys + 8 * j, own, added);
         });
-        if (p.bias) {
-            if (m.thread == 0) mbarrier::arrive(r.empty + m.at.slot * 8);
-            m.at.next(p.stages);
-        }
+        free_biases(1);
     }
 
     // Regions of the shift's mask, of the window's tokens.
@@ -804,6 +888,10 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
             if constexpr (WINDOWS) {
                 each_unit<kHeads>(
                     [&](const Work<WINDOWS>& work, const Unit& u, bool waits) {
+                        if constexpr (PIECES == kChainHeadsPieces) {
+                            if (p.unit_heads == 2) return window_heads_unit<2>(work, u, waits);
+                            if (p.unit_heads == kChainHeads) return window_heads_unit<kChainHeads>(work, u, waits);
+                        }
                         window_unit(work, u, waits);
                     },
                     pair > 0, false);
@@ -859,7 +947,7 @@ template <bool WINDOWS, int DIM, int PIECES> __global__ void __launch_bounds__(k
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     extern __shared__ __align__(128) unsigned char shared[];
     chain::Layout at;
-    at.rows = ptx::shared_address(shared), at.packed = at.rows + chain::kExchange;
+    at.rows = ptx::shared_address(shared), at.packed = at.rows + p.packed_at;
     at.ring = at.rows + p.rows_bytes;
     at.stats = at.ring + p.stages * kChainStage;
     at.regions = at.stats + 4 * kChainRows * 8;
