@@ -328,6 +328,13 @@ struct Math {
     int opened = 0;  // barriers of the device before the phase that it is in
     uint32_t fetched = 0;  // units whose rows were fetched
     Position at;
+
+    // What is worked out of these is worked out anew behind this. Carried through all phases it would take more registers than there are, and memory in their
+    // stead has no room in a first-level cache that is nearly all shared memory.
+    __device__ __forceinline__ void forget() {
+        asm volatile("" : "+r"(tid), "+r"(lane), "+r"(thread), "+r"(g), "+r"(t), "+r"(row));
+        group = __shfl_sync(0xffffffffu, tid / 128, 0);
+    }
 };
 
 // d += A B over a unit's stages, STEPS of 16 contracted elements each for a warpgroup. A are its rows: FETCHED, in tiles of `rows`, or normalized.
@@ -504,12 +511,14 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
         const int row = m.tid / 8, part = m.tid % 8;
         const int64_t token = token_of(row);
         const int pieces = p.channels / 8;
-        const uint4* const source = reinterpret_cast<const uint4*>(stream + token * p.channels) + part;
-        const auto exists = [&](int i) { return part + 8 * i < pieces; };
+        // Rows and pieces that there are not are others, so that all are asked for without a condition.
+        const uint4* const source = reinterpret_cast<const uint4*>(stream + max(token, int64_t{0}) * p.channels);
+        constexpr int kFewer = PIECES == 6 ? 3 : PIECES == 12 ? 6 : PIECES == 16 ? 12 : 0;  // a kernel of so many takes fewer channels
+        const auto exists = [&](int i) { return i < kFewer || part + 8 * i < pieces; };
         uint4 raw[PIECES];
         if (waits) wait_for_phase();
 #pragma unroll
-        for (int i = 0; i < PIECES; ++i) raw[i] = token >= 0 && exists(i) ? __ldcg(source + 8 * i) : make_uint4(0, 0, 0, 0);
+        for (int i = 0; i < PIECES; ++i) raw[i] = __ldcg(source + (exists(i) ? part + 8 * i : 0));
         const auto each_pair = [&](int i, const auto& f) {
             const uint32_t w[4] = {raw[i].x, raw[i].y, raw[i].z, raw[i].w};
 #pragma unroll
@@ -517,7 +526,8 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
         };
         float sum = 0.f, squares = 0.f;
 #pragma unroll
-        for (int i = 0; i < PIECES; ++i) each_pair(i, [&](int, float2 v) { sum += v.x, sum += v.y, squares = fmaf(v.x, v.x, squares), squares = fmaf(v.y, v.y, squares); });
+        for (int i = 0; i < PIECES; ++i)
+            if (exists(i)) each_pair(i, [&](int, float2 v) { sum += v.x, sum += v.y, squares = fmaf(v.x, v.x, squares), squares = fmaf(v.y, v.y, squares); });
         sum = group_sum<8>(sum), squares = group_sum<8>(squares);
         const float mean = sum * p.each;
         float variance = fmaf(-mean, mean, squares * p.each);
@@ -537,13 +547,12 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
 #pragma unroll
             for (int i = 0; i < PIECES; ++i) asm volatile("" : "+r"(raw[i].x), "+r"(raw[i].y), "+r"(raw[i].z), "+r"(raw[i].w));
         }
-        // Zeros where there is no token.
-        const float factor = token >= 0 ? rsqrtf(variance + p.epsilon) : 0.f, offset = -mean * factor;
+        const float factor = rsqrtf(variance + p.epsilon), offset = -mean * factor;
 #pragma unroll
         for (int i = 0; i < PIECES; ++i) {
             if (!exists(i)) continue;
             uint32_t w[4];
-            each_pair(i, [&](int e, float2 v) { w[e] = pack_halves(fmaf(v.x, factor, offset), fmaf(v.y, factor, offset)); });
+            each_pair(i, [&](int e, float2 v) { w[e] = token >= 0 ? pack_halves(fmaf(v.x, factor, offset), fmaf(v.y, factor, offset)) : 0u; });
             store_shared(at.rows + (part + 8 * i) * kNormalStep + row * 16, make_uint4(w[0], w[1], w[2], w[3]));
         }
         fence_engines_shared();
@@ -859,6 +868,7 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
 #pragma unroll 1
         for (int number = blockIdx.x; number < work.units; number += gridDim.x) {
             const Unit u = work.unit(PHASE, number);
+            m.forget();
             f(work, u, waits && !any);
             any = true;
         }
