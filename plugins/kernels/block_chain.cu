@@ -40,7 +40,6 @@ bool valid(const BlockChainProblem& q) {
 
 // What the phases' units are.
 struct Plan {
-    // In windows `heads` is one less than the heads of a unit.
     int heads = 0, merge = 0, up = 0, down = 0, split = 0;  // tiles by number; split: a power of two
     float cost = 0;
 };
@@ -74,9 +73,6 @@ int pieces_of(const BlockChainProblem& q) {
     return 16;
 }
 
-// Heads of a window that a unit may have.
-int most_heads(const BlockChainProblem& q) { return pieces_of(q) == kChainHeadsPieces ? kChainHeads : 1; }
-
 constexpr int kSharers[kChainTiles] = {4, 4, 2, 2, 2, 1};
 // Contracted elements of a stage of the ring: those that lie together, or a part of them.
 int stage_of(int width, int depth) {
@@ -89,20 +85,17 @@ bool fits_tile(int tile, int most, int64_t columns, int depth) {
     return kChainWidths[tile] * stage * 2 <= kChainStage && stage / 16 % kSharers[tile] == 0;
 }
 
-int heads_stage(const Plan& p, int depth) { return stage_of(96 * (p.heads + 1), depth); }
+constexpr int kHeadWidth = 96;  // queries, keys and values of a head in windows
 
 // Shared memory of a plan; too few stages where it has no room for them.
 struct Shared {
-    int rows = 0, packed_at = 0, stages = 0, all = 0;
+    int rows = 0, stages = 0, all = 0;
 };
 Shared shared_of(const BlockChainProblem& q, const Plan& plan) {
     const Cut c = cut(q);
     const int beyond = kChainRows * 16;  // what the tensor cores read of rows that a tile does not have
     Shared s;
-    // Sums are exchanged where the rows were, but a unit of several heads has nothing to exchange and does not wait for the others to be done with them.
-    const int normal = (q.channels / 8 * chain::kNormalStep + 127) / 128 * 128;
-    s.packed_at = plan.heads == 0 ? chain::kExchange : normal;
-    s.rows = std::max({normal, q.window.used() ? s.packed_at + (plan.heads + 1) * chain::kPacked : chain::kExchange, static_cast<int>(inner_of(q)) * c.tile_rows * 2 + beyond, (q.hidden >> plan.split) * c.rows * 2 + beyond});
+    s.rows = std::max({q.channels / 8 * chain::kNormalStep, chain::kExchange + chain::kPacked, static_cast<int>(inner_of(q)) * c.tile_rows * 2 + beyond, (q.hidden >> plan.split) * c.rows * 2 + beyond});
     if (!q.window.used()) s.rows = std::max({s.rows, (2 * c.group_tiles + 1) * c.tile_rows * q.dim * 2 + beyond, q.dim * kChainRows * 4 * 3});
     s.rows = (s.rows + 127) / 128 * 128;
     s.stages = std::min(kChainStages, (device().shared - s.rows - chain::kFixedBytes) / kChainStage);
@@ -114,7 +107,7 @@ bool fits(const BlockChainProblem& q, const Plan& p) {
     constexpr int kFewest = 3;
     const int64_t inner = inner_of(q);
     const int dc = depth_of(q.channels), di = depth_of(inner), dh = depth_of(q.hidden);
-    const bool heads = q.window.used() ? p.heads >= 0 && p.heads < most_heads(q) && q.heads % (p.heads + 1) == 0 && heads_stage(p, dc) / 16 % (p.heads == 0 ? 2 : 1) == 0 : fits_tile(p.heads, 4, 3 * inner, dc);
+    const bool heads = q.window.used() ? p.heads == 0 && stage_of(kHeadWidth, dc) / 16 % 2 == 0 : fits_tile(p.heads, 4, 3 * inner, dc);
     return heads && fits_tile(p.merge, 3, q.channels, di) && fits_tile(p.up, 5, q.hidden, dc) && fits_tile(p.down, 3, q.channels, dh) && p.split <= 3 &&
            q.hidden / stage_of(kChainWidths[p.down], dh) % (1 << p.split) == 0 && shared_of(q, p).stages >= kFewest;
 }
@@ -156,21 +149,6 @@ std::vector<Choice> choices(int most, int64_t tiles, int64_t columns, int64_t k,
     return all;
 }
 
-// The same for the heads of windows; its tile is one less than the heads of a unit.
-std::vector<Choice> window_choices(int64_t windows, const BlockChainProblem& q) {
-    constexpr float kAttend = 3000, kAttendAlone = 4500;  // of a unit's attention by all warpgroups, or by one a head
-    std::vector<Choice> all;
-    for (int heads = 1; heads <= most_heads(q); ++heads) {
-        if (q.heads % heads != 0) continue;
-        const auto width = static_cast<float>(96 * heads), groups = heads == 1 ? 2.f : 4.f;
-        const float product = static_cast<float>(q.channels) / 16 * std::max(width / 2, 16 * groups + width / 4);
-        const auto waves = static_cast<float>(parts(windows * (q.heads / heads), device().multiprocessors));
-        all.push_back({heads - 1, 0, waves * (kNormalUnit + product + (heads == 1 ? kAttend : kAttendAlone))});
-    }
-    std::sort(all.begin(), all.end(), [](const Choice& a, const Choice& b) { return a.cost < b.cost; });
-    return all;
-}
-
 // The best guess first, then those that differ from it in one phase.
 std::vector<Plan> plans(const BlockChainProblem& q) {
     if (!valid(q) || q.images < 1 || !has_kernel(q)) return {};
@@ -178,7 +156,7 @@ std::vector<Plan> plans(const BlockChainProblem& q) {
     const int64_t inner = inner_of(q);
     const int64_t queries = int64_t{c.groups} * c.group_tiles;
     const bool windows = q.window.used();
-    const auto heads = windows ? window_choices(queries, q) : choices(4, queries, 3 * inner, q.channels, c.tile_rows, true, false);
+    const auto heads = windows ? std::vector<Choice>{{0, 0, 0}} : choices(4, queries, 3 * inner, q.channels, c.tile_rows, true, false);
     const auto merge = choices(3, queries, q.channels, inner, c.tile_rows, false, false), up = choices(5, c.row_tiles, q.hidden, q.channels, c.rows, true, false),
                down = choices(3, c.row_tiles, q.channels, q.hidden, c.rows, false, true);
     std::vector<Plan> all;
@@ -242,13 +220,12 @@ cudaError_t run_kernel(const BlockChainProblem& q, const Plan& plan, int32_t slo
     p.row_tiles = c.row_tiles, p.rows = c.rows;
     p.depth_channels = depth_of(q.channels), p.depth_inner = depth_of(inner), p.depth_hidden = depth_of(q.hidden);
     p.tile_heads = plan.heads, p.tile_merge = plan.merge, p.tile_up = plan.up, p.tile_down = plan.down, p.split = 1 << plan.split;
-    p.stage_heads = q.window.used() ? heads_stage(plan, p.depth_channels) : stage_of(kChainWidths[plan.heads], p.depth_channels), p.stage_merge = stage_of(kChainWidths[plan.merge], p.depth_inner);
+    p.stage_heads = stage_of(q.window.used() ? kHeadWidth : kChainWidths[plan.heads], p.depth_channels), p.stage_merge = stage_of(kChainWidths[plan.merge], p.depth_inner);
     p.stage_up = stage_of(kChainWidths[plan.up], p.depth_channels), p.stage_down = stage_of(kChainWidths[plan.down], p.depth_hidden);
-    p.stages = s.stages, p.rows_bytes = s.rows, p.packed_at = s.packed_at;
-    p.unit_heads = q.window.used() ? plan.heads + 1 : 1;
+    p.stages = s.stages, p.rows_bytes = s.rows;
     const auto division = [](int64_t by) { return FastDiv(static_cast<uint32_t>(by)); };
     p.by_heads = division(q.heads), p.by_group_tiles = division(c.group_tiles);
-    p.by_heads_tiles = division(q.window.used() ? q.heads / p.unit_heads : 3 * inner / kChainWidths[plan.heads]), p.by_merge = division(q.channels / kChainWidths[plan.merge]);
+    p.by_heads_tiles = division(q.window.used() ? q.heads : 3 * inner / kChainWidths[plan.heads]), p.by_merge = division(q.channels / kChainWidths[plan.merge]);
     p.by_up = division(q.hidden / kChainWidths[plan.up]), p.by_down = division(q.channels / kChainWidths[plan.down]), p.by_split = division(p.split);
     if (const WindowGrid& g = q.window; g.used()) {
         WindowGrid plain = g;

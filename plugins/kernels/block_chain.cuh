@@ -41,8 +41,6 @@ constexpr int kChainWidths[kChainTiles] = {ChainTile0::kWidth, ChainTile1::kWidt
 
 constexpr int kChainRows = 64, kChainMath = 512, kChainThreads = kChainMath + 128;
 // Weights in the ring: bytes of a stage, and stages. Four parts of a unit's rows are waited for one by one.
-// Heads of a unit, where it may have several: windows are many where channels are few.
-constexpr int kChainHeads = 3, kChainHeadsPieces = 3;
 constexpr int kChainStage = 12 * 1024, kChainStages = 16, kChainParts = 4;
 
 struct ChainArgs {
@@ -64,8 +62,7 @@ struct ChainArgs {
     int depth_channels, depth_inner, depth_hidden;         // contracted elements that lie together in the packed weights
     int stage_heads, stage_merge, stage_up, stage_down;    // and those of a stage, which divide them
     int tile_heads, tile_merge, tile_up, tile_down, split;
-    int unit_heads;             // of a window, whose attention a unit is: 1, or up to kChainHeads with a warpgroup each
-    int stages, packed_at;      // packed_at: bytes from a unit's rows to its queries, keys and values
+    int stages;
     int rows_bytes;             // shared memory of a unit's rows, and then of sums on their way between warpgroups
     int edge_y, cut_y, edge_x, cut_x;
     FastDiv by_heads, by_group_tiles, by_windows, by_windows_x, by_window_w, by_merge, by_heads_tiles, by_up, by_down, by_split;
@@ -89,7 +86,7 @@ enum Phase { kHeads, kAttend, kMerge, kUp, kDown, kPhases };
 
 // What a phase's unit is, and the columns of its weights.
 struct Unit {
-    int tile, column, split;  // of rows; the first column, or the head, or in windows the number of the unit's heads; of the contracted index
+    int tile, column, split;  // of rows; the first column, or the head; of the contracted index
 };
 template <bool WINDOWS> struct Work {
     const ChainArgs& p;
@@ -104,7 +101,7 @@ template <bool WINDOWS> struct Work {
         switch (phase) {
             case kHeads:
                 depth = p.depth_channels, stage = p.stage_heads, chunks = p.channels / stage, columns = 3 * p.inner;
-                if (WINDOWS) units = p.groups * (p.heads / p.unit_heads), width = 96 * p.unit_heads;
+                if (WINDOWS) units = p.groups * p.heads, width = 96;
                 else width = width_of(p.tile_heads), units = p.groups * p.group_tiles * (columns / width);
                 break;
             case kAttend: units = WINDOWS ? 0 : p.groups * p.group_tiles * p.heads; break;
@@ -219,10 +216,10 @@ struct Rings {
     uint32_t ring, full, empty, rows_full, rows_free;
 };
 
-// The first of eight columns of queries, keys and values, the `i`-th that unit `number` of a window has: queries, keys, values of one head after the other.
-__device__ __forceinline__ int head_column(const ChainArgs& p, int number, int i) { return i % 12 / 4 * p.inner + (number * p.unit_heads + i / 12) * 32 + i % 4 * 8; }
+// The first of the `i`-th eight columns of a head's queries, keys and values.
+__device__ __forceinline__ int head_column(const ChainArgs& p, int head, int i) { return i / 4 * p.inner + head * 32 + i % 4 * 8; }
 
-// The warp that fetches weights, eight columns of a stage a lane, or twice eight.
+// The warp that fetches weights, eight columns of a stage a lane.
 template <bool WINDOWS> __device__ __forceinline__ void fetch_weights(const ChainArgs& p, const Rings& r, int lane) {
     Position at;
     const uint32_t pair_weights = 4 * p.channels * p.inner + 2 * p.channels * p.hidden_columns;
@@ -236,34 +233,27 @@ template <bool WINDOWS> __device__ __forceinline__ void fetch_weights(const Chai
             const uint32_t bytes = static_cast<uint32_t>(work.stage * 16);
             for (int number = blockIdx.x; number < work.units; number += gridDim.x) {
                 const Unit u = work.unit(static_cast<Phase>(phase), number);
-                const auto columns = [&](int i) {
-                    const int column = WINDOWS && phase == kHeads ? head_column(p, u.column, i) : u.column + i * 8;
-                    return weights + work.weights + static_cast<uint32_t>(column * work.depth);
-                };
-                const __half *const from = columns(lane), *const behind = columns(lane + 32);
+                const int column = WINDOWS && phase == kHeads ? head_column(p, u.column, lane) : u.column + lane * 8;
+                const __half* const from = weights + work.weights + static_cast<uint32_t>(column * work.depth);
                 int k = u.split * work.chunks * work.stage;
                 for (int chunk = 0; chunk < work.chunks; ++chunk, k += work.stage) {
                     const uint32_t full = r.full + at.slot * 8;
                     mbarrier::wait(r.empty + at.slot * 8, at.parity ^ 1);
                     if (lane == 0) mbarrier::expect(full, bytes * static_cast<uint32_t>(work.width / 8));
                     __syncwarp();
-                    const uint32_t to = r.ring + at.slot * kChainStage + lane * bytes, along = static_cast<uint32_t>((k & ~(work.depth - 1)) * work.columns + (k & (work.depth - 1)) * 8);
-                    if (lane < work.width / 8) mbarrier::copy(to, from + along, bytes, full);
-                    if (lane + 32 < work.width / 8) mbarrier::copy(to + 32 * bytes, behind + along, bytes, full);
+                    if (lane < work.width / 8)
+                        mbarrier::copy(r.ring + at.slot * kChainStage + lane * bytes, from + static_cast<uint32_t>((k & ~(work.depth - 1)) * work.columns + (k & (work.depth - 1)) * 8), bytes, full);
                     at.next(p.stages);
                 }
                 if (WINDOWS && phase == kHeads && p.bias) {
-                    // The bias of each head's scores, as one more stage.
-                    const uint32_t size = static_cast<uint32_t>(p.group_tokens * p.bias_row);
-                    for (int head = u.column * p.unit_heads; head < (u.column + 1) * p.unit_heads; ++head) {
-                        const uint32_t full = r.full + at.slot * 8;
-                        mbarrier::wait(r.empty + at.slot * 8, at.parity ^ 1);
-                        if (lane == 0) {
-                            mbarrier::expect(full, size * 2);
-                            mbarrier::copy(r.ring + at.slot * kChainStage, vectors + 3 * p.inner + head * static_cast<int>(size), size * 2, full);
-                        }
-                        at.next(p.stages);
+                    // The bias of the head's scores, as one more stage.
+                    const uint32_t size = static_cast<uint32_t>(p.group_tokens * p.bias_row), full = r.full + at.slot * 8;
+                    mbarrier::wait(r.empty + at.slot * 8, at.parity ^ 1);
+                    if (lane == 0) {
+                        mbarrier::expect(full, size * 2);
+                        mbarrier::copy(r.ring + at.slot * kChainStage, vectors + 3 * p.inner + u.column * static_cast<int>(size), size * 2, full);
                     }
+                    at.next(p.stages);
                 }
             }
         }
@@ -329,8 +319,8 @@ struct Math {
     uint32_t fetched = 0;  // units whose rows were fetched
     Position at;
 
-    // What is worked out of these is worked out anew behind this. Carried through all phases it would take more registers than there are, and memory in their
-    // stead has no room in a first-level cache that is nearly all shared memory.
+    // What is worked out of these is worked out anew behind this. Where it would take more registers than there are if it were carried through all phases: memory in
+    // their stead has no room in a first-level cache that is nearly all shared memory.
     __device__ __forceinline__ void forget() {
         asm volatile("" : "+r"(tid), "+r"(lane), "+r"(thread), "+r"(g), "+r"(t), "+r"(row));
         group = __shfl_sync(0xffffffffu, tid / 128, 0);
@@ -469,6 +459,8 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
     const WindowMap* map;
     bool masked;
 
+    static constexpr bool kScarce = !WINDOWS || PIECES > 6;  // registers, for what all phases have in common
+
     // Offsets into a pair's vectors.
     __device__ __forceinline__ int bias_at() const { return 3 * p.inner; }
     __device__ __forceinline__ int merge_at() const { return bias_at() + (p.bias ? p.heads * p.group_tokens * p.bias_row : 0); }
@@ -511,14 +503,17 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
         const int row = m.tid / 8, part = m.tid % 8;
         const int64_t token = token_of(row);
         const int pieces = p.channels / 8;
-        // Rows and pieces that there are not are others, so that all are asked for without a condition.
         const uint4* const source = reinterpret_cast<const uint4*>(stream + max(token, int64_t{0}) * p.channels);
-        constexpr int kFewer = PIECES == 6 ? 3 : PIECES == 12 ? 6 : PIECES == 16 ? 12 : 0;  // a kernel of so many takes fewer channels
+        constexpr int kFewer = PIECES == 6 && DIM == 32 ? 3 : PIECES == 12 ? 6 : PIECES == 16 ? 12 : 0;  // a kernel of so many takes fewer channels
         const auto exists = [&](int i) { return i < kFewer || part + 8 * i < pieces; };
         uint4 raw[PIECES];
         if (waits) wait_for_phase();
 #pragma unroll
-        for (int i = 0; i < PIECES; ++i) raw[i] = __ldcg(source + (exists(i) ? part + 8 * i : 0));
+        for (int i = 0; i < PIECES; ++i) {
+            // With registers scarce, all are asked for without a condition: what there is not is something else then.
+            if constexpr (kScarce) raw[i] = __ldcg(source + (exists(i) ? part + 8 * i : 0));
+            else raw[i] = token >= 0 && exists(i) ? __ldcg(source + part + 8 * i) : make_uint4(0, 0, 0, 0);
+        }
         const auto each_pair = [&](int i, const auto& f) {
             const uint32_t w[4] = {raw[i].x, raw[i].y, raw[i].z, raw[i].w};
 #pragma unroll
@@ -725,79 +720,6 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
                 if (load_shared_byte(at.regions + key + 2 * m.t + e) != own[h]) added[h][e] += p.mask_value;
         }
     }
-    // Behind the products of a window's heads: the stages that had their biases.
-    __device__ __forceinline__ void free_biases(int heads) {
-        for (int head = 0; p.bias && head < heads; ++head) {
-            if (m.thread == 0) mbarrier::arrive(r.empty + m.at.slot * 8);
-            m.at.next(p.stages);
-        }
-    }
-
-    // Some heads of a window, whose attention is that of a warpgroup each.
-    template <int HEADS> __device__ __forceinline__ void window_heads_unit(const Work<WINDOWS>& work, const Unit& u, bool waits) {
-        using Tile = ChainTile<24 * HEADS, 4>;
-        constexpr int kTokens = kChainRows;
-        uint32_t offset[Tile::kTiles];
-#pragma unroll
-        for (int i = 0; i < Tile::kTiles; ++i) offset[i] = pair_of_vector(head_column(p, u.column, m.group * Tile::kTiles + i) + 2 * m.t);
-        find_regions(u.tile);
-        normalize_rows(from, waits, [&](int row) { return group_token(u.tile, row); });
-        {
-            float acc[Tile::kColumns / 2] = {};
-            multiply_unit<Tile, false>(p, r, at.rows, m, work.chunks, work.stage, kChainRows, acc);
-#pragma unroll
-            for (int i = 0; i < Tile::kTiles; ++i) {
-                const float2 b = floats(offset[i]);
-#pragma unroll
-                for (int h = 0; h < 2; ++h)
-                    store_shared(at.packed + (m.group * Tile::kTiles + i) * 1024 + (m.row + 8 * h) * 16 + m.t * 4, pack_halves(acc[4 * i + 2 * h] + b.x, acc[4 * i + 2 * h + 1] + b.y));
-            }
-        }
-        fence_engines_shared();
-        math_barrier();
-        if (m.group < HEADS) {
-            const uint32_t queries = at.packed + m.group * kPacked;
-            float s[kTokens / 2] = {}, top[2], sum[2];
-            warpgroup::begin();
-#pragma unroll
-            for (int k = 0; k < 2; ++k) warpgroup::multiply(s, warpgroup::pieces(queries + k * 2048, 1024, 128), warpgroup::pieces(queries + 4096 + k * 2048, 1024, 128));
-            warpgroup::commit();
-            uint32_t own[2] = {};
-            if (masked) own[0] = load_shared_byte(at.regions + m.row), own[1] = load_shared_byte(at.regions + m.row + 8);
-            Position biases = m.at;
-            for (int head = 0; head < m.group; ++head) biases.next(p.stages);
-            if (p.bias) mbarrier::wait(r.full + biases.slot * 8, biases.parity);
-            warpgroup::wait<0>();
-            warpgroup::settle(s);
-#pragma unroll
-            for (int j = 0; j < kTokens / 8; ++j) {
-                float added[2][2] = {};
-                window_offsets(r.ring + biases.slot * kChainStage, 8 * j, own, added);
-#pragma unroll
-                for (int h = 0; h < 2; ++h)
-#pragma unroll
-                    for (int e = 0; e < 2; ++e) {
-                        float& x = s[4 * j + 2 * h + e];
-                        x = 8 * j + 2 * m.t + e < p.group_tokens ? fmaf(x, p.scale, added[h][e]) : -CUDART_INF_F;
-                    }
-            }
-            soften(s, top, sum);
-            float out[16] = {};
-            weigh_values(out, s, queries + 8192, 1024);
-            __half* const to = p.heads_out + (int64_t{u.tile} * (p.inner / 8) + (u.column * HEADS + m.group) * 4) * p.tile_rows * 8;
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                const int row = m.row + 8 * h;
-                const float factor = reciprocal(sum[h]);
-                if (row >= p.tile_rows) continue;
-#pragma unroll
-                for (int j = 0; j < 4; ++j)
-                    *reinterpret_cast<uint32_t*>(to + (j * p.tile_rows + row) * 8 + 2 * m.t) = pack_halves(out[4 * j + 2 * h] * factor, out[4 * j + 2 * h + 1] * factor);
-            }
-        }
-        math_barrier();
-        free_biases(HEADS);
-    }
 
     // A head of a window.
     __device__ __forceinline__ void window_unit(const Work<WINDOWS>& work, const Unit& u, bool waits) {
@@ -828,7 +750,10 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
         attend<kKeys>(u, at.packed, 1024, at.packed + 4096, at.packed + 8192, 1024, [] {}, [&](int j, float (&added)[2][2]) {
             window_offsets(bias, m.group * kKeys + 8 * j, own, added);
         });
-        free_biases(1);
+        if (p.bias) {
+            if (m.thread == 0) mbarrier::arrive(r.empty + m.at.slot * 8);
+            m.at.next(p.stages);
+        }
     }
 
     // Regions of the shift's mask, of the window's tokens.
@@ -868,7 +793,7 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
 #pragma unroll 1
         for (int number = blockIdx.x; number < work.units; number += gridDim.x) {
             const Unit u = work.unit(PHASE, number);
-            m.forget();
+            if constexpr (kScarce) m.forget();
             f(work, u, waits && !any);
             any = true;
         }
@@ -898,10 +823,6 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
             if constexpr (WINDOWS) {
                 each_unit<kHeads>(
                     [&](const Work<WINDOWS>& work, const Unit& u, bool waits) {
-                        if constexpr (PIECES == kChainHeadsPieces) {
-                            if (p.unit_heads == 2) return window_heads_unit<2>(work, u, waits);
-                            if (p.unit_heads == kChainHeads) return window_heads_unit<kChainHeads>(work, u, waits);
-                        }
                         window_unit(work, u, waits);
                     },
                     pair > 0, false);
@@ -957,7 +878,7 @@ template <bool WINDOWS, int DIM, int PIECES> __global__ void __launch_bounds__(k
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     extern __shared__ __align__(128) unsigned char shared[];
     chain::Layout at;
-    at.rows = ptx::shared_address(shared), at.packed = at.rows + p.packed_at;
+    at.rows = ptx::shared_address(shared), at.packed = at.rows + chain::kExchange;
     at.ring = at.rows + p.rows_bytes;
     at.stats = at.ring + p.stages * kChainStage;
     at.regions = at.stats + 4 * kChainRows * 8;

@@ -30,7 +30,6 @@ template <int COUNT> __device__ __forceinline__ void settle(float (&d)[COUNT]) {
 #define TRT_OPT_L16 TRT_OPT_L12 ",%12,%13,%14,%15"
 #define TRT_OPT_L24 TRT_OPT_L16 ",%16,%17,%18,%19,%20,%21,%22,%23"
 #define TRT_OPT_L32 TRT_OPT_L24 ",%24,%25,%26,%27,%28,%29,%30,%31"
-#define TRT_OPT_L36 TRT_OPT_L32 ",%32,%33,%34,%35"
 #define TRT_OPT_WGMMA(columns, list, a, rest) \
     "{.reg .pred p;\n\tsetp.eq.b32 p, 0, 0;\n\twgmma.mma_async.sync.aligned.m64n" columns "k16.f32.f16.f16 {" list "}, " a ", " rest ";}"
 
@@ -45,8 +44,6 @@ template <int COUNT> __device__ __forceinline__ void multiply(float (&d)[COUNT],
         asm volatile(TRT_OPT_WGMMA("32", TRT_OPT_L16, "%16", "%17, p, 1, 1, 0, 0") : TRT_OPT_D8(0), TRT_OPT_D8(8) : "l"(a), "l"(b));
     } else if constexpr (COUNT == 24) {
         asm volatile(TRT_OPT_WGMMA("48", TRT_OPT_L24, "%24", "%25, p, 1, 1, 0, 0") : TRT_OPT_D8(0), TRT_OPT_D8(8), TRT_OPT_D8(16) : "l"(a), "l"(b));
-    } else if constexpr (COUNT == 36) {
-        asm volatile(TRT_OPT_WGMMA("72", TRT_OPT_L36, "%36", "%37, p, 1, 1, 0, 0") : TRT_OPT_D8(0), TRT_OPT_D8(8), TRT_OPT_D8(16), TRT_OPT_D8(24), TRT_OPT_D4(32) : "l"(a), "l"(b));
     } else {
         static_assert(COUNT == 32);
         asm volatile(TRT_OPT_WGMMA("64", TRT_OPT_L32, "%32", "%33, p, 1, 1, 0, 0") : TRT_OPT_D8(0), TRT_OPT_D8(8), TRT_OPT_D8(16), TRT_OPT_D8(24) : "l"(a), "l"(b));
@@ -74,7 +71,6 @@ template <int COUNT> __device__ __forceinline__ void multiply_transposed(float (
 #undef TRT_OPT_L16
 #undef TRT_OPT_L24
 #undef TRT_OPT_L32
-#undef TRT_OPT_L36
 #undef TRT_OPT_WGMMA
 
 }  // namespace trt_opt::warpgroup
