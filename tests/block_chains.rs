@@ -1,5 +1,5 @@
 //! Chains of attention blocks and MLP blocks: they are one node and compute the same, its weights are those of the blocks in the order that
-//! docs/ops.md gives, and every near miss says why.
+//! docs/ops.md gives, and every near miss says why. In windows and without they are of two kinds.
 
 #[path = "common/block.rs"]
 mod block;
@@ -41,9 +41,9 @@ enum Bias {
     },
 }
 
-/// What a chain is made with.
+/// What a chain in windows, or without, is made with.
 #[derive(Clone, Copy)]
-struct Form {
+struct Form<const WINDOWS: bool> {
     images: i64,
     channels: i64,
     heads: i64,
@@ -59,7 +59,7 @@ struct Form {
 }
 
 /// Sizes of which each has another depth of packing: 16, 64, 128.
-const SWIN: Form = Form {
+const SWIN: Form<true> = Form {
     images: 2,
     channels: 48,
     heads: 2,
@@ -72,20 +72,21 @@ const SWIN: Form = Form {
     bias: Bias::Table,
     tanh: false,
 };
-const VIT: Form = Form {
+const VIT: Form<false> = Form {
     images: 3,
     channels: 96,
     heads: 1,
     head: 64,
+    hidden: 128,
     grid: [1, 5],
     window: None,
     shift: [0, 0],
+    after: 0,
     bias: Bias::None,
     tanh: true,
-    ..SWIN
 };
 
-impl Form {
+impl<const WINDOWS: bool> Form<WINDOWS> {
     /// That attend to each other.
     fn tokens(&self) -> i64 {
         self.window.unwrap_or(self.grid).iter().product()
@@ -96,21 +97,21 @@ impl Form {
     }
 }
 
-impl Block for Form {
-    const KIND: Kind = Kind::BlockChain;
+impl<const WINDOWS: bool> Block for Form<WINDOWS> {
+    const KIND: Kind = if WINDOWS { Kind::BlockChain } else { Kind::SequenceChain };
     const OP: &'static str = OP;
 }
 
 /// Blocks as nodes to spoil: what their rules make of a model. Values are `v0`, `a1` behind the first attention, `v1` behind its MLP, `a2`, ...
-type Parts = block::Parts<Form>;
+type Parts<const WINDOWS: bool> = block::Parts<Form<WINDOWS>>;
 
 fn halves(tensor: &TensorProto) -> Vec<f16> {
     tensor.to_f64_vec().unwrap().into_iter().map(f16::from_f64).collect()
 }
 
-impl Parts {
+impl<const WINDOWS: bool> Parts<WINDOWS> {
     /// As many pairs as there are values, each shifted or not.
-    fn new(form: Form, pairs: &[bool]) -> Self {
+    fn new(form: Form<WINDOWS>, pairs: &[bool]) -> Self {
         let mut net = Self {
             nodes: vec![],
             weights: vec![],
@@ -232,7 +233,7 @@ impl Parts {
     /// The chains, where all sites are fused: of each, which pairs are shifted.
     fn chains(&self) -> Vec<Vec<i64>> {
         let (model, ledger) = self.fuse();
-        let count = ledger.count(Kind::BlockChain);
+        let count = ledger.count(Self::KIND);
         assert_eq!((count.fused, count.total), (nodes(&model, OP).len(), count.fused), "{:?}", ledger.sites);
         nodes(&model, OP).into_iter().map(shifted).collect()
     }
@@ -301,13 +302,15 @@ fn a_network_without_windows_is_one_node() {
 
 #[test]
 fn chains_in_float16_compute_the_same() {
-    for (form, pairs) in [(SWIN, [false, true]), (VIT, [false; 2])] {
-        let rewrite = rewritten(Parts::new(form, &pairs).half(), &with(&[Kind::BlockChain]));
+    fn compute_the_same<const WINDOWS: bool>(net: &Parts<WINDOWS>) {
+        let rewrite = rewritten(net.half(), &with(&[Parts::<WINDOWS>::KIND]));
         assert_eq!(ops(&rewrite.model().proto), [OP]);
         // Norms are folded into weights, which are rounded once more.
         let options = verify::Options { rtol: Some(1e-2), ..verify::Options::default() };
         rewrite.compare(&options).unwrap().check().unwrap();
     }
+    compute_the_same(&Parts::new(SWIN, &[false, true]));
+    compute_the_same(&Parts::new(VIT, &[false; 2]));
 }
 
 /// Maps as `[B, H*W, C]` and as `[B, H, W, C]` within one chain, and at its end.
@@ -373,12 +376,12 @@ fn values_read_otherwise_end_a_chain() {
 
 #[test]
 fn blocks_that_differ_are_of_different_chains() {
-    let cut = |what: &str, spoil: &dyn Fn(&mut Parts)| {
+    let cut = |what: &str, spoil: &dyn Fn(&mut Parts<true>)| {
         let mut net = Parts::new(SWIN, &[false, true, false, true]);
         spoil(&mut net);
         assert_eq!(net.chains(), [[0, 1], [0, 1]], "{what}");
     };
-    let of_both = |net: &mut Parts, values: [&str; 2], attribute: &AttributeProto| {
+    let of_both = |net: &mut Parts<true>, values: [&str; 2], attribute: &AttributeProto| {
         values.iter().for_each(|value| net.attribute(value, attribute.clone()));
     };
     cut("epsilon", &|net| {
@@ -414,19 +417,31 @@ fn blocks_that_differ_are_of_different_chains() {
         net.attribute("a3", other);
         assert_eq!(net.chains(), [vec![1, 0], vec![1]]);
     }
-    // Attention in windows and without.
+}
+
+/// Each kind leaves the other's blocks as they are.
+#[test]
+fn chains_in_windows_and_without_are_of_two_kinds() {
     let mut net = Parts::new(Form { bias: Bias::None, ..SWIN }, &[false]);
     net.block.window = None;
     net.attention(2, false);
     net.mlp(2);
     net.outputs[0].0 = "v2";
-    assert_eq!(net.chains(), [[0], [0]]);
+    let made = |kinds: &[Kind]| ops(&net.rewrite(&with(kinds)).model().proto);
+    assert_eq!(made(&[Kind::BlockChain]), [OP, OF_SEQUENCES, MLP]);
+    assert_eq!(made(&[Kind::SequenceChain]), [IN_WINDOWS, MLP, OP]);
+    let both = [Kind::BlockChain, Kind::SequenceChain];
+    assert_eq!(made(&both), [OP, OP]);
+    let ledger = net.rewrite(&with(&both)).ledger().clone();
+    let rules: Vec<_> = ledger.sites.iter().map(|site| (site.kind, site.rule.as_deref())).collect();
+    assert_eq!(rules, both.map(|kind| (kind, Some(kind.name()))));
+    assert_eq!(both.map(|kind| ledger.patches[kind.name()]), [1, 1]);
 }
 
 /// A pair that the op cannot be is missed, and the others are chains.
 #[test]
 fn pairs_with_other_masks_and_biases_are_missed() {
-    let missed = |net: &Parts, reason: &str, found: &str| {
+    let missed = |net: &Parts<true>, reason: &str, found: &str| {
         let (model, ledger) = net.fuse();
         let site = ledger.missed(Kind::BlockChain).next().unwrap();
         assert_eq!([site.reason.as_deref(), site.found.as_deref()], [Some(reason), Some(found)], "{:?}", ledger.sites);
@@ -458,8 +473,8 @@ fn pairs_with_other_masks_and_biases_are_missed() {
 
 #[test]
 fn sizes_that_the_plugin_does_not_take_are_missed() {
-    let swin = |form: Form| Parts::new(Form { bias: Bias::None, ..form }, &[false, true]);
-    let vit = |form: Form| Parts::new(form, &[false]);
+    let swin = |form: Form<true>| Parts::new(Form { bias: Bias::None, ..form }, &[false, true]);
+    let vit = |form: Form<false>| Parts::new(form, &[false]);
     let odd = "the tensor cores take no such sizes";
     swin(Form { hidden: 120, ..SWIN })
         .missed_because(odd, ["multiples of 16", "48 channels, 64 of all heads, 120 hidden columns"]);
@@ -502,13 +517,14 @@ fn computed_weights_are_missed() {
 #[test]
 fn chains_are_not_fused_unless_asked_for_and_can_be_left() {
     only_if_asked_for(&Parts::new(SWIN, &[false, true]), "block-chain");
-    only_if_asked_for(&Parts::new(VIT, &[false, false]), "block-chain");
+    only_if_asked_for(&Parts::new(VIT, &[false, false]), "sequence-chain");
 }
 
 #[test]
 fn the_cost_of_a_chain_is_less_than_that_of_its_blocks() {
-    for net in [Parts::new(SWIN, &[false, true]), Parts::new(VIT, &[false; 3])] {
-        let [parts, chain] = costs_less_than_its_parts(&net);
+    let swin = costs_less_than_its_parts(&Parts::new(SWIN, &[false, true]));
+    let vit = costs_less_than_its_parts(&Parts::new(VIT, &[false; 3]));
+    for [parts, chain] in [swin, vit] {
         assert_eq!(parts, chain);
     }
 }
@@ -516,13 +532,13 @@ fn the_cost_of_a_chain_is_less_than_that_of_its_blocks() {
 // ---- the order of the weights ----
 
 /// Element by element as docs/ops.md has it.
-struct Expected<'a> {
-    net: &'a Parts,
+struct Expected<'a, const WINDOWS: bool> {
+    net: &'a Parts<WINDOWS>,
     weights: Vec<f64>,
     vectors: Vec<f64>,
 }
 
-impl Expected<'_> {
+impl<const WINDOWS: bool> Expected<'_, WINDOWS> {
     /// A matrix and its offset, and of the norm before it scale and bias.
     fn product(&mut self, of: &str, [w, b]: [&str; 2], [rows, columns]: [i64; 2], normal: bool, between: &[f64]) {
         let value = |name: &str| self.net.values(&format!("{of}_{name}"));
@@ -559,7 +575,7 @@ impl Expected<'_> {
 }
 
 /// The bias of a pair's scores, dense, with rows of whole eights.
-fn dense_bias(net: &Parts, of: &str) -> Vec<f64> {
+fn dense_bias<const WINDOWS: bool>(net: &Parts<WINDOWS>, of: &str) -> Vec<f64> {
     let (heads, tokens) = (net.block.heads as usize, net.block.tokens() as usize);
     let row = tokens.next_multiple_of(8);
     let mut dense = vec![0.0; heads * tokens * row];
@@ -585,11 +601,15 @@ fn dense_bias(net: &Parts, of: &str) -> Vec<f64> {
 fn weights_are_packed_and_hold_the_norms() {
     let odd = Form { grid: [3, 6], window: Some([3, 3]), shift: [1, 1], ..SWIN };
     let dense = |heads: bool| Form { heads: 2, head: 32, bias: Bias::Dense { heads, period: 1 }, ..VIT };
-    for (form, half) in
-        [SWIN, odd, VIT, dense(true), dense(false)].map(|form| (form, false)).into_iter().chain([(SWIN, true)])
-    {
-        let mut net = Parts::new(form, &[false, form.window.is_some()]);
-        let options = with(&[Kind::BlockChain]);
+    hold_weights_as_documented([(SWIN, false), (odd, false), (SWIN, true)]);
+    hold_weights_as_documented([VIT, dense(true), dense(false)].map(|form| (form, false)));
+}
+
+/// Of each form in float32 or float16.
+fn hold_weights_as_documented<const WINDOWS: bool>(forms: [(Form<WINDOWS>, bool); 3]) {
+    for (form, half) in forms {
+        let mut net = Parts::new(form, &[false, WINDOWS]);
+        let options = with(&[Parts::<WINDOWS>::KIND]);
         let rewrite = if half { rewritten(net.half(), &options) } else { net.rewrite(&options) };
         let model = &rewrite.model().proto;
         if half {
@@ -631,7 +651,7 @@ fn weights_are_packed_and_hold_the_norms() {
 struct Layers;
 
 impl Block for Layers {
-    const KIND: Kind = Kind::BlockChain;
+    const KIND: Kind = Kind::SequenceChain;
     const OP: &'static str = OP;
 }
 
@@ -734,29 +754,29 @@ fn layers_become_blocks_and_these_a_chain() {
     let (model, ledger) = layers(3).fuse();
     assert_eq!(ops(&model), ["Add", OP]);
     let count = |kind| ledger.count(kind).fused;
-    let kinds = [Kind::LayerNorm, Kind::Attention, Kind::Gelu, Kind::AttnBlock, Kind::MlpBlock, Kind::BlockChain];
+    let kinds = [Kind::LayerNorm, Kind::Attention, Kind::Gelu, Kind::AttnBlock, Kind::MlpBlock, Kind::SequenceChain];
     assert_eq!(kinds.map(count), [6, 3, 3, 3, 3, 1]);
     let node = nodes(&model, OP)[0];
     let fused = ledger.sites.iter().filter(|s| s.status == Status::Fused);
     assert!(fused.into_iter().all(|s| s.into.as_deref() == node.name.as_deref()), "{:?}", ledger.sites);
     // Known by the attention of the first block.
-    let site = ledger.sites.iter().find(|s| s.kind == Kind::BlockChain).unwrap();
+    let site = ledger.sites.iter().find(|s| s.kind == Kind::SequenceChain).unwrap();
     assert_eq!(site.node, "Softmax_p1");
     // Where the blocks are not asked for there is no site.
     let mut options = Options::default();
-    options.kinds.insert(Kind::BlockChain);
+    options.kinds.insert(Kind::SequenceChain);
     let ledger = layers(2).rewrite(&options).ledger().clone();
     assert!(ledger.sites.iter().all(|s| !s.kind.is_block()), "{:?}", ledger.sites);
-    let mut options = with(&[Kind::BlockChain]);
+    let mut options = with(&[Kind::SequenceChain]);
     options.skip.insert("attn-block".into());
-    assert_eq!(layers(2).rewrite(&options).ledger().count(Kind::BlockChain).total, 0);
+    assert_eq!(layers(2).rewrite(&options).ledger().count(Kind::SequenceChain).total, 0);
 }
 
 /// Converted after the rewrite, as `fuse --fp16` does it.
 #[test]
 fn chains_are_converted_to_float16() {
     let options = verify::Options { rtol: Some(1e-2), ..verify::Options::default() };
-    let rewrite = layers(2).rewrite(&with(&[Kind::BlockChain])).to_fp16(&options).unwrap();
+    let rewrite = layers(2).rewrite(&with(&[Kind::SequenceChain])).to_fp16(&options).unwrap();
     rewrite.compare(&options).unwrap().check().unwrap();
     let graph = rewrite.model().proto.graph.as_ref().unwrap();
     let node = nodes(&rewrite.model().proto, OP)[0];
@@ -774,7 +794,7 @@ fn chains_are_a_group_made_of_their_blocks() {
     let all = net.rewrite(&with(&Kind::ALL));
     let blocks = tune::blocks(parts.ledger(), &graph(&parts), By::Kind);
     let wholes = tune::wholes(all.ledger(), &graph(&all), By::Kind);
-    assert_eq!(wholes.iter().map(|g| g.kind).collect::<Vec<_>>(), [Kind::BlockChain]);
+    assert_eq!(wholes.iter().map(|g| g.kind).collect::<Vec<_>>(), [Kind::SequenceChain]);
     let of = |kind: Kind| wholes[0].parts.iter().filter(|(part, _)| *part == kind).count();
     assert_eq!([Kind::AttnBlock, Kind::MlpBlock, Kind::Attention, Kind::LayerNorm].map(of), [2, 2, 2, 4]);
     let number = |kind: Kind| blocks.iter().position(|g| g.kind == kind).unwrap();
@@ -797,11 +817,14 @@ fn chains_are_a_group_made_of_their_blocks() {
 #[test]
 fn exports_have_their_chains_as_sites() {
     let (heads, channels) = ("the plugin takes no such attention", "the tensor cores take no such sizes");
-    for (name, reasons) in [("vit_ts17", vec![heads]), ("swin_ts17", vec![channels, heads])] {
+    let [windows, sequences] = [Kind::BlockChain, Kind::SequenceChain];
+    for (name, [kind, other], reasons) in
+        [("vit_ts17", [sequences, windows], vec![heads]), ("swin_ts17", [windows, sequences], vec![channels, heads])]
+    {
         let path = common::fixtures().into_iter().find(|p| p.ends_with(format!("{name}.onnx"))).unwrap();
         let rewrite = testing::rewrite_with(&path, &with(&Kind::ALL)).unwrap();
-        let missed: Vec<_> = rewrite.ledger().missed(Kind::BlockChain).collect();
-        assert_eq!(rewrite.ledger().count(Kind::BlockChain).total, missed.len());
+        let missed: Vec<_> = rewrite.ledger().missed(kind).collect();
+        assert_eq!([kind, other].map(|kind| rewrite.ledger().count(kind).total), [missed.len(), 0]);
         let found: Vec<_> = missed.iter().map(|site| site.reason.as_deref().unwrap()).collect();
         assert_eq!(found, reasons, "{name}");
         assert!(missed.iter().all(|site| site.node.to_lowercase().ends_with("softmax")), "{missed:?}");

@@ -30,8 +30,11 @@ impl Variant {
     }
 }
 
-/// The variant with all kinds of site fused, blocks and chains of them too, but for [`Kind::TntWords`], which `tune` tries.
+/// The variant with all kinds of site fused, blocks and chains of them too, but for those that only `tune` tries.
 pub const BLOCKS: &str = "blocks";
+
+/// Not in [`BLOCKS`]: they were slower than the blocks that they are made of, words in engines and sequences by themselves.
+const FOR_TUNE: [Kind; 2] = [Kind::TntWords, Kind::SequenceChain];
 
 /// Other ways to build a model as exported, which may give faster baselines, and what tells them to `trt-opt build`.
 pub const AUDITS: [(&str, &[&str]); 2] =
@@ -49,7 +52,7 @@ pub fn without_plugins() -> [Variant; 2] {
 /// What a variant does not fuse it has in its canonical form, so that no fusion is credited with the clean-up.
 pub fn ladder(model: &Model, file: &str, default: &rewrite::Options) -> Result<Vec<Variant>> {
     let all = Variant::rewritten("all", default.clone());
-    let kinds = Kind::ALL.into_iter().filter(|&kind| kind != Kind::TntWords).collect();
+    let kinds = Kind::ALL.into_iter().filter(|kind| !FOR_TUNE.contains(kind)).collect();
     let blocks = Variant::rewritten(BLOCKS, rewrite::Options { kinds, ..default.clone() });
     let (_, ledger) = all.apply(model, file)?;
     let fused = |kind: &Kind| ledger.as_ref().is_some_and(|l| l.count(*kind).fused > 0);
@@ -112,6 +115,9 @@ mod tests {
             let expected = if variant.name == BLOCKS { [3, 3, 0] } else { [0; 3] };
             let kinds = [Kind::MlpBlock, Kind::SwinAttnBlock, Kind::AttnBlock];
             assert_eq!(kinds.map(count), expected, "{}", variant.name);
+            let asked = |kind| variant.rewrite.as_ref().is_some_and(|options| options.kinds.contains(&kind));
+            let chains = [Kind::BlockChain, Kind::SequenceChain, Kind::TntWords];
+            assert_eq!(chains.map(asked), [variant.name == BLOCKS, false, false], "{}", variant.name);
         }
     }
 }

@@ -43,14 +43,16 @@ pub enum Kind {
     BiasGelu,
     /// A depthwise convolution of a map that lies as tokens, with the residual add around it, as one op.
     DepthwiseConv,
-    /// Attention blocks and MLP blocks in turn, each of which reads what the one before gives, as one op.
+    /// Attention blocks in windows and MLP blocks in turn, each of which reads what the one before gives, as one op.
     BlockChain,
     /// Depthwise convolutions between 1x1 convolutions, and all that is around them of the same map, on tokens.
     TokenConv,
+    /// As [`Kind::BlockChain`], of attention blocks without windows.
+    SequenceChain,
 }
 
 impl Kind {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::LayerNorm,
         Self::Attention,
         Self::Gelu,
@@ -68,6 +70,7 @@ impl Kind {
         Self::DepthwiseConv,
         Self::BlockChain,
         Self::TokenConv,
+        Self::SequenceChain,
     ];
     /// The kinds that are fused unless something else is asked for: blocks are not, since whether one is faster than
     /// its parts depends on the sizes and the GPU.
@@ -82,7 +85,8 @@ impl Kind {
     pub fn made_of(self) -> &'static [Self] {
         match self {
             Self::TntWords => &[Self::TntInnerBlock, Self::TntBridge],
-            Self::BlockChain => &[Self::SwinAttnBlock, Self::AttnBlock, Self::MlpBlock],
+            Self::BlockChain => &[Self::SwinAttnBlock, Self::MlpBlock],
+            Self::SequenceChain => &[Self::AttnBlock, Self::MlpBlock],
             _ => &[],
         }
     }
@@ -106,6 +110,7 @@ impl Kind {
             Self::DepthwiseConv => "depthwise-conv",
             Self::BlockChain => "block-chain",
             Self::TokenConv => "token-conv",
+            Self::SequenceChain => "sequence-chain",
         }
     }
 }
