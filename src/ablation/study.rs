@@ -305,6 +305,11 @@ fn plan(
                 let default = workshop.rewriting(options.target, fp16);
                 let ladder = variants::ladder(model, &file.name, &default)?.into_iter().filter(wanted);
                 forms.extend(ladder.map(|variant| (variant, &[][..])));
+                for name in options.variants.iter().filter(|_| !is_reference) {
+                    forms.extend(
+                        variants::of_blocks(name, model, &file.name, &default)?.map(|variant| (variant, &[][..])),
+                    );
+                }
                 let audits = variants::AUDITS.into_iter().filter(|(name, _)| options.variants.contains(*name));
                 forms.extend(audits.map(|(name, extra)| (native(name), extra)));
             }

@@ -1,5 +1,7 @@
 //! The forms of a model that are compared with each other.
 
+use std::collections::BTreeSet;
+
 use crate::error::Result;
 use crate::onnx::Model;
 use crate::onnx::proto::ModelProto;
@@ -36,6 +38,10 @@ pub const BLOCKS: &str = "blocks";
 /// Not in [`BLOCKS`]: they were slower than the blocks that they are made of, words in engines and sequences by themselves.
 const FOR_TUNE: [Kind; 2] = [Kind::TntWords, Kind::SequenceChain];
 
+/// `blocks-with-KIND` and `blocks-without-KIND`: blocks with one kind of them more, or one less.
+const MORE: &str = "blocks-with-";
+const LESS: &str = "blocks-without-";
+
 /// Other ways to build a model as exported, which may give faster baselines, and what tells them to `trt-opt build`.
 pub const AUDITS: [(&str, &[&str]); 2] =
     [("native-o5", &["--opt-level", "5"]), ("native-cublas", &["--tactics", "cublas,cublas-lt"])];
@@ -46,14 +52,44 @@ pub fn without_plugins() -> [Variant; 2] {
     [Variant { name: "native".into(), rewrite: None }, Variant::rewritten("canonical", canonical)]
 }
 
+fn kinds_of_blocks() -> BTreeSet<Kind> {
+    Kind::ALL.into_iter().filter(|kind| !FOR_TUNE.contains(kind)).collect()
+}
+
+fn with_kinds(name: &str, kinds: BTreeSet<Kind>, default: &rewrite::Options) -> Variant {
+    Variant::rewritten(name, rewrite::Options { kinds, ..default.clone() })
+}
+
+/// The variant `blocks-with-KIND` or `blocks-without-KIND`, if the name is one, and the kind makes a difference to the model.
+pub fn of_blocks(name: &str, model: &Model, file: &str, default: &rewrite::Options) -> Result<Option<Variant>> {
+    let kind = |prefix: &str| {
+        let kind = name.strip_prefix(prefix)?;
+        Kind::ALL.into_iter().find(|k| k.is_block() && k.name() == kind)
+    };
+    let mut kinds = kinds_of_blocks();
+    let (kind, more) = match (kind(MORE), kind(LESS)) {
+        (Some(kind), _) => (kind, true),
+        (_, Some(kind)) => (kind, false),
+        _ => return Ok(None),
+    };
+    if more {
+        kinds.insert(kind);
+    }
+    let (_, ledger) = with_kinds(name, kinds.clone(), default).apply(model, file)?;
+    let differs = ledger.is_some_and(|l| l.count(kind).fused > 0);
+    if !more {
+        kinds.remove(&kind);
+    }
+    Ok(differs.then(|| with_kinds(name, kinds, default)))
+}
+
 /// All variants: without plugins, with each fusion alone, with all but each, with all, and with blocks made of them, if the
 /// model has any. But for kinds and sites, `default` says how they are rewritten.
 ///
 /// What a variant does not fuse it has in its canonical form, so that no fusion is credited with the clean-up.
 pub fn ladder(model: &Model, file: &str, default: &rewrite::Options) -> Result<Vec<Variant>> {
     let all = Variant::rewritten("all", default.clone());
-    let kinds = Kind::ALL.into_iter().filter(|kind| !FOR_TUNE.contains(kind)).collect();
-    let blocks = Variant::rewritten(BLOCKS, rewrite::Options { kinds, ..default.clone() });
+    let blocks = with_kinds(BLOCKS, kinds_of_blocks(), default);
     let (_, ledger) = all.apply(model, file)?;
     let fused = |kind: &Kind| ledger.as_ref().is_some_and(|l| l.count(*kind).fused > 0);
     let kinds: Vec<Kind> = Kind::DEFAULT.into_iter().filter(fused).collect();
@@ -103,6 +139,32 @@ mod tests {
         assert!(alone.iter().all(|kind| swin.iter().filter(|n| n.ends_with(kind)).count() == 2), "{swin:?}");
         assert!(!swin.iter().any(|n| n.contains("block") && n != BLOCKS), "{swin:?}");
         assert_eq!(names("spelling_attention_gather").last().map(String::as_str), Some("all"));
+    }
+
+    #[test]
+    fn blocks_come_with_one_kind_more_or_less() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/swin_ts17.onnx");
+        let model = crate::onnx::load(&path).unwrap();
+        let variant = |name| of_blocks(name, &model, "swin", &rewrite::Options::default()).unwrap();
+        let less = variant("blocks-without-mlp-block").unwrap();
+        let (_, ledger) = less.apply(&model, "swin").unwrap();
+        let ledger = ledger.unwrap();
+        assert_eq!([Kind::MlpBlock, Kind::SwinAttnBlock].map(|k| ledger.count(k).fused), [0, 3]);
+        // Of kinds that the model has not, of no kinds, and of other variants there are none.
+        for name in [
+            "blocks-with-tnt-words",
+            "blocks-without-tnt-bridge",
+            "blocks-without-gelu",
+            "blocks-with-",
+            "blocks",
+            "all",
+        ] {
+            assert!(variant(name).is_none(), "{name}");
+        }
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tnt_ts17.onnx");
+        let model = crate::onnx::load(&path).unwrap();
+        let more = of_blocks("blocks-with-tnt-words", &model, "tnt", &rewrite::Options::default()).unwrap().unwrap();
+        assert_eq!(more.apply(&model, "tnt").unwrap().1.unwrap().count(Kind::TntWords).fused, 1);
     }
 
     #[test]

@@ -21,7 +21,8 @@ pub struct StudyArgs {
     /// or as NAME:native-WHAT=FILE with another export, which is measured as it is
     #[arg(long, value_name = "NAME=FILE", num_args = 1.., value_parser = parse_model, help_heading = "Measuring")]
     models: Vec<ModelFile>,
-    /// Variants to measure: native, canonical, a kind of site, without-KIND, all, blocks, tuned [default: all but tuned]
+    /// Variants to measure: native, canonical, a kind of site, without-KIND, all, blocks, blocks-with-KIND, blocks-without-KIND,
+    /// tuned [default: all but the last three]
     #[arg(long, visible_alias = "fusions", value_name = "NAME,...", value_delimiter = ',', help_heading = "Measuring")]
     variants: Vec<String>,
     /// Precisions to build for
