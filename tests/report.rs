@@ -167,6 +167,23 @@ fn errors_are_held_against_native_fp16() {
 }
 
 #[test]
+fn a_run_without_native_engines_is_named_once_for_a_model() {
+    let mut enqueued = row("r", "swin_t", "all", 95.0);
+    enqueued["mode"] = json!("enqueue");
+    let mut rows = vec![row("r", "swin_t", "all", 90.0), enqueued, row("r", "swin_t", "blocks", 80.0)];
+    rows.extend([row("r", "tnt_s", "all", 90.0), row("r", "vit_s", "native", 90.0), row("r", "vit_s", "all", 80.0)]);
+    let (merged, _) = merge_values(&[small(rows)]).unwrap();
+    let none = "its run has no native engine of the model, so there is no speed-up";
+    assert_eq!(
+        View::new(&merged).warnings(),
+        [
+            format!("swin_t (run r; fp16, batch 1, graph; fp16, batch 1, enqueue): {none}"),
+            format!("tnt_s (run r; fp16, batch 1, graph): {none}")
+        ]
+    );
+}
+
+#[test]
 fn a_tuned_engine_that_loses_is_named() {
     let rows = vec![row("r", "swin_t", "native", 100.0), row("r", "swin_t", "tuned", 103.0)];
     let (merged, _) = merge_values(&[small(rows)]).unwrap();
@@ -198,6 +215,42 @@ fn merging_twice_changes_nothing() {
     let (again, _) = merge(&paths).unwrap();
     assert_eq!(again, merged());
     assert_eq!(report::load(&once).unwrap(), merged());
+}
+
+/// Two files: of run r an engine that run s measures again, in a file of its own.
+fn measured_again() -> [Value; 2] {
+    let with_layers = |mut row: Value| {
+        row["layers"] = json!([{ "name": "/a/MatMul", "us": 1.0 }, { "name": "/a/Shuffle", "us": 0.0 }]);
+        row
+    };
+    let rows = ["native", "all", "tuned"].map(|variant| with_layers(row("r", "swin_t", variant, 100.0)));
+    let mut again = small(vec![row("s", "swin_t", "native", 110.0), with_layers(row("s", "swin_t", "all", 90.0))]);
+    again["environment"] = json!({ "s": environment("2020-01-02T00:00:00Z") });
+    [small(rows.into()), again]
+}
+
+#[test]
+fn layers_that_a_later_run_supersedes_are_dropped() {
+    let layers = |values: &[Value]| {
+        let (report, _) = merge_values(values).unwrap();
+        let of = |row: &report::Row| (row.run.clone(), row.variant.to_string(), row.layers.len());
+        (report.rows.iter().map(of).collect::<Vec<_>>(), serde_json::to_value(&report).unwrap())
+    };
+    let [old, new] = measured_again();
+    // The native engine of r stays: what is shown of r is compared with it.
+    let expected = [("r", "native", 1), ("r", "all", 0), ("r", "tuned", 1), ("s", "native", 0), ("s", "all", 1)];
+    let expected = expected.map(|(run, variant, count)| (run.to_owned(), variant.to_owned(), count));
+    let (found, merged) = layers(&[old.clone(), new.clone()]);
+    assert_eq!(found, expected);
+    // A file whose layers were dropped and one that has them agree, in either order.
+    assert_eq!(layers(&[merged.clone(), old.clone()]), (expected.to_vec(), merged.clone()));
+    assert_eq!(layers(&[old.clone(), merged.clone()]).1, merged);
+    assert_eq!(layers(&[merged]).0, expected);
+    // A run alone keeps all of them.
+    assert_eq!(layers(std::slice::from_ref(&old)).0.iter().map(|(.., count)| count).sum::<usize>(), 3);
+    let mut other = old.clone();
+    other["rows"][1]["layers"][0]["us"] = json!(2.0);
+    assert!(merge_values(&[old, other]).is_err());
 }
 
 #[test]
@@ -369,6 +422,25 @@ fn a_report_that_could_not_be_read_back_is_not_written() {
 }
 
 // ---- what is written ----
+
+#[test]
+fn a_row_is_a_line_without_layers_that_never_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("report.json");
+    let mut report = merged();
+    let native = report.rows.iter_mut().find(|r| !r.layers.is_empty()).unwrap();
+    let idle = report::Layer { us: 0.0, ..native.layers[0].clone() };
+    native.layers.push(idle.clone());
+    report.rows[0].layers = vec![idle];
+    report::save(&report, &path).unwrap();
+    let text = std::fs::read_to_string(&path).unwrap();
+    // Goals are lines, too, and begin alike.
+    let lines = text.lines().filter(|line| line.starts_with("{\"model\":"));
+    let lines: Vec<Value> = lines.map(|line| serde_json::from_str(line.trim_end_matches(',')).unwrap()).collect();
+    assert_eq!(lines.len(), report.rows.len() + report.goals.len());
+    assert!(lines[0].get("layers").is_none());
+    assert_eq!(report::load(&path).unwrap(), merged());
+}
 
 #[test]
 fn the_summary_of_the_synthetic_runs() {

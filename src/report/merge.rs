@@ -1,10 +1,13 @@
 //! Reading report files, and putting several together.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use super::schema::{Report, Row, SCHEMA};
+use super::lines::Lines;
+use super::schema::{Layer, Report, Row, SCHEMA};
+use super::view::View;
 use crate::error::{Error, Result};
 use crate::files;
 
@@ -33,17 +36,19 @@ fn parse(text: &[u8]) -> Result<Report, String> {
 /// Checks a report and writes it, in one step.
 pub fn save(report: &Report, path: &Path) -> Result<()> {
     report.check()?;
-    let mut json = serde_json::to_string_pretty(report)
+    let mut json = vec![];
+    report
+        .serialize(&mut serde_json::Serializer::with_formatter(&mut json, Lines::default()))
         .map_err(|e| Error::invalid(path.display().to_string(), format!("the report cannot be written: {e}")))?;
-    json.push('\n');
-    files::write(path, json.as_bytes())
+    json.push(b'\n');
+    files::write(path, &json)
 }
 
 /// Puts reports of the same kind of GPU and the same version of TensorRT together, and forms all ratios anew, each
 /// inside its run. Returns warnings too.
 ///
 /// A run that is in several files has to be described alike in each; rows that are there twice and equal are kept once.
-/// The same engine measured in several runs is kept once for each run.
+/// The same engine measured in several runs is kept once for each run, with its layers where these are still shown.
 pub fn merge(reports: Vec<(PathBuf, Report)>) -> Result<(Report, Vec<String>)> {
     let mut merged = Report::default();
     let mut warnings = vec![];
@@ -77,12 +82,14 @@ pub fn merge(reports: Vec<(PathBuf, Report)>) -> Result<(Report, Vec<String>)> {
                 None => drop(merged.environment.insert(id, environment)),
             }
         }
-        for row in report.rows {
-            let twin = merged.rows.iter().find(|r| r.run == row.run && r.same_subject(&row));
+        for mut row in report.rows {
+            row.layers.retain(Layer::runs);
+            let twin = merged.rows.iter_mut().find(|r| r.run == row.run && r.same_subject(&row));
             match twin {
                 Some(twin) if !same_figures(twin, &row) => {
                     return refuse(format!("{} has other figures in another file", row.place()));
                 }
+                Some(twin) if twin.layers.is_empty() => twin.layers = row.layers,
                 Some(_) => {}
                 None => merged.rows.push(row),
             }
@@ -104,13 +111,24 @@ pub fn merge(reports: Vec<(PathBuf, Report)>) -> Result<(Report, Vec<String>)> {
             }
         }
     }
+    drop_superseded_layers(&mut merged);
     warnings.extend(merged.form_ratios());
     merged.check()?;
     Ok((merged, warnings))
 }
 
-/// Ratios are formed anew, and a file that has a part of a run may lack its ResNet-50.
+/// Drops the layers, most of a report, of rows that a later run has measured anew; but for those of native engines that a row which is
+/// shown is compared with.
+fn drop_superseded_layers(report: &mut Report) {
+    let view = View::new(report);
+    let compared = view.rows.iter().filter_map(|row| view.baseline(row));
+    let needed: HashSet<String> = view.rows.iter().copied().chain(compared).map(Row::place).collect();
+    report.rows.iter_mut().filter(|row| !needed.contains(&row.place())).for_each(|row| row.layers.clear());
+}
+
+/// Ratios are formed anew, and a file that has a part of a run may lack its ResNet-50. A merged one may lack layers.
 fn same_figures(a: &Row, b: &Row) -> bool {
-    let plain = |row: &Row| Row { x_resnet50: None, x_resnet50_interval: None, ..row.clone() };
-    plain(a) == plain(b)
+    let layers = |row: &Row, other: &Row| if other.layers.is_empty() { vec![] } else { row.layers.clone() };
+    let plain = |row: &Row, layers| Row { x_resnet50: None, x_resnet50_interval: None, layers, ..row.clone() };
+    plain(a, layers(a, b)) == plain(b, layers(b, a))
 }

@@ -7,6 +7,7 @@
 pub mod align;
 mod charts;
 mod check;
+mod lines;
 mod markdown;
 mod merge;
 mod page;

@@ -97,8 +97,8 @@ pub struct Row {
     /// Estimates of the cost model for the model as exported, and as this engine has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub estimate: Option<BeforeAfter>,
-    /// A profile of the engine, in the order of execution.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// A profile of the engine, in the order of execution. Layers that never run are not written.
+    #[serde(default, skip_serializing_if = "none_runs", serialize_with = "those_that_run")]
     pub layers: Vec<Layer>,
     /// What has to be said of the build: what a tuned engine chose, what was left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -133,6 +133,21 @@ pub struct Layer {
     pub r#type: String,
     /// Median over the profiled inferences, in microseconds.
     pub us: f64,
+}
+
+impl Layer {
+    /// TensorRT's profiler lists layers, too, that have no work left.
+    pub fn runs(&self) -> bool {
+        self.us != 0.0
+    }
+}
+
+fn none_runs(layers: &[Layer]) -> bool {
+    !layers.iter().any(Layer::runs)
+}
+
+fn those_that_run<S: serde::Serializer>(layers: &[Layer], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(layers.iter().filter(|layer| layer.runs()))
 }
 
 /// A ratio to ResNet-50 that was asked for.

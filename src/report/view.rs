@@ -272,16 +272,32 @@ impl<'a> View<'a> {
         self.rows.iter().map(all).filter(|rows| rows.len() > 1).collect()
     }
 
+    /// Once for a model and run, that rows of these have nothing to be compared with.
+    fn without_baselines(&self) -> Vec<String> {
+        let mut lacking: Vec<(&Row, BTreeSet<Setting>)> = vec![];
+        let lone = |row: &&&Row| self.baseline(row).is_none() && row.variant.class() != Class::Torch;
+        for row in self.rows.iter().filter(lone) {
+            match lacking.iter_mut().find(|(first, _)| (&first.model, &first.run) == (&row.model, &row.run)) {
+                Some((_, settings)) => _ = settings.insert(row.setting()),
+                None => lacking.push((row, [row.setting()].into())),
+            }
+        }
+        let sentence = |(row, settings): (&Row, BTreeSet<Setting>)| {
+            let settings: Vec<String> = settings.iter().map(ToString::to_string).collect();
+            format!(
+                "{} (run {}; {}): its run has no native engine of the model, so there is no speed-up",
+                row.model,
+                row.run,
+                settings.join("; ")
+            )
+        };
+        lacking.into_iter().map(sentence).collect()
+    }
+
     /// What a reader has to know before believing the figures.
     pub fn warnings(&self) -> Vec<String> {
-        let mut warnings = vec![];
+        let mut warnings = self.without_baselines();
         for row in &self.rows {
-            if self.baseline(row).is_none() && row.variant.class() != Class::Torch {
-                warnings.push(format!(
-                    "{}: its run has no native engine of the model, so there is no speed-up",
-                    row.place()
-                ));
-            }
             if let Some(error) = row.rel_err
                 && error > self.error_limit(row).limit
             {
