@@ -7,7 +7,7 @@
 # Environment: TRT_OPT (the program, compiled for the TensorRT at hand), TENSORRT (its folder), PLUGINS (the library), WORK
 # (engines, models and timings of layers: what is there is not made again), OUT (reports), JOBS (engines built at a time;
 # default 4), BUILD_TIME (seconds in which builds may begin, a step), ENGINES_ONLY (not empty: build and stop, so that a later
-# call measures on a quiet machine), REPORT (more options of `trt-opt report`).
+# call measures on a quiet machine), REPORT (more options of `trt-opt report`), MODELS and VARIANTS (those of core1 and core32).
 # Models are exported by models/export.py, with random weights.
 set -uo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -52,8 +52,8 @@ for step in "$@"; do
       report fixtures --precision fp32 --variants all,blocks --opt-level 0 --rounds 2 --per-round 3
       fixtures swin_ts17_fp16 tnt_ts17_fp16
       report fixtures16 --variants all,blocks --opt-level 0 --rounds 2 --per-round 3 ;;
-    core1) models 1 ts17 resnet50 swin_t tnt_s ptnt_s uniformer_s resnet101 && report core1 --variants native,canonical,all,blocks ;;
-    core32) models 32 ts17 resnet50 swin_t tnt_s ptnt_s uniformer_s && report core32 --variants native,canonical,all,blocks ;;
+    core1) models 1 ts17 ${MODELS:-resnet50 swin_t tnt_s ptnt_s uniformer_s resnet101} && report core1 --variants "${VARIANTS:-native,canonical,all,blocks}" ;;
+    core32) models 32 ts17 ${MODELS:-resnet50 swin_t tnt_s ptnt_s uniformer_s} && report core32 --variants "${VARIANTS:-native,canonical,all,blocks}" ;;
     ablation1) models 1 ts17 resnet50 swin_t tnt_s && report ablation1 ;;
     tuned1) models 1 ts17 resnet50 swin_t tnt_s ptnt_s uniformer_s && report tuned1 --variants native,tuned ;;
     tuned32) models 32 ts17 resnet50 swin_t tnt_s ptnt_s uniformer_s && report tuned32 --variants native,tuned ;;
