@@ -130,6 +130,39 @@ fn cutting_and_joining_in_the_old_order_is_affine_again() {
     assert!(net.trace(y).unwrap().affine().is_none());
 }
 
+/// What [`movement::permutation`] says, but for the source.
+fn permutation(net: &Net, value: ValueId) -> Option<(Vec<Dim>, Vec<usize>)> {
+    movement::permutation(&net.graph, value, &Walk::default()).map(|found| (found.sizes, found.perm))
+}
+
+#[test]
+fn pieces_joined_on_other_axes_are_a_permutation_for_every_batch() {
+    for b in [batch(), batch().mul(&7.into()).unwrap(), Dim::Int(1), Dim::Int(5), Dim::Int(1 << 30)] {
+        let mut net = Net::new(17);
+        let x = net.input("x", &[b.clone(), 6.into(), 8.into()]);
+        let pieces = [0, 2, 4].map(|start| net.slice(x, 1, start, start + 2, 2));
+        let y = net.concat(&pieces, 2);
+        let first = b.mul(&3.into()).unwrap();
+        let (sizes, perm) = match b.int() {
+            // Of one image the outermost are the pieces.
+            Some(1) => (dims(&[3, 2, 8]), vec![1, 0, 2]),
+            _ => (vec![b, 3.into(), 2.into(), 8.into()], vec![0, 2, 1, 3]),
+        };
+        assert_eq!(permutation(&net, y), Some((sizes, perm)));
+        // Images and pieces are one axis where nothing comes between them.
+        let y = net.transpose(y, &[0, 2, 1]);
+        let y = net.reshape(y, &[first.clone(), 8.into(), 2.into()]);
+        assert_eq!(permutation(&net, y), Some((vec![first, 2.into(), 8.into()], vec![0, 2, 1])));
+        // No piece may be missing or come twice or backwards.
+        for pieces in [vec![pieces[0], pieces[1]], vec![pieces[0], pieces[1], pieces[1]]] {
+            let y = net.concat(&pieces, 2);
+            assert_eq!(permutation(&net, y), None);
+        }
+        let backwards = net.gather(x, 1, &[6], &[5, 4, 3, 2, 1, 0]);
+        assert_eq!(permutation(&net, backwards), None);
+    }
+}
+
 #[test]
 fn rolling_across_images_is_not_per_image() {
     let mut net = Net::new(17);
@@ -517,6 +550,14 @@ mod random {
         graph.inputs.iter().map(|v| data.get(v).cloned().unwrap_or_else(|| unread(v))).collect()
     }
 
+    /// The places of a tensor of these sizes in the order of its transposition.
+    fn transposed(sizes: &[i64], perm: &[usize]) -> Vec<i64> {
+        let step = |axis: usize| sizes[axis + 1..].iter().product::<i64>();
+        perm.iter().fold(vec![0], |places, &axis| {
+            places.iter().flat_map(|place| (0..sizes[axis]).map(move |i| place + i * step(axis))).collect()
+        })
+    }
+
     fn opset() -> impl Strategy<Value = i64> {
         prop::sample::select(vec![9, 11, 13, 17, 18, 20])
     }
@@ -552,7 +593,11 @@ mod random {
                 let strides = affine.strides(&[expected.len() as i64]);
                 if let Some(strides) = strides {
                     let view: Vec<i64> = (0..expected.len() as i64).map(|i| base + affine.offset + i * strides[0]).collect();
-                    prop_assert_eq!(view, expected);
+                    prop_assert_eq!(&view, &expected);
+                }
+                if let Some((sizes, perm)) = affine.permutation() {
+                    let all: Vec<i64> = transposed(&sizes, &perm).iter().map(|at| base + at).collect();
+                    prop_assert_eq!(&all, &expected);
                 }
             } else {
                 let linear = expected.windows(2).all(|w| w[0] != HOLE && w[1] == w[0] + 1);
@@ -584,7 +629,13 @@ mod random {
             let one = |image: i64| map.starts.iter().map(move |&s| if s == HOLE { 0 } else { image * map.image + s + 1 });
             let expected: Vec<i64> = (0..5).flat_map(one).collect();
             let found: Vec<i64> = data.iter().map(|v| *v as i64).collect();
-            prop_assert_eq!(found, expected);
+            prop_assert_eq!(&found, &expected);
+
+            if let Some(found) = movement::permutation(&net.graph, x, &Walk::default()) {
+                let sizes: Vec<i64> = found.sizes.iter().map(|d| d.eval(|_| Some(5)).unwrap()).collect();
+                let all: Vec<i64> = transposed(&sizes, &found.perm).iter().map(|at| at + 1).collect();
+                prop_assert_eq!(all, expected);
+            }
         }
     }
 }

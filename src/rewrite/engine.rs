@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use crate::error::{Error, Result};
 use crate::ir::{self, Dim, Graph, Node, NodeId, Value, ValueId, shape_text};
 use crate::onnx::DType;
-use crate::onnx::proto::TensorProto;
+use crate::onnx::proto::{AttributeProto, TensorProto};
 use crate::rewrite::{Kind, Options, Site, Standard, Status, Target};
 
 /// Why a rule did not fire at a place.
@@ -116,6 +116,17 @@ impl Patch {
         let out = self.value(name, dtype, Some(shape.to_vec()));
         let node = Node { name: name.into(), ..Node::new("Reshape", [value, dims]) };
         self.node(node, [out]);
+        Some(out)
+    }
+
+    /// Adds a `Transpose`.
+    pub fn transpose(&mut self, graph: &Graph, value: ValueId, perm: &[usize], name: &str) -> Option<ValueId> {
+        let from = self.describe(graph, value);
+        let shape = perm.iter().map(|&axis| from.shape.as_ref()?.get(axis).cloned()).collect::<Option<_>>()?;
+        let out = self.value(name, from.dtype, Some(shape));
+        let node = Node { name: name.into(), ..Node::new("Transpose", [value]) };
+        let perm: Vec<i64> = perm.iter().map(|&axis| axis as i64).collect();
+        self.node(node.with(AttributeProto::ints("perm", &perm)), [out]);
         Some(out)
     }
 }

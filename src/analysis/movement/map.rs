@@ -1,5 +1,6 @@
 //! The index map of a tensor that is nothing but moved elements of other tensors.
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -394,23 +395,38 @@ impl Map {
 
     /// Turns the factors along which the table is linear into strides.
     fn simplify(&mut self) -> Option<()> {
+        self.linearize(false)
+    }
+
+    /// As [`Map::simplify`]; with `pieces` a factor is also cut in two where the table is linear along the inner part alone, such as that
+    /// of two pieces joined.
+    fn linearize(&mut self, pieces: bool) -> Option<()> {
         if self.table.len() == 1 {
             return Some(());
         }
         self.tabulate(|_, _| false, |_, _| None)?;
-        let positions: Vec<(usize, usize)> =
-            self.axes.iter().enumerate().flat_map(|(a, f)| (0..f.len()).map(move |i| (a, i))).collect();
-        for (a, i) in positions {
-            let f = self.axes[a][i];
-            if f.table == 0 {
-                continue;
+        for a in 0..self.axes.len() {
+            let mut i = 0;
+            while let Some(&f) = self.axes[a].get(i) {
+                i += 1;
+                if f.table == 0 {
+                    continue;
+                }
+                let step = f.table as usize;
+                // The longest: where a shorter one is too short, it goes on in the same steps.
+                let mut lengths = (1..=f.size).rev().filter(|n| f.size % n == 0 && (*n == f.size || pieces && *n > 1));
+                let found = lengths.find_map(|n| Some((n, linear(&self.table, step, n as usize)?)));
+                let Some((size, delta)) = found else { continue };
+                let kept = self.table.iter().enumerate().filter(|(at, _)| (at / step).is_multiple_of(size as usize));
+                self.table = kept.map(|(_, &entry)| entry).collect();
+                self.axes[a][i - 1] = Factor { size, stride: delta, table: 0 };
+                if size < f.size {
+                    // The outer part is next.
+                    i -= 1;
+                    self.axes[a].insert(i, Factor { size: f.size / size, stride: 0, table: f.table });
+                }
+                self.lay_out(|_, _| false);
             }
-            let (step, size) = (f.table as usize, f.size as usize);
-            let Some(delta) = linear(&self.table, step, size) else { continue };
-            self.axes[a][i] = Factor { size: f.size, stride: delta, table: 0 };
-            let kept = self.table.iter().enumerate().filter(|(at, _)| at / step % size == 0);
-            self.table = kept.map(|(_, &entry)| entry).collect();
-            self.lay_out(|_, _| false);
         }
         Some(())
     }
@@ -427,7 +443,7 @@ impl Map {
     /// The map as strides over one source, where that is what it is.
     pub fn affine(&self) -> Option<Affine> {
         let mut map = self.clone();
-        map.simplify()?;
+        map.linearize(true)?;
         let &[entry] = &map.table[..] else { return None };
         if entry == HOLE {
             return None;
@@ -496,6 +512,27 @@ impl Affine {
         }
         let axes = split(&merged(factors), sizes, true).ok()?;
         Some(axes.iter().map(|f| f.first().map_or(0, |f| f.stride)).collect())
+    }
+
+    /// The axes of the source, cut as the view needs them, and which of them each axis of the view is; where the view has each of
+    /// the first elements of the source once.
+    pub fn permutation(&self) -> Option<(Vec<i64>, Vec<usize>)> {
+        let mut order: Vec<usize> = (0..self.axes.len()).collect();
+        order.sort_unstable_by_key(|&i| Reverse(self.axes[i].1));
+        // Elements of the axes further in, over which an axis has to step.
+        let mut inner = 1;
+        for &i in order.iter().rev() {
+            let (size, stride) = self.axes[i];
+            if stride != inner {
+                return None;
+            }
+            inner *= size;
+        }
+        let mut perm = vec![0; order.len()];
+        for (place, &i) in order.iter().enumerate() {
+            perm[i] = place;
+        }
+        (self.offset == 0).then(|| (order.iter().map(|&i| self.axes[i].0).collect(), perm))
     }
 
     /// Whether the view has these strides over these axes; an axis of size 1 may have any.

@@ -186,6 +186,31 @@ pub fn strided(graph: &Graph, value: ValueId, sizes: &[Dim], walk: &Walk) -> Opt
     .map(|(source, offset, strides)| Strided { source, offset, sizes: sizes.to_vec(), strides })
 }
 
+/// The elements of a source in another order: its axes, cut or joined to `sizes`, are transposed by `perm`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Permutation {
+    pub source: ValueId,
+    /// The fewest that will do. All but the first are integers.
+    pub sizes: Vec<Dim>,
+    pub perm: Vec<usize>,
+}
+
+/// `value` as all of the one source of its region, transposed.
+///
+/// With an open batch this holds for all batches.
+pub fn permutation(graph: &Graph, value: ValueId, walk: &Walk) -> Option<Permutation> {
+    let (source, inner, perm) = for_all_batches(graph, value, &[], walk, |map, _| {
+        let &[source] = map.sources() else { return None };
+        let (sizes, perm) = map.affine()?.permutation()?;
+        // Of the images, so not the same for every batch: what the others leave.
+        let (_, inner) = sizes.split_first()?;
+        (sizes.iter().product::<i64>() == source.len).then(|| (source.value, inner.to_vec(), perm))
+    })?;
+    let first = Dim::product(graph.shape(source)?)?.div_exact(&inner.iter().product::<i64>().into())?;
+    let sizes = [first].into_iter().chain(inner.into_iter().map(Dim::Int)).collect();
+    Some(Permutation { source, sizes, perm })
+}
+
 /// The map of one image of `value`, where each of `images` equal parts of it reads the same part of the one source of its
 /// region, all in the same way, in runs of `run` elements.
 pub fn per_image(graph: &Graph, value: ValueId, images: &Dim, run: i64, walk: &Walk) -> Option<PerImage> {

@@ -16,6 +16,7 @@ mod norm_pool;
 mod patch_embed;
 mod patch_merge;
 mod patch_merge_block;
+mod permutation;
 mod projections;
 mod residual;
 mod straighten;
@@ -72,6 +73,8 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     token_conv::run(engine)?;
     // The GELUs that no block has taken, those behind its products too.
     bias_gelu::run(engine)?;
+    // Behind all that know a movement as part of their pattern.
+    permutation::run(engine)?;
     // Last: the others leave Reshapes behind each other.
     straighten::run(engine)?;
     Ok(())

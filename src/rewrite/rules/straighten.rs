@@ -35,7 +35,8 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     Ok(())
 }
 
-fn regroups(op: &str) -> bool {
+/// Whether an operator moves nothing and only gives another shape.
+pub fn regroups(op: &str) -> bool {
     ["Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"].contains(&op)
 }
 

@@ -2,8 +2,7 @@
 //! a patch needs where there are none.
 
 use crate::analysis::movement::{self, Walk};
-use crate::ir::{Dim, Graph, Node, NodeId, ValueId};
-use crate::onnx::proto::AttributeProto;
+use crate::ir::{Dim, Graph, NodeId, ValueId};
 use crate::rewrite::engine::{Miss, Patch};
 use crate::rewrite::rules::block::Outcome;
 
@@ -141,7 +140,7 @@ pub fn enter(patch: &mut Patch, graph: &Graph, map: ValueId, name: &str) -> Opti
     let sizes = Map::of(graph, map)?;
     let source = match tokens_before(graph, map) {
         Some(source) => source,
-        None => transpose(patch, graph, map, &[0, 2, 3, 1], &format!("{name}/tokens"), &sizes.grid()),
+        None => patch.transpose(graph, map, &[0, 2, 3, 1], &format!("{name}/tokens"))?,
     };
     patch.reshape(graph, source, &sizes.tokens()?, &format!("{name}/x"))
 }
@@ -154,16 +153,8 @@ pub fn leave(patch: &mut Patch, graph: &Graph, tokens: ValueId, map: ValueId, en
     }
     if ends.map {
         let grid = patch.reshape(graph, tokens, &Map::of(graph, map)?.grid(), &format!("{name}/grid"))?;
-        let new = transpose(patch, graph, grid, &[0, 3, 1, 2], &format!("{name}/map"), graph.shape(map)?);
+        let new = patch.transpose(graph, grid, &[0, 3, 1, 2], &format!("{name}/map"))?;
         patch.replace(map, new);
     }
     Some(())
-}
-
-fn transpose(patch: &mut Patch, graph: &Graph, value: ValueId, perm: &[i64], name: &str, shape: &[Dim]) -> ValueId {
-    let dtype = patch.describe(graph, value).dtype;
-    let y = patch.value(name, dtype, Some(shape.to_vec()));
-    let node = Node { name: name.into(), ..Node::new("Transpose", [value]) };
-    patch.node(node.with(AttributeProto::ints("perm", perm)), [y]);
-    y
 }

@@ -75,10 +75,7 @@ fn patch(graph: &Graph, id: NodeId) -> Outcome<Patch> {
         patch.replace(end, new);
     }
     if ends.map {
-        let name = format!("{label}/map");
-        let y = patch.value_like(graph, &name, pooled);
-        let node = Node { name, ..Node::new("Transpose", [mean]) };
-        patch.node(node.with(AttributeProto::ints("perm", &[0, 3, 1, 2])), [y]);
+        let y = patch.transpose(graph, mean, &[0, 3, 1, 2], &format!("{label}/map")).ok_or_else(unknown)?;
         patch.replace(pooled, y);
     }
     patch.cover([id]);
