@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::error::Result;
 use crate::onnx::Model;
 use crate::onnx::proto::ModelProto;
-use crate::rewrite::{self, Kind, Ledger, Standard, Target};
+use crate::rewrite::{self, ComputeCapability, Kind, Ledger, Standard, Target};
 
 /// A form of a model.
 #[derive(Clone, Debug)]
@@ -52,8 +52,11 @@ pub fn without_plugins() -> [Variant; 2] {
     [Variant { name: "native".into(), rewrite: None }, Variant::rewritten("canonical", canonical)]
 }
 
-fn kinds_of_blocks() -> BTreeSet<Kind> {
-    Kind::ALL.into_iter().filter(|kind| !FOR_TUNE.contains(kind)).collect()
+/// Chains are one kernel in float16 on Hopper alone: elsewhere they are their blocks, with weights that are laid out anew each time.
+fn kinds_of_blocks(default: &rewrite::Options) -> BTreeSet<Kind> {
+    let chains = default.compute_capability == Some(ComputeCapability::HOPPER);
+    let left = |kind: &Kind| FOR_TUNE.contains(kind) || (*kind == Kind::BlockChain && !chains);
+    Kind::ALL.into_iter().filter(|kind| !left(kind)).collect()
 }
 
 fn with_kinds(name: &str, kinds: BTreeSet<Kind>, default: &rewrite::Options) -> Variant {
@@ -66,7 +69,7 @@ pub fn of_blocks(name: &str, model: &Model, file: &str, default: &rewrite::Optio
         let kind = name.strip_prefix(prefix)?;
         Kind::ALL.into_iter().find(|k| k.is_block() && k.name() == kind)
     };
-    let mut kinds = kinds_of_blocks();
+    let mut kinds = kinds_of_blocks(default);
     let (kind, more) = match (kind(MORE), kind(LESS)) {
         (Some(kind), _) => (kind, true),
         (_, Some(kind)) => (kind, false),
@@ -89,7 +92,7 @@ pub fn of_blocks(name: &str, model: &Model, file: &str, default: &rewrite::Optio
 /// What a variant does not fuse it has in its canonical form, so that no fusion is credited with the clean-up.
 pub fn ladder(model: &Model, file: &str, default: &rewrite::Options) -> Result<Vec<Variant>> {
     let all = Variant::rewritten("all", default.clone());
-    let blocks = with_kinds(BLOCKS, kinds_of_blocks(), default);
+    let blocks = with_kinds(BLOCKS, kinds_of_blocks(default), default);
     let (_, ledger) = all.apply(model, file)?;
     let fused = |kind: &Kind| ledger.as_ref().is_some_and(|l| l.count(*kind).fused > 0);
     let kinds: Vec<Kind> = Kind::DEFAULT.into_iter().filter(fused).collect();
@@ -171,7 +174,11 @@ mod tests {
     fn blocks_are_in_their_variant_and_in_no_other() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/swin_ts17.onnx");
         let model = crate::onnx::load(&path).unwrap();
-        for variant in ladder(&model, "swin", &rewrite::Options::default()).unwrap() {
+        let hopper = rewrite::Options { compute_capability: Some(ComputeCapability::HOPPER), ..Default::default() };
+        let chains = |default: &rewrite::Options| with_kinds(BLOCKS, kinds_of_blocks(default), default);
+        let asked = |v: &Variant| v.rewrite.as_ref().is_some_and(|options| options.kinds.contains(&Kind::BlockChain));
+        assert_eq!([&hopper, &rewrite::Options::default()].map(|default| asked(&chains(default))), [true, false]);
+        for variant in ladder(&model, "swin", &hopper).unwrap() {
             let (_, ledger) = variant.apply(&model, "swin").unwrap();
             let count = |kind| ledger.as_ref().map_or(0, |l| l.count(kind).fused);
             let expected = if variant.name == BLOCKS { [3, 3, 0] } else { [0; 3] };

@@ -65,6 +65,11 @@ pub struct ComputeCapability {
     pub minor: u32,
 }
 
+impl ComputeCapability {
+    /// H100, H200.
+    pub const HOPPER: Self = Self { major: 9, minor: 0 };
+}
+
 impl std::str::FromStr for ComputeCapability {
     type Err = String;
 

@@ -10,8 +10,8 @@
 //! chain stays outside of it.
 //!
 //! Chains in windows and chains without are kinds of their own, because on an H200 in float16 at batch 1 the op takes less time than its
-//! blocks one by one in windows (Swin-T's stages 43.4 us for 54.8, 35.3 for 40.6, 118.1 for 138.1 and 60.7 for 60.7) and more without
-//! (TNT-S's layer 33.8 us for 26.0, ViT-S's twelve 338.9 for 307.9, UniFormer-S's stage 3 33.6 for 22.9 and its stage 4 43.2 for 19.7).
+//! blocks one by one in windows (Swin-T's stages 45.3 us for 54.8, 37.2 for 40.9, 121.7 for 138.0 and 54.6 for 60.9) and more without
+//! (TNT-S's layer 27.3 us for 25.7, UniFormer-S's stage 3 26.5 for 22.9 and its stage 4 26.1 for 19.8; but ViT-S's twelve 295.6 for 307.9).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,7 +27,8 @@ use crate::rewrite::ops::{
 };
 use crate::rewrite::pattern::fused_name;
 use crate::rewrite::rules::attn_block::ahead;
-use crate::rewrite::rules::block::{Fusion, Outcome, Rule, output, rounded, weight};
+use crate::rewrite::rules::block::limits::CHAIN_FLOPS;
+use crate::rewrite::rules::block::{Fusion, Outcome, Rule, flops_text, output, rounded, weight};
 
 /// Of what sizes must be multiples, and up to where the plugin takes them.
 const MULTIPLE: i64 = 16;
@@ -75,6 +76,7 @@ struct Form {
     images: Dim,
     dtype: Option<DType>,
     channels: i64,
+    /// That attend to each other.
     tokens: i64,
     /// Without the pairs, and without what is only of shifted ones.
     op: BlockChain,
@@ -274,6 +276,16 @@ fn check_sizes(label: &str, form: &Form, pairs: usize) -> Outcome<()> {
             .expected(format!("a map of whole windows of {}x{}", op.map.window[0], op.map.window[1]), {
                 format!("a map of {}x{}", op.map.grid[0], op.map.grid[1])
             }));
+    }
+    let places = if op.map.is_none() { Some(form.tokens) } else { op.map.grid[0].checked_mul(op.map.grid[1]) };
+    let rows = form.images.eval(|_| Some(1)).and_then(|images| images.checked_mul(places?));
+    let flops = rows.and_then(|rows| rows.checked_mul(4 * channels)?.checked_mul(op.hidden));
+    if !flops.is_some_and(|flops| flops <= CHAIN_FLOPS) {
+        let found = flops.map_or_else(|| "more than can be counted".into(), flops_text);
+        return Err(Miss::new(label, "its blocks have more rows than the plugin's kernel is made for").expected(
+            format!("at most {} in both products of an MLP, an open batch counted as 1", flops_text(CHAIN_FLOPS)),
+            found,
+        ));
     }
     if pairs > MAX_PAIRS {
         return Err(Miss::new(label, "it has more blocks than the plugin takes")
