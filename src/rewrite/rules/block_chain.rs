@@ -280,7 +280,7 @@ fn check_sizes(label: &str, form: &Form, pairs: usize) -> Outcome<()> {
     let places = if op.map.is_none() { Some(form.tokens) } else { op.map.grid[0].checked_mul(op.map.grid[1]) };
     let rows = form.images.eval(|_| Some(1)).and_then(|images| images.checked_mul(places?));
     let flops = rows.and_then(|rows| rows.checked_mul(4 * channels)?.checked_mul(op.hidden));
-    if !flops.is_some_and(|flops| flops <= CHAIN_FLOPS) {
+    if flops.is_none_or(|flops| flops > CHAIN_FLOPS) {
         let found = flops.map_or_else(|| "more than can be counted".into(), flops_text);
         return Err(Miss::new(label, "its blocks have more rows than the plugin's kernel is made for").expected(
             format!("at most {} in both products of an MLP, an open batch counted as 1", flops_text(CHAIN_FLOPS)),
