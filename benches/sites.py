@@ -1,9 +1,11 @@
 """Table of the sites that `trt-opt fuse` takes in a folder of exports, and how well the reference twin agrees.
 
-    python benches/sites.py FOLDER [--binary target/release/trt-opt] [--verify REGEX] [-o reports/sites.md]
+    python benches/sites.py FOLDER [--binary target/release/trt-opt] [--also KIND,...]
+                                   [--compute-capability X.Y] [--verify REGEX] [-o reports/sites.md]
 
-FOLDER holds MODEL_EXPORTER_BATCH_PRECISION.onnx as `models/sweep.py` writes them. Every model is fused for TensorRT 8;
-those whose name matches REGEX are also run in ONNX Runtime and compared with the original (`trt-opt verify`).
+FOLDER holds MODEL_EXPORTER_BATCH_PRECISION.onnx as `models/sweep.py` writes them. Every model is fused for TensorRT 8,
+with the kinds of `--also` besides, which get columns of their own; those whose name matches REGEX are also run in ONNX
+Runtime and compared with the original (`trt-opt verify`).
 """
 
 import argparse
@@ -27,9 +29,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--binary", type=Path, default=Path("target/release/trt-opt"))
+    parser.add_argument("--also", type=lambda text: text.split(","), default=[], metavar="KIND,...")
+    parser.add_argument("--compute-capability", metavar="X.Y")
     parser.add_argument("--verify", type=re.compile, default=None)
     parser.add_argument("-o", "--output", type=Path, default=Path("reports/sites.md"))
     args = parser.parse_args()
+    kinds = KINDS + args.also
+    options = [f"--also={','.join(args.also)}"] if args.also else []
+    if args.compute_capability:
+        options.append(f"--compute-capability={args.compute_capability}")
 
     rows = defaultdict(dict)
     errors = {}
@@ -40,12 +48,12 @@ def main():
             continue
         with tempfile.TemporaryDirectory() as work:
             fused, ledger = Path(work, "fused.onnx"), Path(work, "ledger.json")
-            done = run([args.binary, "fuse", path, "-o", fused, "--ledger", ledger, "--quiet"])
+            done = run([args.binary, "fuse", path, "-o", fused, "--ledger", ledger, "--quiet", *options])
             if done.returncode:
                 failed.append(f"{path.name}: {done.stderr.strip()}")
                 continue
             summary = json.loads(ledger.read_text())["summary"]
-            counts = tuple((summary[k]["fused"] + summary[k]["kept"], summary[k]["total"]) for k in KINDS)
+            counts = tuple((s["fused"] + s["kept"], s["total"]) for s in map(summary.get, kinds))
             rows[parts["model"], parts["precision"], parts["batch"]][parts["exporter"]] = counts
             if args.verify and args.verify.search(path.stem):
                 done = run([args.binary, "verify", path, fused, "--json"])
@@ -62,12 +70,13 @@ def main():
     lines = [
         "# Sites fused in full-size exports",
         "",
-        "Written by `python benches/sites.py FOLDER`, with the exports of `models/sweep.py` (seeded random weights),",
-        "target trt8. A cell is sites fused or kept / sites found; GELUs are kept in the form that TensorRT fuses by",
-        "itself. `ts`: TorchScript exporter, `dy`: dynamo exporter, each with its opset.",
+        f"Written by `python benches/sites.py {' '.join(['FOLDER', *options])}`,",
+        "with the exports of `models/sweep.py` (seeded random weights), target trt8. A cell is sites fused or kept / sites",
+        "found; GELUs are kept in the form that TensorRT fuses by itself. `ts`: TorchScript exporter, `dy`: dynamo exporter,",
+        "each with its opset.",
         "",
-        "| model | precision | batch | exporters | " + " | ".join(KINDS) + " |",
-        "|---|---|---|---|" + "---|" * len(KINDS),
+        "| model | precision | batch | exporters | " + " | ".join(kinds) + " |",
+        "|---|---|---|---|" + "---|" * len(kinds),
     ]
     complete = total = 0
     for (model, precision, batch), exporters in sorted(rows.items()):
