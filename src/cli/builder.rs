@@ -242,11 +242,13 @@ mod tests {
 
     /// A pool whose builders are a shell script.
     fn pool(script: &str, limit: Option<Duration>) -> (tempfile::TempDir, Pool) {
-        use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
-        let program = dir.path().join("builder");
-        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let [text, program] = ["text", "builder"].map(|name| dir.path().join(name));
+        std::fs::write(&text, format!("#!/bin/sh\n{script}\n")).unwrap();
+        // Not written by this process: a child that another test starts at that moment would have the file open for writing, so that
+        // it could not be run.
+        let copied = Command::new("install").arg("-m755").args([&text, &program]).status().unwrap();
+        assert!(copied.success());
         let limit = limit.map(|time| Limit { begin: Instant::now(), time });
         (dir, Pool { program, tensorrt: None, limit, idle: Mutex::default() })
     }
