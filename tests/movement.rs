@@ -92,6 +92,22 @@ fn images_and_channels_cost_nothing() {
     let y = net.reshape(y, &[(64 * 4096).into(), 49.into(), 128.into()]);
     let map = movement::per_image(&net.graph, y, &b, 128, &Walk::default()).unwrap();
     assert_eq!(map.starts.len(), 56 * 56);
+
+    // Backwards: a row of a window and its channels are one run, of which only the row is to be joined with those beside it.
+    let c = 1 << 20;
+    let mut net = Net::new(17);
+    let x = net.input("x", &dims(&[16, 12, 12, c]));
+    let y = net.reshape(x, &dims(&[1, 4, 4, 12, 12, c]));
+    let y = net.transpose(y, &[0, 1, 3, 2, 4, 5]);
+    let y = net.reshape(y, &dims(&[1, 48, 48, c]));
+    let y = net.roll(y, 1, 42);
+    let y = net.roll(y, 2, 42);
+    let map = movement::per_image(&net.graph, y, &1.into(), c, &Walk::default()).unwrap();
+    let expected = (0..48 * 48).map(|at| {
+        let [y, x] = [at / 48, at % 48].map(|i| (i + 42) % 48);
+        c * ((y / 12 * 4 + x / 12) * 144 + y % 12 * 12 + x % 12)
+    });
+    assert_eq!((map.source, map.starts), (x, expected.collect::<Vec<_>>()));
 }
 
 #[test]

@@ -32,6 +32,14 @@ struct Factor {
     table: i64,
 }
 
+impl Factor {
+    /// The outer part of this size, which divides that of the factor.
+    fn outer(self, size: i64) -> Self {
+        let inner = self.size / size;
+        Self { size, stride: self.stride * inner, table: self.table * inner }
+    }
+}
+
 /// Where each element of a tensor comes from.
 ///
 /// Every axis is a product of factors, the outermost first. With one index over every factor, the element's address is
@@ -302,21 +310,33 @@ impl Map {
 /// Regrouping of factors, and the table.
 impl Map {
     /// Gives the map the axes `shape`, whose product must be its number of elements. With `solid` every axis becomes a
-    /// single factor. Factors that do not divide the new axes are joined by way of the table.
+    /// single factor. Factors that do not divide the new axes are joined by way of the table, but only those parts of them
+    /// that have to be: what a neighbour steps over as one may be long.
     fn regroup(&mut self, shape: &[i64], solid: bool) -> Option<()> {
         loop {
-            let flat = merged(self.axes.iter().flatten().copied());
-            match split(&flat, shape, solid) {
+            let mut flat = merged(self.axes.iter().flatten().copied());
+            let Uneven { mut at, left, need } = match split(&flat, shape, solid) {
                 Ok(axes) => {
                     self.axes = axes;
                     return Some(());
                 }
-                Err(at) if at + 1 < flat.len() => {
-                    self.axes = vec![flat];
-                    self.tabulate(|_, i| i == at || i == at + 1, |_, _| None)?;
-                }
-                Err(_) => return None,
+                Err(uneven) => uneven?,
+            };
+            if at + 1 >= flat.len() {
+                return None;
             }
+            // The least that makes an axis of what is left of the factor; else all of the next one.
+            let part = need / gcd(left, need);
+            if flat[at + 1].size % part == 0 {
+                cut(&mut flat, at + 1, part);
+            }
+            if left < flat[at].size {
+                let outer = flat[at].size / left;
+                cut(&mut flat, at, outer);
+                at += 1;
+            }
+            self.axes = vec![flat];
+            self.tabulate(|_, i| i == at || i == at + 1, |_, _| None)?;
         }
     }
 
@@ -570,30 +590,52 @@ fn merged(factors: impl Iterator<Item = Factor>) -> Vec<Factor> {
     out
 }
 
-/// Distributes factors over axes, splitting them where that comes out even. `Err` is the index of a factor that has to
-/// be joined with the next one first.
-fn split(flat: &[Factor], shape: &[i64], solid: bool) -> Result<Vec<Vec<Factor>>, usize> {
+/// A factor that cannot be distributed over axes by itself.
+struct Uneven {
+    /// Its place among the factors.
+    at: usize,
+    /// The size of what is left of it, its inner part.
+    left: i64,
+    /// What the axis still needs, of which that is no part.
+    need: i64,
+}
+
+/// Distributes factors over axes, splitting them where that comes out even. `Err` is the factor that has to be joined with
+/// the next one first, or none where there are too few factors.
+fn split(flat: &[Factor], shape: &[i64], solid: bool) -> Result<Vec<Vec<Factor>>, Option<Uneven>> {
     let mut rest: VecDeque<(usize, Factor)> = flat.iter().copied().enumerate().collect();
     let mut axes = Vec::with_capacity(shape.len());
     for &size in shape {
         let (mut need, mut axis) = (size, vec![]);
         while need > 1 {
-            let Some((at, f)) = rest.pop_front() else { return Err(usize::MAX - 1) };
+            let (at, f) = rest.pop_front().ok_or(None)?;
             if f.size == need || (f.size < need && need % f.size == 0 && !solid) {
                 need /= f.size;
                 axis.push(f);
             } else if f.size > need && f.size % need == 0 {
                 let inner = f.size / need;
-                axis.push(Factor { size: need, stride: f.stride * inner, table: f.table * inner });
+                axis.push(f.outer(need));
                 rest.push_front((at, Factor { size: inner, ..f }));
                 need = 1;
             } else {
-                return Err(at);
+                return Err(Some(Uneven { at, left: f.size, need }));
             }
         }
         axes.push(axis);
     }
     Ok(axes)
+}
+
+/// Cuts a factor into an outer one of the size `outer`, which divides it, and an inner one.
+fn cut(flat: &mut Vec<Factor>, at: usize, outer: i64) {
+    let f = flat[at];
+    if outer < f.size {
+        flat.splice(at..=at, [f.outer(outer), Factor { size: f.size / outer, ..f }]);
+    }
+}
+
+fn gcd(a: i64, b: i64) -> i64 {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// Factor sizes for axis `j` that suit all parts, or else the axis as one.
