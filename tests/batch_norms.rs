@@ -7,7 +7,8 @@ mod block;
 mod common;
 
 use block::{comparison, ints, rewritten_parts, weight};
-use trt_opt::onnx::proto::{AttributeProto, ModelProto, NodeProto, TensorProto};
+use common::{ops, reshape};
+use trt_opt::onnx::proto::{AttributeProto, NodeProto, TensorProto};
 use trt_opt::rewrite::{Options, Target};
 use trt_opt::{testing, verify};
 
@@ -37,10 +38,6 @@ fn exports_lose_all_of_them_and_compute_the_same() {
         }
     }
     assert!(seen >= 10, "{seen}");
-}
-
-fn ops(model: &ModelProto) -> Vec<String> {
-    model.graph.as_ref().unwrap().node.iter().map(|n| n.op_type().to_owned()).collect()
 }
 
 /// A model to spoil: a batch norm, `n`, and what reads it.
@@ -257,7 +254,6 @@ fn average() -> Vec<NodeProto> {
 #[test]
 fn a_norm_goes_through_a_mean_into_the_classifier() {
     let transposed = || vec![AttributeProto::int("transB", 1)];
-    let reshape = |x: &str, shape: &str, y: &str| common::node("Reshape", &[x, shape], &[y]);
     let cases = [
         (average(), &["ReduceMean", "Gemm"][..]),
         (vec![reshape("n", "line", "l"), mean("l", &[-1], false, "r")], &["Reshape", "ReduceMean", "Gemm"]),

@@ -6,6 +6,7 @@ mod block;
 mod common;
 
 use block::{Block, Net, costs_less_than_its_parts, int, ints, nodes, only_if_asked_for, rewritten, weight, with};
+use common::ops;
 use half::f16;
 use trt_opt::onnx::DType;
 use trt_opt::onnx::proto::{AttributeProto, ModelProto, NodeProto, TensorProto, type_proto};
@@ -250,10 +251,6 @@ impl<const WINDOWS: bool> Parts<WINDOWS> {
 }
 
 /// What is left, by op.
-fn ops(model: &ModelProto) -> Vec<String> {
-    model.graph.as_ref().unwrap().node.iter().map(|n| n.op_type().to_owned()).collect()
-}
-
 #[test]
 fn a_stage_of_swin_is_one_node() {
     let net = Parts::new(SWIN, &[false, true, false, true]);

@@ -6,6 +6,7 @@ mod block;
 mod common;
 
 use block::{Net, comparison, costs_less_than_its_parts, int, nodes, only_if_asked_for, rewritten, weight, with};
+use common::{reshape, transpose};
 use trt_opt::onnx::proto::{AttributeProto, NodeProto, TensorProto};
 use trt_opt::rewrite::{Kind, Options, Status};
 use trt_opt::testing;
@@ -65,14 +66,6 @@ struct Parts {
     weights: Vec<TensorProto>,
     outputs: Vec<(&'static str, Vec<i64>)>,
     open: bool,
-}
-
-fn transpose(x: &str, perm: &[i64], y: &str) -> NodeProto {
-    NodeProto { attribute: vec![AttributeProto::ints("perm", perm)], ..common::node("Transpose", &[x], &[y]) }
-}
-
-fn reshape(x: &str, shape: &str, y: &str) -> NodeProto {
-    common::node("Reshape", &[x, shape], &[y])
 }
 
 impl Net for Parts {

@@ -8,6 +8,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use block::{comparison, int, ints, nodes, rewritten, weight};
+use common::transpose;
 use trt_opt::onnx::proto::{AttributeProto, ModelProto, NodeProto, TensorProto};
 use trt_opt::rewrite::{Kind, Options, Site, Status, Target};
 use trt_opt::{testing, verify};
@@ -84,10 +85,6 @@ fn mean(x: &str, axes: &[i64], keep: bool, y: &str) -> NodeProto {
     let mut node = with_ints(common::node("ReduceMean", &[x], &[y]), "axes", axes);
     node.attribute.push(AttributeProto::int("keepdims", keep.into()));
     node
-}
-
-fn transpose(x: &str, perm: &[i64], y: &str) -> NodeProto {
-    with_ints(common::node("Transpose", &[x], &[y]), "perm", perm)
 }
 
 fn cast(x: &str, to: i64, y: &str) -> NodeProto {

@@ -9,6 +9,7 @@ use block::{
     Net, comparison, costs_less_than_its_parts, int, ints, made_up_to_its_size, nodes, only_if_asked_for, rewritten,
     weight, with,
 };
+use common::transpose;
 use trt_opt::onnx::proto::{AttributeProto, ModelProto, NodeProto, TensorProto};
 use trt_opt::rewrite::{Kind, Options, Status, fp16};
 use trt_opt::testing;
@@ -69,10 +70,6 @@ const COLUMNS: i64 = 16;
 fn conv(inputs: &[&str], attributes: &[(&str, &[i64])]) -> NodeProto {
     let attribute = attributes.iter().map(|(name, values)| AttributeProto::ints(name, values)).collect();
     NodeProto { attribute, ..common::node("Conv", inputs, &["map"]) }
-}
-
-fn transpose(x: &str, perm: &[i64], y: &str) -> NodeProto {
-    NodeProto { attribute: vec![AttributeProto::ints("perm", perm)], ..common::node("Transpose", &[x], &[y]) }
 }
 
 fn norm(x: &str, y: &str) -> NodeProto {

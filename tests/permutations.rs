@@ -12,6 +12,7 @@ mod net;
 use std::collections::BTreeSet;
 
 use block::{comparison, rewritten};
+use common::ops;
 use net::{Net, batch, dims};
 use trt_opt::ir::{Dim, Node, ValueId};
 use trt_opt::onnx::proto::{AttributeProto, ModelProto};
@@ -27,12 +28,8 @@ fn without(mut options: Options) -> Options {
     options
 }
 
-fn ops(model: &ModelProto) -> Vec<&str> {
-    model.graph.as_ref().unwrap().node.iter().map(|n| n.op_type()).collect()
-}
-
 fn count(model: &ModelProto, counted: &[&str]) -> usize {
-    ops(model).iter().filter(|op| counted.contains(op)).count()
+    ops(model).iter().filter(|op| counted.contains(&op.as_str())).count()
 }
 
 fn patches(rewrite: &testing::Rewrite) -> usize {
@@ -154,7 +151,7 @@ fn left(proto: &ModelProto) -> (Vec<String>, usize) {
         }
         let second = rewritten(rewrite.model().proto.clone(), &Options { target, ..Options::default() });
         assert_eq!(patches(&second), 0);
-        (ops(&rewrite.model().proto).into_iter().map(String::from).collect(), patches(&rewrite))
+        (ops(&rewrite.model().proto), patches(&rewrite))
     };
     let native = left(Target::Native);
     assert_eq!(left(Target::Trt8), native);

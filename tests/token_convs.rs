@@ -6,7 +6,8 @@ mod block;
 mod common;
 
 use block::{Block, Net, Parts, comparison, int, nodes, only_if_asked_for, weight, with};
-use trt_opt::onnx::proto::{AttributeProto, ModelProto, NodeProto, TensorProto};
+use common::{ops, transpose};
+use trt_opt::onnx::proto::{AttributeProto, NodeProto, TensorProto};
 use trt_opt::rewrite::{Kind, Status};
 use trt_opt::testing;
 
@@ -15,10 +16,6 @@ const BATCH: i64 = 2;
 const CHANNELS: i64 = 8;
 const HIDDEN: i64 = 12;
 const SIDES: [i64; 2] = [3, 5];
-
-fn ops(model: &ModelProto) -> Vec<&str> {
-    model.graph.as_ref().unwrap().node.iter().map(|n| n.op_type()).collect()
-}
 
 /// The first stage of UniFormer's miniature, alone and with all other kinds, with no more Transposes than before.
 #[test]
@@ -61,10 +58,6 @@ struct Tokens;
 impl Block for Tokens {
     const KIND: Kind = Kind::TokenConv;
     const OP: &'static str = OP;
-}
-
-fn transpose(x: &str, perm: &[i64], y: &str) -> NodeProto {
-    NodeProto { attribute: vec![AttributeProto::ints("perm", perm)], ..common::node("Transpose", &[x], &[y]) }
 }
 
 fn conv(x: &str, name: &str, y: &str, attribute: Vec<AttributeProto>) -> NodeProto {
@@ -138,7 +131,7 @@ fn left(net: &Parts<Tokens>) -> Vec<String> {
     let (model, ledger) = net.fuse();
     let count = ledger.count(Kind::TokenConv);
     assert_eq!((count.total, count.fused), (1, 1), "{:?}", ledger.sites);
-    ops(&model).into_iter().map(str::to_owned).collect()
+    ops(&model)
 }
 
 fn missed_because(net: &Parts<Tokens>, reason: &str) {

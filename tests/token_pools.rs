@@ -8,7 +8,8 @@ mod block;
 mod common;
 
 use block::{comparison, ints, rewritten};
-use trt_opt::onnx::proto::{AttributeProto, ModelProto, NodeProto};
+use common::{ops, reshape, transpose};
+use trt_opt::onnx::proto::{AttributeProto, NodeProto};
 use trt_opt::rewrite::{Kind, Options, Target};
 use trt_opt::{testing, verify};
 
@@ -16,10 +17,6 @@ const BATCH: i64 = 2;
 const CHANNELS: i64 = 8;
 const SIDES: [i64; 2] = [4, 6];
 const WINDOW: [i64; 2] = [2, 3];
-
-fn ops(model: &ModelProto) -> Vec<String> {
-    model.graph.as_ref().unwrap().node.iter().map(|n| n.op_type().to_owned()).collect()
-}
 
 /// Two layers of each export have pooled keys.
 #[test]
@@ -71,14 +68,6 @@ struct Parts {
     sides: [[i64; 2]; 2],
     outputs: Vec<(&'static str, Vec<i64>)>,
     open: bool,
-}
-
-fn transpose(x: &str, perm: &[i64], y: &str) -> NodeProto {
-    NodeProto { attribute: vec![AttributeProto::ints("perm", perm)], ..common::node("Transpose", &[x], &[y]) }
-}
-
-fn reshape(x: &str, shape: &str, y: &str) -> NodeProto {
-    common::node("Reshape", &[x, shape], &[y])
 }
 
 impl Parts {

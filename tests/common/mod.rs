@@ -28,6 +28,19 @@ pub fn node(op: &str, inputs: &[&str], outputs: &[&str]) -> NodeProto {
     }
 }
 
+pub fn transpose(x: &str, perm: &[i64], y: &str) -> NodeProto {
+    NodeProto { attribute: vec![AttributeProto::ints("perm", perm)], ..node("Transpose", &[x], &[y]) }
+}
+
+pub fn reshape(x: &str, shape: &str, y: &str) -> NodeProto {
+    node("Reshape", &[x, shape], &[y])
+}
+
+/// The types of a model's ops, in order.
+pub fn ops(model: &ModelProto) -> Vec<String> {
+    model.graph.as_ref().unwrap().node.iter().map(|n| n.op_type().to_owned()).collect()
+}
+
 /// A float value with fixed dims.
 pub fn value(name: &str, dims: &[i64]) -> ValueInfoProto {
     let dim = dims.iter().map(|d| tensor_shape_proto::Dimension {
@@ -42,7 +55,6 @@ pub fn value(name: &str, dims: &[i64]) -> ValueInfoProto {
     }
 }
 
-/// A model of opset 17 from float `x` of 4 elements to `y`.
 /// A value whose first axis is open.
 pub fn open_value(name: &str, axis: &str, dims: &[i64]) -> ValueInfoProto {
     let mut value = value(name, &[&[1], dims].concat());
@@ -54,6 +66,7 @@ pub fn open_value(name: &str, axis: &str, dims: &[i64]) -> ValueInfoProto {
     value
 }
 
+/// A model of opset 17 from float `x` of 4 elements to `y`.
 pub fn model(nodes: Vec<NodeProto>, initializer: Vec<TensorProto>) -> ModelProto {
     ModelProto {
         ir_version: Some(8),

@@ -12,6 +12,7 @@
 use crate::error::Result;
 use crate::ir::{Graph, Node, NodeId, ValueId, shape_text};
 use crate::onnx::DType;
+use crate::onnx::proto::TensorProto;
 use crate::rewrite::Kind;
 use crate::rewrite::engine::{Engine, Miss, Patch};
 use crate::rewrite::ops::{DepthwiseConv, KERNELS};
@@ -67,7 +68,6 @@ pub fn end_of(graph: &Graph, x: ValueId, y: ValueId) -> (ValueId, Option<NodeId>
 /// A depthwise convolution that the op can be, with the sum of it and of what it reads, if there is one.
 pub struct Depthwise {
     op: DepthwiseConv,
-    channels: i64,
     pub x: ValueId,
     w: ValueId,
     b: Option<ValueId>,
@@ -89,17 +89,28 @@ impl Depthwise {
         let (out, add) = end_of(graph, x, output(graph, conv)?);
         let op = DepthwiseConv { grid: map.sides, kernel, residual: add.is_some() };
         let covers = [conv].into_iter().chain(add).collect();
-        Ok(Self { op, channels: map.channels, x, w, b, out, covers })
+        Ok(Self { op, x, w, b, out, covers })
     }
 
     /// The node that makes tokens of tokens.
     pub fn node(&self, patch: &mut Patch, graph: &Graph, tokens: ValueId, name: &str) -> Option<ValueId> {
-        let w = patch.constant(&format!("{name}/w"), packed(graph, self.w, self.op.kernel, self.channels)?);
+        let w = patch.constant(&format!("{name}/w"), channels_last(graph, self.w)?);
         let (dtype, shape) = (graph.dtype(self.x), Map::of(graph, self.out)?.tokens()?);
         let y = patch.value(name, dtype, Some(shape.to_vec()));
         patch.node(Node { name: name.into(), ..self.op.node(tokens, w, self.b) }, [y]);
         Some(y)
     }
+}
+
+/// The weights `[D, ...]` of a convolution as a matrix `[..., D]`.
+pub fn channels_last(graph: &Graph, w: ValueId) -> Option<TensorProto> {
+    let shape = graph.static_shape(w)?;
+    let (&rows, sizes) = shape.split_first()?;
+    let columns: i64 = sizes.iter().product();
+    let (height, width) = (usize::try_from(rows).ok()?, usize::try_from(columns).ok()?);
+    let values = graph.constant(w)?.to_f64_vec().ok().filter(|v| Some(v.len()) == height.checked_mul(width))?;
+    let moved: Vec<f64> = (0..values.len()).map(|i| values[i % height * width + i / height]).collect();
+    float_tensor(graph.dtype(w)?, &[columns, rows], &moved)
 }
 
 /// A miss unless the plugin takes the type of `x`, and the operands are constants of it.
@@ -178,12 +189,4 @@ fn kernel(graph: &Graph, node: &Node, w: ValueId, map: &Map, label: &str) -> Out
         ));
     }
     Ok(size)
-}
-
-/// The weights `[C, 1, k, k]` as `[k*k, C]`.
-fn packed(graph: &Graph, w: ValueId, kernel: i64, channels: i64) -> Option<crate::onnx::proto::TensorProto> {
-    let (places, channels) = ((kernel * kernel) as usize, channels as usize);
-    let values = graph.constant(w)?.to_f64_vec().ok().filter(|values| values.len() == places * channels)?;
-    let packed: Vec<f64> = (0..places * channels).map(|i| values[i % channels * places + i / channels]).collect();
-    float_tensor(graph.dtype(w)?, &[places as i64, channels as i64], &packed)
 }

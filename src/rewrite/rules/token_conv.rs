@@ -16,12 +16,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::Result;
 use crate::ir::{Graph, Node, NodeId, ValueId};
-use crate::onnx::proto::TensorProto;
 use crate::rewrite::Kind;
 use crate::rewrite::engine::{Engine, Miss, Patch};
-use crate::rewrite::pattern::{float_tensor, fused_name};
+use crate::rewrite::pattern::fused_name;
 use crate::rewrite::rules::block::{Fusion, Outcome, Rule};
-use crate::rewrite::rules::depthwise_conv::{Depthwise, check_operands, is_depthwise};
+use crate::rewrite::rules::depthwise_conv::{Depthwise, channels_last, check_operands, is_depthwise};
 use crate::rewrite::rules::token_map::{self, Ends, Map, Moves, ends};
 
 const RULE: &str = "token-conv";
@@ -257,7 +256,7 @@ fn product(graph: &Graph, patch: &mut Patch, conv: NodeId, x: ValueId, names: &m
     let node = graph.node(conv);
     let out = node.output(0)?;
     let name = names.of(conv, "MatMul");
-    let w = patch.constant(&format!("{name}/w"), transposed(graph, node.input(1)?)?);
+    let w = patch.constant(&format!("{name}/w"), channels_last(graph, node.input(1)?)?);
     let y = value(graph, patch, out, &name)?;
     patch.node(Node { name, ..Node::new("MatMul", [x, w]) }, [y]);
     let Some(b) = node.input(2) else { return Some(y) };
@@ -265,13 +264,4 @@ fn product(graph: &Graph, patch: &mut Patch, conv: NodeId, x: ValueId, names: &m
     let sum = value(graph, patch, out, &name)?;
     patch.node(Node { name, ..Node::new("Add", [y, b]) }, [sum]);
     Some(sum)
-}
-
-/// The weights `[D, C, 1, 1]` as `[C, D]`.
-fn transposed(graph: &Graph, w: ValueId) -> Option<TensorProto> {
-    let &[columns, rows, ..] = &graph.static_shape(w)?[..] else { return None };
-    let values = graph.constant(w)?.to_f64_vec().ok().filter(|v| v.len() as i64 == rows * columns)?;
-    let (height, width) = (rows as usize, columns as usize);
-    let moved: Vec<f64> = (0..height * width).map(|i| values[i % width * height + i / width]).collect();
-    float_tensor(graph.dtype(w)?, &[rows, columns], &moved)
 }
