@@ -544,9 +544,26 @@ fn rows_of_parts_of_patches_are_missed() {
 
 #[test]
 fn more_layers_than_the_plugin_takes_are_missed() {
-    let (made, _) = Parts::new(32).fused();
-    assert_eq!(after(&made[0]).len(), 32);
-    Parts::new(33).missed_because("it has more layers or bridges than the plugin takes");
+    // The first layer is bridged, and the last words are an output.
+    let of = |layers: usize| {
+        let mut net = Parts::new(1);
+        (2..=layers).for_each(|i| net.layer(i));
+        net.outputs.push((String::leak(format!("w{layers}")), vec![IMAGES * PATCHES, WORDS, INNER]));
+        net
+    };
+    let (made, _) = of(32).fused();
+    assert_eq!((int(&made[0], "layers"), after(&made[0])), (32, vec![1]));
+    of(33).missed_because("it has more layers than the plugin takes");
+}
+
+#[test]
+fn more_outputs_than_are_taken_in_float16_are_missed() {
+    let (made, _) = Parts::new(13).fused();
+    assert_eq!(after(&made[0]).len(), 13);
+    Parts::new(14).missed_because("it has more outputs than TensorRT takes in float16");
+    let mut words = Parts::new(13);
+    words.outputs.push(("w13", vec![IMAGES * PATCHES, WORDS, INNER]));
+    words.missed_because("it has more outputs than TensorRT takes in float16");
 }
 
 #[test]

@@ -268,6 +268,9 @@ pub mod limits {
     /// FLOPs of a bridge's product. TNT-S has 0.058e9 at batch 1, where the bridge is 1.3 to 1.4 times as fast as its parts; at
     /// batch 32 it takes 3.6 times as long. Between these nothing was measured.
     pub const BRIDGE_FLOPS: i64 = 100_000_000;
+    /// Outputs of all words of a chain. TensorRT 8.6 takes the op in float16 with the 13 of TNT-S, 15 tensors in all; one of 32 tensors it took
+    /// in float32 only, and between these nothing was tried.
+    pub const WORDS_OUTPUTS: usize = 13;
     /// FLOPs of the product of a patch merge. The three of Swin-T have 0.116e9 each at batch 1; above that nothing was measured.
     pub const MERGE_FLOPS: i64 = 250_000_000;
     /// FLOPs of a patch embedding's product. Not measured: ViT-B/16 has 0.23e9 at batch 1, where its own reading of the image, conversion

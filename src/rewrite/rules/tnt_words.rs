@@ -24,6 +24,7 @@ use crate::rewrite::ops::{
 };
 use crate::rewrite::pattern::fused_name;
 use crate::rewrite::rules::attn_block::{regroups, root};
+use crate::rewrite::rules::block::limits::WORDS_OUTPUTS;
 use crate::rewrite::rules::block::{Fusion, Outcome, Rule, output};
 use crate::rewrite::rules::tnt_front::Front;
 
@@ -187,11 +188,14 @@ impl<'a> Words<'a> {
         let layer = TntInnerBlock::of(block).ok_or_else(odd)?;
         let x = block.input(0).ok_or_else(odd)?;
         let bridges = chain.bridges.iter().map(|&(_, id)| Bridge::of(graph, id)).collect::<Outcome<Vec<_>>>()?;
-        if chain.layers.len() > MAX_WORDS || bridges.len() > MAX_WORDS {
-            return Err(Miss::new(label, "it has more layers or bridges than the plugin takes").expected(
-                format!("at most {MAX_WORDS} of each"),
-                format!("{} layers, {} bridges", chain.layers.len(), bridges.len()),
-            ));
+        if chain.layers.len() > MAX_WORDS {
+            return Err(Miss::new(label, "it has more layers than the plugin takes")
+                .expected(format!("at most {MAX_WORDS}"), chain.layers.len().to_string()));
+        }
+        let outputs = bridges.len() + usize::from(chain.read);
+        if outputs > WORDS_OUTPUTS {
+            return Err(Miss::new(label, "it has more outputs than TensorRT takes in float16")
+                .expected(format!("at most {WORDS_OUTPUTS}"), outputs.to_string()));
         }
         let like = bridges.first().ok_or_else(odd)?;
         let bridge = TntBridge::of(like.node).ok_or_else(odd)?;
@@ -201,7 +205,7 @@ impl<'a> Words<'a> {
         let rows = Rows::of(graph, label, x, like)?;
         let hidden = block.input(9).and_then(|w1| graph.static_shape(w1)?.last().copied()).ok_or_else(odd)?;
         let like = [like.weights.words, like.out];
-        let front = (with_front && bridges.len() < MAX_WORDS).then(|| Front::of(graph, root(graph, x), &bridge, like));
+        let front = (with_front && outputs < WORDS_OUTPUTS).then(|| Front::of(graph, root(graph, x), &bridge, like));
         let front = front.flatten();
         let bridged = chain.bridges.iter().map(|&(after, _)| after);
         let op = TntWords {
