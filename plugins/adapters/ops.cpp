@@ -565,14 +565,16 @@ public:
     explicit MlpBlock(Attributes given) : Op(std::move(given)) {
         epsilon_ = epsilon(attributes_);
         residual_ = flag(attributes_, "residual");
+        norm_ = flag(attributes_, "norm");
+        expect(norm_ || !residual_, "attribute 'residual' must be 0 without a norm");
         tanh_ = tanh_gelu(attributes_);
     }
     std::unique_ptr<Op> clone() const override { return std::make_unique<MlpBlock>(*this); }
-    int32_t inputs() const override { return residual_ ? 8 : 7; }
+    int32_t inputs() const override { return products() + 4; }
     int32_t outputs() const override { return 1; }
     void shapes(const DimsExprs* in, DimsExprs* out, IExprBuilder&) const override {
         expect(in[0].nbDims >= 1, "input x must have an axis of channels");
-        const DimsExprs &w1 = in[weights() + 2], &w2 = in[weights() + 4];
+        const DimsExprs &w1 = in[products()], &w2 = in[products() + 2];
         expect(w1.nbDims == 2 && w2.nbDims == 2, "inputs w1 and w2 must be matrices");
         out[0] = in[0];
     }
@@ -581,8 +583,9 @@ public:
         MlpBlockProblem p = problem(in_desc);
         p.x = in[0];
         if (residual_) p.residual = in[1];
-        const void* const* w = in + weights();
-        p.scale = w[0], p.bias = w[1], p.w1 = w[2], p.b1 = w[3], p.w2 = w[4], p.b2 = w[5];
+        if (norm_) p.scale = in[weights()], p.bias = in[weights() + 1];
+        const void* const* w = in + products();
+        p.w1 = w[0], p.b1 = w[1], p.w2 = w[2], p.b2 = w[3];
         p.y = out[0];
         return mlp_block(p, workspace, stream, tactic);
     }
@@ -598,6 +601,7 @@ public:
 
 private:
     int32_t weights() const { return residual_ ? 2 : 1; }
+    int32_t products() const { return weights() + (norm_ ? 2 : 0); }
     // Everything but the pointers.
     MlpBlockProblem problem(const PluginTensorDesc* in) const {
         const Dims& x = in[0].dims;
@@ -605,21 +609,22 @@ private:
         MlpBlockProblem p;
         p.dtype = dtype(in[0]);
         p.rows = volume(x, 0, x.nbDims - 1);
-        const PluginTensorDesc* w = in + weights();
-        const Dims &w1 = w[2].dims, &w2 = w[4].dims;
+        const PluginTensorDesc* w = in + products();
+        const Dims &w1 = w[0].dims, &w2 = w[2].dims;
         expect(w1.nbDims == 2 && w2.nbDims == 2 && w1.d[0] == x.d[x.nbDims - 1] && w2.d[0] == w1.d[1] && w2.d[1] == w1.d[0], "inputs w1 and w2 must be [C, H] and [H, C], where C is the last axis of x");
         const auto elements = [](const PluginTensorDesc& t) { return volume(t.dims, 0, t.dims.nbDims); };
-        for (int i : {0, 1, 5}) expect(elements(w[i]) == w1.d[0], "inputs scale, bias and b2 must have C elements");
-        expect(elements(w[3]) == w1.d[1], "input b1 must have H elements");
+        for (int32_t i = weights(); i < products(); ++i) expect(elements(in[i]) == w1.d[0], "inputs scale and bias must have C elements");
+        expect(elements(w[3]) == w1.d[0], "input b2 must have C elements");
+        expect(elements(w[1]) == w1.d[1], "input b1 must have H elements");
         expect(w1.d[0] <= kMlpMaxChannels && w1.d[1] <= kMlpMaxHidden, "at most 2048 channels and 16384 hidden columns are possible");
         p.channels = static_cast<int32_t>(w1.d[0]), p.hidden = static_cast<int32_t>(w1.d[1]);
         p.epsilon = epsilon_;
-        p.tanh_gelu = tanh_;
+        p.tanh_gelu = tanh_, p.norm = norm_;
         return p;
     }
 
     float epsilon_;
-    bool residual_, tanh_;
+    bool residual_, norm_, tanh_;
 };
 
 template <bool kWindows> class AttnBlock final : public Op {
@@ -1240,7 +1245,7 @@ const std::vector<OpDef>& op_definitions() {
          {{"reverse", kInt, 1}, {"rank", kInt, 1}, {"residual", kInt, 1}, {"grid", kInts, 2}, {"window", kInts, 2}, {"shift", kInts, 2}, {"pad_after_roll", kInt, 1}},
          make<Window>},
         {"TrtOptPatchMerge", {{"epsilon", kFloat, 1}, {"residual", kInt, 1}, {"grid", kInts, 2}, {"order", kInts, 4}, {"rank", kInt, 1}}, make<PatchMerge>},
-        {"TrtOptMlpBlock", {{"epsilon", kFloat, 1}, {"residual", kInt, 1}, {"approximate", kText, 1}}, make<MlpBlock>},
+        {"TrtOptMlpBlock", {{"epsilon", kFloat, 1}, {"residual", kInt, 1}, {"norm", kInt, 1}, {"approximate", kText, 1}}, make<MlpBlock>},
         {"TrtOptSwinAttnBlock",
          {{"epsilon", kFloat, 1}, {"residual", kInt, 1}, {"num_heads", kInt, 1}, {"scale", kFloat, 1}, {"bias", kInt, 1}, {"mask", kInt, 1}, {"mask_value", kFloat, 1}, {"grid", kInts, 2}, {"window", kInts, 2}, {"shift", kInts, 2}, {"pad_after_roll", kInt, 1}},
          make<AttnBlock<true>>},

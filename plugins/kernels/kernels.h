@@ -161,7 +161,7 @@ cudaError_t attention(const AttentionProblem& problem, cudaStream_t stream, int3
 // True if `tactic` fits the problem's sizes (pointers are not looked at).
 bool attention_tactic_valid(const AttentionProblem& problem, int32_t tactic);
 
-// y = s + gelu(normalize(s) * W1 + b1) * W2 + b2 over rows of `channels` elements, s = x + residual.
+// y = s + gelu(normalize(s) * W1 + b1) * W2 + b2 over rows of `channels` elements, s = x + residual. Without a norm normalize(s) is s.
 // All but x and residual must be constants: they may be read while the kernels before are still running.
 struct MlpBlockProblem {
     DType dtype = DType::kHalf;
@@ -169,6 +169,7 @@ struct MlpBlockProblem {
     int32_t channels = 0, hidden = 0;  // channels up to kMlpMaxChannels, hidden up to kMlpMaxHidden
     float epsilon = 1e-5f;
     bool tanh_gelu = false;            // the tanh form instead of erf
+    bool norm = true;                  // else there are neither scale and bias nor a residual
     const void* x = nullptr;           // [rows, channels]
     const void* residual = nullptr;    // [rows, channels], or null: no residual
     const void* scale = nullptr;       // [channels]

@@ -1,4 +1,5 @@
 // Chooses between one kernel, one of clusters for a few rows, two, and a norm with two wide products for an MLP block and how the one is cut up, and sums what its groups of blocks give.
+// Without a norm there are two kernels, of few rows or wide.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -91,7 +92,7 @@ int64_t blocks_of(const Plan& plan, int64_t rows) { return (rows + kTiles[plan.t
 
 // Whether the device can run the plan, as far as sizes tell.
 bool sizes_fit(const Plan& plan, const MlpBlockProblem& q, const Device& d) {
-    if (plan.tile < 0 || plan.tile >= kTileCount || plan.cluster_log2 < 0 || plan.cluster_log2 > 4 || plan.groups < 1 || plan.groups > kMaxGroups) return false;
+    if (!q.norm || plan.tile < 0 || plan.tile >= kTileCount || plan.cluster_log2 < 0 || plan.cluster_log2 > 4 || plan.groups < 1 || plan.groups > kMaxGroups) return false;
     const Tile& t = kTiles[plan.tile];
     if (d.major < (plan.cluster_log2 > 0 ? 9 : 8)) return false;
     const int slice = plan.slice(q.hidden);
@@ -202,21 +203,22 @@ int32_t best_tactic(const MlpBlockProblem& q) {
     struct Entry {
         int device = -1, channels = 0, hidden = 0;
         int64_t rows = 0;
+        bool norm = true;
         int32_t tactic = 0;
     };
     thread_local Entry entries[16];
     const int id = device().id;
     Entry& e = entries[static_cast<uint64_t>(q.rows * 31 + q.channels * 7 + q.hidden) % 16];
-    if (e.device == id && e.channels == q.channels && e.hidden == q.hidden && e.rows == q.rows) return e.tactic;
+    if (e.device == id && e.channels == q.channels && e.hidden == q.hidden && e.rows == q.rows && e.norm == q.norm) return e.tactic;
     const std::vector<int32_t> best = candidates(q, 1);
-    e.device = id, e.channels = q.channels, e.hidden = q.hidden, e.rows = q.rows, e.tactic = best.empty() ? 0 : best.front();
+    e.device = id, e.channels = q.channels, e.hidden = q.hidden, e.rows = q.rows, e.norm = q.norm, e.tactic = best.empty() ? 0 : best.front();
     return e.tactic;
 }
 
 }  // namespace
 
 cudaError_t mlp_block(const MlpBlockProblem& q, void* workspace, cudaStream_t stream, int32_t tactic) {
-    if (!valid(q)) return cudaErrorInvalidValue;
+    if (!valid(q) || (!q.norm && q.residual)) return cudaErrorInvalidValue;
     if (q.rows == 0) return cudaSuccess;
     if (q.dtype == DType::kFloat) return mlp_plain_f32(q, stream);
     if (!tiled(q) || !aligned_to(16, q.x, q.residual, q.scale, q.bias, q.w1, q.b1, q.w2, q.b2, q.y)) return mlp_plain_f16(q, stream);
@@ -239,7 +241,8 @@ cudaError_t mlp_block(const MlpBlockProblem& q, void* workspace, cudaStream_t st
 
 size_t mlp_block_workspace(const MlpBlockProblem& q) {
     if (!valid(q) || !tiled(q)) return 0;
-    return std::max(static_cast<size_t>(std::min(kMaxWorkspace, kMaxGroups * q.rows * q.channels * 4)), std::max(mlp_chain_workspace(q), mlp_wide_workspace(q)));
+    const size_t products = std::max(mlp_chain_workspace(q), mlp_wide_workspace(q));
+    return q.norm ? std::max(static_cast<size_t>(std::min(kMaxWorkspace, kMaxGroups * q.rows * q.channels * 4)), products) : products;
 }
 
 std::vector<int32_t> mlp_block_tactics(const MlpBlockProblem& q) {

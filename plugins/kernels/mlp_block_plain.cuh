@@ -12,7 +12,7 @@ template <class T> struct MlpPlainArgs {
     int64_t rows;
     int channels, hidden;
     float epsilon;
-    bool tanh_gelu;
+    bool tanh_gelu, norm;
 };
 
 constexpr int kMlpPlainThreads = 256;
@@ -31,6 +31,10 @@ template <class T, int ROWS> __global__ void __launch_bounds__(kMlpPlainThreads)
         return p.residual ? rounded(v + to_float(p.residual[at])) : v;
     };
     for (int r = tid / 32; r < ROWS; r += kMlpPlainThreads / 32) {
+        if (!p.norm) {
+            for (int c = lane; c < channels; c += 32) normal[r * channels + c] = stream(r, c), sums[r * channels + c] = 0;
+            continue;
+        }
         float sum = 0, square = 0;
         for (int c = lane; c < channels; c += 32) sum += stream(r, c);
         const float mean = group_sum<32>(sum) / static_cast<float>(channels);
@@ -92,7 +96,7 @@ template <class T, int ROWS> cudaError_t launch_mlp_plain(const MlpPlainArgs<T>&
 template <class T> cudaError_t mlp_plain(const MlpBlockProblem& q, cudaStream_t stream) {
     auto in = [](const void* p) { return static_cast<const T*>(p); };
     const MlpPlainArgs<T> p{in(q.x), in(q.residual), in(q.scale), in(q.bias), in(q.w1), in(q.b1), in(q.w2), in(q.b2), static_cast<T*>(q.y),
-                            q.rows, q.channels, q.hidden, q.epsilon, q.tanh_gelu};
+                            q.rows, q.channels, q.hidden, q.epsilon, q.tanh_gelu, q.norm};
     // Within the 48 KB that need no leave.
     return q.channels <= 1408 ? launch_mlp_plain<T, 4>(p, stream) : launch_mlp_plain<T, 2>(p, stream);
 }

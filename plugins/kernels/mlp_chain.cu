@@ -15,7 +15,7 @@ BlockGemmProblem first_product(const MlpBlockProblem& q, int64_t rows) {
     g.rows = rows, g.k = q.channels, g.n = q.hidden;
     g.a = q.x, g.b = q.w1, g.bias = q.b1;
     g.activation = q.tanh_gelu ? Activation::kGeluTanh : Activation::kGelu;
-    g.norm = true, g.a2 = q.residual, g.scale = q.scale, g.shift = q.bias, g.epsilon = q.epsilon;
+    g.norm = q.norm, g.a2 = q.residual, g.scale = q.scale, g.shift = q.bias, g.epsilon = q.epsilon;
     g.next = q.w2, g.next_bytes = int64_t{2} * q.channels * q.hidden;
     return g;
 }
@@ -43,7 +43,15 @@ bool mlp_chain_valid(const GemmPair& plan, const MlpBlockProblem& q) {
 
 std::vector<GemmPair> mlp_chain_plans(const MlpBlockProblem& q) {
     const int64_t rows = piece_rows(q);
-    std::vector<GemmPair> pairs = block_gemm_pairs({first_product(q, rows), second_product(q, rows)}, beside(q, rows));
+    const GemmProducts own{first_product(q, rows), second_product(q, rows)};
+    std::vector<GemmPair> pairs;
+    if (q.norm) {
+        pairs = block_gemm_pairs(own, beside(q, rows));
+    } else {
+        // No attention takes turns with the block, and there are no other kernels with tensor cores for many rows.
+        pairs = block_gemm_pairs(own, own, false);
+        std::sort(pairs.begin(), pairs.end(), [](const GemmPair& a, const GemmPair& b) { return a.cost < b.cost; });
+    }
     const auto pieces = static_cast<float>((q.rows + rows - 1) / std::max<int64_t>(1, rows));
     for (GemmPair& pair : pairs) pair.cost *= pieces;
     return pairs;

@@ -181,7 +181,7 @@ int shared_of(const MlpClusterPlan& plan, const MlpBlockProblem& q) { return sha
 // Whether the device can run the plan, as far as sizes tell.
 bool sizes_fit(const MlpClusterPlan& plan, const MlpBlockProblem& q) {
     if (plan.rows != 32 && plan.rows != 64) return false;
-    if (device().major < 9 || q.dtype != DType::kHalf || q.rows <= 0) return false;
+    if (device().major < 9 || q.dtype != DType::kHalf || q.rows <= 0 || !q.norm) return false;
     // A row of either slice is copied by at most as many threads as there are.
     if (q.channels % 8 != 0 || q.hidden % 8 != 0 || q.channels > 8 * kThreads) return false;
     if (!with_tile(plan, [&](auto tile, auto) { return decltype(tile)::slice_valid(plan.slice); })) return false;

@@ -14,7 +14,7 @@ constexpr float kNorm = 3500, kNormBytes = 2000;  // an estimate of the norm in 
 
 float norm_cost(int64_t rows, int channels) { return kNorm + static_cast<float>(4 * rows * channels) / kNormBytes; }
 
-int64_t row_bytes(const MlpBlockProblem& q) { return int64_t{2} * (q.channels + q.hidden); }
+int64_t row_bytes(const MlpBlockProblem& q) { return int64_t{2} * ((q.norm ? q.channels : 0) + q.hidden); }
 int64_t piece_rows(const MlpBlockProblem& q) { return rows_a_piece(q.rows, row_bytes(q)); }
 
 BlockGemmProblem first_product(const MlpBlockProblem& q, int64_t rows) {
@@ -62,7 +62,7 @@ std::vector<WidePair> mlp_wide_pairs(const MlpBlockProblem& q) {
     const int64_t rows = piece_rows(q);
     std::vector<WidePair> pairs = wide_gemm_pairs(first_product(q, rows), second_product(q, rows));
     const auto pieces = static_cast<float>((q.rows + rows - 1) / rows);
-    for (WidePair& pair : pairs) pair.cost = (pair.cost + norm_cost(rows, q.channels)) * pieces;
+    for (WidePair& pair : pairs) pair.cost = (pair.cost + (q.norm ? norm_cost(rows, q.channels) : 0)) * pieces;
     return pairs;
 }
 
@@ -70,21 +70,24 @@ size_t mlp_wide_workspace(const MlpBlockProblem& q) { return static_cast<size_t>
 
 cudaError_t mlp_wide(const MlpBlockProblem& whole, const WidePair& pair, void* workspace, cudaStream_t stream) {
     const int64_t step = piece_rows(whole);
-    auto* const normal = static_cast<__half*>(workspace);
+    auto* const normal = static_cast<__half*>(workspace);  // without a norm the first product's result is there
     MlpBlockProblem q = whole;
     for (int64_t begin = 0; begin < whole.rows; begin += step) {
         const int64_t rows = std::min(step, whole.rows - begin), offset = 2 * begin * whole.channels;
         q.x = static_cast<const unsigned char*>(whole.x) + offset, q.y = static_cast<unsigned char*>(whole.y) + offset;
         if (whole.residual) q.residual = static_cast<const unsigned char*>(whole.residual) + offset;
 
-        LayerNormProblem norm;
-        norm.dtype = q.dtype, norm.rows = rows, norm.row = q.channels, norm.epsilon = q.epsilon;
-        norm.x = q.x, norm.residual = q.residual, norm.scale = q.scale, norm.bias = q.bias;
-        norm.y = normal, norm.sum = q.residual ? q.y : nullptr;
-        if (const cudaError_t status = layer_norm(norm, stream); status != cudaSuccess) return status;
-
         BlockGemmProblem first = first_product(q, rows), second = second_product(q, rows);
-        first.a = normal, first.out = normal + rows * q.channels, second.a = first.out;
+        first.a = q.x, first.out = normal;
+        if (q.norm) {
+            LayerNormProblem norm;
+            norm.dtype = q.dtype, norm.rows = rows, norm.row = q.channels, norm.epsilon = q.epsilon;
+            norm.x = q.x, norm.residual = q.residual, norm.scale = q.scale, norm.bias = q.bias;
+            norm.y = normal, norm.sum = q.residual ? q.y : nullptr;
+            if (const cudaError_t status = layer_norm(norm, stream); status != cudaSuccess) return status;
+            first.a = normal, first.out = normal + rows * q.channels;
+        }
+        second.a = first.out;
         if (const cudaError_t status = wide_gemm(first, pair.first, stream); status != cudaSuccess) return status;
         if (const cudaError_t status = wide_gemm(second, pair.second, stream); status != cudaSuccess) return status;
     }

@@ -218,6 +218,11 @@ impl<'a> Engine<'a> {
         });
     }
 
+    /// Whether a site of the kind was recorded at the node.
+    pub fn has_site(&self, kind: Kind, node: &str) -> bool {
+        self.sites.iter().any(|site| site.kind == kind && site.node == node)
+    }
+
     /// The node of the original model by which the ledger knows what one of `parts` computes now.
     pub fn known_as(&self, kind: Kind, parts: &BTreeSet<String>) -> Option<&str> {
         let here = |site: &&Site| site.kind == kind && site.into.as_ref().is_some_and(|into| parts.contains(into));

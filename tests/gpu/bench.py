@@ -85,7 +85,7 @@ class Library:
     def mlp_block(self, x, residual, p, y, workspace, tactic=0):
         rows, channels = x.shape
         self.call("trt_opt_mlp_block", HALF, ctypes.c_int64(rows), channels, p["w1"].shape[1], ctypes.c_float(1e-5), 0, pointer(x), pointer(residual),
-                  pointer(p["scale"]), pointer(p["bias"]), pointer(p["w1"]), pointer(p["b1"]), pointer(p["w2"]), pointer(p["b2"]), pointer(y), pointer(workspace), tactic)
+                  pointer(p.get("scale")), pointer(p.get("bias")), pointer(p["w1"]), pointer(p["b1"]), pointer(p["w2"]), pointer(p["b2"]), pointer(y), pointer(workspace), tactic)
 
     def attn_block(self, x, p, y, workspace, heads, window=None, tactic=0):
         images, tokens, channels = x.shape
@@ -109,9 +109,9 @@ class Library:
         weights = (ctypes.c_void_p * len(names))(*[p[n].data_ptr() for n in names])
         self.call("trt_opt_tnt_inner_block", HALF, ctypes.c_int64(patches), tokens, channels, p["w1"].shape[1], heads, ctypes.c_float(1e-5), pointer(x), weights, pointer(y), pointer(workspace))
 
-    def mlp_block_tactics(self, rows, channels, hidden):
+    def mlp_block_tactics(self, rows, channels, hidden, norm=True):
         found = (ctypes.c_int32 * 64)()
-        count = self.lib.trt_opt_mlp_block_tactics(HALF, ctypes.c_int64(rows), channels, hidden, found, 64)
+        count = self.lib.trt_opt_mlp_block_tactics(HALF, ctypes.c_int64(rows), channels, hidden, int(norm), found, 64)
         return list(found)[:count]
 
 
@@ -467,14 +467,15 @@ def bench_wide_gemm(lib, rows, k, n, end, rounds):
     return {"op": "wide_gemm", "shape": [rows, k, n], "end": end, "errors": errors, "us": times, "failed": failed}
 
 
-def bench_mlp(lib, rows, channels, hidden, rounds, tactics):
+def bench_mlp(lib, rows, channels, hidden, rounds, tactics, norm=True):
     """Weights rotate too: at batch 1 a network's weights are more than the cache holds."""
     sets, order = rotation(2 * (2 * rows * channels + 2 * channels * hidden))
     xs, ys = [rand(rows, channels) for _ in range(sets)], [torch.empty(rows, channels, device="cuda", dtype=torch.float16) for _ in range(sets)]
     rs = [rand(rows, channels) for _ in range(sets)]
-    ps = [{"scale": rand(channels), "bias": rand(channels), "w1": rand(channels, hidden) * channels**-0.5, "b1": rand(hidden),
-           "w2": rand(hidden, channels) * hidden**-0.5, "b2": rand(channels)} for _ in range(sets)]
+    ps = [{"w1": rand(channels, hidden) * channels**-0.5, "b1": rand(hidden), "w2": rand(hidden, channels) * hidden**-0.5, "b2": rand(channels)} for _ in range(sets)]
     for p in ps:
+        if norm:
+            p["scale"], p["bias"] = rand(channels), rand(channels)
         p["w1t"], p["w2t"] = p["w1"].t().contiguous(), p["w2"].t().contiguous()
     normal = torch.empty_like(xs[0])
     workspace = torch.empty(64 << 20, device="cuda", dtype=torch.uint8)
@@ -483,8 +484,11 @@ def bench_mlp(lib, rows, channels, hidden, rounds, tactics):
         p = ps[i]
         return xs[i] + F.linear(F.gelu(F.linear(y, p["w1t"], p["b1"])), p["w2t"], p["b2"])
 
+    def normalized(x, p):
+        return F.layer_norm(x, (channels,), p["scale"], p["bias"], 1e-5) if norm else x
+
     def torch_block(i):
-        return mlp(i, F.layer_norm(xs[i], (channels,), ps[i]["scale"], ps[i]["bias"], 1e-5))
+        return mlp(i, normalized(xs[i], ps[i]))
 
     def pieces(i):
         lib.layer_norm(xs[i], None, ps[i]["scale"], ps[i]["bias"], normal, None, channels)
@@ -500,15 +504,16 @@ def bench_mlp(lib, rows, channels, hidden, rounds, tactics):
     ours(0)
     p = {k: v.float() for k, v in ps[0].items()}
     x = xs[0].float()
-    reference = x + F.linear(F.gelu(F.linear(F.layer_norm(x, (channels,), p["scale"], p["bias"], 1e-5), p["w1t"], p["b1"])), p["w2t"], p["b2"])
+    reference = x + F.linear(F.gelu(F.linear(normalized(x, p), p["w1t"], p["b1"])), p["w2t"], p["b2"])
     error = ((ys[0].float() - reference).norm() / reference.norm()).item()
-    functions = {"ours": ours, "torch": torch_block, "our norm, torch's rest": pieces, "an add and ours": after_add,
-                 "an add": lambda i: torch.add(rs[i], 1.0, out=xs[i])}
+    functions = {"ours": ours, "torch": torch_block, "an add and ours": after_add, "an add": lambda i: torch.add(rs[i], 1.0, out=xs[i])}
+    if norm:
+        functions["our norm, torch's rest"] = pieces
     variants = {k: [lambda i=i, f=f: f(i) for i in order] for k, f in functions.items()}
     variants["ours, weights in the cache"] = [lambda: ours(0) for _ in order]
     variants["torch, weights in the cache"] = [lambda: torch_block(0) for _ in order]
-    best = lib.mlp_block_tactics(rows, channels, hidden)
-    valid = lambda tactics: [t for t in dict.fromkeys(tactics) if lib.lib.trt_opt_mlp_block_tactic_valid(HALF, ctypes.c_int64(rows), channels, hidden, t)]
+    best = lib.mlp_block_tactics(rows, channels, hidden, norm)
+    valid = lambda tactics: [t for t in dict.fromkeys(tactics) if lib.lib.trt_opt_mlp_block_tactic_valid(HALF, ctypes.c_int64(rows), channels, hidden, int(norm), t)]
 
     # As in a network: a block's input is what the block before it wrote.
     stream = [torch.empty_like(xs[0]) for _ in range(2)]
@@ -528,7 +533,8 @@ def bench_mlp(lib, rows, channels, hidden, rounds, tactics):
         return times
 
     variants["chained"] = [lambda i=i: chained(i) for i in order]
-    variants["our norm, torch's rest, chained"] = [lambda i=i: chained_pieces(i) for i in order]
+    if norm:
+        variants["our norm, torch's rest, chained"] = [lambda i=i: chained_pieces(i) for i in order]
     scanned = {}
     usual = next((t for t in best if t >> 30 & 1), None)
     if tactics:
@@ -545,7 +551,7 @@ def bench_mlp(lib, rows, channels, hidden, rounds, tactics):
     for tactic in dict.fromkeys(best[:1] + others + ([usual] if usual else []) + sorted(scanned, key=scanned.get)[:3]):
         variants["chained, " + tactic_name(tactic)] = [lambda i=i, t=tactic: chained(i, t) for i in order]
     times, failed = time_variants(variants, rounds)
-    return {"op": "mlp_block", "shape": [rows, channels, hidden], "tactic": tactic_name(best[0]), "error": error, "us": times, "failed": failed, "scanned": {tactic_name(t): v for t, v in scanned.items()},
+    return {"op": "mlp_block", "shape": [rows, channels, hidden], "norm": norm, "tactic": tactic_name(best[0]), "error": error, "us": times, "failed": failed, "scanned": {tactic_name(t): v for t, v in scanned.items()},
             "bytes": 2 * (2 * rows * channels + 2 * channels * hidden), "flop": 4 * rows * channels * hidden, "speedup_over_torch": times["torch"] / times["ours"],
             "tflop_s": 4e-6 * rows * channels * hidden / times["ours"]}
 
@@ -1060,6 +1066,9 @@ def main():
             for batch in args.batch or (1, 32):
                 for rows, channels in [(3136, 96), (784, 192), (196, 384), (49, 768), (197, 384), (3136, 24)]:
                     add(bench_mlp(lib, batch * rows, channels, 4 * channels, args.rounds, args.tactics))
+                # UniFormer-S's convolution blocks
+                for rows, channels in [(3136, 64), (784, 128)]:
+                    add(bench_mlp(lib, batch * rows, channels, 4 * channels, args.rounds, args.tactics, norm=False))
         if wanted("stage"):
             for stage in range(4):
                 add(bench_stage(lib, stage, args.rounds))

@@ -88,25 +88,26 @@ int trt_opt_attention_qkv(int dtype, int64_t batch, int heads, int tokens, int d
     return attention(p, static_cast<cudaStream_t>(stream), tactic);
 }
 
+// Without a norm where `scale` is null.
 int trt_opt_mlp_block(int dtype, int64_t rows, int channels, int hidden, float epsilon, int tanh_gelu, const void* x, const void* residual, const void* scale, const void* bias, const void* w1,
                       const void* b1, const void* w2, const void* b2, void* y, void* workspace, int tactic, void* stream) {
     MlpBlockProblem p;
-    p.dtype = static_cast<DType>(dtype), p.rows = rows, p.channels = channels, p.hidden = hidden, p.epsilon = epsilon, p.tanh_gelu = tanh_gelu != 0;
+    p.dtype = static_cast<DType>(dtype), p.rows = rows, p.channels = channels, p.hidden = hidden, p.epsilon = epsilon, p.tanh_gelu = tanh_gelu != 0, p.norm = scale != nullptr;
     p.x = x, p.residual = residual, p.scale = scale, p.bias = bias, p.w1 = w1, p.b1 = b1, p.w2 = w2, p.b2 = b2, p.y = y;
     if (tactic != 0 && !mlp_block_tactic_valid(p, tactic)) return -1;
     return mlp_block(p, workspace, static_cast<cudaStream_t>(stream), tactic);
 }
 // Up to `most` tactics; returns how many there are.
-int trt_opt_mlp_block_tactics(int dtype, int64_t rows, int channels, int hidden, int32_t* tactics, int most) {
+int trt_opt_mlp_block_tactics(int dtype, int64_t rows, int channels, int hidden, int norm, int32_t* tactics, int most) {
     MlpBlockProblem p;
-    p.dtype = static_cast<DType>(dtype), p.rows = rows, p.channels = channels, p.hidden = hidden;
+    p.dtype = static_cast<DType>(dtype), p.rows = rows, p.channels = channels, p.hidden = hidden, p.norm = norm != 0;
     const std::vector<int32_t> found = mlp_block_tactics(p);
     for (int i = 0; i < most && i < static_cast<int>(found.size()); ++i) tactics[i] = found[i];
     return static_cast<int>(found.size());
 }
-int trt_opt_mlp_block_tactic_valid(int dtype, int64_t rows, int channels, int hidden, int tactic) {
+int trt_opt_mlp_block_tactic_valid(int dtype, int64_t rows, int channels, int hidden, int norm, int tactic) {
     MlpBlockProblem p;
-    p.dtype = static_cast<DType>(dtype), p.rows = rows, p.channels = channels, p.hidden = hidden;
+    p.dtype = static_cast<DType>(dtype), p.rows = rows, p.channels = channels, p.hidden = hidden, p.norm = norm != 0;
     return mlp_block_tactic_valid(p, tactic);
 }
 

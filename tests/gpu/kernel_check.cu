@@ -600,15 +600,16 @@ struct MlpCase {
     int shift = 0;
     bool every_tactic = false;  // not only those worth timing
     float offset = 0;
+    bool norm = true;
 };
 void check(Checker& c, const MlpCase& a) {
     char text[160];
-    std::snprintf(text, sizeof(text), "mlp_block m%lld c%d h%d%s%s off%d+%g", static_cast<long long>(a.rows), a.channels, a.hidden, a.residual ? " residual" : "", a.tanh_gelu ? " tanh" : "", a.shift,
-                  static_cast<double>(a.offset));
+    std::snprintf(text, sizeof(text), "mlp_block m%lld c%d h%d%s%s%s off%d+%g", static_cast<long long>(a.rows), a.channels, a.hidden, a.norm ? "" : " no norm", a.residual ? " residual" : "",
+                  a.tanh_gelu ? " tanh" : "", a.shift, static_cast<double>(a.offset));
     const std::string name = text;
     if (!c.wanted(name)) return;
     MlpBlockProblem p;
-    p.dtype = a.type, p.rows = a.rows, p.channels = a.channels, p.hidden = a.hidden, p.tanh_gelu = a.tanh_gelu;
+    p.dtype = a.type, p.rows = a.rows, p.channels = a.channels, p.hidden = a.hidden, p.tanh_gelu = a.tanh_gelu, p.norm = a.norm;
     const int64_t size = a.rows * a.channels, weights = int64_t{a.channels} * a.hidden;
     std::vector<Tensor> in;
     auto make = [&](int64_t count, float scale, float offset = 0) -> const void* {
@@ -618,7 +619,7 @@ void check(Checker& c, const MlpCase& a) {
     };
     p.x = make(size, 1.5f, a.offset);
     if (a.residual) p.residual = make(size, 1.f);
-    p.scale = make(a.channels, 0.5f, 1.f), p.bias = make(a.channels, 0.5f);
+    if (a.norm) p.scale = make(a.channels, 0.5f, 1.f), p.bias = make(a.channels, 0.5f);
     // Large enough that the block's part counts beside x.
     p.w1 = make(weights, 1.f / std::sqrt(static_cast<float>(a.channels))), p.b1 = make(a.hidden, 0.5f);
     p.w2 = make(weights, 2.f / std::sqrt(static_cast<float>(a.hidden))), p.b2 = make(a.channels, 0.5f);
@@ -655,6 +656,8 @@ void check(Checker& c, const MlpCase& a) {
     for (int32_t tactic : tactics) {
         y->poison(), workspace->poison();
         const std::string label = tactic_label(tactic);
+        // The one kernel and the one of clusters are made of the norm.
+        if (!a.norm && tactic != 0 && !(tactic >> 30 & 1) && tactic >> 28 != 1) c.report(name + label, a.type, 1e30, 0, 0, "a tactic of a block with a norm");
         const cudaError_t status = c.run([&](cudaStream_t s) { return mlp_block(p, workspace->data(), s, tactic); });
         if (status != cudaSuccess) c.report(name + label, a.type, 1e30, 0, 0, cudaGetErrorString(status));
         else c.compare(name + label, *y, ref);
@@ -1304,6 +1307,14 @@ void edge_cases(Checker& c) {
         check(c, MlpCase{t, 50, 20, 80}), check(c, MlpCase{t, 50, 5, 7, true}), check(c, MlpCase{t, 9, 1, 1}), check(c, MlpCase{t, 20, 1412, 30});
         check(c, MlpCase{t, 50, 96, 384, true, false, 1}), check(c, MlpCase{t, 50, 96, 384, true, true, 4});
         check(c, MlpCase{t, 0, 96, 384});
+        // Without a norm: UniFormer's stages of convolutions, many rows, slices of the first product that are not even, and no alignment
+        auto alone = [&](int64_t rows, int channels, int hidden, bool tanh = false, int shift = 0, bool every = true, float offset = 0) { check(c, MlpCase{t, rows, channels, hidden, false, tanh, shift, every, offset, false}); };
+        alone(3136, 64, 256), alone(784, 128, 512, true), alone(49, 768, 3072), alone(0, 64, 256), alone(100, 192, 768, false, 0, false, 20.f);
+        for (auto [channels, hidden] : {std::pair{8, 8}, {24, 40}, {136, 96}, {200, 360}, {776, 88}, {2048, 40}, {16, 16384}}) alone(70, channels, hidden, channels % 16 == 0);
+        for (int64_t rows : {1, 17, 33, 65, 129}) alone(rows, 96, 384);
+        for (auto [rows, channels, hidden] : {std::tuple{1571, 96, 384}, {1999, 200, 328}, {3000, 8, 200}}) alone(rows, channels, hidden, false, 0, rows < 3000);
+        if (t == DType::kHalf) alone(32 * 3136, 64, 256, false, 0, false);
+        alone(50, 20, 80), alone(50, 5, 7, true), alone(20, 1412, 30), alone(50, 96, 384, false, 1), alone(50, 96, 384, true, 4);
         check(c, MlpCase{t, 100, 192, 768, true, false, 0, false, 20.f});
 
         // The words of TNT-S and TNT-B, of PyramidTNT's stages, and what the one kernel takes at most
@@ -1477,7 +1488,10 @@ void random_cases(Checker& c, int count, uint64_t seed) {
         check(c, merge);
 
         const int channels = pick(0, 3) ? 8 * pick(1, 100) : pick(1, 300), times = pick(1, 4);
-        check(c, MlpCase{t, pick(0, 1) ? pick(1, 100) : pick(100, 1000), channels, pick(0, 3) ? channels * times : 8 * pick(1, 150), pick(0, 1) == 1, pick(0, 1) == 1, shift});
+        MlpCase mlp{t, pick(0, 1) ? pick(1, 100) : pick(100, 1000), channels, pick(0, 3) ? channels * times : 8 * pick(1, 150), pick(0, 1) == 1, pick(0, 1) == 1, shift};
+        check(c, mlp);
+        mlp.norm = mlp.residual = false;
+        check(c, mlp);
 
         AttnBlockCase w{t, pick(1, 4), pick(0, 3) ? 8 * pick(1, 40) : pick(1, 200), pick(1, 6), pick(0, 3) ? 8 * pick(1, 8) : pick(1, 40), random_grid(true)};
         w.bias = static_cast<AttentionBias>(pick(0, 2)), w.mask = static_cast<AttentionMask>(pick(0, 2));
@@ -1609,6 +1623,8 @@ void refusals(Checker& c) {
     expect("refuse too many channels", mlp_block(b, nullptr, nullptr));
     b.channels = 8, b.hidden = kMlpMaxHidden + 8;
     expect("refuse too many hidden columns", mlp_block(b, nullptr, nullptr));
+    b.hidden = 8, b.norm = false, b.residual = &b;
+    expect("refuse a residual without a norm", mlp_block(b, nullptr, nullptr));
     AttnBlockProblem s;
     s.images = 1, s.channels = 8, s.attention.heads = 1, s.attention.dim = 8;
     expect("refuse a block without windows and tokens", attn_block(s, nullptr));

@@ -220,8 +220,10 @@ template <class T> __global__ void mlp_normal(MlpBlockProblem p, double* normal,
         double s = get<T>(p.x, r * p.channels + i);
         if (p.residual) s = rounded<T>(s + get<T>(p.residual, r * p.channels + i));
         stream[r * p.channels + i] = s;
+        if (!p.norm) normal[r * p.channels + i] = s;
         mean += s;
     }
+    if (!p.norm) return;
     mean /= p.channels;
     for (int64_t i = 0; i < p.channels; ++i) variance += (stream[r * p.channels + i] - mean) * (stream[r * p.channels + i] - mean);
     const double factor = 1 / sqrt(variance / p.channels + static_cast<double>(p.epsilon));

@@ -73,9 +73,9 @@ def attention(q, k, v, scale, bias=0.0):
 
 
 def mlp(s, w, epsilon, axes=(-1,)):
-    """An MLP block over s, by the weights w: those of its norm, of its products."""
-    g, b, w1, b1, w2, b2 = w
-    u = layer_norm(s, g, b, epsilon, axes) @ w1 + b1
+    """An MLP block over s, by the weights w: those of its norm, if it has one, of its products."""
+    *norm, w1, b1, w2, b2 = w
+    u = (layer_norm(s, *norm, epsilon, axes) if norm else s) @ w1 + b1
     return s + u / 2 * (1 + np.vectorize(math.erf)(u / 2**0.5)) @ w2 + b2
 
 
@@ -266,14 +266,15 @@ def cases():
     yield Case("attention_bhnd", {"q": bq, "k": bk, "v": bv}, {},
                [node("TrtOptAttention", ["q", "k", "v"], ["y"], layout="bhnd", bias=0, mask=0, mask_value=0.0, num_heads=3, scale=0.125, **none)],
                {"y": attention(bq, bk, bv, 0.125)})
-    for name, rows, c, hidden, extra in (("mlp_block", (2, 784), 192, 768, True), ("mlp_block_words", (196, 16), 24, 96, False), ("mlp_block_few_rows", (1, 49), 768, 3072, False)):
+    for name, rows, c, hidden, extra, norm in (("mlp_block", (2, 784), 192, 768, True, True), ("mlp_block_words", (196, 16), 24, 96, False, True), ("mlp_block_few_rows", (1, 49), 768, 3072, False, True),
+                                               ("mlp_block_no_norm", (2, 784), 128, 512, False, False)):
         x, r = rand(*rows, c), rand(*rows, c)
-        constants = {"g": 1 + rand(c, scale=0.2), "b": rand(c, scale=0.2), "w1": rand(c, hidden, scale=c**-0.5), "b1": rand(hidden, scale=0.2),
-                     "w2": rand(hidden, c, scale=hidden**-0.5), "b2": rand(c, scale=0.2)}
+        of_norm = {"g": 1 + rand(c, scale=0.2), "b": rand(c, scale=0.2)} if norm else {}
+        constants = {**of_norm, "w1": rand(c, hidden, scale=c**-0.5), "b1": rand(hidden, scale=0.2), "w2": rand(hidden, c, scale=hidden**-0.5), "b2": rand(c, scale=0.2)}
         s = x + r if extra else x
         yield Case(name, {"x": x, "r": r} if extra else {"x": x}, constants,
-                   [node("TrtOptMlpBlock", ["x", *(["r"] if extra else []), *constants], ["y"], epsilon=1e-5, residual=int(extra), approximate="none")],
-                   {"y": mlp(s, list(constants.values()), 1e-5)}, dynamic=extra)
+                   [node("TrtOptMlpBlock", ["x", *(["r"] if extra else []), *constants], ["y"], epsilon=1e-5, residual=int(extra), norm=int(norm), approximate="none")],
+                   {"y": mlp(s, list(constants.values()), 1e-5)}, dynamic=extra or not norm)
     for name, patches, n, count, size, hidden, whole in (("tnt_inner_block", 196, 16, 4, 6, 96, 0), ("tnt_inner_block_whole", 64, 16, 4, 4, 64, 1), ("tnt_inner_block_tokens", 12, 49, 4, 8, 128, 0)):
         c = count * size
         axes, row = ((-2, -1), (n, c)) if whole else ((-1,), (c,))

@@ -86,8 +86,9 @@ inline std::vector<Op> ops() {
     const Fields window = {{"reverse", ints({1})}, {"rank", ints({4})}, {"residual", ints({1})}, {"grid", ints({14, 14})}, {"window", ints({7, 7})}, {"shift", ints({3, 3})}, {"pad_after_roll", ints({1})}};
     const Fields merge = {{"epsilon", real(1e-5f)}, {"residual", ints({1})}, {"grid", ints({14, 14})}, {"order", ints({0, 2, 1, 3})}, {"rank", ints({3})}};
     const Fields merge_block = {{"epsilon", real(1e-6f)}, {"residual", ints({0})}, {"grid", ints({7, 9})}, {"order", ints({0, 1, 2, 3})}, {"rank", ints({4})}};
-    const Fields mlp = {{"epsilon", real(1e-5f)}, {"residual", ints({1})}, {"approximate", text("none")}};
-    const Fields mlp_tanh = {{"epsilon", real(1e-6f)}, {"residual", ints({0})}, {"approximate", text("tanh")}};
+    const Fields mlp = {{"epsilon", real(1e-5f)}, {"residual", ints({1})}, {"norm", ints({1})}, {"approximate", text("none")}};
+    const Fields mlp_tanh = {{"epsilon", real(1e-6f)}, {"residual", ints({0})}, {"norm", ints({1})}, {"approximate", text("tanh")}};
+    const Fields mlp_alone = {{"epsilon", real(0.f)}, {"residual", ints({0})}, {"norm", ints({0})}, {"approximate", text("none")}};
     const Fields swin = {{"epsilon", real(1e-5f)}, {"residual", ints({1})}, {"num_heads", ints({3})}, {"scale", real(0.1767767f)}, {"bias", ints({2})}, {"mask", ints({2})}, {"mask_value", real(-100.f)}, {"grid", ints({56, 56})}, {"window", ints({7, 7})}, {"shift", ints({3, 3})}, {"pad_after_roll", ints({0})}};
     const Fields swin_dense = {{"epsilon", real(1e-6f)}, {"residual", ints({0})}, {"num_heads", ints({6})}, {"scale", real(0.125f)}, {"bias", ints({1})}, {"mask", ints({1})}, {"mask_value", real(0.f)}, {"grid", ints({10, 10})}, {"window", ints({4, 4})}, {"shift", ints({0, 0})}, {"pad_after_roll", ints({1})}};
     const Fields block = {{"epsilon", real(1e-6f)}, {"residual", ints({1})}, {"num_heads", ints({6})}, {"scale", real(0.125f)}, {"bias", ints({0})}};
@@ -129,8 +130,9 @@ inline std::vector<Op> ops() {
          {{"order", ints({0, 1, 2, 4}), "'order'"}, {"order", ints({0, 1, 1, 3}), "'order' must name each quadrant once"}, {"order", ints({0, 1, 2}), "'order' must have 4 values"}, {"residual", ints({2}), "'residual' must be 0 or 1"}, {"rank", ints({5}), "'rank'"}, {"grid", ints({0, 0}), "'grid'"},
           {"epsilon", real(__builtin_nanf("")), "'epsilon'"}}},
         {"TrtOptMlpBlock",
-         {mlp, mlp_tanh},
-         {{"epsilon", real(-1.f), "'epsilon'"}, {"residual", ints({2}), "'residual' must be 0 or 1"}, {"approximate", text("erf"), "'approximate' must be none or tanh"}, {"approximate", ints({0}), "'approximate' must be char"},
+         {mlp, mlp_tanh, mlp_alone},
+         {{"epsilon", real(-1.f), "'epsilon'"}, {"residual", ints({2}), "'residual' must be 0 or 1"}, {"norm", ints({0}), "'residual' must be 0 without a norm"}, {"norm", ints({2}), "'norm' must be 0 or 1"},
+          {"norm", gone(), "'norm' is missing"}, {"approximate", text("erf"), "'approximate' must be none or tanh"}, {"approximate", ints({0}), "'approximate' must be char"},
           {"approximate", gone(), "'approximate' is missing"}}},
         {"TrtOptSwinAttnBlock",
          {swin, swin_dense},

@@ -274,8 +274,8 @@ fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
         let b1 = vectors.take(body, &[s.hidden]);
         let b2 = vectors.take(body, &[s.channels]);
         let block = MlpBlock { epsilon: chain.epsilon, tanh: chain.tanh };
-        let of_block = [scale.clone(), shift.clone(), w1, b1, w2, b2];
-        let y = mlp_block::steps(body, &block, &stream, &of_block, dtype);
+        let norm = [scale.clone(), shift.clone()];
+        let y = mlp_block::steps(body, &block, &stream, Some(&norm), &[w1, b1, w2, b2], dtype);
         stream = body.cast(&y, dtype);
     }
     body.output(&stream, "y");
@@ -291,7 +291,7 @@ fn work(node: &Node, inputs: &[Vec<i64>], _: &[Vec<i64>]) -> Option<(u64, u64)> 
     let (elements, rows) = (count(x)?, count(&[*x.first()?, windows, s.tokens])?);
     let [channels, inner, hidden] = [count(&[s.channels])?, count(&[s.inner])?, count(&[s.hidden])?];
     let attention = attn_block::work_of(chain.num_heads, rows, s.tokens, [elements, channels, inner])?;
-    let mlp = mlp_block::work_of(elements, [channels, hidden])?;
+    let mlp = mlp_block::work_of(elements, [channels, hidden], true)?;
     let pairs = u64::try_from(chain.shifted.len()).ok()?;
     let of_all = |attention: u64, mlp: u64| attention.checked_add(mlp)?.checked_mul(pairs);
     Some((of_all(attention.0, mlp.0)?, of_all(attention.1, mlp.1)?))

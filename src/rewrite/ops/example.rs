@@ -19,7 +19,7 @@ pub fn example(def: &OpDef) -> Vec<AttributeProto> {
         "TrtOptWindow" => Window { map, reverse: true, rank: 3 }.attributes(true),
         "TrtOptPatchMerge" => merge.attributes(true),
         "TrtOptPatchMergeBlock" => PatchMergeBlock { merge }.attributes(true),
-        "TrtOptMlpBlock" => MlpBlock { epsilon: 1e-5, tanh: false }.attributes(true),
+        "TrtOptMlpBlock" => MlpBlock { epsilon: 1e-5, tanh: false }.attributes(true, true),
         "TrtOptSwinAttnBlock" => AttnBlock { epsilon: 1e-5, attention }.attributes(true),
         "TrtOptAttnBlock" => {
             let attention = Attention { mask: None, map: WindowMap::NONE, ..attention };

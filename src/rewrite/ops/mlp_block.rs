@@ -17,13 +17,13 @@ pub const MULTIPLE: i64 = 8;
 
 pub static DEF: OpDef = OpDef {
     name: "TrtOptMlpBlock",
-    summary: "s + W2 gelu(W1 norm(s) + b1) + b2, where s = x or x + residual",
+    summary: "s + W2 gelu(W1 n + b1) + b2, where s = x or x + residual, n = norm(s) or s",
     replaces: "Add, norm, MatMul, Add, GELU, MatMul, Add, Add",
     inputs: &[
         port("x", "[..., C]"),
         optional("residual", "shape of x; there if residual = 1"),
-        port("scale", "[C]"),
-        port("bias", "[C]"),
+        optional("scale", "[C]; there if norm = 1"),
+        optional("bias", "[C]; there if norm = 1"),
         port("w1", "[C, H]"),
         port("b1", "[H]"),
         port("w2", "[H, C]"),
@@ -31,8 +31,9 @@ pub static DEF: OpDef = OpDef {
     ],
     outputs: &[port("y", "shape of x")],
     attributes: &[
-        attribute("epsilon", AttributeKind::Float, "added to the variance"),
-        attribute("residual", AttributeKind::Int, "1: residual is there"),
+        attribute("epsilon", AttributeKind::Float, "added to the variance of the norm"),
+        attribute("residual", AttributeKind::Int, "1: residual is there; 0 without a norm"),
+        attribute("norm", AttributeKind::Int, "1: scale and bias are there"),
         attribute("approximate", AttributeKind::String, "none: GELU by erf; tanh: by its tanh form"),
     ],
     shapes,
@@ -43,6 +44,7 @@ pub static DEF: OpDef = OpDef {
 /// The attributes of a `TrtOptMlpBlock`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MlpBlock {
+    /// Of the norm; means nothing without one.
     pub epsilon: f32,
     /// The tanh form of GELU instead of erf.
     pub tanh: bool,
@@ -51,8 +53,8 @@ pub struct MlpBlock {
 /// The weights of a `TrtOptMlpBlock`.
 #[derive(Clone, Copy, Debug)]
 pub struct MlpWeights {
-    pub scale: ValueId,
-    pub bias: ValueId,
+    /// Scale and bias of the norm before it.
+    pub norm: Option<[ValueId; 2]>,
     pub w1: ValueId,
     pub b1: ValueId,
     pub w2: ValueId,
@@ -60,33 +62,49 @@ pub struct MlpWeights {
 }
 
 impl MlpBlock {
-    /// The node, without outputs.
+    /// The node, without outputs. There is no residual without a norm.
     pub fn node(&self, x: ValueId, residual: Option<ValueId>, weights: &MlpWeights) -> Node {
         let w = weights;
-        let inputs = std::iter::once(x).chain(residual).chain([w.scale, w.bias, w.w1, w.b1, w.w2, w.b2]);
-        Node { inputs: inputs.map(Some).collect(), ..plugin_node(&DEF, self.attributes(residual.is_some())) }
+        let norm = w.norm.into_iter().flatten();
+        let inputs = std::iter::once(x).chain(residual).chain(norm).chain([w.w1, w.b1, w.w2, w.b2]);
+        let attributes = self.attributes(residual.is_some(), w.norm.is_some());
+        Node { inputs: inputs.map(Some).collect(), ..plugin_node(&DEF, attributes) }
     }
 
-    pub fn attributes(&self, residual: bool) -> Vec<AttributeProto> {
+    pub fn attributes(&self, residual: bool, norm: bool) -> Vec<AttributeProto> {
         vec![
             AttributeProto::float("epsilon", self.epsilon),
             AttributeProto::int("residual", residual.into()),
+            AttributeProto::int("norm", norm.into()),
             AttributeProto::string("approximate", if self.tanh { "tanh" } else { "none" }),
         ]
     }
 
-    /// The attributes of a node of this op; `None` of any other.
+    /// The attributes of a node of this op; `None` of any other, and of one with a residual but no norm.
     pub fn of(node: &Node) -> Option<Self> {
-        is(node, &DEF).then_some(())?;
+        (is(node, &DEF) && (has_norm(node)? || node.int("residual")? == 0)).then_some(())?;
         Some(Self { epsilon: node.float("epsilon")?, tanh: is_tanh(node)? })
     }
 
     /// The weights of a node of this op.
     pub fn weights(node: &Node) -> Option<MlpWeights> {
-        let first = first_weight(node)?;
-        let [scale, bias, w1, b1, w2, b2] = [0, 1, 2, 3, 4, 5].map(|i| node.input(first + i));
-        Some(MlpWeights { scale: scale?, bias: bias?, w1: w1?, b1: b1?, w2: w2?, b2: b2? })
+        let (norm, first) = (first_weight(node)?, first_matrix(node)?);
+        let norm = match has_norm(node)? {
+            true => Some([node.input(norm)?, node.input(norm + 1)?]),
+            false => None,
+        };
+        let [w1, b1, w2, b2] = [0, 1, 2, 3].map(|i| node.input(first + i));
+        Some(MlpWeights { norm, w1: w1?, b1: b1?, w2: w2?, b2: b2? })
     }
+}
+
+fn has_norm(node: &Node) -> Option<bool> {
+    Some(node.int("norm")? != 0)
+}
+
+/// The input that is the first product's matrix.
+fn first_matrix(node: &Node) -> Option<usize> {
+    Some(first_weight(node)? + if has_norm(node)? { 2 } else { 0 })
 }
 
 /// Whether a node's attribute `approximate` says the tanh form of GELU.
@@ -100,7 +118,7 @@ pub(super) fn is_tanh(node: &Node) -> Option<bool> {
 
 /// Channels and hidden columns, from the first weight matrix.
 fn sizes(graph: &Graph, node: &Node) -> Option<[i64; 2]> {
-    graph.static_shape(node.input(first_weight(node)? + 2)?)?.try_into().ok()
+    graph.static_shape(node.input(first_matrix(node)?)?)?.try_into().ok()
 }
 
 fn shapes(graph: &Graph, node: &Node) -> Option<Shapes> {
@@ -116,25 +134,40 @@ fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
     let dtype = graph.dtype(x)?;
     shapes(graph, node)?;
     let s = stream(body, node)?;
-    let weights = ["scale", "bias", "w1", "b1", "w2", "b2"].map(|name| body.input(name));
-    let y = steps(body, &block, &s, &weights, dtype);
+    let norm = has_norm(node)?.then(|| ["scale", "bias"].map(|name| body.input(name)));
+    let products = ["w1", "b1", "w2", "b2"].map(|name| body.input(name));
+    let y = steps(body, &block, &s, norm.as_ref(), &products, dtype);
     let y = body.cast(&y, dtype);
     body.output(&y, "y");
     Some(())
 }
 
-/// What a block computes of the stream `s`, as a float value. `weights`: in the order of the op's inputs.
-pub(super) fn steps(body: &mut Body, block: &MlpBlock, s: &str, weights: &[String; 6], dtype: DType) -> String {
+/// What a block computes of the stream `s`, as a float value. `norm`: scale and bias; `products`: their weights, in the order of the
+/// op's inputs.
+pub(super) fn steps(
+    body: &mut Body,
+    block: &MlpBlock,
+    s: &str,
+    norm: Option<&[String; 2]>,
+    products: &[String; 4],
+    dtype: DType,
+) -> String {
     // Operands of the products are rounded, sums are float.
     let rounded = |body: &mut Body, v: &str| {
         let narrow = body.cast(v, dtype);
         body.cast(&narrow, DType::F32)
     };
     let stream = body.cast(s, DType::F32);
-    let [scale, bias, w1, b1, w2, b2] = weights.each_ref().map(|v| body.cast(v, DType::F32));
-    let normal = body.layer_norm(&stream, &scale, &bias, 1, block.epsilon);
-    let normal = rounded(body, &normal);
-    let up = body.op("MatMul", &[&normal, &w1], vec![]);
+    let norm = norm.map(|norm| norm.each_ref().map(|v| body.cast(v, DType::F32)));
+    let [w1, b1, w2, b2] = products.each_ref().map(|v| body.cast(v, DType::F32));
+    let rows = match norm {
+        Some([scale, bias]) => {
+            let normal = body.layer_norm(&stream, &scale, &bias, 1, block.epsilon);
+            rounded(body, &normal)
+        }
+        None => stream.clone(),
+    };
+    let up = body.op("MatMul", &[&rows, &w1], vec![]);
     let up = body.op("Add", &[&up, &b1], vec![]);
     let active = gelu(body, &up, block.tanh);
     let active = rounded(body, &active);
@@ -166,14 +199,14 @@ pub(super) fn gelu(body: &mut Body, x: &str, tanh: bool) -> String {
 
 /// A norm counts as 8 an element and a GELU as 10, as in the cost model of standard ops.
 fn work(node: &Node, inputs: &[Vec<i64>], _: &[Vec<i64>]) -> Option<(u64, u64)> {
-    let &[channels, hidden] = inputs.get(first_weight(node)? + 2)?.as_slice() else { return None };
-    work_of(count(inputs.first()?)?, [u64::try_from(channels).ok()?, u64::try_from(hidden).ok()?])
+    let &[channels, hidden] = inputs.get(first_matrix(node)?)?.as_slice() else { return None };
+    work_of(count(inputs.first()?)?, [u64::try_from(channels).ok()?, u64::try_from(hidden).ok()?], has_norm(node)?)
 }
 
 /// The same from the sizes: elements of x; channels and hidden columns.
-pub(super) fn work_of(elements: u64, [channels, hidden]: [u64; 2]) -> Option<(u64, u64)> {
+pub(super) fn work_of(elements: u64, [channels, hidden]: [u64; 2], norm: bool) -> Option<(u64, u64)> {
     let macs = elements.checked_mul(hidden)?.checked_mul(2)?;
     let active = (elements / channels.max(1)).checked_mul(hidden)?.checked_mul(10)?;
-    let flops = macs.checked_mul(2)?.checked_add(active)?.checked_add(elements.checked_mul(10)?)?;
+    let flops = macs.checked_mul(2)?.checked_add(active)?.checked_add(elements.checked_mul(if norm { 10 } else { 2 })?)?;
     Some((flops, macs))
 }

@@ -197,7 +197,8 @@ fn read(graph: &Graph, id: NodeId) -> Option<(Pair, Outcome<Form>, Option<Shift>
         Some(Mask::Shift(value)) => Some((map.shift, value)),
         _ => None,
     };
-    let form = check_kinds(graph, &attention, mlp.epsilon).map(|bias| Form {
+    let normalized = of_mlp.norm.is_some();
+    let form = check_kinds(graph, &attention, normalized.then_some(mlp.epsilon)).map(|bias| Form {
         images: shape[0].clone(),
         dtype: graph.dtype(x),
         channels,
@@ -218,9 +219,12 @@ fn read(graph: &Graph, id: NodeId) -> Option<(Pair, Outcome<Form>, Option<Shift>
     Some((Pair { attention: id, mlp: mlp_id, shifted: shift.is_some(), between }, form, shift))
 }
 
-/// Whether scores have a bias; a miss where that or the mask is of another kind than the op has.
-fn check_kinds(graph: &Graph, block: &AttnBlock, epsilon: f32) -> Outcome<bool> {
+/// Whether scores have a bias; a miss where that, the mask or the norm of the MLP, by its epsilon, is of another kind than the op has.
+fn check_kinds(graph: &Graph, block: &AttnBlock, epsilon: Option<f32>) -> Outcome<bool> {
     let (op, shift) = (&block.attention, block.attention.map.shift);
+    let Some(epsilon) = epsilon else {
+        return Err(Miss::new("", "its MLP has no norm").expected("a norm before each product that reads the stream", "none"));
+    };
     if block.epsilon != epsilon {
         return Err(Miss::new("", "its norms add different epsilons to the variance")
             .expected(format!("{} as in the attention", block.epsilon), format!("{epsilon} in the MLP")));
@@ -313,7 +317,7 @@ impl Tensors {
             push(&mut self.vectors, &attention.name, self.dtype, &values)?;
         }
         self.product(graph, a.w_proj, a.b_proj, None)?;
-        self.product(graph, m.w1, m.b1, Some([m.scale, m.bias]))?;
+        self.product(graph, m.w1, m.b1, m.norm)?;
         self.product(graph, m.w2, m.b2, None)
     }
 

@@ -1,19 +1,24 @@
-//! MLP blocks: a fused norm, two products with a GELU between them, and the residual add.
+//! MLP blocks: a fused norm or none, two products with a GELU between them, and the residual add.
 //!
 //! ```text
 //! s -> TrtOptLayerNorm -> MatMul w1 -> Add b1 -> GELU -> MatMul w2 -> Add b2 = m ;  y = s + m
 //! becomes   TrtOptMlpBlock(s) -> y, or TrtOptMlpBlock(x, r) -> y where s = x + r is read by nothing else
+//!
+//! x -> MatMul w1 -> Add b1 -> GELU -> MatMul w2 -> Add b2 = m ;  y = x + m
+//! becomes   TrtOptMlpBlock(x) -> y
 //! ```
 //!
-//! Runs on what the rules of norms and GELUs have left. A block that does not match stays as it is, with its smaller
-//! fusions.
+//! Runs on what the rules of norms and GELUs have left, and once more on the products that convolutions of tokens become. A block that
+//! does not match stays as it is, with its smaller fusions.
+
+use std::collections::BTreeSet;
 
 use crate::error::Result;
 use crate::ir::{Graph, NodeId, ValueId};
 use crate::onnx::DType;
 use crate::rewrite::engine::{Engine, Miss, Patch};
 use crate::rewrite::ops::{LayerNorm, MAX_CHANNELS, MAX_HIDDEN, MULTIPLE, MlpBlock, MlpWeights};
-use crate::rewrite::pattern::fused_name;
+use crate::rewrite::pattern::{fused_name, only_user};
 use crate::rewrite::rules::block::{
     Fusion, Linear, Outcome, Rule, Wide, check_types, limits, output, single_use, sole_reader, sum_of,
 };
@@ -28,10 +33,27 @@ pub fn run(engine: &mut Engine) -> Result<()> {
         kind: Kind::MlpBlock,
         name: RULE,
         part: Kind::Gelu,
-        part_of: &|graph, anchor| match_gelu(graph, anchor).map(|gelu| gelu.covers).unwrap_or_default(),
+        part_of: &part_of,
         fusion: &|graph, anchor, label| Ok(Block::of(graph, anchor, label, gpu)?.fusion(graph, label)),
     };
-    rule.run_if_asked(engine, |graph, id| is_anchor(graph, id) && is_site(graph, id))
+    // Of those that were sites before, the ledger has what became of them.
+    let told: BTreeSet<NodeId> = engine.graph().order().iter().copied().filter(|&id| is_told(engine, id)).collect();
+    rule.run_if_asked(engine, |graph, id| is_anchor(graph, id) && is_site(graph, id) && !told.contains(&id))
+}
+
+fn part_of(graph: &Graph, anchor: NodeId) -> Vec<NodeId> {
+    match_gelu(graph, anchor).map(|gelu| gelu.covers).unwrap_or_default()
+}
+
+/// Whether the ledger has a site of the GELU.
+fn is_told(engine: &Engine, anchor: NodeId) -> bool {
+    let graph = engine.graph();
+    if !is_anchor(graph, anchor) {
+        return false;
+    }
+    let part = part_of(graph, anchor).into_iter().map(|id| graph.node_label(id)).collect();
+    let label = engine.known_as(Kind::Gelu, &part).map_or_else(|| graph.node_label(anchor), str::to_owned);
+    engine.has_site(Kind::MlpBlock, &label)
 }
 
 /// Whether a product goes into the GELU: else, as behind a convolution, it is no MLP's.
@@ -45,12 +67,12 @@ fn is_site(graph: &Graph, id: NodeId) -> bool {
 /// A whole block.
 struct Block {
     op: MlpBlock,
-    /// What is normalized; the residual stream.
+    /// What is normalized, or without a norm goes into the first product; the residual stream.
     stream: ValueId,
-    /// `stream` is the sum of these, which nothing else reads.
+    /// `stream`, which is normalized, is the sum of these, which nothing else reads.
     added: Option<(ValueId, ValueId)>,
-    scale: ValueId,
-    bias: ValueId,
+    /// Scale and bias.
+    norm: Option<[ValueId; 2]>,
     up: Linear,
     down: Linear,
     out: ValueId,
@@ -62,37 +84,25 @@ impl Block {
         let gelu: Gelu = match_gelu(graph, anchor)?;
         let up = Linear::before(graph, gelu.x, label)?;
         let (down, result) = Linear::after(graph, gelu.out)?;
-        let (norm_id, norm) = norm_before(graph, up.x)?;
-        single_use(graph, up.x)?;
-        let &[Some(stream), Some(scale), Some(bias)] = &graph.node(norm_id).inputs[..] else {
-            return Err(Miss::new(graph.node_label(norm_id), "the norm has other inputs than x, scale and bias"));
-        };
+        let mut covers: Vec<NodeId> = up.covers.iter().chain(&down.covers).chain(&gelu.covers).copied().collect();
+        let norm = if is_added(graph, up.x, result) { None } else { Some(Norm::before(graph, up.x, result)?) };
+        let stream = norm.as_ref().map_or(up.x, |norm| norm.x);
         let add = sole_reader(graph, result, "Add")?;
-        let operands = [graph.node(add).input(0), graph.node(add).input(1)];
-        if !operands.contains(&Some(stream)) {
+        if !is_added(graph, stream, result) {
             let reason = "what is added to the MLP's result is not what the norm reads";
             return Err(Miss::new(graph.node_label(add), reason)
-                .expected(&graph.value(stream).name, other_name(graph, operands, result)));
+                .expected(&graph.value(stream).name, other_name(graph, add, result)));
         }
         let out = output(graph, add)?;
         check_sizes(graph, label, stream, &up, &down)?;
         check_rows(graph, label, stream, [&up, &down], gpu)?;
 
-        let mut covers: Vec<NodeId> = up.covers.iter().chain(&down.covers).chain(&gelu.covers).copied().collect();
-        covers.extend([norm_id, add]);
-        let added = sum_of(graph, stream, &[norm_id, add]);
+        covers.extend(norm.iter().map(|norm| norm.id).chain([add]));
+        // Without a norm the op adds nothing before.
+        let added = norm.as_ref().and_then(|norm| sum_of(graph, stream, &[norm.id, add]));
         covers.extend(added.and_then(|_| graph.value(stream).producer));
-        Ok(Self {
-            op: MlpBlock { epsilon: norm.epsilon, tanh: gelu.tanh },
-            stream,
-            added,
-            scale,
-            bias,
-            up,
-            down,
-            out,
-            covers,
-        })
+        let (epsilon, norm) = norm.map_or((0.0, None), |norm| (norm.epsilon, Some(norm.parameters)));
+        Ok(Self { op: MlpBlock { epsilon, tanh: gelu.tanh }, stream, added, norm, up, down, out, covers })
     }
 
     fn fusion(self, graph: &Graph, label: &str) -> Fusion {
@@ -101,7 +111,7 @@ impl Block {
         let dtype = graph.dtype(self.stream).unwrap_or(DType::F32);
         let [b1, b2] = [(&self.up, "b1"), (&self.down, "b2")]
             .map(|(linear, suffix)| linear.offset(&mut patch, dtype, &format!("{name}/{suffix}")));
-        let weights = MlpWeights { scale: self.scale, bias: self.bias, w1: self.up.w, b1, w2: self.down.w, b2 };
+        let weights = MlpWeights { norm: self.norm, w1: self.up.w, b1, w2: self.down.w, b2 };
         let (x, residual) = self.added.map_or((self.stream, None), |(a, b)| (a, Some(b)));
         let y = patch.value_like(graph, &name, self.out);
         let mut fused = self.op.node(x, residual, &weights);
@@ -113,27 +123,53 @@ impl Block {
     }
 }
 
-/// The operand that is not `this`, by name.
-fn other_name(graph: &Graph, operands: [Option<ValueId>; 2], this: ValueId) -> String {
-    let other = operands.into_iter().flatten().find(|&v| v != this);
-    other.map_or("the same value twice".into(), |v| graph.value(v).name.clone())
+/// Whether an Add alone reads the MLP's result, and adds this value.
+fn is_added(graph: &Graph, value: ValueId, result: ValueId) -> bool {
+    let add = only_user(graph, result).map(|id| graph.node(id)).filter(|node| node.is("Add"));
+    add.is_some_and(|node| node.inputs.contains(&Some(value)))
 }
 
-/// The fused norm over the last axis that makes the value.
-fn norm_before(graph: &Graph, value: ValueId) -> Outcome<(NodeId, LayerNorm)> {
-    let name = &graph.value(value).name;
-    let miss = |at: String, found: String| {
-        Err(Miss::new(at, "no fused norm of the last axis goes into the first product")
-            .expected("TrtOptLayerNorm", found))
-    };
-    let Some((id, node)) = graph.producer(value) else { return miss(name.clone(), "a graph input".into()) };
-    let label = graph.node_label(id);
-    let norm = LayerNorm::of(node);
-    match norm {
-        Some(norm) if norm.axes == 1 && norm.map.is_none() && LayerNorm::adds_nothing(node) => Ok((id, norm)),
-        Some(norm) if norm.axes != 1 => miss(label, format!("a norm over {} axes", norm.axes)),
-        Some(_) => miss(label, "a norm with windows or a residual".into()),
-        None => miss(label, node.qualified_op()),
+/// The operand of the add that is not `this`, by name.
+fn other_name(graph: &Graph, add: NodeId, this: ValueId) -> String {
+    let other = graph.node(add).inputs.iter().flatten().find(|&&v| v != this);
+    other.map_or("the same value twice".into(), |&v| graph.value(v).name.clone())
+}
+
+/// The fused norm over the last axis before a block.
+struct Norm {
+    id: NodeId,
+    x: ValueId,
+    /// Scale and bias.
+    parameters: [ValueId; 2],
+    epsilon: f32,
+}
+
+impl Norm {
+    /// The one that makes the value, which is not added to the MLP's result.
+    fn before(graph: &Graph, value: ValueId, result: ValueId) -> Outcome<Self> {
+        let name = &graph.value(value).name;
+        let (reason, op) = ("no fused norm of the last axis goes into the first product", "TrtOptLayerNorm");
+        let neither = |at: String, found: String| {
+            let other = other_name(graph, sole_reader(graph, result, "Add")?, result);
+            Err(Miss::new(at, format!("{reason}, nor is what goes into it added to the MLP's result"))
+                .expected(format!("{op}, or {name} added"), format!("{found}, and {other} added")))
+        };
+        let Some((id, node)) = graph.producer(value) else { return neither(name.clone(), "a graph input".into()) };
+        let label = graph.node_label(id);
+        let norm = match LayerNorm::of(node) {
+            Some(norm) if norm.axes == 1 && norm.map.is_none() && LayerNorm::adds_nothing(node) => norm,
+            Some(norm) => {
+                let of_axes = || format!("a norm over {} axes", norm.axes);
+                let found = if norm.axes == 1 { "a norm with windows or a residual".into() } else { of_axes() };
+                return Err(Miss::new(label, reason).expected(op, found));
+            }
+            None => return neither(label, node.qualified_op()),
+        };
+        single_use(graph, value)?;
+        let &[Some(x), Some(scale), Some(bias)] = &node.inputs[..] else {
+            return Err(Miss::new(label, "the norm has other inputs than x, scale and bias"));
+        };
+        Ok(Self { id, x, parameters: [scale, bias], epsilon: norm.epsilon })
     }
 }
 

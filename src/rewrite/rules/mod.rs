@@ -71,6 +71,8 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     token_pool::run(engine)?;
     // With the norms in its products.
     token_conv::run(engine)?;
+    // The MLPs of its products, which have no norm.
+    mlp_block::run(engine)?;
     // The GELUs that no block has taken, those behind its products too.
     bias_gelu::run(engine)?;
     // Behind all that know a movement as part of their pattern.
