@@ -209,6 +209,7 @@ impl<const WINDOWS: bool> Parts<WINDOWS> {
         let attributes = vec![
             AttributeProto::float("epsilon", 1e-5),
             AttributeProto::int("residual", 0),
+            AttributeProto::int("norm", 1),
             AttributeProto::string("approximate", if tanh { "tanh" } else { "none" }),
         ];
         self.plugin(MLP, &format!("a{i}"), weights.into(), &format!("v{i}"), attributes);
@@ -466,6 +467,10 @@ fn pairs_with_other_masks_and_biases_are_missed() {
     let mut epsilon = net();
     epsilon.attribute("v2", AttributeProto::float("epsilon", 1e-3));
     missed(&epsilon, "its norms add different epsilons to the variance", "0.001 in the MLP");
+    let mut bare = net();
+    bare.attribute("v2", AttributeProto::int("norm", 0));
+    bare.node("v2").input.drain(1..3);
+    missed(&bare, "its MLP has no norm", "none");
 }
 
 #[test]

@@ -6,10 +6,13 @@ mod common;
 
 use std::path::Path;
 
-use block::{Net, comparison, costs_less_than_its_parts, left_for_its_gpu, on, rewritten, weight, with};
-use trt_opt::onnx::proto::{AttributeProto, ModelProto, NodeProto, TensorProto};
+use block::{
+    Net, comparison, costs_less_than_its_parts, int, left_for_its_gpu, nodes, on, only_if_asked_for, rewritten, weight,
+    with,
+};
+use trt_opt::onnx::proto::{AttributeProto, ModelProto, NodeProto, TensorProto, type_proto};
 use trt_opt::onnx::{self, Model};
-use trt_opt::rewrite::{Kind, Ledger, Options, Site, Standard, Status, Target};
+use trt_opt::rewrite::{Kind, Ledger, Options, Site, Standard, Status, Target, ops};
 use trt_opt::{testing, verify};
 
 fn with_blocks() -> Options {
@@ -91,11 +94,12 @@ impl Net for Parts {
         rewritten(self.proto(), options)
     }
 
-    /// The one site, which is missed; the norm is fused all the same.
+    /// The one site, which is missed; the norm, if there is one, is fused all the same.
     fn missed(&self) -> Site {
         let (model, ledger) = self.fuse();
         assert_eq!(count(&model, "TrtOptMlpBlock"), 0);
-        assert_eq!(ledger.count(Kind::LayerNorm).fused, 1);
+        let norms = self.nodes.iter().filter(|n| n.op_type() == "LayerNormalization").count();
+        assert_eq!(ledger.count(Kind::LayerNorm).fused, norms);
         let sites: Vec<&Site> = ledger.missed(Kind::MlpBlock).collect();
         assert_eq!(sites.len(), 1, "{:?}", ledger.sites);
         sites[0].clone()
@@ -135,6 +139,15 @@ impl Parts {
             scalar("half", 0.5),
         ];
         Self { nodes, weights, outputs: vec![("y", vec![2, ROWS, CHANNELS])] }
+    }
+
+    /// The same without the norm.
+    fn without_norm() -> Self {
+        let mut net = Self::new();
+        net.nodes.retain(|n| n.output[0] != "n");
+        net.weights.retain(|w| !["scale", "bias"].contains(&w.name()));
+        net.input("h", 0, "s");
+        net
     }
 
     fn proto(&self) -> ModelProto {
@@ -177,6 +190,66 @@ fn the_block_itself_is_fused_with_the_add_before_it() {
     for site in &ledger.sites {
         assert_eq!((site.status, site.into.as_deref()), (Status::Fused, nodes[0].name.as_deref()), "{site:?}");
     }
+}
+
+/// The sum stays outside: the op adds nothing before it where it has no norm.
+#[test]
+fn a_block_without_a_norm_is_fused() {
+    let net = Parts::without_norm();
+    let (model, ledger) = net.fuse();
+    assert_eq!(common::ops(&model), ["Add", "TrtOptMlpBlock"]);
+    let node = nodes(&model, "TrtOptMlpBlock")[0];
+    assert_eq!(node.input, ["s", "w1", "b1", "w2", "b2"]);
+    assert_eq!(["norm", "residual"].map(|name| int(node, name)), [0, 0]);
+    let sites: Vec<_> = ledger.sites.iter().map(|s| (s.kind, s.status, s.into.as_deref())).collect();
+    assert_eq!(sites, [Kind::Gelu, Kind::MlpBlock].map(|kind| (kind, Status::Fused, node.name.as_deref())));
+    let [_, block] = costs_less_than_its_parts(&net);
+    assert_eq!(block, 2 * (2 * ROWS * CHANNELS * HIDDEN) as u64);
+    only_if_asked_for(&net, "mlp-block");
+    assert_eq!(int(nodes(&Parts::new().fuse().0, "TrtOptMlpBlock")[0], "norm"), 1);
+}
+
+/// What one step gives the next is rounded as with a norm, and sums are float.
+#[test]
+fn a_block_without_a_norm_in_float16_computes_the_same() {
+    let mut proto = Parts::without_norm().proto();
+    let graph = proto.graph.as_mut().unwrap();
+    for tensor in &mut graph.initializer {
+        let values: Vec<f64> = tensor.to_f64_vec().unwrap();
+        let halves = values.iter().flat_map(|&v| half::f16::from_f64(v).to_le_bytes()).collect::<Vec<u8>>();
+        *tensor =
+            TensorProto { data_type: Some(10), raw_data: Some(halves.into()), float_data: vec![], ..tensor.clone() };
+    }
+    for value in graph.input.iter_mut().chain(&mut graph.output) {
+        if let Some(type_proto::Value::TensorType(tensor)) = value.r#type.as_mut().and_then(|t| t.value.as_mut()) {
+            tensor.elem_type = Some(10);
+        }
+    }
+    let rewrite = rewritten(proto, &with_blocks());
+    assert_eq!(count(&rewrite.model().proto, "TrtOptMlpBlock"), 1);
+    rewrite.compare(&comparison("fp16")).unwrap().check().unwrap();
+}
+
+/// A norm whose result is added to the MLP's is none of the block.
+#[test]
+fn a_norm_that_is_the_stream_stays_outside() {
+    let mut net = Parts::new();
+    net.input("y", 0, "n");
+    let (model, ledger) = net.fuse();
+    assert_eq!(common::ops(&model), ["TrtOptLayerNorm", "TrtOptMlpBlock"]);
+    assert_eq!(int(nodes(&model, "TrtOptMlpBlock")[0], "norm"), 0);
+    assert_eq!(ledger.count(Kind::LayerNorm).fused, 1);
+}
+
+#[test]
+fn a_residual_without_a_norm_is_refused() {
+    let (mut model, _) = Parts::without_norm().fuse();
+    let graph = model.graph.as_mut().unwrap();
+    let node = graph.node.iter_mut().find(|n| n.op_type() == "TrtOptMlpBlock").unwrap();
+    node.attribute.iter_mut().find(|a| a.name() == "residual").unwrap().i = Some(1);
+    node.input.insert(1, "r".into());
+    let error = ops::add_reference_bodies(&mut model).unwrap_err().to_string();
+    assert!(error.contains("its inputs do not fit its attributes"), "{error}");
 }
 
 #[test]
@@ -298,6 +371,84 @@ fn what_only_looks_like_a_block_is_left_alone() {
 }
 
 #[test]
+fn what_only_looks_like_a_block_without_a_norm_is_left_alone() {
+    let missed = |net: &Parts, reason: &str, [expected, found]: [&str; 2]| {
+        let site = net.missed();
+        assert!(site.reason.as_deref().is_some_and(|r| r.contains(reason)), "{reason}: {site:?}");
+        assert_eq!([site.expected.as_deref(), site.found.as_deref()], [expected, found].map(Some), "{reason}");
+    };
+    const NEITHER: &str = "no fused norm of the last axis goes into the first product, nor is what goes into it added";
+    // Another x, which is an input or a sum.
+    let mut net = Parts::without_norm();
+    net.input("y", 0, "x");
+    missed(&net, NEITHER, ["TrtOptLayerNorm, or s added", "Add, and x added"]);
+    let mut net = Parts::without_norm();
+    net.input("h", 0, "x");
+    missed(&net, NEITHER, ["TrtOptLayerNorm, or x added", "a graph input, and s added"]);
+    // The result added to itself.
+    let mut net = Parts::without_norm();
+    net.input("y", 0, "ob");
+    missed(&net, "an interior value is used otherwise too", ["1 use", "2 uses"]);
+    // No residual, or one to a scaled result.
+    let mut net = Parts::without_norm();
+    net.node("y").op_type = Some("Mul".into());
+    missed(&net, "another op follows than in a block", ["Add", "Mul"]);
+    let mut net = Parts::without_norm();
+    net.before("y", vec![common::node("Mul", &["ob", "half"], &["scaled"])]);
+    net.input("y", 1, "scaled");
+    missed(&net, "another op follows than in a block", ["Add", "Mul"]);
+    // The second product leads to one column, which the add spreads over the channels.
+    let mut net = Parts::without_norm();
+    net.set(weight("w2", &[HIDDEN, 1]));
+    net.set(weight("b2", &[1]));
+    missed(&net, "does not lead back to the channels", ["[24, 16]", "[24, 1]"]);
+    // One offset for all columns.
+    let mut net = Parts::without_norm();
+    net.set(weight("b1", &[1]));
+    missed(&net, "the offset is not one value a column", ["[24]", "[1]"]);
+    let mut net = Parts::without_norm();
+    net.set(weight("w1", &[CHANNELS, 20]));
+    net.set(weight("b1", &[20]));
+    net.set(weight("w2", &[20, CHANNELS]));
+    missed(&net, "the tensor cores take no such sizes", ["multiples of 8", "16 channels, 20 hidden columns"]);
+    // Interior values that are outputs or read otherwise; the stream may be.
+    for (value, columns) in [("h", HIDDEN), ("hb", HIDDEN), ("g", HIDDEN), ("o", CHANNELS), ("ob", CHANNELS)] {
+        let mut net = Parts::without_norm();
+        net.outputs.push((value, vec![2, ROWS, columns]));
+        net.missed();
+        let mut net = Parts::without_norm();
+        net.nodes.push(common::node("Neg", &[value], &["z"]));
+        net.outputs.push(("z", vec![2, ROWS, columns]));
+        net.missed();
+    }
+    let mut net = Parts::without_norm();
+    net.outputs.push(("s", vec![2, ROWS, CHANNELS]));
+    assert_eq!(count(&net.fuse().0, "TrtOptMlpBlock"), 1);
+}
+
+/// A Gemm is no such product, whatever it scales its operands by.
+#[test]
+fn products_with_factors_are_left_alone() {
+    for alpha in [1.0, 0.5] {
+        let mut net = Parts::without_norm();
+        net.nodes.retain(|n| !["s", "hb"].contains(&n.output[0].as_str()));
+        let rows = common::reshape("x", "rows", "s");
+        let gemm = NodeProto {
+            attribute: vec![AttributeProto::float("alpha", alpha)],
+            ..common::node("Gemm", &["s", "w1", "b1"], &["hb"])
+        };
+        net.nodes.retain(|n| n.output[0] != "h");
+        net.nodes.splice(0..0, [rows, gemm]);
+        net.weights.push(TensorProto::from_i64("rows", &[2], &[-1, CHANNELS]));
+        net.outputs = vec![("y", vec![2 * ROWS, CHANNELS])];
+        let site = net.missed();
+        let found = ["it is no product with a weight", "MatMul", "Gemm"].map(Some);
+        assert!(site.reason.as_deref().is_some_and(|r| r.contains(found[0].unwrap())), "{site:?}");
+        assert_eq!([site.expected.as_deref(), site.found.as_deref()], [found[1], found[2]]);
+    }
+}
+
+#[test]
 fn sizes_that_the_tensor_cores_do_not_take_are_refused() {
     let mut net = Parts::new();
     net.set(weight("w1", &[CHANNELS, 20]));
@@ -316,8 +467,16 @@ fn of_size(batch: Option<i64>, rows: i64, channels: i64, hidden: i64) -> (usize,
     of_size_with(&with_blocks(), batch, [rows, channels, hidden])
 }
 
-fn of_size_with(options: &Options, batch: Option<i64>, [rows, channels, hidden]: [i64; 3]) -> (usize, Ledger) {
-    let mut net = Parts::new();
+fn of_size_with(options: &Options, batch: Option<i64>, sizes: [i64; 3]) -> (usize, Ledger) {
+    net_of_size_with(Parts::new(), options, batch, sizes)
+}
+
+fn net_of_size_with(
+    mut net: Parts,
+    options: &Options,
+    batch: Option<i64>,
+    [rows, channels, hidden]: [i64; 3],
+) -> (usize, Ledger) {
     let sizes = [
         ("scale", vec![channels]),
         ("bias", vec![channels]),
@@ -368,6 +527,23 @@ fn blocks_above_the_size_where_they_pay_are_left_to_their_parts() {
         assert!(taken(&of_size(Some(1), rows, channels, 4 * channels)), "{rows} x {channels}");
     }
     assert!(!taken(&of_size(Some(2), 197, 384, 1536)));
+}
+
+/// As with a norm: the first stages of UniFormer-S, the limit of one row more, and what Hopper takes.
+#[test]
+fn blocks_without_a_norm_are_fused_up_to_the_same_sizes() {
+    let made = |options: &Options, batch: i64, sizes: [i64; 3]| {
+        let (blocks, ledger) = net_of_size_with(Parts::without_norm(), options, Some(batch), sizes);
+        assert_eq!(ledger.count(Kind::MlpBlock).fused, blocks);
+        (blocks, ledger.missed(Kind::MlpBlock).next().and_then(|site| site.found.clone()))
+    };
+    let hopper = on(with_blocks(), 9, 0);
+    for (batch, sizes) in [(1, [3136, 64, 256]), (1, [784, 128, 512]), (32, [3136, 64, 256]), (1, [1250, 200, 600])] {
+        assert_eq!(made(&with_blocks(), batch, sizes), (1, None), "{batch} x {sizes:?}");
+    }
+    assert_eq!(made(&with_blocks(), 1, [1251, 200, 600]), (0, Some("0.601 GFLOP, rows [1, 1251]".into())));
+    assert_eq!(made(&with_blocks(), 32, [784, 128, 512]).0, 0);
+    assert_eq!(made(&hopper, 32, [784, 128, 512]), (1, None));
 }
 
 /// On a GPU with products for them, blocks of 1500 rows and more and at most 512 channels are made, and nothing else changes.

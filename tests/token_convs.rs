@@ -7,9 +7,9 @@ mod common;
 
 use block::{Block, Net, Parts, comparison, int, nodes, only_if_asked_for, weight, with};
 use common::{ops, transpose};
-use trt_opt::onnx::proto::{AttributeProto, NodeProto, TensorProto};
+use trt_opt::onnx::proto::{AttributeProto, ModelProto, NodeProto, TensorProto};
 use trt_opt::rewrite::{Kind, Status};
-use trt_opt::testing;
+use trt_opt::{testing, verify};
 
 const OP: &str = "TrtOptDepthwiseConv";
 const BATCH: i64 = 2;
@@ -114,6 +114,75 @@ fn parts() -> Parts<Tokens> {
 
 fn map() -> Vec<i64> {
     vec![BATCH, CHANNELS, SIDES[0], SIDES[1]]
+}
+
+/// How many MLP blocks the model has without a norm.
+fn blocks_without_norm(model: &ModelProto) -> usize {
+    nodes(model, "TrtOptMlpBlock").into_iter().filter(|node| int(node, "norm") == 0).count()
+}
+
+/// The MLPs of convolution blocks are products of tokens only where `token-conv` makes them so.
+#[test]
+fn mlps_of_convolution_blocks_are_one_node() {
+    let path = common::fixtures().into_iter().find(|path| path.ends_with("uniformer_ts17.onnx")).unwrap();
+    for (kinds, expected) in [
+        (&[Kind::MlpBlock][..], [0, 2]),
+        (&[Kind::TokenConv], [0, 0]),
+        (&[Kind::TokenConv, Kind::MlpBlock], [1, 2]),
+        (&[Kind::TokenConv, Kind::MlpBlock, Kind::BiasGelu, Kind::DepthwiseConv], [1, 2]),
+    ] {
+        let rewrite = testing::rewrite_with(&path, &with(kinds)).unwrap();
+        let (model, ledger) = (&rewrite.model().proto, rewrite.ledger());
+        let [without, total] = [blocks_without_norm(model), nodes(model, "TrtOptMlpBlock").len()];
+        assert_eq!([without, total - without], expected, "{kinds:?}");
+        let count = ledger.count(Kind::MlpBlock);
+        assert_eq!([count.total, count.fused], [total; 2], "{kinds:?}");
+        // Every GELU is one site, which says where it is.
+        let in_blocks = |name: &str| nodes(model, "TrtOptMlpBlock").iter().any(|node| node.name() == name);
+        let gelus: Vec<_> = ledger.sites.iter().filter(|site| site.kind == Kind::Gelu).collect();
+        let taken = gelus.iter().filter(|site| site.into.as_deref().is_some_and(in_blocks)).count();
+        assert_eq!([gelus.len(), taken], [3, total], "{gelus:?}");
+        rewrite.compare(&comparison("uniformer_ts17")).unwrap().check().unwrap();
+    }
+}
+
+/// The block of the region is fused with all of its parts, or says why not, once.
+#[test]
+fn the_mlp_of_a_region_is_a_block_or_says_why_not() {
+    let both = with(&[Kind::TokenConv, Kind::MlpBlock]);
+    let wide = || {
+        let mut net = parts();
+        net.set(weight("w_up", &[16, CHANNELS, 1, 1]));
+        net.set(weight("b_up", &[16]));
+        net.set(weight("w_down", &[CHANNELS, 16, 1, 1]));
+        net
+    };
+    let made = |net: &Parts<Tokens>| {
+        let rewrite = net.rewrite(&both);
+        rewrite.compare(&verify::Options::default()).unwrap().check().unwrap();
+        let sites = rewrite.ledger().sites.iter().filter(|site| site.kind == Kind::MlpBlock).cloned();
+        (blocks_without_norm(&rewrite.model().proto), sites.collect::<Vec<_>>(), rewrite)
+    };
+    let (blocks, sites, rewrite) = made(&wide());
+    assert_eq!((blocks, sites.len(), sites[0].status), (1, 1, Status::Fused));
+    assert_eq!(
+        ops(&rewrite.model().proto).len(),
+        whole().len() - [&PRODUCT[..], &GELU, &PRODUCT, &["Add"]].concat().len() + 1
+    );
+    let gelu = rewrite.ledger().sites.iter().find(|site| site.kind == Kind::Gelu).unwrap();
+    assert_eq!((gelu.status, gelu.into.as_deref()), (Status::Fused, sites[0].into.as_deref()));
+    assert_eq!(gelu.node, sites[0].node);
+    // Hidden columns that are no multiple of 8, and another map added.
+    let mut other = wide();
+    other.input("v", 0, "s");
+    for (net, reason) in [(parts(), "the tensor cores take no such sizes"), (other, "no fused norm of the last axis")] {
+        let (blocks, sites, _) = made(&net);
+        assert_eq!((blocks, sites.len(), sites[0].status), (0, 1, Status::Missed), "{sites:?}");
+        assert!(sites[0].reason.as_deref().is_some_and(|r| r.contains(reason)), "{sites:?}");
+    }
+    // Of a GELU behind a convolution there is no site.
+    let rewrite = wide().rewrite(&with(&[Kind::MlpBlock]));
+    assert_eq!(rewrite.ledger().count(Kind::MlpBlock).total, 0);
 }
 
 const PRODUCT: [&str; 2] = ["MatMul", "Add"];

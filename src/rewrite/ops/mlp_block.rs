@@ -207,6 +207,7 @@ fn work(node: &Node, inputs: &[Vec<i64>], _: &[Vec<i64>]) -> Option<(u64, u64)> 
 pub(super) fn work_of(elements: u64, [channels, hidden]: [u64; 2], norm: bool) -> Option<(u64, u64)> {
     let macs = elements.checked_mul(hidden)?.checked_mul(2)?;
     let active = (elements / channels.max(1)).checked_mul(hidden)?.checked_mul(10)?;
-    let flops = macs.checked_mul(2)?.checked_add(active)?.checked_add(elements.checked_mul(if norm { 10 } else { 2 })?)?;
+    let flops =
+        macs.checked_mul(2)?.checked_add(active)?.checked_add(elements.checked_mul(if norm { 10 } else { 2 })?)?;
     Some((flops, macs))
 }

@@ -223,7 +223,9 @@ fn read(graph: &Graph, id: NodeId) -> Option<(Pair, Outcome<Form>, Option<Shift>
 fn check_kinds(graph: &Graph, block: &AttnBlock, epsilon: Option<f32>) -> Outcome<bool> {
     let (op, shift) = (&block.attention, block.attention.map.shift);
     let Some(epsilon) = epsilon else {
-        return Err(Miss::new("", "its MLP has no norm").expected("a norm before each product that reads the stream", "none"));
+        return Err(
+            Miss::new("", "its MLP has no norm").expected("a norm before each product that reads the stream", "none")
+        );
     };
     if block.epsilon != epsilon {
         return Err(Miss::new("", "its norms add different epsilons to the variance")
