@@ -1,7 +1,8 @@
 // TrtOptDepthwiseConv: depthwise convolution over tokens, channels last, and the residual add.
 //
-// A thread has a vector of channels of a few neighbouring tokens of a row, and reads each of the kernel's rows over them once. Weights do not
-// depend on the kernel before: those of 3 x 3 are in registers before the wait, larger ones come through the cache.
+// A thread has a few channels of a tile of tokens. What takes long with few tokens is each way to the second-level cache and back, so there is one: the
+// weights, which do not depend on the kernel before, are on their way to registers before the wait for it, and all of the tile's tokens are read before
+// the first is needed. 3 x 3 on many tokens and channels that fill no register go over the kernel's rows one by one.
 #include <algorithm>
 
 #include "kernels.h"
@@ -19,10 +20,106 @@ template <class T> struct DepthwiseConv {
     int height, width, channels;
     bool residual;
     uint32_t count;  // threads with work
-    FastDiv by_packs, by_strips, by_height;
+    FastDiv by_packs, by_strips, by_height;  // tiles: heights of tiles
 };
 
 constexpr int kThreads = 256;
+
+// A register of channels of ROWS x STRIP tokens a thread, channels first, then tiles below each other, as those share the most tokens in the first-level
+// cache, then tiles beside each other, images.
+template <class T, int K, int ROWS> struct TileShape {
+    static constexpr int VEC = 4 / sizeof(T);
+    static constexpr int kStrip = K == 3 ? 2 : 4;
+    static constexpr int kThreads = ROWS == 1 ? 256 : 128;  // a block has no more: registers
+};
+template <class T, int K, int ROWS> __global__ void __launch_bounds__(TileShape<T, K, ROWS>::kThreads) depthwise_conv_tile_kernel(const __grid_constant__ DepthwiseConv<T> p) {
+    constexpr int VEC = TileShape<T, K, ROWS>::VEC, STRIP = TileShape<T, K, ROWS>::kStrip, R = K / 2, kHigh = ROWS + K - 1, kWide = STRIP + K - 1;
+    using Vector = Pack<T, VEC>;
+    using Raw = typename Vector::Raw;
+    ptx::let_next_start();
+    const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= p.count) return;
+    uint32_t pack, strip, tile;
+    const uint32_t image = p.by_strips.divmod(p.by_height.divmod(p.by_packs.divmod(i, pack), tile), strip);
+    const int x = static_cast<int>(strip) * STRIP, y = static_cast<int>(tile) * ROWS, c = static_cast<int>(pack) * VEC;
+    // An address that the compiler does not take apart to make each of its neighbours' from the start again.
+    auto fixed = [](const T* from) {
+        asm("" : "+l"(from));
+        __builtin_assume(__isGlobal(from));
+        return reinterpret_cast<const char*>(from);
+    };
+    auto at = [&](const char* from, int tokens) { return reinterpret_cast<const Raw*>(from + int64_t{p.channels} * static_cast<int>(tokens * sizeof(T))); };
+    Vector w[K][K], offset;
+    const char* const weights = fixed(p.w + c);
+#pragma unroll
+    for (int dy = 0; dy < K; ++dy)
+#pragma unroll
+        for (int dx = 0; dx < K; ++dx) w[dy][dx] = Vector(*at(weights, dy * K + dx));
+    if (p.b) offset = Vector(*reinterpret_cast<const Raw*>(p.b + c));
+    static_assert(STRIP >= R);  // of the columns before a strip all are there, or none
+    bool inside[kWide];
+#pragma unroll
+    for (int j = 0; j < kWide; ++j) inside[j] = j < R ? x > 0 : j == R || x + j - R < p.width;
+    const int64_t line = int64_t{p.width} * p.channels, first = int64_t{image} * p.height + y;
+    ptx::wait_for_previous();
+
+    Vector v[kHigh][kWide];
+    const T* const corner = p.x + (first - R) * line + int64_t{x - R} * p.channels + c;
+#pragma unroll
+    for (int r = 0; r < kHigh; ++r)
+        if (y + r - R >= 0 && y + r - R < p.height) {
+            const char* const row = fixed(corner + r * line);
+#pragma unroll
+            for (int j = 0; j < kWide; ++j)
+                if (inside[j]) v[r][j] = Vector(*at(row, j));
+        }
+    // The assembler takes loads down to where they are needed, to spare registers, and so waits for one after the other; not past this.
+    __syncwarp();
+
+    float acc[ROWS][STRIP][VEC], start[VEC];
+    offset.floats(start);
+#pragma unroll
+    for (int t = 0; t < ROWS; ++t)
+#pragma unroll
+        for (int s = 0; s < STRIP; ++s)
+#pragma unroll
+            for (int e = 0; e < VEC; ++e) acc[t][s][e] = start[e];
+#pragma unroll
+    for (int r = 0; r < kHigh; ++r) {
+        float in[kWide][VEC];
+#pragma unroll
+        for (int j = 0; j < kWide; ++j) v[r][j].floats(in[j]);
+#pragma unroll
+        for (int t = 0; t < ROWS; ++t) {
+            const int dy = r - t;
+            if (dy < 0 || dy >= K) continue;
+#pragma unroll
+            for (int dx = 0; dx < K; ++dx) {
+                float f[VEC];
+                w[dy][dx].floats(f);
+#pragma unroll
+                for (int s = 0; s < STRIP; ++s)
+#pragma unroll
+                    for (int e = 0; e < VEC; ++e) acc[t][s][e] = fmaf(in[s + dx][e], f[e], acc[t][s][e]);
+            }
+            if (dy == R && p.residual) {
+#pragma unroll
+                for (int s = 0; s < STRIP; ++s)
+#pragma unroll
+                    for (int e = 0; e < VEC; ++e) acc[t][s][e] += in[s + R][e];
+            }
+        }
+    }
+    T* const to = p.y + first * line + int64_t{x} * p.channels + c;
+#pragma unroll
+    for (int t = 0; t < ROWS; ++t)
+        if (y + t < p.height) {
+            const char* const row = fixed(to + t * line);
+#pragma unroll
+            for (int s = 0; s < STRIP; ++s)
+                if (inside[s + R]) *const_cast<Raw*>(at(row, s)) = Vector::of(acc[t][s]).raw;
+        }
+}
 
 // VEC channels of STRIP tokens a thread, channels first, then strips of a row, rows, images.
 template <class T, int VEC, int K, int STRIP> __global__ void __launch_bounds__(kThreads) depthwise_conv_kernel(const __grid_constant__ DepthwiseConv<T> p) {
@@ -123,13 +220,46 @@ template <class T, int VEC, int K, int STRIP> cudaError_t launch_strips(Depthwis
     return cudaSuccess;
 }
 
+template <class T, int K, int ROWS> int64_t tiles_of(const DepthwiseConv<T>& p) {
+    using Shape = TileShape<T, K, ROWS>;
+    return int64_t{p.channels / Shape::VEC} * ((p.width + Shape::kStrip - 1) / Shape::kStrip) * ((p.height + ROWS - 1) / ROWS);
+}
+template <class T, int K, int ROWS> cudaError_t launch_tiles(DepthwiseConv<T> p, int64_t images, cudaStream_t stream) {
+    using Shape = TileShape<T, K, ROWS>;
+    const int64_t each = tiles_of<T, K, ROWS>(p), image = int64_t{p.height} * p.width * p.channels;
+    constexpr int64_t kMost = int64_t{1} << 30;  // threads of a launch
+    if (each > kMost) return cudaErrorInvalidValue;
+    p.by_packs = FastDiv(static_cast<uint32_t>(p.channels / Shape::VEC)), p.by_strips = FastDiv(static_cast<uint32_t>((p.width + Shape::kStrip - 1) / Shape::kStrip));
+    p.by_height = FastDiv(static_cast<uint32_t>((p.height + ROWS - 1) / ROWS));
+    while (images > 0) {
+        const int64_t now = std::min(images, kMost / each);
+        p.count = static_cast<uint32_t>(now * each);
+        // As many warps on each multiprocessor, in as few blocks as can be: few tokens take a block a multiprocessor.
+        const int64_t share = (p.count + device().multiprocessors - 1) / device().multiprocessors, blocks = (share + Shape::kThreads - 1) / Shape::kThreads;
+        const int threads = static_cast<int>((share + blocks * 32 - 1) / (blocks * 32) * 32);
+        const cudaError_t status = launch_ahead(depthwise_conv_tile_kernel<T, K, ROWS>, (p.count + threads - 1) / threads, threads, 0, stream, 1, p);
+        if (status != cudaSuccess) return status;
+        images -= now, p.x += now * image, p.y += now * image;
+    }
+    return cudaSuccess;
+}
+
 template <class T, int K> cudaError_t launch_kernel(const DepthwiseConv<T>& p, int64_t images, cudaStream_t stream) {
     constexpr int VEC = 16 / sizeof(T), kStrip = 4;
-    if (p.channels % VEC != 0 || !aligned_to(16, p.x, p.w, p.b, p.y)) return launch_strips<T, 1, K, 1>(p, images, stream);
-    // Neighbours are read once where there are enough strips to fill the device; not measured yet.
-    constexpr int64_t kBusy = 512;  // threads a multiprocessor
-    const int64_t strips = images * p.height * ((p.width + kStrip - 1) / kStrip) * (p.channels / VEC);
-    return strips >= kBusy * device().multiprocessors ? launch_strips<T, VEC, K, kStrip>(p, images, stream) : launch_strips<T, VEC, K, 1>(p, images, stream);
+    constexpr int kMostChannels = 1 << 24;  // bytes of a token are an int
+    const bool tiles = p.channels % TileShape<T, K, 1>::VEC == 0 && p.channels <= kMostChannels && aligned_to(4, p.x, p.w, p.b, p.y);
+    if constexpr (K == 3) {
+        // Neighbours are read once where there are enough strips to fill the device; not measured yet.
+        constexpr int64_t kBusy = 512;  // threads a multiprocessor
+        const int64_t strips = images * p.height * ((p.width + kStrip - 1) / kStrip) * (p.channels / VEC);
+        if (p.channels % VEC == 0 && aligned_to(16, p.x, p.w, p.b, p.y) && strips >= kBusy * device().multiprocessors) return launch_strips<T, VEC, K, kStrip>(p, images, stream);
+    } else if (tiles) {
+        // Rows share tokens and conversions where tiles still fill the device; not measured yet.
+        constexpr int kRows = K == 5 ? 4 : 2;
+        constexpr int64_t kBusy = 256;  // threads a multiprocessor
+        if (images * tiles_of<T, K, kRows>(p) >= kBusy * device().multiprocessors) return launch_tiles<T, K, kRows>(p, images, stream);
+    }
+    return tiles ? launch_tiles<T, K, 1>(p, images, stream) : launch_strips<T, 1, K, 1>(p, images, stream);
 }
 
 template <class T> cudaError_t depthwise_conv_typed(const DepthwiseConvProblem& q, cudaStream_t stream) {
