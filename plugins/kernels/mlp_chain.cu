@@ -48,7 +48,7 @@ std::vector<GemmPair> mlp_chain_plans(const MlpBlockProblem& q) {
     if (q.norm) {
         pairs = block_gemm_pairs(own, beside(q, rows));
     } else {
-        // No attention takes turns with the block, and there are no other kernels with tensor cores for many rows.
+        // No attention takes turns with the block, and for many rows not every device has other kernels with tensor cores.
         pairs = block_gemm_pairs(own, own, false);
         std::sort(pairs.begin(), pairs.end(), [](const GemmPair& a, const GemmPair& b) { return a.cost < b.cost; });
     }
