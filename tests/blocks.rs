@@ -544,6 +544,11 @@ fn blocks_without_a_norm_are_fused_up_to_the_same_sizes() {
     assert_eq!(made(&with_blocks(), 1, [1251, 200, 600]), (0, Some("0.601 GFLOP, rows [1, 1251]".into())));
     assert_eq!(made(&with_blocks(), 32, [784, 128, 512]).0, 0);
     assert_eq!(made(&hopper, 32, [784, 128, 512]), (1, None));
+    // What is known to be older has no tensor cores for them, and for those with a norm it has.
+    for (gpu, expected) in [((8, 9), (0, Some("8.9".into()))), ((9, 1), (1, None)), ((10, 0), (1, None))] {
+        assert_eq!(made(&on(with_blocks(), gpu.0, gpu.1), 1, [3136, 64, 256]), expected, "{gpu:?}");
+    }
+    assert_eq!(of_size_with(&on(with_blocks(), 8, 9), Some(1), [3136, 64, 256]).0, 1);
 }
 
 /// On a GPU with products for them, blocks of 1500 rows and more and at most 512 channels are made, and nothing else changes.

@@ -59,7 +59,7 @@ impl std::fmt::Display for Target {
 }
 
 /// What a GPU can do, as CUDA numbers it: `9.0` is Hopper, sm_90.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ComputeCapability {
     pub major: u32,
     pub minor: u32,

@@ -250,6 +250,8 @@ pub mod limits {
 
     /// The GPUs that have products of MLP and attention blocks for many rows, by warpgroups.
     pub const WIDE_PRODUCTS: ComputeCapability = ComputeCapability::HOPPER;
+    /// The oldest GPUs on which an MLP block without a norm has tensor cores: those with the products of few rows.
+    pub const NO_NORM: ComputeCapability = ComputeCapability::HOPPER;
     /// From so many rows on the plugins offer these products.
     pub const WIDE_ROWS: i64 = 1500;
     /// At 96, 192 and 384 channels blocks with them are faster than their parts, at 768 they are not. Between these nothing was

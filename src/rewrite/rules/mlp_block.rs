@@ -86,6 +86,10 @@ impl Block {
         let (down, result) = Linear::after(graph, gelu.out)?;
         let mut covers: Vec<NodeId> = up.covers.iter().chain(&down.covers).chain(&gelu.covers).copied().collect();
         let norm = if is_added(graph, up.x, result) { None } else { Some(Norm::before(graph, up.x, result)?) };
+        if let Some(gpu) = gpu.filter(|gpu| norm.is_none() && *gpu < limits::NO_NORM) {
+            return Err(Miss::new(label, "without a norm the plugin has no tensor cores for it on this GPU")
+                .expected(format!("compute capability {} or later", limits::NO_NORM), gpu.to_string()));
+        }
         let stream = norm.as_ref().map_or(up.x, |norm| norm.x);
         let add = sole_reader(graph, result, "Add")?;
         if !is_added(graph, stream, result) {
