@@ -62,10 +62,16 @@ fn token_convs() {
     with_kind(Kind::TokenConv, "token_conv", "uniformer_ts17_dyn");
 }
 
+/// With the token mixers of these blocks as one node each.
+#[test]
+fn conv_blocks() {
+    with_kind(Kind::ConvBlock, "conv_block", "uniformer_ts17_dyn");
+}
+
 fn with_kind(kind: Kind, snapshot: &str, name: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/{name}.onnx"));
     let mut options = Options::default();
-    options.kinds.insert(kind);
+    options.kinds.extend(kind.made_of().iter().chain([&kind]));
     let rewrite = testing::rewrite_with(path, &options).unwrap();
     let description = format!("after for --also {kind}, sites");
     insta::with_settings!({ description => description, omit_expression => true }, {

@@ -1124,6 +1124,69 @@ private:
     bool offset_, residual_;
 };
 
+class ConvBlock final : public Op {
+public:
+    explicit ConvBlock(Attributes given) : Op(std::move(given)) {
+        grid_ = attributes_.integers("grid");
+        kernel_ = attributes_.integer("kernel");
+        expect(grid_[0] >= 1 && grid_[1] >= 1, "attribute 'grid' must be two positive sizes");
+        expect(tokens() <= kConvMaxTokens, "attribute 'grid' is too large");
+        expect(kernel_ == 3 || kernel_ == 5 || kernel_ == 7, "attribute 'kernel' must be 3, 5 or 7");
+    }
+    std::unique_ptr<Op> clone() const override { return std::make_unique<ConvBlock>(*this); }
+    int32_t inputs() const override { return 7; }
+    int32_t outputs() const override { return 1; }
+    void shapes(const DimsExprs* in, DimsExprs* out, IExprBuilder&) const override {
+        expect(in[0].nbDims == 3 && may_be(in[0].d[1], tokens()), "input x must be [B, H*W, C] with H, W of attribute 'grid'");
+        for (int i : {1, 3, 5}) expect(in[i].nbDims == 2, "inputs w1, w and w2 must be matrices");
+        out[0] = in[0];
+    }
+    cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, void* workspace, int32_t tactic,
+                    cudaStream_t stream) const override {
+        ConvBlockProblem p = sized_problem(in_desc);
+        p.x = in[0], p.w1 = in[1], p.b1 = in[2], p.w = in[3], p.b = in[4], p.w2 = in[5], p.b2 = in[6];
+        p.y = out[0];
+        p.workspace = workspace;
+        return conv_block(p, stream, tactic);
+    }
+    std::vector<int32_t> tactics(const PluginTensorDesc* in_desc) const override { return conv_block_tactics(sized_problem(in_desc)); }
+    size_t workspace(const PluginTensorDesc* in_desc) const override {
+        ConvBlockProblem p = problem(in_desc);
+        const int64_t images = in_desc[0].dims.d[0];
+        // More than a piece has, where their number is not known.
+        p.images = images >= 0 ? images : kConvMaxTokens / tokens();
+        return static_cast<size_t>(conv_block_workspace(p));
+    }
+
+private:
+    int64_t tokens() const { return int64_t{grid_[0]} * grid_[1]; }
+    // Everything but the pointers.
+    ConvBlockProblem sized_problem(const PluginTensorDesc* in) const {
+        ConvBlockProblem p = problem(in);
+        p.images = in[0].dims.d[0];
+        return p;
+    }
+    // Everything but the images and the pointers.
+    ConvBlockProblem problem(const PluginTensorDesc* in) const {
+        const Dims& x = in[0].dims;
+        expect(x.nbDims == 3 && x.d[1] == tokens(), "input x must be [B, H*W, C] with H, W of attribute 'grid'");
+        const int64_t channels = x.d[2], hidden = in[1].dims.nbDims == 2 ? int64_t{in[1].dims.d[1]} : 0;
+        const auto matrix = [&](int i, int64_t rows, int64_t columns) { return in[i].dims.nbDims == 2 && in[i].dims.d[0] == rows && in[i].dims.d[1] == columns; };
+        expect(matrix(1, channels, hidden) && matrix(5, hidden, channels), "inputs w1 and w2 must be [C, D] and [D, C], where C is the last axis of x");
+        expect(matrix(3, int64_t{kernel_} * kernel_, hidden), "input w must be [k*k, D]");
+        const auto elements = [&](int i) { return volume(in[i].dims, 0, in[i].dims.nbDims); };
+        expect(elements(2) == hidden && elements(4) == hidden && elements(6) == channels, "inputs b1, b and b2 must have D, D and C elements");
+        expect(channels >= 1 && channels <= kMlpMaxChannels && hidden >= 1 && hidden <= kMlpMaxChannels, "at most 2048 channels, and as many between the products, are possible");
+        ConvBlockProblem p;
+        p.dtype = dtype(in[0]);
+        p.height = grid_[0], p.width = grid_[1], p.channels = static_cast<int32_t>(channels), p.hidden = static_cast<int32_t>(hidden), p.kernel = kernel_;
+        return p;
+    }
+
+    std::vector<int32_t> grid_;
+    int32_t kernel_;
+};
+
 // A barrier of the chains' kernel. Copies have one of their own, so that no two launches share it: TensorRT clones a plugin for each execution context.
 class ChainSlot {
 public:
@@ -1260,6 +1323,7 @@ const std::vector<OpDef>& op_definitions() {
          make<TntWords>},
         {"TrtOptGelu", {{"bias", kInt, 1}, {"approximate", kText, 1}}, make<Gelu>},
         {"TrtOptDepthwiseConv", {{"grid", kInts, 2}, {"kernel", kInt, 1}, {"bias", kInt, 1}, {"residual", kInt, 1}}, make<DepthwiseConv>},
+        {"TrtOptConvBlock", {{"grid", kInts, 2}, {"kernel", kInt, 1}}, make<ConvBlock>},
         {"TrtOptBlockChain",
          {{"epsilon", kFloat, 1}, {"num_heads", kInt, 1}, {"head_dim", kInt, 1}, {"hidden", kInt, 1}, {"scale", kFloat, 1}, {"approximate", kText, 1}, {"bias", kInt, 1}, {"mask_value", kFloat, 1}, {"grid", kInts, 2}, {"window", kInts, 2}, {"shift", kInts, 2}, {"pad_after_roll", kInt, 1}, {"shifted", kInts, 32}},
          make<BlockChain>},

@@ -372,6 +372,38 @@ struct DepthwiseConvProblem {
 };
 cudaError_t depthwise_conv(const DepthwiseConvProblem& problem, cudaStream_t stream);
 
+// y = x + W2 conv(W1 x + b1) + b2 over the tokens of `images` maps, where conv is a depthwise convolution with offset b, as DepthwiseConvProblem has it.
+// What is between the three is rounded to dtype. All but x must be constants, as those of MlpBlockProblem.
+struct ConvBlockProblem {
+    DType dtype = DType::kHalf;
+    int64_t images = 0;
+    int32_t height = 0, width = 0;      // of a map, up to kConvMaxTokens together
+    int32_t channels = 0, hidden = 0;   // outside of the products and between them, each up to kMlpMaxChannels
+    int32_t kernel = 3;                 // height and width: 3, 5 or 7
+    const void* x = nullptr;            // [images, height * width, channels]
+    const void* w1 = nullptr;           // [channels, hidden]
+    const void* b1 = nullptr;           // [hidden]
+    const void* w = nullptr;            // [kernel * kernel, hidden]
+    const void* b = nullptr;            // [hidden]
+    const void* w2 = nullptr;           // [hidden, channels]
+    const void* b2 = nullptr;           // [channels]
+    void* y = nullptr;                  // as x; none of the inputs
+    void* workspace = nullptr;          // conv_block_workspace bytes, aligned to 16; nothing in it is kept
+};
+constexpr int32_t kConvMaxTokens = 1 << 30;
+
+// `tactic`: 0 or one of conv_block_tactics; one that does not fit falls back to what 0 would choose.
+cudaError_t conv_block(const ConvBlockProblem& problem, cudaStream_t stream, int32_t tactic = 0);
+
+// Ways of cutting up the problem on the current device that are worth timing, best guess first. Pointers are not looked at.
+std::vector<int32_t> conv_block_tactics(const ConvBlockProblem& problem);
+
+// True if the current device can run the problem's sizes under `tactic` (above 0).
+bool conv_block_tactic_valid(const ConvBlockProblem& problem, int32_t tactic);
+
+// Enough for this problem and for all with fewer images, under any tactic; 0 if it is not valid. Pointers are not looked at.
+int64_t conv_block_workspace(const ConvBlockProblem& problem);
+
 // Transformer blocks in sequence: `pairs` times an attention block and an MLP block. Weights are packed as docs/ops.md says; the norms are folded into them.
 // All but x must be constants, as those of MlpBlockProblem.
 struct BlockChainProblem {

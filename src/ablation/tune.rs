@@ -786,6 +786,27 @@ mod tests {
         }
     }
 
+    /// A convolution block as one node can be left as its products and convolution, and these be taken with it alone.
+    #[test]
+    fn convolution_blocks_as_nodes_are_groups_behind_their_parts() {
+        let options = Options { kinds: Kind::ALL.into(), ..Options::default() };
+        let (ledger, graph) = fused("uniformer_ts17", &Options { kinds: kinds_without_wholes(), ..Options::default() });
+        let mut groups = blocks(&ledger, &graph, By::Stage);
+        let (ledger, graph) = fused("uniformer_ts17", &options);
+        groups.extend(wholes(&ledger, &graph, By::Stage));
+        let number = |kind| groups.iter().position(|g| g.kind == kind).unwrap();
+        let [parts, whole] = [Kind::TokenConv, Kind::ConvBlock].map(number);
+        let of = |number: usize, kind| groups[number].nodes.iter().map(move |node| (kind, node.clone()));
+        assert!(of(parts, Kind::TokenConv).eq(groups[whole].parts.iter().cloned()), "{groups:?}");
+        for (left, expected) in
+            [(vec![], [1, 1]), (vec![whole], [1, 0]), (vec![parts], [1, 1]), (vec![parts, whole], [0, 0])]
+        {
+            let standard = standard(&groups, &left.into_iter().collect());
+            let (ledger, _) = fused("uniformer_ts17", &Options { standard, ..options.clone() });
+            assert_eq!([Kind::TokenConv, Kind::ConvBlock].map(|kind| ledger.count(kind).fused), expected);
+        }
+    }
+
     fn fused(name: &str, options: &Options) -> (Ledger, Graph) {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/{name}.onnx"));
         let mut model = crate::onnx::load(&path).unwrap();

@@ -49,10 +49,12 @@ pub enum Kind {
     TokenConv,
     /// As [`Kind::BlockChain`], of attention blocks without windows.
     SequenceChain,
+    /// A depthwise convolution between two products on tokens, and the residual add around them, as one op.
+    ConvBlock,
 }
 
 impl Kind {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::LayerNorm,
         Self::Attention,
         Self::Gelu,
@@ -71,6 +73,7 @@ impl Kind {
         Self::BlockChain,
         Self::TokenConv,
         Self::SequenceChain,
+        Self::ConvBlock,
     ];
     /// The kinds that are fused unless something else is asked for: blocks are not, since whether one is faster than
     /// its parts depends on the sizes and the GPU.
@@ -87,6 +90,7 @@ impl Kind {
             Self::TntWords => &[Self::TntInnerBlock, Self::TntBridge],
             Self::BlockChain => &[Self::SwinAttnBlock, Self::MlpBlock],
             Self::SequenceChain => &[Self::AttnBlock, Self::MlpBlock],
+            Self::ConvBlock => &[Self::TokenConv],
             _ => &[],
         }
     }
@@ -111,6 +115,7 @@ impl Kind {
             Self::BlockChain => "block-chain",
             Self::TokenConv => "token-conv",
             Self::SequenceChain => "sequence-chain",
+            Self::ConvBlock => "conv-block",
         }
     }
 }

@@ -72,6 +72,17 @@ class Library:
         kernel = round(w.shape[0] ** 0.5)
         self.call("trt_opt_depthwise_conv", HALF, ctypes.c_int64(images), side, side, channels, kernel, int(residual), pointer(x), pointer(w), pointer(b), pointer(y))
 
+    def conv_block(self, x, p, y, workspace, side, tactic=0):
+        images, _, channels = x.shape
+        kernel = round(p["w"].shape[0] ** 0.5)
+        self.call("trt_opt_conv_block", HALF, ctypes.c_int64(images), side, side, channels, p["w1"].shape[1], kernel, pointer(x), pointer(p["w1"]), pointer(p["b1"]), pointer(p["w"]), pointer(p["b"]),
+                  pointer(p["w2"]), pointer(p["b2"]), pointer(y), pointer(workspace), ctypes.c_int64(workspace.numel()), tactic)
+
+    def conv_block_tactics(self, images, side, channels, hidden, kernel):
+        found = (ctypes.c_int32 * 64)()
+        count = self.lib.trt_opt_conv_block_tactics(HALF, ctypes.c_int64(images), side, side, channels, hidden, kernel, found, 64)
+        return list(found)[:count]
+
     def patch_merge_block(self, x, p, y, workspace, side, tactic=0):
         images, _, channels = x.shape
         self.call("trt_opt_patch_merge_block", HALF, ctypes.c_int64(images), channels, side, side, p["w"].shape[1], ctypes.c_float(1e-5), pointer(x), pointer(p["scale"]), pointer(p["bias"]),
@@ -332,6 +343,60 @@ def bench_depthwise_conv(lib, images, side, channels, kernel, rounds):
     times, failed = time_variants({k: [lambda i=i, f=f: f(i) for i in order] for k, f in functions.items()}, rounds)
     return {"op": "depthwise_conv", "shape": [images, side, channels, kernel], "residual": True, "error": error, "us": times, "failed": failed, "bytes": 2 * size,
             "speedup_over_torch": times["torch"] / times["ours"], "bandwidth_of_copy": times["copy"] / times["ours"], "tb_s": 2 * size / times["ours"] * 1e-6}
+
+
+def bench_conv_block(lib, images, side, channels, kernel, rounds, tactics):
+    """Against PyTorch's products around our convolution and around its own; weights rotate as in bench_mlp. Behind an MLP block the start may be hidden."""
+    size, weights = images * side * side * channels * 2, 2 * channels * (2 * channels + kernel * kernel)
+    sets, order = rotation(2 * size + weights)
+    xs = [rand(images, side * side, channels) for _ in range(sets)]
+    ys, ups, mixeds = ([torch.empty_like(xs[0]) for _ in range(sets)] for _ in range(3))
+    scale = channels**-0.5
+    ps = [{"w1": rand(channels, channels) * scale, "b1": rand(channels), "w": rand(kernel * kernel, channels) / kernel, "b": rand(channels), "w2": rand(channels, channels) * scale, "b2": rand(channels)} for _ in range(sets)]
+    kernels = [p["w"].t().reshape(channels, 1, kernel, kernel).contiguous(memory_format=torch.channels_last) for p in ps]
+    hidden = 4 * channels
+    mlp = {"scale": rand(channels), "bias": rand(channels), "w1": rand(channels, hidden) * scale, "b1": rand(hidden), "w2": rand(hidden, channels) * hidden**-0.5, "b2": rand(channels)}
+    source = rand(images * side * side, channels)
+    workspace, other = (torch.empty(64 << 20, device="cuda", dtype=torch.uint8) for _ in range(2))
+
+    def map_of(x):
+        return x.view(images, side, side, channels).permute(0, 3, 1, 2)
+
+    def ours(i, tactic=0):
+        lib.conv_block(xs[i], ps[i], ys[i], workspace, side, tactic)
+
+    def end(i, mixed):
+        torch.add(xs[i], torch.addmm(ps[i]["b2"], mixed.reshape(-1, channels), ps[i]["w2"]).view_as(xs[i]), out=ys[i])
+
+    def begin(i):
+        torch.addmm(ps[i]["b1"], xs[i].view(-1, channels), ps[i]["w1"], out=ups[i].view(-1, channels))
+
+    def pieces(i):
+        begin(i)
+        lib.depthwise_conv(ups[i], ps[i]["w"], ps[i]["b"], mixeds[i], side, False)
+        end(i, mixeds[i])
+
+    def torch_block(i):
+        begin(i)
+        end(i, F.conv2d(map_of(ups[i]), kernels[i], ps[i]["b"], padding=kernel // 2, groups=channels).permute(0, 2, 3, 1))
+
+    def block(i):
+        lib.mlp_block(source, None, mlp, xs[i].view(-1, channels), other)
+
+    ours(0)
+    x, p = xs[0].float(), {k: v.float() for k, v in ps[0].items()}
+    mixed = F.conv2d(map_of(x @ p["w1"] + p["b1"]), kernels[0].float(), p["b"], padding=kernel // 2, groups=channels).permute(0, 2, 3, 1).reshape(x.shape)
+    reference = x + mixed @ p["w2"] + p["b2"]
+    error = ((ys[0].float() - reference).norm() / reference.norm()).item()
+    best = lib.conv_block_tactics(images, side, channels, channels, kernel)
+    label = lambda t: f"tile {t & 15} cluster {1 << (t >> 4 & 15)}, tile {t >> 8 & 15} cluster {1 << (t >> 12 & 15)}"
+    functions = {"ours": ours, "our convolution, torch's products": pieces, "torch": torch_block, "an MLP block": block, "ours, behind an MLP block": lambda i: (block(i), ours(i))}
+    for t in best if tactics else ():
+        functions[label(t)] = lambda i, t=t: ours(i, t)
+        functions[label(t) + ", behind an MLP block"] = lambda i, t=t: (block(i), ours(i, t))
+    times, failed = time_variants({k: [lambda i=i, f=f: f(i) for i in order] for k, f in functions.items()}, rounds)
+    return {"op": "conv_block", "shape": [images, side, channels, kernel], "tactic": label(best[0]) if best else "none", "error": error, "us": times, "failed": failed, "bytes": 2 * size + weights,
+            "flop": 4 * images * side * side * channels * channels, "speedup_over_torch": times["torch"] / times["ours"]}
 
 
 def bench_attention(lib, stage, batch, shifted, rounds, tactics):
@@ -993,7 +1058,7 @@ def main():
     parser.add_argument("--json")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--tactics", action="store_true", help="time every tactic too")
-    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, patch_merge_block, norm_pool, gelu, depthwise_conv, block_chain, sequence, stage, wide_gemm, mlp_block, attn_block, tnt_inner_block, tnt_bridge, tnt_words or patch_embed")
+    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, patch_merge_block, norm_pool, gelu, depthwise_conv, conv_block, block_chain, sequence, stage, wide_gemm, mlp_block, attn_block, tnt_inner_block, tnt_bridge, tnt_words or patch_embed")
     parser.add_argument("--batch", type=int, action="append", help="batch sizes of blocks [default: 1 and 32]")
     args = parser.parse_args()
     lib = Library(args.lib)
@@ -1046,6 +1111,11 @@ def main():
             for images in args.batch or (1, 32):
                 for side, channels in [(56, 64), (28, 128), (14, 320), (7, 512)]:
                     add(bench_depthwise_conv(lib, images, side, channels, 3, args.rounds))
+        if wanted("conv_block"):
+            # The two stages of UniFormer-S that have them.
+            for images in args.batch or (1, 4, 32):
+                for side, channels in [(56, 64), (28, 128)]:
+                    add(bench_conv_block(lib, images, side, channels, 5, args.rounds, args.tactics))
         if wanted("block_chain"):
             for batch in args.batch or (1,):
                 for stage, pairs in enumerate((2, 2, 6, 2)):

@@ -197,6 +197,27 @@ int trt_opt_depthwise_conv(int dtype, int64_t images, int height, int width, int
     p.x = x, p.w = w, p.b = b, p.y = y;
     return depthwise_conv(p, static_cast<cudaStream_t>(stream));
 }
+
+static ConvBlockProblem conv_block_problem(int dtype, int64_t images, int height, int width, int channels, int hidden, int kernel) {
+    ConvBlockProblem p;
+    p.dtype = static_cast<DType>(dtype), p.images = images, p.height = height, p.width = width, p.channels = channels, p.hidden = hidden, p.kernel = kernel;
+    return p;
+}
+// Returns -1 if `workspace_bytes` are too few or `tactic` does not fit.
+int trt_opt_conv_block(int dtype, int64_t images, int height, int width, int channels, int hidden, int kernel, const void* x, const void* w1, const void* b1, const void* w, const void* b, const void* w2,
+                       const void* b2, void* y, void* workspace, int64_t workspace_bytes, int tactic, void* stream) {
+    ConvBlockProblem p = conv_block_problem(dtype, images, height, width, channels, hidden, kernel);
+    p.x = x, p.w1 = w1, p.b1 = b1, p.w = w, p.b = b, p.w2 = w2, p.b2 = b2, p.y = y, p.workspace = workspace;
+    if (conv_block_workspace(p) > workspace_bytes || (tactic != 0 && !conv_block_tactic_valid(p, tactic))) return -1;
+    return conv_block(p, static_cast<cudaStream_t>(stream), tactic);
+}
+// Up to `most` tactics; returns how many there are.
+int trt_opt_conv_block_tactics(int dtype, int64_t images, int height, int width, int channels, int hidden, int kernel, int32_t* tactics, int most) {
+    const std::vector<int32_t> found = conv_block_tactics(conv_block_problem(dtype, images, height, width, channels, hidden, kernel));
+    for (int i = 0; i < most && i < static_cast<int>(found.size()); ++i) tactics[i] = found[i];
+    return static_cast<int>(found.size());
+}
+
 static BlockChainProblem chain_problem(int64_t images, int tokens, int channels, int heads, int dim, int hidden, int pairs, int bias, const int32_t* window, int shifted) {
     BlockChainProblem p;
     p.images = images, p.tokens = tokens, p.channels = channels, p.heads = heads, p.dim = dim, p.hidden = hidden, p.pairs = pairs, p.bias = bias != 0, p.window = grid(window);

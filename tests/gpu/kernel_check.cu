@@ -1152,6 +1152,65 @@ void check(Checker& c, const DepthwiseCase& a) {
     c.compare(name, *y, ref);
 }
 
+struct ConvBlockCase {
+    DType type;
+    int64_t images;
+    int height, width, channels, hidden, kernel = 5;
+    int shift = 0;
+    bool every_tactic = false;  // not only those worth timing
+    float offset = 0;
+};
+void check(Checker& c, const ConvBlockCase& a) {
+    char text[120];
+    std::snprintf(text, sizeof(text), "conv_block b%lld %dx%d c%d d%d k%d off%d+%g", static_cast<long long>(a.images), a.height, a.width, a.channels, a.hidden, a.kernel, a.shift, static_cast<double>(a.offset));
+    const std::string name = text;
+    if (!c.wanted(name)) return;
+    ConvBlockProblem p;
+    p.dtype = a.type, p.images = a.images, p.height = a.height, p.width = a.width, p.channels = a.channels, p.hidden = a.hidden, p.kernel = a.kernel;
+    const int64_t rows = a.images * a.height * a.width, size = rows * a.channels, weights = int64_t{a.channels} * a.hidden;
+    std::vector<Tensor> in;
+    auto make = [&](int64_t count, float scale, float offset = 0) -> const void* {
+        in.push_back(tensor(a.type, count, a.shift));
+        in.back()->fill(c.next_seed(), scale, offset);
+        return in.back()->data();
+    };
+    p.x = make(size, 1.5f, a.offset);
+    // Large enough that the block's part counts beside x.
+    p.w1 = make(weights, 1.f / std::sqrt(static_cast<float>(a.channels))), p.b1 = make(a.hidden, 0.5f);
+    p.w = make(int64_t{a.kernel} * a.kernel * a.hidden, 1.f / static_cast<float>(a.kernel)), p.b = make(a.hidden, 0.5f);
+    p.w2 = make(weights, 1.f / std::sqrt(static_cast<float>(a.hidden))), p.b2 = make(a.channels, 0.5f);
+    Tensor y = tensor(a.type, size, a.shift), workspace = tensor(DType::kFloat, (conv_block_workspace(p) + 3) / 4);
+    p.y = y->data(), p.workspace = workspace->data();
+    Doubles wide(size), up(rows * a.hidden), mixed(rows * a.hidden), ref(size);
+    auto reference = [&](auto type) {
+        using T = decltype(type);
+        reference::widen<T><<<blocks_for(size), 128>>>(p.x, size, wide.p);
+        reference::product<T><<<blocks_for(rows * a.hidden), 128>>>(wide.p, p.w1, p.b1, rows, a.channels, a.hidden, up.p);
+        DepthwiseConvProblem conv;
+        conv.images = a.images, conv.height = a.height, conv.width = a.width, conv.channels = a.hidden, conv.kernel = a.kernel, conv.x = up.p, conv.w = p.w, conv.b = p.b;
+        reference::depthwise_conv<T, double><<<blocks_for(rows * a.hidden), 128>>>(conv, mixed.p);
+        reference::product<T><<<blocks_for(size), 128>>>(mixed.p, p.w2, p.b2, rows, a.hidden, a.channels, ref.p);
+        reference::add<<<blocks_for(size), 128>>>(ref.p, wide.p, size);
+        CUDA_OK(cudaGetLastError());
+    };
+    if (rows > 0) a.type == DType::kHalf ? reference(__half()) : reference(float());
+    std::vector<int32_t> tactics = conv_block_tactics(p);
+    tactics.insert(tactics.begin(), 0);
+    if (a.every_tactic)
+        for (int tile = 1; tile <= 12; ++tile)
+            for (auto [cluster, cluster2] : {std::pair{0, 0}, {0, 1}, {1, 2}, {3, 0}, {2, 3}})
+                for (int other : {tile, (tile + 3) % 12 + 1})
+                    if (const int32_t tactic = chain_tactic(tile, cluster, other, cluster2); conv_block_tactic_valid(p, tactic)) tactics.push_back(tactic);
+    for (int32_t tactic : tactics) {
+        y->poison(), workspace->poison();
+        const std::string label = tactic ? name + tactic_label(tactic) : name;
+        const cudaError_t status = c.run([&](cudaStream_t s) { return conv_block(p, s, tactic); });
+        if (status != cudaSuccess) c.report(label, a.type, 1e30, 0, 0, cudaGetErrorString(status));
+        else c.compare(label, *y, ref);
+    }
+    c.enclosed(name, a.type, *workspace);
+}
+
 WindowGrid grid(int h, int w, int wh, int ww, int sh, int sw, int after = 0) { return {h, w, wh, ww, sh, sw, after}; }
 
 void edge_cases(Checker& c) {
@@ -1213,6 +1272,19 @@ void edge_cases(Checker& c) {
             for (int shift : {1, 2, 4}) check(c, DepthwiseCase{t, 2, 14, 14, 64, kernel, true, true, shift});
             check(c, DepthwiseCase{t, 0, 14, 14, 64, kernel}), check(c, DepthwiseCase{t, 300, 7, 7, 512, kernel, false, false});
         }
+        // UniFormer's two stages, and in several pieces of whole images, the last with fewer
+        for (int64_t images : {1, 4})
+            for (auto [side, channels] : {std::pair{56, 64}, {28, 128}}) check(c, ConvBlockCase{t, images, side, side, channels, channels, 5, 0, images == 1});
+        check(c, ConvBlockCase{t, 85, 56, 56, 64, 64}), check(c, ConvBlockCase{t, 3, 160, 160, 24, 200, 3}), check(c, ConvBlockCase{t, 2, 360, 300, 8, 160, 7});
+        // Every kernel; maps smaller than it; rows of no whole tiles; steps of 16 contracted elements that the warps do not share evenly; columns of no whole tiles
+        for (int kernel : {3, 5, 7}) {
+            for (auto [h, w] : {std::pair{1, 1}, {1, 9}, {2, 3}, {5, 8}, {7, 7}, {13, 15}}) check(c, ConvBlockCase{t, 2, h, w, 40, 72, kernel, 0, h == 5, w == 7 ? 20.f : 0.f});
+            for (auto [channels, hidden] : {std::pair{8, 8}, {16, 8}, {8, 200}, {56, 104}, {104, 264}, {136, 96}, {320, 320}, {776, 88}, {88, 1032}}) check(c, ConvBlockCase{t, 1, 9, 8, channels, hidden, kernel, 0, channels == 56});
+            // No multiples of eight, no alignment
+            for (auto [channels, hidden] : {std::pair{5, 7}, {1, 1}, {20, 64}, {64, 20}, {100, 33}}) check(c, ConvBlockCase{t, 2, 6, 5, channels, hidden, kernel});
+            for (int shift : {1, 2, 4}) check(c, ConvBlockCase{t, 2, 14, 14, 64, 64, kernel, shift});
+        }
+        check(c, ConvBlockCase{t, 1, 3, 3, 2048, 2048}), check(c, ConvBlockCase{t, 0, 56, 56, 64, 64});
         for (int64_t images : {1, 2, 5, 17, 32, 40, 70, 140, 300}) check(c, PoolCase{t, images, 49, 768, images != 2});
         for (auto [tokens, row] : {std::pair{64, 512}, {49, 1024}, {144, 1536}, {196, 768}, {3136, 96}}) check(c, PoolCase{t, 1, tokens, row, true}), check(c, PoolCase{t, 3, tokens, row});
         for (int64_t row : {1, 2, 3, 4, 7, 8, 12, 16, 24, 40, 96, 100, 130, 248, 256, 264, 384, 512, 520, 640, 1000, 1024, 1032, 1288, 1360, 1368, 1536, 1544, 2040, 2048, 2056, 3000, 4096, 5001})
@@ -1483,6 +1555,8 @@ void random_cases(Checker& c, int count, uint64_t seed) {
         check(c, "patch_merge random" + s, m);
         check(c, PoolCase{t, pick(1, pick(0, 1) ? 8 : 200), pick(1, pick(0, 1) ? 64 : 300), pick(0, 2) ? 8 * pick(1, 300) : pick(1, 600), pick(0, 1) == 1, shift});
         check(c, GeluCase{t, pick(0, 1) ? pick(1, 50) : pick(1, 3000), pick(0, 2) ? 8 * pick(1, 300) : pick(1, 600), pick(0, 2) > 0, pick(0, 2) == 0, shift, 1.5f, pick(0, 3) == 0});
+        check(c, ConvBlockCase{t, pick(1, 4), pick(1, 20), pick(1, 20), pick(0, 3) ? 8 * pick(1, 40) : pick(1, 100), pick(0, 3) ? 8 * pick(1, 40) : pick(1, 100), 3 + 2 * pick(0, 2), shift, false, pick(0, 3) ? 0.f : 20.f});
+
         MergeBlockCase merge{t, pick(1, 4), pick(0, 3) ? 8 * pick(1, 60) : pick(1, 200), pick(0, 3) ? 8 * pick(1, 80) : pick(1, 300), pick(1, 20), pick(1, 20), pick(0, 1) == 1, shift, pick(0, 3) ? 0.f : 20.f};
         std::copy(m.order, m.order + 4, merge.order);
         check(c, merge);
@@ -1569,6 +1643,7 @@ void large_cases(Checker& c) {
     check(c, GeluCase{DType::kHalf, 2900000, 768});
     check(c, GeluCase{DType::kHalf, 22000000, 99});
     check(c, MergeBlockCase{DType::kHalf, 7200, 96, 192, 56, 56, true});
+    check(c, ConvBlockCase{DType::kHalf, 7200, 56, 56, 96, 8});
     check(c, "patch_merge large", MergeCase{DType::kHalf, 7200, 96, 56, 56, {0, 2, 1, 3}, 0, true});
     check(c, AttentionCase{DType::kHalf, 64 * 2400, 3, 49, 49, 32, 32, Layout::kQkv, AttentionBias::kTable, 1, true, AttentionMask::kShift, 1, grid(56, 56, 7, 7, 3, 3)});
     check(c, AttentionCase{DType::kHalf, 6000000, 4, 16, 16, 6, 6, Layout::kQkV});
@@ -1607,6 +1682,19 @@ void refusals(Checker& c) {
     expect("refuse an even kernel", depthwise_conv(d, nullptr));
     d.kernel = 3, d.height = 0;
     expect("refuse a map without rows", depthwise_conv(d, nullptr));
+    ConvBlockProblem v;
+    v.images = 1, v.height = v.width = 4, v.channels = v.hidden = 8;
+    expect("refuse a convolution block without workspace", conv_block(v, nullptr));
+    v.workspace = &v, v.kernel = 9;
+    expect("refuse a convolution block of no such kernel", conv_block(v, nullptr));
+    v.kernel = 5, v.hidden = kMlpMaxChannels + 8;
+    expect("refuse a convolution block of too many columns", conv_block(v, nullptr));
+    v.hidden = 8, v.channels = kMlpMaxChannels + 8;
+    expect("refuse a convolution block of too many channels", conv_block(v, nullptr));
+    v.channels = 8, v.height = kConvMaxTokens;
+    expect("refuse a convolution block of too many tokens", conv_block(v, nullptr));
+    v.height = 0;
+    expect("refuse a convolution block over a map without rows", conv_block(v, nullptr));
     PatchMergeBlockProblem o;
     o.merge.images = 1, o.merge.channels = 5, o.merge.grid_h = o.merge.grid_w = 4, o.columns = 8;
     expect("refuse a merge and product without workspace", patch_merge_block(o, nullptr));

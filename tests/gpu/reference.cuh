@@ -141,19 +141,19 @@ template <class T> __global__ void norm_pool(NormPoolProblem p, double* y) {
         atomicAdd(y + r / p.tokens * p.row + i, ((value(i) - mean) * factor * get<T>(p.scale, i) + get<T>(p.bias, i)) / p.tokens);
 }
 
-// A thread an element of y.
-template <class T> __global__ void depthwise_conv(DepthwiseConvProblem p, double* y) {
+// A thread an element of y. The tokens may be of another type than the weights.
+template <class T, class X = T> __global__ void depthwise_conv(DepthwiseConvProblem p, double* y) {
     const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
     if (i >= p.images * p.height * p.width * p.channels) return;
     const int64_t c = i % p.channels, token = i / p.channels;
     const int tx = token % p.width, ty = token / p.width % p.height;
     double sum = p.b ? get<T>(p.b, c) : 0;
-    if (p.residual) sum += get<T>(p.x, i);
+    if (p.residual) sum += get<X>(p.x, i);
     for (int ky = 0; ky < p.kernel; ++ky)
         for (int kx = 0; kx < p.kernel; ++kx) {
             const int dy = ky - p.kernel / 2, dx = kx - p.kernel / 2;
             if (ty + dy < 0 || ty + dy >= p.height || tx + dx < 0 || tx + dx >= p.width) continue;
-            sum += get<T>(p.w, (int64_t{ky} * p.kernel + kx) * p.channels + c) * get<T>(p.x, i + (int64_t{dy} * p.width + dx) * p.channels);
+            sum += get<T>(p.w, (int64_t{ky} * p.kernel + kx) * p.channels + c) * get<X>(p.x, i + (int64_t{dy} * p.width + dx) * p.channels);
         }
     y[i] = sum;
 }

@@ -238,6 +238,17 @@ def cases():
         y = y.reshape(x.shape) + (x if extra else 0)
         yield Case(name, {"x": x}, constants, [node("TrtOptDepthwiseConv", ["x", *constants], ["y"], grid=[gh, gw], kernel=kernel, bias=int(offset), residual=int(extra))], {"y": y}, dynamic=images == 2)
 
+    for name, images, (gh, gw), channels, hidden, kernel in (("conv_block", 2, (14, 14), 64, 64, 5), ("conv_block_3", 1, (9, 5), 24, 40, 3), ("conv_block_odd", 2, (4, 3), 20, 33, 7)):
+        x = rand(images, gh * gw, channels)
+        constants = {"w1": rand(channels, hidden, scale=channels**-0.5), "b1": rand(hidden, scale=0.2), "w": rand(kernel * kernel, hidden, scale=1 / kernel), "b": rand(hidden, scale=0.2),
+                     "w2": rand(hidden, channels, scale=hidden**-0.5), "b2": rand(channels, scale=0.2)}
+        edge = kernel // 2
+        up = (x @ constants["w1"] + constants["b1"]).reshape(images, gh, gw, hidden)
+        padded = np.pad(up, ((0, 0), (edge, edge), (edge, edge), (0, 0)))
+        mixed = sum(padded[:, i // kernel:i // kernel + gh, i % kernel:i % kernel + gw] * constants["w"][i] for i in range(kernel * kernel)) + constants["b"]
+        y = x + mixed.reshape(images, gh * gw, hidden) @ constants["w2"] + constants["b2"]
+        yield Case(name, {"x": x}, constants, [node("TrtOptConvBlock", ["x", *constants], ["y"], grid=[gh, gw], kernel=kernel)], {"y": y}, dynamic=images == 2)
+
     heads3 = {"num_heads": 3, "scale": 32**-0.5}
     qkv, table = rand(128, 49, 3 * 96), rand(169, 3)
     q, k, v = (heads(qkv[..., i * 96:(i + 1) * 96], 3) for i in range(3))

@@ -83,32 +83,33 @@ fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
     shapes(graph, node)?;
     let x = node.input(0)?;
     let (dtype, channels) = (graph.dtype(x)?, graph.shape(x)?.last()?.int()?);
-    let ([height, width], kernel) = (op.grid, op.kernel);
     let float = |body: &mut Body, name: &str| {
         let value = body.input(name);
         body.cast(&value, DType::F32)
     };
     let (x, w) = (float(body, "x"), float(body, "w"));
-    let map = body.reshape(&x, &[-1, height, width, channels]);
+    let b = (node.int("bias")? != 0).then(|| float(body, "b"));
+    let y = steps(body, &op, channels, &x, &w, b.as_deref());
+    let y = body.cast(&y, dtype);
+    body.output(&y, "y");
+    Some(())
+}
+
+/// What the op computes of tokens and weights, all of them float values.
+pub(super) fn steps(body: &mut Body, op: &DepthwiseConv, channels: i64, x: &str, w: &str, b: Option<&str>) -> String {
+    let ([height, width], kernel) = (op.grid, op.kernel);
+    let map = body.reshape(x, &[-1, height, width, channels]);
     let map = body.transpose(&map, &[0, 3, 1, 2]);
-    let w = body.transpose(&w, &[1, 0]);
-    let mut operands = vec![map, body.reshape(&w, &[channels, 1, kernel, kernel])];
-    if node.int("bias")? != 0 {
-        operands.push(float(body, "b"));
-    }
+    let w = body.transpose(w, &[1, 0]);
+    let w = body.reshape(&w, &[channels, 1, kernel, kernel]);
+    let operands: Vec<&str> = [map.as_str(), w.as_str()].into_iter().chain(b).collect();
     let attributes = vec![
         AttributeProto::int("group", channels),
         AttributeProto::ints("kernel_shape", &[kernel; 2]),
         AttributeProto::ints("pads", &[kernel / 2; 4]),
     ];
-    let operands: Vec<&str> = operands.iter().map(String::as_str).collect();
     let map = body.op("Conv", &operands, attributes);
     let tokens = body.transpose(&map, &[0, 2, 3, 1]);
-    let mut y = body.reshape(&tokens, &[-1, height * width, channels]);
-    if op.residual {
-        y = body.op("Add", &[&x, &y], vec![]);
-    }
-    let y = body.cast(&y, dtype);
-    body.output(&y, "y");
-    Some(())
+    let y = body.reshape(&tokens, &[-1, height * width, channels]);
+    if op.residual { body.op("Add", &[x, &y], vec![]) } else { y }
 }

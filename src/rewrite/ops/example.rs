@@ -1,8 +1,8 @@
 //! A typical node of each op: what plugin libraries are tried with.
 
 use super::{
-    Attention, AttnBlock, BlockChain, DepthwiseConv, Gelu, LayerNorm, Layout, Mask, MlpBlock, NormPool, OpDef,
-    PatchEmbed, PatchMerge, PatchMergeBlock, TntBridge, TntInnerBlock, TntWords, Window, WindowMap,
+    Attention, AttnBlock, BlockChain, ConvBlock, DepthwiseConv, Gelu, LayerNorm, Layout, Mask, MlpBlock, NormPool,
+    OpDef, PatchEmbed, PatchMerge, PatchMergeBlock, TntBridge, TntInnerBlock, TntWords, Window, WindowMap,
 };
 use crate::onnx::proto::AttributeProto;
 
@@ -48,6 +48,7 @@ pub fn example(def: &OpDef) -> Vec<AttributeProto> {
         "TrtOptGelu" => Gelu { tanh: false }.attributes(true),
         "TrtOptPatchEmbed" => PatchEmbed { epsilon: 1e-5, rank: 4 }.attributes(true, true),
         "TrtOptDepthwiseConv" => DepthwiseConv { grid: [14; 2], kernel: 3, residual: true }.attributes(true),
+        "TrtOptConvBlock" => ConvBlock { grid: [56; 2], kernel: 5 }.attributes(),
         "TrtOptBlockChain" => BlockChain {
             epsilon: 1e-5,
             num_heads: 3,

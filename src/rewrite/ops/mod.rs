@@ -5,6 +5,7 @@ mod attention;
 mod attn_block;
 mod block_chain;
 mod body;
+mod conv_block;
 mod depthwise_conv;
 mod example;
 mod gelu;
@@ -24,6 +25,7 @@ use std::collections::BTreeMap;
 pub use attention::{Attention, Bias, Layout, Mask, region, table_index};
 pub use attn_block::{AttnBlock, AttnWeights};
 pub use block_chain::{BlockChain, MAX_PAIRS, packed, padded};
+pub use conv_block::{ConvBlock, ConvWeights};
 pub use depthwise_conv::{DepthwiseConv, KERNELS};
 pub use example::example;
 pub use gelu::Gelu;
@@ -130,6 +132,7 @@ pub static OPS: &[&OpDef] = &[
     &tnt_words::DEF,
     &gelu::DEF,
     &depthwise_conv::DEF,
+    &conv_block::DEF,
     &block_chain::DEF,
 ];
 

@@ -150,12 +150,7 @@ impl Linear {
 
     /// The offset, or zeros in its stead.
     pub fn offset(&self, patch: &mut Patch, dtype: DType, name: &str) -> ValueId {
-        self.b.unwrap_or_else(|| {
-            let columns = self.sizes[1];
-            let zeros = float_tensor(dtype, &[columns], &vec![0.0; columns as usize]);
-            // The type was checked, so there is a tensor of it.
-            patch.constant(name, zeros.unwrap_or_default())
-        })
+        offset_or_zeros(self.b, patch, dtype, self.sizes[1], name)
     }
 
     fn take_offset(&mut self, graph: &Graph, add: NodeId, offset: ValueId) -> Outcome<()> {
@@ -169,6 +164,15 @@ impl Linear {
         self.covers.push(add);
         Ok(())
     }
+}
+
+/// The offset of so many columns, or zeros in its stead.
+pub fn offset_or_zeros(b: Option<ValueId>, patch: &mut Patch, dtype: DType, columns: i64, name: &str) -> ValueId {
+    b.unwrap_or_else(|| {
+        let zeros = float_tensor(dtype, &[columns], &vec![0.0; columns as usize]);
+        // The type was checked, so there is a tensor of it.
+        patch.constant(name, zeros.unwrap_or_default())
+    })
 }
 
 /// A weight as numbers, with its type and sizes.
@@ -250,8 +254,8 @@ pub mod limits {
 
     /// The GPUs that have products of MLP and attention blocks for many rows, by warpgroups.
     pub const WIDE_PRODUCTS: ComputeCapability = ComputeCapability::HOPPER;
-    /// The oldest GPUs on which an MLP block without a norm has tensor cores: those with the products of few rows.
-    pub const NO_NORM: ComputeCapability = ComputeCapability::HOPPER;
+    /// The oldest GPUs that have products of few rows, and with them tensor cores for MLP blocks without a norm and convolution blocks.
+    pub const FEW_ROWS: ComputeCapability = ComputeCapability::HOPPER;
     /// From so many rows on the plugins offer these products.
     pub const WIDE_ROWS: i64 = 1500;
     /// At 96, 192 and 384 channels blocks with them are faster than their parts, at 768 they are not. Between these nothing was
@@ -267,6 +271,9 @@ pub mod limits {
     /// FLOPs of both products of an MLP block in a chain, whose kernel is made for few rows: those that were measured have
     /// 0.46e9, and blocks of many rows have products of their own.
     pub const CHAIN_FLOPS: i64 = MLP_FLOPS;
+    /// FLOPs of both products of a convolution block. Not measured: they are as those of an attention block, which has another kernel
+    /// between two products of few rows. The first two stages of UniFormer-S have 0.051e9 at batch 1.
+    pub const CONV_FLOPS: i64 = ATTN_FLOPS;
     /// FLOPs of a bridge's product. TNT-S has 0.058e9 at batch 1, where the bridge is 1.3 to 1.4 times as fast as its parts; at
     /// batch 32 it takes 3.6 times as long. Between these nothing was measured.
     pub const BRIDGE_FLOPS: i64 = 100_000_000;
@@ -340,6 +347,17 @@ impl Wide<'_> {
             }),
             _ => check_flops(label, axes, products, limit, small),
         }
+    }
+}
+
+/// A miss on a GPU that is known to have no products of few rows, for a block that has tensor cores in these alone.
+pub fn check_products_of_few_rows(label: &str, gpu: Option<ComputeCapability>) -> Outcome<()> {
+    match gpu {
+        Some(gpu) if gpu < limits::FEW_ROWS => {
+            Err(Miss::new(label, "the plugin has no tensor cores for it on this GPU")
+                .expected(format!("compute capability {} or later", limits::FEW_ROWS), gpu.to_string()))
+        }
+        _ => Ok(()),
     }
 }
 

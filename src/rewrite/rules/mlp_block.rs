@@ -20,7 +20,8 @@ use crate::rewrite::engine::{Engine, Miss, Patch};
 use crate::rewrite::ops::{LayerNorm, MAX_CHANNELS, MAX_HIDDEN, MULTIPLE, MlpBlock, MlpWeights};
 use crate::rewrite::pattern::{fused_name, only_user};
 use crate::rewrite::rules::block::{
-    Fusion, Linear, Outcome, Rule, Wide, check_types, limits, output, single_use, sole_reader, sum_of,
+    Fusion, Linear, Outcome, Rule, Wide, check_products_of_few_rows, check_types, limits, output, single_use,
+    sole_reader, sum_of,
 };
 use crate::rewrite::rules::gelu::{Gelu, is_anchor, match_gelu};
 use crate::rewrite::{ComputeCapability, Kind};
@@ -86,9 +87,8 @@ impl Block {
         let (down, result) = Linear::after(graph, gelu.out)?;
         let mut covers: Vec<NodeId> = up.covers.iter().chain(&down.covers).chain(&gelu.covers).copied().collect();
         let norm = if is_added(graph, up.x, result) { None } else { Some(Norm::before(graph, up.x, result)?) };
-        if let Some(gpu) = gpu.filter(|gpu| norm.is_none() && *gpu < limits::NO_NORM) {
-            return Err(Miss::new(label, "without a norm the plugin has no tensor cores for it on this GPU")
-                .expected(format!("compute capability {} or later", limits::NO_NORM), gpu.to_string()));
+        if norm.is_none() {
+            check_products_of_few_rows(label, gpu)?;
         }
         let stream = norm.as_ref().map_or(up.x, |norm| norm.x);
         let add = sole_reader(graph, result, "Add")?;

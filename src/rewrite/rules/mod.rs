@@ -8,6 +8,7 @@ mod batch_norm;
 mod bias_gelu;
 mod block;
 mod block_chain;
+mod conv_block;
 mod depthwise_conv;
 mod gelu;
 mod layer_norm;
@@ -73,6 +74,8 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     token_conv::run(engine)?;
     // The MLPs of its products, which have no norm.
     mlp_block::run(engine)?;
+    // Of what that leaves.
+    conv_block::run(engine)?;
     // The GELUs that no block has taken, those behind its products too.
     bias_gelu::run(engine)?;
     // Behind all that know a movement as part of their pattern.
