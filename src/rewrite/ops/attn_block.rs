@@ -246,10 +246,6 @@ pub(super) fn steps(
 ) -> String {
     let map = block.attention.map;
     // What one step gives the next is rounded, sums are float.
-    let rounded = |body: &mut Body, v: &str| {
-        let narrow = body.cast(v, of.dtype);
-        body.cast(&narrow, DType::F32)
-    };
     let linear = |body: &mut Body, x: &str, w: &str, b: &str| {
         let product = body.op("MatMul", &[x, w], vec![]);
         body.op("Add", &[&product, b], vec![])
@@ -257,12 +253,12 @@ pub(super) fn steps(
     let stream = body.cast(s, DType::F32);
     let [scale, bias, w_qkv, b_qkv, w_proj, b_proj] = weights.each_ref().map(|v| body.cast(v, DType::F32));
     let normal = body.layer_norm(&stream, &scale, &bias, 1, block.epsilon);
-    let normal = rounded(body, &normal);
+    let normal = body.rounded(&normal, of.dtype);
     let rows = if block.in_windows() { map.partition_body(body, &normal, of.channels, DType::F32) } else { normal };
     let qkv = linear(body, &rows, &w_qkv, &b_qkv);
-    let qkv = rounded(body, &qkv);
+    let qkv = body.rounded(&qkv, of.dtype);
     let context = attention::packed_body(body, &block.attention, &qkv, of.tokens, of.head, terms);
-    let context = rounded(body, &context);
+    let context = body.rounded(&context, of.dtype);
     let mut branch = linear(body, &context, &w_proj, &b_proj);
     if block.in_windows() {
         branch = map.reverse_body(body, &branch, of.channels);

@@ -63,6 +63,12 @@ impl Body {
         self.op("Cast", &[value], vec![AttributeProto::int("to", to as i64)])
     }
 
+    /// A float value as one of the type would hold it.
+    pub fn rounded(&mut self, value: &str, dtype: DType) -> String {
+        let narrow = self.cast(value, dtype);
+        self.cast(&narrow, DType::F32)
+    }
+
     pub fn reshape(&mut self, value: &str, shape: &[i64]) -> String {
         let shape = self.ints(shape);
         self.op("Reshape", &[value, &shape], vec![])

@@ -102,19 +102,15 @@ fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
     let values = ["x", "w1", "b1", "w", "b", "w2", "b2"].map(|name| body.input(name));
     let [x, w1, b1, w, b, w2, b2] = values.each_ref().map(|value| body.cast(value, DType::F32));
     // What is between the steps is rounded, sums are float.
-    let rounded = |body: &mut Body, v: &str| {
-        let narrow = body.cast(v, dtype);
-        body.cast(&narrow, DType::F32)
-    };
     let product = |body: &mut Body, x: &str, w: &str, b: &str| {
         let product = body.op("MatMul", &[x, w], vec![]);
         body.op("Add", &[&product, b], vec![])
     };
     let up = product(body, &x, &w1, &b1);
-    let up = rounded(body, &up);
+    let up = body.rounded(&up, dtype);
     let conv = DepthwiseConv { grid: op.grid, kernel: op.kernel, residual: false };
     let mixed = steps(body, &conv, hidden, &up, &w, Some(&b));
-    let mixed = rounded(body, &mixed);
+    let mixed = body.rounded(&mixed, dtype);
     let down = product(body, &mixed, &w2, &b2);
     let y = body.op("Add", &[&x, &down], vec![]);
     let y = body.cast(&y, dtype);

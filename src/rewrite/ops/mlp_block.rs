@@ -153,24 +153,20 @@ pub(super) fn steps(
     dtype: DType,
 ) -> String {
     // Operands of the products are rounded, sums are float.
-    let rounded = |body: &mut Body, v: &str| {
-        let narrow = body.cast(v, dtype);
-        body.cast(&narrow, DType::F32)
-    };
     let stream = body.cast(s, DType::F32);
     let norm = norm.map(|norm| norm.each_ref().map(|v| body.cast(v, DType::F32)));
     let [w1, b1, w2, b2] = products.each_ref().map(|v| body.cast(v, DType::F32));
     let rows = match norm {
         Some([scale, bias]) => {
             let normal = body.layer_norm(&stream, &scale, &bias, 1, block.epsilon);
-            rounded(body, &normal)
+            body.rounded(&normal, dtype)
         }
         None => stream.clone(),
     };
     let up = body.op("MatMul", &[&rows, &w1], vec![]);
     let up = body.op("Add", &[&up, &b1], vec![]);
     let active = gelu(body, &up, block.tanh);
-    let active = rounded(body, &active);
+    let active = body.rounded(&active, dtype);
     let down = body.op("MatMul", &[&active, &w2], vec![]);
     let down = body.op("Add", &[&down, &b2], vec![]);
     body.op("Add", &[&stream, &down], vec![])

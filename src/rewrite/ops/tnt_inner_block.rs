@@ -152,10 +152,6 @@ pub(super) fn steps(
     dtype: DType,
 ) -> Option<String> {
     // What one step gives the next is rounded; sums and the residual stream are float.
-    let rounded = |body: &mut Body, v: &str| {
-        let narrow = body.cast(v, dtype);
-        body.cast(&narrow, DType::F32)
-    };
     let normalize = |body: &mut Body, s: &str, scale: &str, bias: &str, epsilon: f32| {
         let normal = if block.whole {
             let [s, scale, bias] =
@@ -166,7 +162,7 @@ pub(super) fn steps(
         } else {
             body.layer_norm(s, scale, bias, 1, epsilon)
         };
-        rounded(body, &normal)
+        body.rounded(&normal, dtype)
     };
     let linear = |body: &mut Body, x: &str, w: &str, b: &str| {
         let product = body.op("MatMul", &[x, w], vec![]);
@@ -179,7 +175,7 @@ pub(super) fn steps(
 
     let normal = normalize(body, x, scale1, bias1, block.epsilon[0]);
     let qkv = linear(body, &normal, w_qkv, b_qkv);
-    let qkv = rounded(body, &qkv);
+    let qkv = body.rounded(&qkv, dtype);
     let op = Attention {
         num_heads: block.num_heads,
         scale: block.scale,
@@ -189,14 +185,14 @@ pub(super) fn steps(
         map: WindowMap::NONE,
     };
     let context = attention::packed_body(body, &op, &qkv, n, c / block.num_heads, &[]);
-    let context = rounded(body, &context);
+    let context = body.rounded(&context, dtype);
     let projected = linear(body, &context, w_proj, b_proj);
     let s = body.op("Add", &[x, &projected], vec![]);
 
     let normal = normalize(body, &s, scale2, bias2, block.epsilon[1]);
     let up = linear(body, &normal, w1, b1);
     let active = gelu(body, &up, block.tanh);
-    let active = rounded(body, &active);
+    let active = body.rounded(&active, dtype);
     let down = linear(body, &active, w2, b2);
     Some(body.op("Add", &[&s, &down], vec![]))
 }

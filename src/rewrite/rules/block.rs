@@ -231,6 +231,22 @@ pub fn sole_reader(graph: &Graph, value: ValueId, op: &str) -> Outcome<NodeId> {
     }
 }
 
+/// The operand of the add that is not `this`, by name.
+pub fn other_name(graph: &Graph, add: NodeId, this: ValueId) -> String {
+    let other = graph.node(add).inputs.iter().flatten().find(|&&v| v != this);
+    other.map_or("the same value twice".into(), |&v| graph.value(v).name.clone())
+}
+
+/// A miss unless the second product has the columns of the first as rows, and its rows as columns.
+pub fn check_leads_back(label: &str, [up, down]: [&Linear; 2]) -> Outcome<()> {
+    let [channels, hidden] = up.sizes;
+    if down.sizes == [hidden, channels] {
+        return Ok(());
+    }
+    Err(Miss::new(label, "the second product does not lead back to the channels")
+        .expected(format!("[{hidden}, {channels}]"), format!("[{}, {}]", down.sizes[0], down.sizes[1])))
+}
+
 /// A miss unless the plugins take the stream's type, and the weights of both products are of it.
 pub fn check_types(graph: &Graph, label: &str, stream: ValueId, products: [&Linear; 2]) -> Outcome<()> {
     let dtype = graph.dtype(stream);

@@ -13,8 +13,8 @@ use crate::rewrite::engine::{Engine, Miss, Patch};
 use crate::rewrite::ops::{ConvBlock, ConvWeights, DepthwiseConv, MAX_CHANNELS, MULTIPLE};
 use crate::rewrite::pattern::fused_name;
 use crate::rewrite::rules::block::{
-    Fusion, Linear, Outcome, Rule, check_flops, check_products_of_few_rows, check_types, limits, offset_or_zeros,
-    output, single_use, sole_reader,
+    Fusion, Linear, Outcome, Rule, check_flops, check_leads_back, check_products_of_few_rows, check_types, limits,
+    offset_or_zeros, other_name, output, single_use, sole_reader,
 };
 use crate::rewrite::rules::depthwise_conv::check_operands;
 use crate::rewrite::{ComputeCapability, Kind};
@@ -77,12 +77,11 @@ impl Block {
         let (down, result) = Linear::after(graph, output(graph, anchor)?)?;
         let x = up.x;
         let add = sole_reader(graph, result, "Add")?;
-        let operands = &graph.node(add).inputs;
-        if !operands.contains(&Some(x)) {
-            let other = operands.iter().flatten().find(|&&v| v != result);
-            let found = other.map_or("the same value twice", |&v| &graph.value(v).name);
+        if !graph.node(add).inputs.contains(&Some(x)) {
             let reason = "what is added to the last product is not what the first one reads";
-            return Err(Miss::new(graph.node_label(add), reason).expected(&graph.value(x).name, found));
+            return Err(
+                Miss::new(graph.node_label(add), reason).expected(&graph.value(x).name, other_name(graph, add, result))
+            );
         }
         let out = output(graph, add)?;
         check_sizes(graph, label, x, [&up, &down])?;
@@ -113,12 +112,8 @@ impl Block {
 /// Types and sizes that the plugin takes, and is made for.
 fn check_sizes(graph: &Graph, label: &str, x: ValueId, products: [&Linear; 2]) -> Outcome<()> {
     check_types(graph, label, x, products)?;
-    let [up, down] = products;
-    let [channels, hidden] = up.sizes;
-    if down.sizes != [hidden, channels] {
-        return Err(Miss::new(label, "the second product does not lead back to the channels")
-            .expected(format!("[{hidden}, {channels}]"), format!("[{}, {}]", down.sizes[0], down.sizes[1])));
-    }
+    check_leads_back(label, products)?;
+    let [channels, hidden] = products[0].sizes;
     if channels % MULTIPLE != 0 || hidden % MULTIPLE != 0 {
         return Err(Miss::new(label, "the tensor cores take no such sizes").expected(
             format!("multiples of {MULTIPLE}"),

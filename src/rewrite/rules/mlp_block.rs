@@ -20,8 +20,8 @@ use crate::rewrite::engine::{Engine, Miss, Patch};
 use crate::rewrite::ops::{LayerNorm, MAX_CHANNELS, MAX_HIDDEN, MULTIPLE, MlpBlock, MlpWeights};
 use crate::rewrite::pattern::{fused_name, only_user};
 use crate::rewrite::rules::block::{
-    Fusion, Linear, Outcome, Rule, Wide, check_products_of_few_rows, check_types, limits, output, single_use,
-    sole_reader, sum_of,
+    Fusion, Linear, Outcome, Rule, Wide, check_leads_back, check_products_of_few_rows, check_types, limits, other_name,
+    output, single_use, sole_reader, sum_of,
 };
 use crate::rewrite::rules::gelu::{Gelu, is_anchor, match_gelu};
 use crate::rewrite::{ComputeCapability, Kind};
@@ -133,12 +133,6 @@ fn is_added(graph: &Graph, value: ValueId, result: ValueId) -> bool {
     add.is_some_and(|node| node.inputs.contains(&Some(value)))
 }
 
-/// The operand of the add that is not `this`, by name.
-fn other_name(graph: &Graph, add: NodeId, this: ValueId) -> String {
-    let other = graph.node(add).inputs.iter().flatten().find(|&&v| v != this);
-    other.map_or("the same value twice".into(), |&v| graph.value(v).name.clone())
-}
-
 /// The fused norm over the last axis before a block.
 struct Norm {
     id: NodeId,
@@ -181,10 +175,7 @@ impl Norm {
 fn check_sizes(graph: &Graph, label: &str, stream: ValueId, up: &Linear, down: &Linear) -> Outcome<()> {
     check_types(graph, label, stream, [up, down])?;
     let [channels, hidden] = up.sizes;
-    if down.sizes != [hidden, channels] {
-        return Err(Miss::new(label, "the second product does not lead back to the channels")
-            .expected(format!("[{hidden}, {channels}]"), format!("[{}, {}]", down.sizes[0], down.sizes[1])));
-    }
+    check_leads_back(label, [up, down])?;
     if channels % MULTIPLE != 0 || hidden % MULTIPLE != 0 {
         return Err(Miss::new(label, "the tensor cores take no such sizes")
             .expected(format!("multiples of {MULTIPLE}"), format!("{channels} channels, {hidden} hidden columns")));
