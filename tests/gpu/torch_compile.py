@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Times torch.compile on the models of a report, in fp16, and adds a row `torch-compile` for each to the report.
 
-    torch_compile.py REPORT.json OUT.json --run ID NAME:BATCH ... [--mode max-autotune]
+    torch_compile.py REPORT.json OUT.json --run ID NAME:BATCH ... [--mode max-autotune] [--after FILE]
 
 To be run right after the report, on the same GPU: the rows join its run ID, though they are timed after its engines and not
-between them, which their note says. A sample is one call, between two events of the GPU; the compiled model replays a CUDA
+between them, which their note says. With --after models are compiled at once, which takes minutes, and timed when FILE is there:
+the report may be made meanwhile. A sample is one call, between two events of the GPU; the compiled model replays a CUDA
 graph. Errors are ||out - ref|| / ||ref|| against the same weights in fp32 without TF32.
 """
 import argparse
@@ -12,6 +13,7 @@ import json
 import os
 import pathlib
 import sys
+import time
 
 import numpy as np
 import torch
@@ -44,7 +46,7 @@ def interval(times, rng):
     return [float(np.quantile(medians, q)) for q in (0.025, 0.975)]
 
 
-def measure(name, batch, mode, run):
+def measure(name, batch, mode, run, after):
     subject = Subject(name)
     x = images(batch, subject.image).cuda()
     with torch.inference_mode():
@@ -53,6 +55,9 @@ def measure(name, batch, mode, run):
         half = x.half()
         out = model(half).double()
         error = float((out - reference).norm() / reference.norm())
+        print(f"{name}:{batch}: compiled", flush=True)
+        while after and not os.path.exists(after):
+            time.sleep(0.2)
         times = samples(lambda: model(half))
     return {
         "model": name, "variant": "torch-compile", "precision": "fp16", "batch": batch, "mode": "graph",
@@ -62,31 +67,40 @@ def measure(name, batch, mode, run):
     }
 
 
+def read(args):
+    """The report, which has to have the run, of this kind of GPU."""
+    with open(args.report) as f:
+        report = json.load(f)
+    gpu = torch.cuda.get_device_name()
+    if args.run not in report["environment"]:
+        sys.exit(f"{args.report} has no run {args.run!r}: {', '.join(report['environment'])}")
+    if report["environment"][args.run]["gpu"] != gpu:
+        sys.exit(f"run {args.run} is of {report['environment'][args.run]['gpu']}, and this is {gpu}")
+    return report
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("report")
     parser.add_argument("out")
     parser.add_argument("--run", required=True, help="the run of the report to join")
     parser.add_argument("--mode", default="max-autotune")
+    parser.add_argument("--after", metavar="FILE", help="time nothing, and read no report, before this file is there")
     parser.add_argument("models", nargs="+", metavar="NAME:BATCH")
     args = parser.parse_args()
+    if not args.after:
+        read(args)  # before minutes of compiling
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    with open(args.report) as f:
-        report = json.load(f)
-    gpu = torch.cuda.get_device_name()
-    if args.run not in report["environment"]:
-        parser.error(f"{args.report} has no run {args.run!r}: {', '.join(report['environment'])}")
-    if report["environment"][args.run]["gpu"] != gpu:
-        parser.error(f"run {args.run} is of {report['environment'][args.run]['gpu']}, and this is {gpu}")
-    failed = 0
+    report, failed = None, 0
     for subject in args.models:
         name, _, batch = subject.partition(":")
         try:
-            row = measure(name, int(batch or 1), args.mode, args.run)
+            row = measure(name, int(batch or 1), args.mode, args.run, args.after)
         except Exception as e:  # a model that does not compile leaves the others
             print(f"{subject}: {e}", file=sys.stderr)
             failed += 1
             continue
+        report = report or read(args)
         report["rows"].append(row)
         print(f"{subject}: {row['p50_us']:.1f} us, error {row['rel_err']:.2e}", flush=True)
         with open(args.out + ".tmp", "w") as f:
