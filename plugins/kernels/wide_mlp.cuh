@@ -35,22 +35,23 @@ constexpr int kWideMlpRows = 64, kWideMlpChunk = 64, kWideMlpMaxHidden = 1024, k
 // second product, or nothing.
 enum class WideMlpOverlap { kBoth, kSecond, kNone };
 
-// Of up to C channels, and more than the tile before has. Offsets are of shared memory, in bytes.
-template <int C> struct WideMlpTile {
+// Of up to C channels, and more than the tile before has. GROUPS warpgroups: three have 168 registers a thread, two 255. Offsets are of shared memory, in bytes.
+template <int C, int GROUPS> struct WideMlpTile {
     static_assert(C == 64 || C == 96 || C == 128 || C == 192);
+    static_assert(GROUPS == 2 || GROUPS == 3);
+    static constexpr int kChannels = C, kGroups = GROUPS, kThreads = 128 * GROUPS;
     static constexpr int kUnits = C / 32;               // of eight channels that a thread has of a row
     static constexpr int kSureUnits = C == 64 ? 0 : C == 96 ? 64 / 32 : C == 128 ? 96 / 32 : 128 / 32;  // that are there with the fewest channels
-    static constexpr int kParts = (C + 63) / 64;        // of W2's rows
+    static constexpr int kParts = (C + 63) / 64;        // of 64 channels, of W2's and the normalized rows
     static constexpr int kW1Bytes = C * 128, kW2Bytes = kParts * 64 * 128, kSlotBytes = kW1Bytes > kW2Bytes ? kW1Bytes : kW2Bytes;
-    static constexpr int kGroups = C <= 96 ? 2 : 3;     // warpgroups
-    static constexpr int kThreads = 128 * kGroups;
-    static constexpr bool kRowsInRegisters = C <= 96;   // those that go into the first product: else they are in shared memory
-    static constexpr WideMlpOverlap kOverlap = C <= 96 ? WideMlpOverlap::kBoth : C <= 128 ? WideMlpOverlap::kSecond : WideMlpOverlap::kNone;
+    static constexpr bool kRowsInRegisters = GROUPS == 2;  // those that go into the first product: else they are in shared memory
+    static constexpr WideMlpOverlap kOverlap = GROUPS == 2 ? WideMlpOverlap::kBoth : C <= 128 ? WideMlpOverlap::kSecond : WideMlpOverlap::kNone;
 
     static constexpr int kFull = 0, kCounts = kWideMlpMaxSlots * 8, kB1 = kCounts + kWideMlpMaxSlots * 4, kB2 = kB1 + kWideMlpMaxHidden * 4, kScale = kB2 + C * 4, kShift = kScale + C * 2;
-    static constexpr int kRows = (kShift + C * 2 + 1023) / 1024 * 1024, kGroupRowsBytes = kRowsInRegisters ? 0 : kWideMlpRows * C * 2;
+    static constexpr int kRows = (kShift + C * 2 + 1023) / 1024 * 1024, kGroupRowsBytes = kRowsInRegisters ? 0 : kParts * kWideMlpRows * 128;
     static constexpr int kRing = kRows + kGroups * kGroupRowsBytes;
-    static constexpr int shared_bytes(int slots) { return 1024 + kRing + slots * kSlotBytes; }
+    static constexpr bool kPacked = GROUPS == 3 && kW1Bytes < kSlotBytes && kW2Bytes == kSlotBytes;  // pieces that stay lie close to each other, for want of room
+    static constexpr int kFixed = 1024 + kRing;                           // and the slots
 };
 
 namespace wide {
@@ -78,10 +79,10 @@ template <int COUNT> __device__ __forceinline__ void settle(uint32_t (&r)[COUNT]
 }  // namespace wide
 
 // A thread's part of a block: the kernel's body.
-template <int C, bool TANH> struct WideMlp {
-    using Tile = WideMlpTile<C>;
+template <class TILE, bool TANH> struct WideMlp {
+    using Tile = TILE;
     using Unit = Pack<__half, 8>;
-    static constexpr int kUnits = Tile::kUnits, kSteps = C / 16, kHiddenSteps = kWideMlpChunk / 16, kWarps = Tile::kThreads / 32;
+    static constexpr int C = Tile::kChannels, kUnits = Tile::kUnits, kSteps = C / 16, kHiddenSteps = kWideMlpChunk / 16, kWarps = Tile::kThreads / 32;
     static constexpr bool kBoth = Tile::kOverlap == WideMlpOverlap::kBoth, kNone = Tile::kOverlap == WideMlpOverlap::kNone;
 
     const WideMlpArgs& p;
@@ -92,14 +93,17 @@ template <int C, bool TANH> struct WideMlp {
     bool stay;
     // Where the next piece is, and the oldest that is not given back; which of its tile the first one is that has no slot yet, and how many there are of these.
     int slot = 0, old_slot = 0, coming, left;
+    int saved = 0;  // bytes that the pieces before leave of their slots
     uint32_t parity = 0;
 
     template <class T> __device__ __forceinline__ const T* shared_as(int offset) const { return reinterpret_cast<const T*>(shared + offset); }
+    // What so many of a tile's first pieces leave of their slots where they stay: all of W1 do.
+    __device__ __forceinline__ int saved_by(int pieces) const { return Tile::kPacked && stay ? (pieces < 2 ? pieces : pieces / 2 + 1) * (Tile::kSlotBytes - Tile::kW1Bytes) : 0; }
     // A tile's pieces in order: W1 0, W1 1, W2 0, W1 2, W2 1, ... W2 n - 1; where nothing overlaps W1 0, W2 0, W1 1, W2 1, ...
     __device__ __forceinline__ void fetch(int i, int to_slot) const {
         const bool last = kNone || i == pieces - 1, second = kNone ? i % 2 == 1 : last || (i > 0 && i % 2 == 0);
         const int chunk = second ? i / 2 - (last ? 0 : 1) : (i + (kNone ? 0 : 1)) / 2;
-        const uint32_t to = at + Tile::kRing + to_slot * Tile::kSlotBytes, barrier = at + Tile::kFull + to_slot * 8;
+        const uint32_t to = at + Tile::kRing + to_slot * Tile::kSlotBytes - saved_by(i), barrier = at + Tile::kFull + to_slot * 8;
         mbarrier::expect(barrier, second ? Tile::kW2Bytes : Tile::kW1Bytes);
         if (second) {
 #pragma unroll
@@ -109,10 +113,12 @@ template <int C, bool TANH> struct WideMlp {
         }
     }
     // The next piece, when it is there.
-    __device__ __forceinline__ uint32_t take() {
+    __device__ __forceinline__ uint32_t take(int bytes) {
         mbarrier::wait(at + Tile::kFull + slot * 8, parity);
-        const uint32_t piece = at + Tile::kRing + slot * Tile::kSlotBytes;
+        uint32_t piece = at + Tile::kRing + slot * Tile::kSlotBytes;
+        if constexpr (Tile::kPacked) piece -= saved, saved += stay ? Tile::kSlotBytes - bytes : 0;
         if (++slot == p.slots) slot = 0, parity ^= stay ? 0 : 1;
+        if (Tile::kPacked && slot == 0) saved = 0;
         return piece;
     }
     // This warp is done with the oldest piece.
@@ -210,7 +216,7 @@ template <int C, bool TANH> struct WideMlp {
     }
 
     __device__ __forceinline__ void start_first(float (&s)[32]) {
-        const uint32_t w = take();
+        const uint32_t w = take(Tile::kW1Bytes);
         warpgroup::begin();
 #pragma unroll
         for (int k = 0; k < kSteps; ++k) {
@@ -221,7 +227,7 @@ template <int C, bool TANH> struct WideMlp {
         warpgroup::commit();
     }
     __device__ __forceinline__ void start_second(float (&o)[C / 2], uint32_t (&h)[kHiddenSteps][4]) {
-        const uint32_t w = take();
+        const uint32_t w = take(Tile::kW2Bytes);
         warpgroup::begin();
 #pragma unroll
         for (int k = 0; k < kHiddenSteps; ++k) wide::multiply(o, h[k], wide::descriptor(w + k * 2048, 64 * 128), 1);
@@ -260,7 +266,7 @@ template <int C, bool TANH> struct WideMlp {
 
     __device__ __forceinline__ void tile(int row0) {
         prepare_rows(row0);
-        float s[32], o[C / 2] = {};
+        float s[32] = {}, o[C / 2] = {};
         uint32_t even[kHiddenSteps][4], odd[kHiddenSteps][4];
         start_first(s);
         warpgroup::wait<0>();
@@ -268,7 +274,7 @@ template <int C, bool TANH> struct WideMlp {
         give_back();
 
         auto chunk = [&](int i, uint32_t (&h)[kHiddenSteps][4]) {
-            float next[32];
+            float next[32] = {};  // the first step does not add, but without a value the compiler makes products wait for each other
             if constexpr (kBoth) start_first(next);
             activate_chunk(s, i, h);
             if constexpr (!kNone) warpgroup::wait<0>();
@@ -318,9 +324,9 @@ template <int C, bool TANH> struct WideMlp {
     }
 };
 
-template <int C, bool TANH> __global__ void __launch_bounds__(WideMlpTile<C>::kThreads, 1) wide_mlp_kernel(const __grid_constant__ WideMlpArgs p) {
+template <class Tile, bool TANH> __global__ void __launch_bounds__(Tile::kThreads, 1) wide_mlp_kernel(const __grid_constant__ WideMlpArgs p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-    using Tile = WideMlpTile<C>;
+    constexpr int C = Tile::kChannels;
     ptx::let_next_start();
     extern __shared__ unsigned char unaligned[];
     const uint32_t unaligned_at = ptx::shared_address(unaligned), at = (unaligned_at + 1023) & ~1023u;
@@ -329,7 +335,7 @@ template <int C, bool TANH> __global__ void __launch_bounds__(WideMlpTile<C>::kT
     // A round of tiles: one of each warpgroup of each block, the first warpgroups' before the second ones'.
     const int blocks = static_cast<int>(gridDim.x), first = static_cast<int>(blockIdx.x), round = Tile::kGroups * blocks;
 
-    WideMlp<C, TANH> m{p, shared, at};
+    WideMlp<Tile, TANH> m{p, shared, at};
     m.g = tid % 32 / 4, m.t = tid % 4, m.group = __shfl_sync(0xffffffffu, tid / 128, 0), m.warp = tid / 32 % 4;
     m.pieces = 2 * p.chunks, m.stay = p.slots == m.pieces;
     m.left = m.stay ? 0 : (p.tiles - first + round - 1) / round * m.pieces - p.slots, m.coming = p.slots;
@@ -365,7 +371,7 @@ template <int C, bool TANH> __global__ void __launch_bounds__(WideMlpTile<C>::kT
             }
             m.tile(tile * kWideMlpRows);
         } else if (!m.stay) {
-            for (int i = 0; i < m.pieces; ++i) m.take(), m.give_back();
+            for (int i = 0; i < m.pieces; ++i) m.take(0), m.give_back();
         }
     }
 #endif

@@ -22,7 +22,7 @@ struct WideMlpPlan {
 // In these the problem is valid, all sizes are multiples of 8, pointers aligned to 16 bytes, elements fp16. False, too, where the build or the device has
 // no such instructions.
 bool wide_mlp_valid(const WideMlpPlan& plan, const MlpBlockProblem& problem);
-// The one that fits, or none, or where there are few rows none.
+// Those that fit, best guess first; none where there are few rows.
 std::vector<WideMlpPlan> wide_mlp_plans(const MlpBlockProblem& problem);
 cudaError_t wide_mlp(const MlpBlockProblem& problem, const WideMlpPlan& plan, cudaStream_t stream);
 

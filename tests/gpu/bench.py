@@ -500,7 +500,8 @@ def tactic_name(tactic):
     if tactic >> 28 == 1:
         return f"wide {tactic & 15}, {tactic >> 4 & 15}"
     if tactic >> 27 == 1:
-        return f"wide kernel, up to {(64, 96, 128, 192)[(tactic & 15) - 1]} channels"
+        channels, warpgroups = ((64, 2), (96, 2), (64, 3), (96, 3), (128, 3), (192, 3))[(tactic & 15) - 1]
+        return f"wide kernel, up to {channels} channels, {warpgroups} warpgroups"
     if tactic >> 29 & 1:
         return f"cluster of {32 << (tactic & 1)} rows, slice {(tactic >> 4 & 15) * 32}" + (", fp16 sums" if tactic & 2 else "") + (", counted" if tactic & 4 else "")
     return f"tile {tactic & 15} cluster {1 << (tactic >> 4 & 15)} groups {tactic >> 8}"

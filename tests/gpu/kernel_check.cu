@@ -657,7 +657,7 @@ void check(Checker& c, const MlpCase& a) {
         for (int tile = 1; tile <= 3; ++tile)
             if (const int32_t tactic = wide_tactic(tile, tile % 3 + 1); mlp_block_tactic_valid(p, tactic)) tactics.push_back(tactic);
     if (a.every_tactic && a.type == DType::kHalf)
-        for (int tile = 1; tile <= 4; ++tile)
+        for (int tile = 1; tile <= 6; ++tile)
             if (const int32_t tactic = wide_mlp_tactic(tile); mlp_block_tactic_valid(p, tactic)) tactics.push_back(tactic);
     for (int32_t tactic : tactics) {
         y->poison(), workspace->poison();
