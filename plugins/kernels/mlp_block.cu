@@ -1,5 +1,5 @@
-// Chooses between one kernel, one of clusters for a few rows, two, and a norm with two wide products for an MLP block and how the one is cut up, and sums what its groups of blocks give.
-// Without a norm there are two kernels, of few rows or wide.
+// Chooses between one kernel, one of clusters for a few rows, two, and for many rows a norm with two wide products or a wide kernel of all, for an MLP block and how the one is cut up, and sums
+// what its groups of blocks give. Without a norm there are two kernels, of few rows or wide, or the wide one.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -10,6 +10,7 @@
 #include "mlp_chain.h"
 #include "mlp_cluster.h"
 #include "wide_blocks.h"
+#include "wide_mlp.h"
 
 namespace trt_opt {
 
@@ -169,8 +170,8 @@ bool valid(const MlpBlockProblem& q) {
     return q.rows >= 0 && q.channels > 0 && q.channels <= kMlpMaxChannels && q.hidden > 0 && q.hidden <= kMlpMaxHidden;
 }
 
-// The tactics that are worth timing, of one kernel and of two, cheapest first by the estimates. Those of clusters that share out a few rows, and those of
-// wide products, are before all others or behind them, as the best of them would be: their estimates are not fitted to anything yet.
+// The tactics that are worth timing, of one kernel and of two, cheapest first by the estimates. Those of clusters that share out a few rows, those of
+// wide products and the wide kernel are before all others or behind them, as the best of them would be: their estimates are not fitted to anything yet.
 std::vector<int32_t> candidates(const MlpBlockProblem& q, size_t most) {
     const std::vector<Plan> one = plans(q);
     const std::vector<GemmPair> two = mlp_chain_plans(q);
@@ -185,7 +186,14 @@ std::vector<int32_t> candidates(const MlpBlockProblem& q, size_t most) {
         for (const auto& plan : plans)
             if (tactics.size() + last.size() < most) (first ? tactics : last).push_back(plan.id());
     };
-    for (bool first : {true, false}) add(clusters, first), add(wide, first);
+    const std::vector<WideMlpPlan> kernel = wide_mlp_plans(q);
+    const bool before = !kernel.empty() && (wide.empty() || kernel.front().cost <= wide.front().cost);
+    for (bool first : {true, false}) {
+        add(clusters, first);
+        if (before) add(kernel, first);
+        add(wide, first);
+        if (!before) add(kernel, first);
+    }
     const bool others_first = tactics.empty() && others < std::numeric_limits<float>::infinity();
     if (others_first && last.size() == most) last.pop_back();
     const size_t room = most - last.size();
@@ -227,6 +235,7 @@ cudaError_t mlp_block(const MlpBlockProblem& q, void* workspace, cudaStream_t st
     if (tactic == 0) return mlp_plain_f16(q, stream);
     if (GemmPair::is_id(tactic)) return workspace && aligned_to(16, workspace) ? mlp_chain(q, GemmPair::of(tactic), workspace, stream) : cudaErrorInvalidValue;
     if (MlpClusterPlan::is_id(tactic)) return mlp_cluster(q, MlpClusterPlan::of(tactic), stream);
+    if (WideMlpPlan::is_id(tactic)) return wide_mlp(q, WideMlpPlan::of(tactic), stream);
     if (WidePair::is_id(tactic)) return workspace && aligned_to(16, workspace) ? mlp_wide(q, WidePair::of(tactic), workspace, stream) : cudaErrorInvalidValue;
     const Plan plan = Plan::of(tactic);
     if (plan.groups > 1 && (!workspace || !aligned_to(16, workspace))) return cudaErrorInvalidValue;
@@ -251,12 +260,13 @@ std::vector<int32_t> mlp_block_tactics(const MlpBlockProblem& q) {
     std::vector<int32_t> tactics = candidates(q, kWorthTiming);
     // Among kernels of other layers the one kernel takes half as long again as behind itself, which is how tactics are timed.
     if (std::any_of(tactics.begin(), tactics.end(), GemmPair::is_id))
-        tactics.erase(std::remove_if(tactics.begin(), tactics.end(), [](int32_t id) { return !MlpClusterPlan::is_id(id) && !GemmPair::is_id(id) && !WidePair::is_id(id); }), tactics.end());
+        tactics.erase(std::remove_if(tactics.begin(), tactics.end(), [](int32_t id) { return !MlpClusterPlan::is_id(id) && !GemmPair::is_id(id) && !WidePair::is_id(id) && !WideMlpPlan::is_id(id); }), tactics.end());
     return tactics;
 }
 
 bool mlp_block_tactic_valid(const MlpBlockProblem& q, int32_t tactic) {
     if (GemmPair::is_id(tactic)) return valid(q) && tiled(q) && q.rows > 0 && mlp_chain_valid(GemmPair::of(tactic), q);
+    if (WideMlpPlan::is_id(tactic)) return valid(q) && tiled(q) && wide_mlp_valid(WideMlpPlan::of(tactic), q);
     if (WidePair::is_id(tactic)) return valid(q) && tiled(q) && mlp_wide_valid(WidePair::of(tactic), q);
     if (MlpClusterPlan::is_id(tactic)) return valid(q) && tiled(q) && mlp_cluster_valid(MlpClusterPlan::of(tactic), q);
     return tactic > 0 && valid(q) && tiled(q) && sizes_fit(Plan::of(tactic), q, device()) && runs(Plan::of(tactic), q);

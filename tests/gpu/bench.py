@@ -499,6 +499,9 @@ def tactic_name(tactic):
         return f"chain {product(tactic) if tactic & 255 else 'heads'}, {product(tactic >> 8)}"
     if tactic >> 28 == 1:
         return f"wide {tactic & 15}, {tactic >> 4 & 15}"
+    if tactic >> 27 == 1:
+        channels, warpgroups = ((64, 2), (96, 2), (64, 3), (96, 3), (128, 3), (192, 3))[(tactic & 15) - 1]
+        return f"wide kernel, up to {channels} channels, {warpgroups} warpgroups"
     if tactic >> 29 & 1:
         return f"cluster of {32 << (tactic & 1)} rows, slice {(tactic >> 4 & 15) * 32}" + (", fp16 sums" if tactic & 2 else "") + (", counted" if tactic & 4 else "")
     return f"tile {tactic & 15} cluster {1 << (tactic >> 4 & 15)} groups {tactic >> 8}"
@@ -612,7 +615,7 @@ def bench_mlp(lib, rows, channels, hidden, rounds, tactics, norm=True):
         first = min(firsts, key=firsts.get)
         more = time_tactics([chain_tactic((first & 15, first >> 4 & 15), product) for product in products])
         scanned.update(firsts), scanned.update(more)
-    others = [t for t in best if t >> 29 == 1 or t >> 28 == 1] + [t for t in best if t < 1 << 28][:1]
+    others = [t for t in best if t >> 29 == 1 or t >> 28 == 1 or t >> 27 == 1] + [t for t in best if t < 1 << 27][:1]
     for tactic in dict.fromkeys(best[:1] + others + ([usual] if usual else []) + sorted(scanned, key=scanned.get)[:3]):
         variants["chained, " + tactic_name(tactic)] = [lambda i=i, t=tactic: chained(i, t) for i in order]
     times, failed = time_variants(variants, rounds)

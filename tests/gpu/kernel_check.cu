@@ -581,10 +581,13 @@ int32_t cluster_tactic(int rows, int slice, bool half_sums, bool counted) { retu
 int32_t chain_tactic(int tile, int cluster, int tile2, int cluster2) { return 1 << 30 | (tile2 | cluster2 << 4) << 8 | tile | cluster << 4; }
 // A norm and two products of many rows: the tile of each (plugins/kernels/wide_gemm.h).
 int32_t wide_tactic(int tile, int tile2) { return 1 << 28 | tile2 << 4 | tile; }
+// One kernel for many rows: its tile (plugins/kernels/wide_mlp.h).
+int32_t wide_mlp_tactic(int tile) { return 1 << 27 | tile; }
 std::string tactic_label(int32_t tactic) {
     char label[96];
     auto cluster = [](int32_t id) { return 1 << (id >> 4 & 15); };
     if ((tactic >> 30 & 1) && !(tactic & 15)) std::snprintf(label, sizeof(label), " heads cluster%d, tile%d cluster%d", cluster(tactic), tactic >> 8 & 15, cluster(tactic >> 8));
+    else if (tactic >> 27 == 1) std::snprintf(label, sizeof(label), " wide kernel%d", tactic & 15);
     else if (tactic >> 28 == 1) std::snprintf(label, sizeof(label), " wide%d, wide%d", tactic & 15, tactic >> 4 & 15);
     else if (tactic >> 30 & 1) std::snprintf(label, sizeof(label), " tile%d cluster%d, tile%d cluster%d", tactic & 15, cluster(tactic), tactic >> 8 & 15, cluster(tactic >> 8));
     else if (tactic >> 29 & 1) std::snprintf(label, sizeof(label), " cluster of %d rows, slice%d%s%s", 32 << (tactic & 1), (tactic >> 4 & 15) * 32, tactic & 2 ? ", fp16 sums" : "", tactic & 4 ? ", counted" : "");
@@ -653,11 +656,14 @@ void check(Checker& c, const MlpCase& a) {
     if (a.every_tactic && a.type == DType::kHalf)
         for (int tile = 1; tile <= 3; ++tile)
             if (const int32_t tactic = wide_tactic(tile, tile % 3 + 1); mlp_block_tactic_valid(p, tactic)) tactics.push_back(tactic);
+    if (a.every_tactic && a.type == DType::kHalf)
+        for (int tile = 1; tile <= 6; ++tile)
+            if (const int32_t tactic = wide_mlp_tactic(tile); mlp_block_tactic_valid(p, tactic)) tactics.push_back(tactic);
     for (int32_t tactic : tactics) {
         y->poison(), workspace->poison();
         const std::string label = tactic_label(tactic);
         // The one kernel and the one of clusters are made of the norm.
-        if (!a.norm && tactic != 0 && !(tactic >> 30 & 1) && tactic >> 28 != 1) c.report(name + label, a.type, 1e30, 0, 0, "a tactic of a block with a norm");
+        if (!a.norm && tactic != 0 && !(tactic >> 30 & 1) && tactic >> 28 != 1 && tactic >> 27 != 1) c.report(name + label, a.type, 1e30, 0, 0, "a tactic of a block with a norm");
         const cudaError_t status = c.run([&](cudaStream_t s) { return mlp_block(p, workspace->data(), s, tactic); });
         if (status != cudaSuccess) c.report(name + label, a.type, 1e30, 0, 0, cudaGetErrorString(status));
         else c.compare(name + label, *y, ref);
@@ -1385,7 +1391,15 @@ void edge_cases(Checker& c) {
         for (auto [channels, hidden] : {std::pair{8, 8}, {24, 40}, {136, 96}, {200, 360}, {776, 88}, {2048, 40}, {16, 16384}}) alone(70, channels, hidden, channels % 16 == 0);
         for (int64_t rows : {1, 17, 33, 65, 129}) alone(rows, 96, 384);
         for (auto [rows, channels, hidden] : {std::tuple{1571, 96, 384}, {1999, 200, 328}, {3000, 8, 200}}) alone(rows, channels, hidden, false, 0, rows < 3000);
-        if (t == DType::kHalf) alone(32 * 3136, 64, 256, false, 0, false);
+        if (t == DType::kHalf) alone(32 * 3136, 64, 256, false, 0, false), alone(25088, 128, 512, true, 0, false);
+        // The wide kernel: tiles of rows that are not full, channels and hidden columns that fill no tile and no chunk, one chunk, weights that stay and rings, and several rounds of tiles
+        for (auto [rows, channels, hidden] : {std::tuple{1500, 96, 384}, {1537, 64, 256}, {1563, 72, 200}, {1600, 16, 64}, {1729, 136, 96}, {1990, 184, 1024}, {2111, 128, 512}, {2500, 104, 1000}, {2600, 32, 8}, {2999, 192, 768}, {3000, 88, 1032}})
+            if (t == DType::kHalf) {
+                check(c, MlpCase{t, rows, channels, hidden, rows % 2 == 1, rows % 3 == 0, 0, false, rows % 4 == 1 ? 20.f : 0.f});
+                alone(rows, channels, hidden, rows % 3 == 1, 0, false);
+            }
+        for (auto [rows, channels, hidden] : {std::tuple{100352, 96, 384}, {60001, 96, 1000}, {70000, 56, 224}, {40040, 128, 512}, {30000, 192, 768}})
+            if (t == DType::kHalf) check(c, MlpCase{t, rows, channels, hidden, rows % 5 == 1});
         alone(50, 20, 80), alone(50, 5, 7, true), alone(20, 1412, 30), alone(50, 96, 384, false, 1), alone(50, 96, 384, true, 4);
         check(c, MlpCase{t, 100, 192, 768, true, false, 0, false, 20.f});
 

@@ -1,0 +1,84 @@
+// Products by a warpgroup of operands as the tensor copy engine leaves them in shared memory: rows 128 bytes apart, swizzled. B is [k, n] as it is, in parts
+// of 64 columns, which the tensor cores read transposed.
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+namespace trt_opt {
+
+namespace wide {
+
+__device__ __forceinline__ void load(uint32_t to, const CUtensorMap& map, int column, int row, uint32_t barrier) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to), "l"(&map), "r"(column), "r"(row), "r"(barrier) : "memory");
+#endif
+}
+
+// Of a matrix in shared memory with rows of 128 swizzled bytes, eight of them 1024 bytes from the next eight; `part`: bytes from 64 columns to the next.
+__device__ __forceinline__ uint64_t descriptor(uint32_t address, uint32_t part) {
+    return uint64_t{1} << 62 | uint64_t{1024 >> 4} << 32 | uint64_t{part >> 4} << 16 | (address & 0x3ffff) >> 4;
+}
+
+#define TRT_OPT_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define TRT_OPT_D16(i) TRT_OPT_D4(i), TRT_OPT_D4(i + 4), TRT_OPT_D4(i + 8), TRT_OPT_D4(i + 12)
+#define TRT_OPT_D32 TRT_OPT_D16(0), TRT_OPT_D16(16)
+#define TRT_OPT_D48 TRT_OPT_D32, TRT_OPT_D16(32)
+#define TRT_OPT_D64 TRT_OPT_D48, TRT_OPT_D16(48)
+#define TRT_OPT_D96 TRT_OPT_D64, TRT_OPT_D16(64), TRT_OPT_D16(80)
+#define TRT_OPT_N32                                                                                                                                      \
+    "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define TRT_OPT_N48 TRT_OPT_N32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
+#define TRT_OPT_N64 TRT_OPT_N48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define TRT_OPT_N96                                                                                                                                   \
+    TRT_OPT_N64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
+#define TRT_OPT_WGMMA(columns, list, a, b, more, transposed)                                                                      \
+    "{.reg .pred p;\n\tsetp.ne.b32 p, " more ", 0;\n\t"                                                                           \
+    "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32.f16.f16 {" list "}, " a ", " b ", p, 1, 1, " transposed ";}"
+
+// d (+)= A (64 x 16) B (16 x N); element 4 j + 2 h + e of d is row g + 8 h of the warp's sixteen, column 8 j + 2 t + e.
+template <int COUNT> __device__ __forceinline__ void multiply(float (&d)[COUNT], uint64_t a, uint64_t b, int more) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    if constexpr (COUNT == 32) {
+        asm volatile(TRT_OPT_WGMMA("64", TRT_OPT_N32, "%32", "%33", "%34", "0, 1") : TRT_OPT_D32 : "l"(a), "l"(b), "r"(more));
+    } else if constexpr (COUNT == 48) {
+        asm volatile(TRT_OPT_WGMMA("96", TRT_OPT_N48, "%48", "%49", "%50", "0, 1") : TRT_OPT_D48 : "l"(a), "l"(b), "r"(more));
+    } else if constexpr (COUNT == 64) {
+        asm volatile(TRT_OPT_WGMMA("128", TRT_OPT_N64, "%64", "%65", "%66", "0, 1") : TRT_OPT_D64 : "l"(a), "l"(b), "r"(more));
+    } else {
+        static_assert(COUNT == 96);
+        asm volatile(TRT_OPT_WGMMA("192", TRT_OPT_N96, "%96", "%97", "%98", "0, 1") : TRT_OPT_D96 : "l"(a), "l"(b), "r"(more));
+    }
+#endif
+}
+// The same with A in registers: pairs of row g and of row g + 8, columns 2 t and 2 t + 1, then both with columns 8 more.
+template <int COUNT> __device__ __forceinline__ void multiply(float (&d)[COUNT], const uint32_t (&a)[4], uint64_t b, int more) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    if constexpr (COUNT == 32) {
+        asm volatile(TRT_OPT_WGMMA("64", TRT_OPT_N32, "{%32,%33,%34,%35}", "%36", "%37", "1") : TRT_OPT_D32 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(more));
+    } else if constexpr (COUNT == 48) {
+        asm volatile(TRT_OPT_WGMMA("96", TRT_OPT_N48, "{%48,%49,%50,%51}", "%52", "%53", "1") : TRT_OPT_D48 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(more));
+    } else if constexpr (COUNT == 64) {
+        asm volatile(TRT_OPT_WGMMA("128", TRT_OPT_N64, "{%64,%65,%66,%67}", "%68", "%69", "1") : TRT_OPT_D64 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(more));
+    } else {
+        static_assert(COUNT == 96);
+        asm volatile(TRT_OPT_WGMMA("192", TRT_OPT_N96, "{%96,%97,%98,%99}", "%100", "%101", "1") : TRT_OPT_D96 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(more));
+    }
+#endif
+}
+#undef TRT_OPT_D4
+#undef TRT_OPT_D16
+#undef TRT_OPT_D32
+#undef TRT_OPT_D48
+#undef TRT_OPT_D64
+#undef TRT_OPT_D96
+#undef TRT_OPT_N32
+#undef TRT_OPT_N48
+#undef TRT_OPT_N64
+#undef TRT_OPT_N96
+#undef TRT_OPT_WGMMA
+
+}  // namespace wide
+
+}  // namespace trt_opt
