@@ -710,6 +710,85 @@ private:
     WindowGrid window_;
 };
 
+class PooledAttnBlock final : public Op {
+public:
+    explicit PooledAttnBlock(Attributes given) : Op(std::move(given)), scores_(attributes_, false) {
+        epsilon_ = epsilon(attributes_), pool_epsilon_ = epsilon(attributes_, "pool_epsilon");
+        residual_ = flag(attributes_, "residual");
+        grid_ = attributes_.integers("grid"), pool_ = attributes_.integers("pool");
+        expect(grid_[0] >= 1 && grid_[1] >= 1, "attribute 'grid' must be two positive sizes");
+        expect(tokens() <= kAttnMaxTokens, "attribute 'grid' is too large");
+        expect(pool_[0] >= 1 && pool_[1] >= 1 && grid_[0] % pool_[0] == 0 && grid_[1] % pool_[1] == 0, "attribute 'pool' must be two positive sizes that divide those of 'grid'");
+    }
+    std::unique_ptr<Op> clone() const override { return std::make_unique<PooledAttnBlock>(*this); }
+    int32_t inputs() const override { return weights() + 5 + scores_.inputs(); }
+    int32_t outputs() const override { return 1; }
+    void shapes(const DimsExprs* in, DimsExprs* out, IExprBuilder&) const override {
+        expect(in[0].nbDims == 3 && may_be(in[0].d[1], tokens()), "input x must be [B, H*W, C] with H, W of attribute 'grid'");
+        for (int i = 0; i < 4; ++i) expect(in[weights() + i].nbDims == 2, "inputs w_q, w_pool, w_kv and w_proj must be matrices");
+        out[0] = in[0];
+    }
+    cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, void* workspace, int32_t, cudaStream_t stream) const override {
+        PooledAttnBlockProblem p = problem(in_desc);
+        p.images = in_desc[0].dims.d[0];
+        p.x = in[0];
+        if (residual_) p.residual = in[1];
+        const void* const* w = in + weights();
+        p.w_q = w[0], p.w_pool = w[1], p.w_kv = w[2], p.w_proj = w[3];
+        const auto* vector = static_cast<const unsigned char*>(w[4]);
+        auto next = [&](int64_t count) -> const void* {
+            const void* const begin = vector;
+            vector += count * element(in_desc[0]);
+            return begin;
+        };
+        const int64_t channels = p.channels, inner = int64_t{p.attention.heads} * p.attention.dim;
+        p.norm_scale = next(channels), p.norm_bias = next(channels), p.b_q = next(inner), p.b_pool = next(channels);
+        p.pool_scale = next(channels), p.pool_bias = next(channels), p.b_kv = next(2 * inner), p.b_proj = next(channels);
+        scores_.point(w + 5, p.attention);
+        p.y = out[0];
+        p.workspace = workspace;
+        return pooled_attn_block(p, stream);
+    }
+    size_t workspace(const PluginTensorDesc* in_desc) const override {
+        PooledAttnBlockProblem p = problem(in_desc);
+        p.images = in_desc[0].dims.d[0];
+        expect(p.images >= 0, "the workspace has a part for each image, and how many there are is not known");
+        return static_cast<size_t>(pooled_attn_block_workspace(p));
+    }
+
+private:
+    int64_t tokens() const { return int64_t{grid_[0]} * grid_[1]; }
+    int32_t weights() const { return residual_ ? 2 : 1; }
+    // Everything but the images and the pointers.
+    PooledAttnBlockProblem problem(const PluginTensorDesc* in) const {
+        const Dims& x = in[0].dims;
+        expect(x.nbDims == 3 && x.d[1] == tokens(), "input x must be [B, H*W, C] with H, W of attribute 'grid'");
+        const PluginTensorDesc* const w = in + weights();
+        const int64_t channels = x.d[2], inner = w[0].dims.nbDims == 2 ? int64_t{w[0].dims.d[1]} : 0;
+        const auto matrix = [&](int i, int64_t rows, int64_t columns) { return w[i].dims.nbDims == 2 && w[i].dims.d[0] == rows && w[i].dims.d[1] == columns; };
+        expect(matrix(0, channels, inner) && matrix(1, channels, channels) && matrix(2, channels, 2 * inner) && matrix(3, inner, channels),
+               "inputs w_q, w_pool, w_kv and w_proj must be [C, h*d], [C, C], [C, 2*h*d] and [h*d, C], where C is the last axis of x");
+        expect(volume(w[4].dims, 0, w[4].dims.nbDims) == 6 * channels + 3 * inner, "input vectors must have 6*C + 3*h*d elements");
+        expect(channels >= 1 && channels <= kAttnMaxChannels && inner >= 1 && inner <= kAttnMaxChannels, "at most 2048 channels, and as many of all heads, are possible");
+        expect(inner % scores_.heads == 0, "the columns of w_q are not a multiple of num_heads");
+        const int64_t d = inner / scores_.heads;
+        expect(d <= 128, "the head size must be 1 to 128");
+        PooledAttnBlockProblem p;
+        p.dtype = dtype(in[0]);
+        p.grid_h = grid_[0], p.grid_w = grid_[1], p.pool_h = pool_[0], p.pool_w = pool_[1];
+        p.channels = static_cast<int32_t>(channels);
+        p.epsilon = epsilon_, p.pool_epsilon = pool_epsilon_;
+        p.attention.dim = static_cast<int32_t>(d);
+        scores_.describe(attributes_, w + 5, p.tokens(), p.pooled(), p.attention);
+        return p;
+    }
+
+    Scores scores_;
+    float epsilon_, pool_epsilon_;
+    bool residual_;
+    std::vector<int32_t> grid_, pool_;
+};
+
 // Attributes of a block over words, alone or as a layer of many.
 struct Layer {
     int32_t heads;
@@ -1313,6 +1392,9 @@ const std::vector<OpDef>& op_definitions() {
          {{"epsilon", kFloat, 1}, {"residual", kInt, 1}, {"num_heads", kInt, 1}, {"scale", kFloat, 1}, {"bias", kInt, 1}, {"mask", kInt, 1}, {"mask_value", kFloat, 1}, {"grid", kInts, 2}, {"window", kInts, 2}, {"shift", kInts, 2}, {"pad_after_roll", kInt, 1}},
          make<AttnBlock<true>>},
         {"TrtOptAttnBlock", {{"epsilon", kFloat, 1}, {"residual", kInt, 1}, {"num_heads", kInt, 1}, {"scale", kFloat, 1}, {"bias", kInt, 1}}, make<AttnBlock<false>>},
+        {"TrtOptPooledAttnBlock",
+         {{"epsilon", kFloat, 1}, {"pool_epsilon", kFloat, 1}, {"residual", kInt, 1}, {"grid", kInts, 2}, {"pool", kInts, 2}, {"num_heads", kInt, 1}, {"scale", kFloat, 1}, {"bias", kInt, 1}},
+         make<PooledAttnBlock>},
         {"TrtOptTntInnerBlock", {{"epsilon1", kFloat, 1}, {"epsilon2", kFloat, 1}, {"whole", kInt, 1}, {"num_heads", kInt, 1}, {"scale", kFloat, 1}, {"approximate", kText, 1}}, make<TntInnerBlock>},
         {"TrtOptTntBridge", {{"epsilon1", kFloat, 1}, {"epsilon2", kFloat, 1}, {"residual", kInt, 1}, {"begin", kInt, 1}}, make<TntBridge>},
         {"TrtOptNormPool", {{"epsilon", kFloat, 1}, {"residual", kInt, 1}}, make<NormPool>},

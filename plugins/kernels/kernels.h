@@ -233,6 +233,37 @@ std::vector<int32_t> attn_block_tactics(const AttnBlockProblem& problem);
 // Enough for this problem and for all with fewer images; 0 if it is not valid. Pointers are not looked at.
 int64_t attn_block_workspace(const AttnBlockProblem& problem);
 
+// y = s + attention(q, kv) * Wproj + bproj over the tokens of `images` maps, where s = x + residual, n = normalize(s), q = n * Wq + bq and kv =
+// normalize'(mean(n) * Wpool + bpool) * Wkv + bkv of the means of the windows of pool_h x pool_w tokens that the map is cut into. All but x, residual and the
+// bias of the scores must be constants, as those of MlpBlockProblem.
+struct PooledAttnBlockProblem {
+    DType dtype = DType::kHalf;
+    int64_t images = 0;
+    int32_t grid_h = 0, grid_w = 0;    // the map; up to kAttnMaxTokens tokens
+    int32_t pool_h = 1, pool_w = 1;    // divide it
+    int32_t channels = 0;              // up to kAttnMaxChannels, and so is heads * dim
+    float epsilon = 1e-5f, pool_epsilon = 1e-5f;
+    AttentionProblem attention;        // heads, dim, scale and bias. All else is the function's to fill in.
+    const void* x = nullptr;           // [images, grid_h * grid_w, channels]
+    const void* residual = nullptr;    // shape of x, or null: no residual
+    const void *norm_scale = nullptr, *norm_bias = nullptr;  // [channels]
+    const void *w_q = nullptr, *b_q = nullptr;               // [channels, heads * dim], [heads * dim]
+    const void *w_pool = nullptr, *b_pool = nullptr;         // [channels, channels], [channels]
+    const void *pool_scale = nullptr, *pool_bias = nullptr;  // [channels]
+    const void *w_kv = nullptr, *b_kv = nullptr;             // [channels, 2 * heads * dim], [2 * heads * dim]
+    const void *w_proj = nullptr, *b_proj = nullptr;         // [heads * dim, channels], [channels]
+    void* y = nullptr;                 // shape of x; none of the inputs
+    void* workspace = nullptr;         // pooled_attn_block_workspace bytes, aligned to 16; nothing in it is kept between calls
+
+    // Of an image.
+    int64_t tokens() const { return int64_t{grid_h} * grid_w; }
+    int64_t pooled() const { return int64_t{grid_h / pool_h} * (grid_w / pool_w); }
+};
+cudaError_t pooled_attn_block(const PooledAttnBlockProblem& problem, cudaStream_t stream);
+
+// Enough for this problem and for all with fewer images; 0 if it is not valid. Pointers are not looked at.
+int64_t pooled_attn_block_workspace(const PooledAttnBlockProblem& problem);
+
 // y = s + gelu(norm2(s) * W1 + b1) * W2 + b2, s = x + attention(norm1(x) * Wqkv + bqkv) * Wproj + bproj, over the tokens of each
 // patch. All but x must be constants, as those of MlpBlockProblem.
 struct TntInnerBlockProblem {

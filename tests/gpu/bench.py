@@ -98,6 +98,11 @@ class Library:
         self.call("trt_opt_mlp_block", HALF, ctypes.c_int64(rows), channels, p["w1"].shape[1], ctypes.c_float(1e-5), 0, pointer(x), pointer(residual),
                   pointer(p.get("scale")), pointer(p.get("bias")), pointer(p["w1"]), pointer(p["b1"]), pointer(p["w2"]), pointer(p["b2"]), pointer(y), pointer(workspace), tactic)
 
+    def pooled_attn_block(self, x, residual, p, y, workspace, side, pool, heads):
+        images, _, channels = x.shape
+        self.call("trt_opt_pooled_attn_block", ctypes.c_int64(images), side, pool, channels, heads, pointer(x), pointer(residual), *(pointer(p[n]) for n in ("w_q", "w_pool", "w_kv", "w_proj", "vectors", "position")),
+                  pointer(y), pointer(workspace), ctypes.c_int64(workspace.numel()))
+
     def attn_block(self, x, p, y, workspace, heads, window=None, tactic=0):
         images, tokens, channels = x.shape
         self.call("trt_opt_attn_block", HALF, ctypes.c_int64(images), tokens, channels, heads, ctypes.c_float(1e-5), pointer(x), pointer(p["scale"]), pointer(p["bias"]), pointer(p["w_qkv"]),
@@ -936,6 +941,48 @@ def bench_attn_block(lib, images, side, channels, heads, shift, rounds):
                           2 * (2 * images * tokens * channels + 4 * channels * channels), rounds, order, forms)
 
 
+def bench_pooled_attn_block(lib, images, side, pool, channels, heads, rounds):
+    """Against our norms and attention with PyTorch's products and means, and PyTorch's alone; weights rotate as in bench_mlp."""
+    tokens, keys, dim = side * side, (side // pool) ** 2, channels // heads
+    bytes_ = 2 * (2 * images * tokens * channels + 5 * channels * channels + heads * tokens * keys)
+    sets, order = rotation(bytes_)
+    xs = [rand(images, tokens, channels) for _ in range(sets)]
+    names = ("scale", "bias", "b_q", "b_pool", "pool_scale", "pool_bias", "b_kv", "b_proj")
+    ps = []
+    for _ in range(sets):
+        p = linears(("q", (channels, channels)), ("pool", (channels, channels)), ("kv", (channels, 2 * channels)), ("proj", (channels, channels)))
+        p.update({n: rand(channels) for n in ("scale", "bias", "pool_scale", "pool_bias")}, position=rand(1, heads, tokens, keys))
+        p["vectors"] = torch.cat([p[n] for n in names])
+        ps.append(p)
+    workspace = torch.empty(512 << 20, device="cuda", dtype=torch.uint8)
+
+    def means(y):
+        return y.view(images, side // pool, pool, side // pool, pool, channels).mean((2, 4)).view(images, keys, channels)
+
+    def torch_block(x, i, to=lambda t: t):
+        p = {k: to(v) if to is not float else v.double() for k, v in ps[i].items()}
+        x = x.double() if to is float else x
+        y = F.layer_norm(x, (channels,), p["scale"], p["bias"], 1e-5)
+        m = F.layer_norm(F.linear(means(y), p["t_pool"], p["b_pool"]), (channels,), p["pool_scale"], p["pool_bias"], 1e-5)
+        q = F.linear(y, p["t_q"], p["b_q"]).view(images, tokens, heads, dim).transpose(1, 2)
+        k, v = F.linear(m, p["t_kv"], p["b_kv"]).view(images, keys, 2, heads, dim).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=p["position"]).transpose(1, 2).reshape(x.shape)
+        return x + F.linear(y, p["t_proj"], p["b_proj"])
+
+    normal, small = torch.empty_like(xs[0]), torch.empty(images, keys, channels, device="cuda", dtype=torch.float16)
+
+    def pieces(x, i):
+        p = ps[i]
+        lib.layer_norm(x, None, p["scale"], p["bias"], normal, None, channels)
+        q = F.linear(normal, p["t_q"], p["b_q"]).view(images, tokens, heads, dim).transpose(1, 2)
+        lib.layer_norm(F.linear(means(normal), p["t_pool"], p["b_pool"]), None, p["pool_scale"], p["pool_bias"], small, None, channels)
+        k, v = F.linear(small, p["t_kv"], p["b_kv"]).view(images, keys, 2, heads, dim).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=p["position"]).transpose(1, 2).reshape(x.shape)
+        return x + F.linear(y, p["t_proj"], p["b_proj"])
+
+    return compare_blocks("pooled_attn_block", [images, side, pool, channels, heads], xs, lambda x, i, y: lib.pooled_attn_block(x, None, ps[i], y, workspace, side, pool, heads), torch_block, pieces, bytes_, rounds, order)
+
+
 def bench_tnt_inner(lib, patches, tokens, channels, heads, rounds):
     hidden, dim = 4 * channels, channels // heads
     sets, order = rotation(2 * (2 * patches * tokens * channels + 12 * channels * channels))
@@ -1061,7 +1108,7 @@ def main():
     parser.add_argument("--json")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--tactics", action="store_true", help="time every tactic too")
-    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, patch_merge_block, norm_pool, gelu, depthwise_conv, conv_block, block_chain, sequence, stage, wide_gemm, mlp_block, attn_block, tnt_inner_block, tnt_bridge, tnt_words or patch_embed")
+    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, patch_merge_block, norm_pool, gelu, depthwise_conv, conv_block, block_chain, sequence, stage, wide_gemm, mlp_block, attn_block, pooled_attn_block, tnt_inner_block, tnt_bridge, tnt_words or patch_embed")
     parser.add_argument("--batch", type=int, action="append", help="batch sizes of blocks [default: 1 and 32]")
     args = parser.parse_args()
     lib = Library(args.lib)
@@ -1150,6 +1197,11 @@ def main():
             for batch in args.batch or (1, 32):
                 for side, channels, heads, shift in [(56, 96, 3, 0), (56, 96, 3, 3), (28, 192, 6, 3), (14, 384, 12, 3), (7, 768, 24, 0), (14, 384, 6, -1)]:
                     add(bench_attn_block(lib, batch, side, channels, heads, shift, args.rounds))
+        if wanted("pooled_attn_block"):
+            # The two stages of PyramidTNT-S that pool.
+            for batch in args.batch or (1, 32):
+                for side, pool, channels, heads in [(32, 4, 128, 4), (16, 2, 256, 8)]:
+                    add(bench_pooled_attn_block(lib, batch, side, pool, channels, heads, args.rounds))
         if wanted("tnt_inner_block"):
             for batch in args.batch or (1, 32):
                 for patches, tokens, channels, heads in [(196, 16, 24, 4), (256, 16, 32, 2)]:

@@ -119,6 +119,19 @@ int trt_opt_wide_gemm(int64_t rows, int k, int n, const void* a, const void* b, 
     return wide_gemm_valid({tile}, p) ? wide_gemm(p, {tile}, static_cast<cudaStream_t>(stream)) : -1;
 }
 
+// Of a square map, cut into windows of pool x pool tokens; `vectors`: those of the op's input of this name; `bias`: [1, heads, side^2, (side/pool)^2]. Returns -1 if `workspace_bytes` are too few.
+int trt_opt_pooled_attn_block(int64_t images, int side, int pool, int channels, int heads, const void* x, const void* residual, const void* w_q, const void* w_pool, const void* w_kv, const void* w_proj, const void* vectors,
+                              const void* bias, void* y, void* workspace, int64_t workspace_bytes, void* stream) {
+    PooledAttnBlockProblem p;
+    p.images = images, p.grid_h = p.grid_w = side, p.pool_h = p.pool_w = pool, p.channels = channels;
+    AttentionProblem& a = p.attention;
+    a.heads = heads, a.dim = channels / heads, a.scale = 1.f / sqrtf(static_cast<float>(a.dim)), a.bias_kind = AttentionBias::kDense, a.bias = bias, a.bias_heads = heads;
+    auto part = [&](int begin) { return static_cast<const unsigned char*>(vectors) + int64_t{begin} * channels * 2; };
+    p.x = x, p.residual = residual, p.norm_scale = part(0), p.norm_bias = part(1), p.b_q = part(2), p.b_pool = part(3), p.pool_scale = part(4), p.pool_bias = part(5), p.b_kv = part(6), p.b_proj = part(8);
+    p.w_q = w_q, p.w_pool = w_pool, p.w_kv = w_kv, p.w_proj = w_proj, p.y = y, p.workspace = workspace;
+    return pooled_attn_block_workspace(p) > workspace_bytes ? -1 : pooled_attn_block(p, static_cast<cudaStream_t>(stream));
+}
+
 static AttnBlockProblem attn_block_problem(int dtype, int64_t images, int tokens, int channels, int heads, const void* table, const int32_t* window) {
     AttnBlockProblem p;
     p.dtype = static_cast<DType>(dtype), p.images = images, p.tokens = tokens, p.channels = channels;

@@ -4,6 +4,7 @@
 //
 // Outputs are poisoned with NaN and fenced; inputs are fresh random numbers. Exit status 0 only if
 // every case passed. An error is ||out - ref|| / ||ref||; limits: 2e-3 fp16, 1e-5 fp32.
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -1217,6 +1218,76 @@ void check(Checker& c, const ConvBlockCase& a) {
     c.enclosed(name, a.type, *workspace);
 }
 
+struct PooledAttnCase {
+    DType type;
+    int64_t images;
+    int height, width, pool_h, pool_w, channels, heads, d;
+    bool residual = false;
+    bool bias = true;
+    int64_t bias_period = 1;
+    int shift = 0;
+    float offset = 0;
+};
+void check(Checker& c, const PooledAttnCase& a) {
+    char text[200];
+    std::snprintf(text, sizeof(text), "pooled_attn_block b%lld %dx%d pool%dx%d c%d h%d d%d bias%d/%lld%s off%d+%g", static_cast<long long>(a.images), a.height, a.width, a.pool_h, a.pool_w, a.channels, a.heads,
+                  a.d, int(a.bias), static_cast<long long>(a.bias_period), a.residual ? " residual" : "", a.shift, static_cast<double>(a.offset));
+    const std::string name = text;
+    if (!c.wanted(name)) return;
+    PooledAttnBlockProblem p;
+    p.dtype = a.type, p.images = a.images, p.grid_h = a.height, p.grid_w = a.width, p.pool_h = a.pool_h, p.pool_w = a.pool_w, p.channels = a.channels, p.pool_epsilon = 1e-6f;
+    AttentionProblem& t = p.attention;
+    t.heads = a.heads, t.dim = a.d, t.scale = 1.f / std::sqrt(static_cast<float>(a.d));
+    const int inner = a.heads * a.d;
+    const int64_t n = p.tokens(), m = p.pooled(), rows = a.images * n, pooled = a.images * m, size = rows * a.channels;
+    std::vector<Tensor> in;
+    auto make = [&](int64_t count, float scale, float offset = 0) -> const void* {
+        in.push_back(tensor(a.type, count, a.shift));
+        in.back()->fill(c.next_seed(), scale, offset);
+        return in.back()->data();
+    };
+    auto matrix = [&](int64_t k, int64_t columns, float scale = 1.f) { return make(k * columns, scale / std::sqrt(static_cast<float>(k))); };
+    p.x = make(size, 1.5f, a.offset);
+    if (a.residual) p.residual = make(size, 1.f);
+    p.norm_scale = make(a.channels, 0.5f, 1.f), p.norm_bias = make(a.channels, 0.5f);
+    p.w_q = matrix(a.channels, inner), p.b_q = make(inner, 0.5f);
+    // Means of many tokens are small: what is made of them is kept well above the epsilon of its norm.
+    p.w_pool = matrix(a.channels, a.channels, 2.f), p.b_pool = make(a.channels, 0.5f), p.pool_scale = make(a.channels, 0.5f, 1.f), p.pool_bias = make(a.channels, 0.5f);
+    p.w_kv = matrix(a.channels, 2 * inner), p.b_kv = make(2 * inner, 0.5f);
+    if (a.bias) t.bias_kind = AttentionBias::kDense, t.bias_heads = a.heads, t.bias_period = a.bias_period, t.bias = make(a.bias_period * a.heads * n * m, 1.f);
+    // Large enough that the block's part counts beside x.
+    p.w_proj = matrix(inner, a.channels, 3.f), p.b_proj = make(a.channels, 0.5f);
+    Tensor y = tensor(a.type, size, a.shift), workspace = tensor(DType::kFloat, (pooled_attn_block_workspace(p) + 3) / 4);
+    p.y = y->data(), p.workspace = workspace->data();
+
+    Doubles normal(size), sum(size), q(rows * inner), means(pooled * a.channels), made(pooled * a.channels), kv(pooled * 2 * inner), context(rows * inner), ref(size);
+    auto reference = [&](auto type) {
+        using T = decltype(type);
+        LayerNormProblem norm;
+        norm.row = a.channels, norm.epsilon = p.epsilon, norm.x = p.x, norm.residual = p.residual, norm.scale = p.norm_scale, norm.bias = p.norm_bias;
+        reference::layer_norm<T><<<blocks_for(rows), 128>>>(norm, rows, normal.p, sum.p);
+        reference::product<T><<<blocks_for(rows * inner), 128>>>(normal.p, p.w_q, p.b_q, rows, a.channels, inner, q.p);
+        reference::window_means<<<blocks_for(pooled * a.channels), 128>>>(p, normal.p, means.p);
+        reference::product<T><<<blocks_for(pooled * a.channels), 128>>>(means.p, p.w_pool, p.b_pool, pooled, a.channels, a.channels, made.p);
+        reference::normalize<T><<<blocks_for(pooled), 128>>>(made.p, p.pool_scale, p.pool_bias, pooled, a.channels, static_cast<double>(p.pool_epsilon), means.p);
+        reference::product<T><<<blocks_for(pooled * 2 * inner), 128>>>(means.p, p.w_kv, p.b_kv, pooled, a.channels, 2 * inner, kv.p);
+        AttentionProblem attend = t;
+        attend.batch = a.images, attend.queries = static_cast<int32_t>(n), attend.keys = static_cast<int32_t>(m), attend.value_dim = a.d;
+        attend.q = HeadView{q.p, n * inner, inner, a.d}, attend.k = HeadView{kv.p, m * 2 * inner, 2 * inner, a.d}, attend.v = HeadView{kv.p + inner, m * 2 * inner, 2 * inner, a.d};
+        reference::attention<T, double><<<blocks_for(a.images * a.heads * n), 128>>>(attend, context.p);
+        reference::product<T><<<blocks_for(size), 128>>>(context.p, p.w_proj, p.b_proj, rows, inner, a.channels, ref.p);
+        if (!a.residual) reference::widen<T><<<blocks_for(size), 128>>>(p.x, size, sum.p);
+        reference::add<<<blocks_for(size), 128>>>(ref.p, sum.p, size);
+        CUDA_OK(cudaGetLastError());
+    };
+    if (rows > 0) a.type == DType::kHalf ? reference(__half()) : reference(float());
+    y->poison(), workspace->poison();
+    const cudaError_t status = c.run([&](cudaStream_t s) { return pooled_attn_block(p, s); });
+    if (status != cudaSuccess) return c.report(name, a.type, 1e30, 0, 0, cudaGetErrorString(status));
+    c.compare(name, *y, ref);
+    c.enclosed(name, a.type, *workspace);
+}
+
 WindowGrid grid(int h, int w, int wh, int ww, int sh, int sw, int after = 0) { return {h, w, wh, ww, sh, sw, after}; }
 
 void edge_cases(Checker& c) {
@@ -1514,6 +1585,20 @@ void edge_cases(Checker& c) {
         check(c, AttnBlockCase{t, 19, 96, 3, 32, grid(12, 9, 7, 7, 2, 3), B::kTable, 1, M::kShift, 1, true}), check(c, AttnBlockCase{t, 17, 104, 5, 24, grid(9, 12, 5, 5, 2, 2, 1), B::kTable, 1, M::kShift});
         for (int images : {2, 3, 9}) check(c, AttnBlockCase{t, images, 96, 3, 32, grid(56, 56, 7, 7, 3, 3), B::kTable, 1, M::kShift, 1, images == 3});
 
+        // Pooled keys and values: PyramidTNT-S, several images, more than the one kernel takes; windows of one token, of a line, of the map; rows and columns that fill no tiles; other channels; heads of all sizes
+        for (bool residual : {false, true}) {
+            for (int64_t images : {1, 2, 9}) check(c, PooledAttnCase{t, images, 32, 32, 4, 4, 128, 4, 32, residual}), check(c, PooledAttnCase{t, images, 16, 16, 2, 2, 256, 8, 32, residual});
+            for (int channels : {64, 128, 256}) {
+                for (auto [h, w, k, l] : {std::array{1, 1, 1, 1}, {4, 6, 1, 1}, {6, 9, 2, 3}, {5, 8, 5, 1}, {7, 12, 1, 4}, {10, 10, 5, 5}, {6, 4, 6, 4}, {33, 2, 1, 2}, {12, 21, 3, 7}})
+                    check(c, PooledAttnCase{t, h == 6 ? 3 : 1, h, w, k, l, channels, 2, 32, residual, w != 6, 1, 0, k == 5 ? 20.f : 0.f});
+                for (auto [heads, d] : {std::pair{1, 8}, {3, 16}, {5, 24}, {1, 128}, {9, 40}}) check(c, PooledAttnCase{t, 2, 8, 8, 2, 2, channels, heads, d, residual, d != 8, 1 + d % 3});
+            }
+            for (int channels : {8, 72, 192, 320, 512}) check(c, PooledAttnCase{t, 2, 8, 12, 2, 4, channels, 2, 24, residual});
+            for (auto [channels, d] : {std::pair{20, 5}, {128, 5}, {33, 32}, {1, 1}}) check(c, PooledAttnCase{t, 2, 6, 4, 2, 2, channels, 3, d, residual});
+            for (int shift : {1, 2, 4}) check(c, PooledAttnCase{t, 2, 8, 8, 2, 2, 128, 4, 32, residual, true, 1, shift});
+        }
+        check(c, PooledAttnCase{t, 0, 16, 16, 2, 2, 256, 8, 32}), check(c, PooledAttnCase{t, 1, 16, 16, 2, 2, 2048, 16, 128});
+
         // Without windows: ViT, sequences and words of TNT, the stages of UniFormer; dense biases; one token; no multiples of eight
         auto sequences = [&](int64_t images, int tokens, int channels, int heads, int d, bool residual, B bias = B::kNone, int64_t period = 1, int shift = 0, float offset = 0) {
             check(c, AttnBlockCase{t, images, channels, heads, d, {}, bias, period, M::kNone, 1, residual, shift, offset, tokens});
@@ -1591,6 +1676,9 @@ void random_cases(Checker& c, int count, uint64_t seed) {
         b.window = {}, b.tokens = pick(1, 260), b.bias = pick(0, 1) ? AttentionBias::kDense : AttentionBias::kNone, b.bias_period = pick(1, 3), b.mask = AttentionMask::kNone;
         if (b.bias == AttentionBias::kNone) b.bias_period = 1;
         check(c, b);
+        PooledAttnCase few{t, pick(1, 4), 0, 0, pick(1, 5), pick(1, 5), pick(0, 2) ? 64 << pick(0, 2) : 8 * pick(1, 50), pick(1, 6), pick(0, 3) ? 8 * pick(1, 8) : pick(1, 40), pick(0, 1) == 1, pick(0, 2) > 0};
+        few.height = few.pool_h * pick(1, 6), few.width = few.pool_w * pick(1, 6), few.shift = pick(0, 3) ? 0 : shift, few.offset = pick(0, 3) ? 0.f : 20.f;
+        check(c, few);
         // What attn_heads takes, or nearly.
         AttnBlockCase head = w;
         head.channels = 8 * pick(1, pick(0, 2) ? 84 : 256), head.d = 32, head.shift = 0, head.offset = pick(0, 2) ? 0.f : 20.f;
@@ -1738,6 +1826,19 @@ void refusals(Checker& c) {
     expect("refuse a block of head size 129", attn_block(s, nullptr));
     s.attention.dim = 8, s.channels = kAttnMaxChannels + 8;
     expect("refuse a block of too many channels", attn_block(s, nullptr));
+    PooledAttnBlockProblem u;
+    u.images = 1, u.grid_h = u.grid_w = 4, u.pool_h = u.pool_w = 2, u.channels = 8, u.attention.heads = 1, u.attention.dim = 8;
+    expect("refuse a pooled block without workspace", pooled_attn_block(u, nullptr));
+    u.workspace = &u, u.pool_w = 3;
+    expect("refuse windows that do not divide the map", pooled_attn_block(u, nullptr));
+    u.pool_w = 2, u.attention.dim = 129;
+    expect("refuse a pooled block of head size 129", pooled_attn_block(u, nullptr));
+    u.attention.dim = 8, u.channels = kAttnMaxChannels + 8;
+    expect("refuse a pooled block of too many channels", pooled_attn_block(u, nullptr));
+    u.channels = 8, u.grid_h = kAttnMaxTokens;
+    expect("refuse a pooled block of too many tokens", pooled_attn_block(u, nullptr));
+    u.grid_h = 4, u.attention.mask_kind = AttentionMask::kDense;
+    expect("refuse a pooled block with a mask", pooled_attn_block(u, nullptr));
     TntInnerBlockProblem i;
     i.patches = 1, i.tokens = 17, i.channels = 24, i.hidden = 96, i.heads = 4;
     expect("refuse a block over words without workspace", tnt_inner_block(i, nullptr));

@@ -20,6 +20,7 @@ using trt_opt::MlpBlockProblem;
 using trt_opt::NormPoolProblem;
 using trt_opt::PatchMergeProblem;
 using trt_opt::AttnBlockProblem;
+using trt_opt::PooledAttnBlockProblem;
 using trt_opt::DepthwiseConvProblem;
 using trt_opt::PatchEmbedProblem;
 using trt_opt::TntBridgeProblem;
@@ -263,6 +264,20 @@ template <class T> __global__ void attn_block_out(AttnBlockProblem p, const doub
     if (token < 0) return;
     const int64_t at = token * p.channels + i % p.channels;
     y[at] = (p.residual ? sum[at] : get<T>(p.x, at)) + projected[i];
+}
+
+// The means of a pooled block's windows, one thread an element.
+static __global__ void window_means(PooledAttnBlockProblem p, const double* normal, double* y) {
+    const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x, row = i / p.channels, across = p.grid_w / p.pool_w, pooled = p.grid_h / p.pool_h * across;
+    if (row >= p.images * pooled) return;
+    const int64_t within = row % pooled;
+    double sum = 0;
+    for (int dy = 0; dy < p.pool_h; ++dy)
+        for (int dx = 0; dx < p.pool_w; ++dx) {
+            const int64_t token = (within / across * p.pool_h + dy) * p.grid_w + within % across * p.pool_w + dx;
+            sum += normal[(row / pooled * p.grid_h * p.grid_w + token) * p.channels + i % p.channels];
+        }
+    y[i] = sum / (p.pool_h * p.pool_w);
 }
 
 // What the block over words needs besides `product` and `attention`: a norm of doubles, one thread a row, and GELU and an add.

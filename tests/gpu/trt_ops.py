@@ -385,6 +385,22 @@ def cases():
         yield Case(name, {"x": x, "r": r} if extra else {"x": x}, constants,
                    [node("TrtOptAttnBlock", ["x", *(["r"] if extra else []), *constants], ["y"], epsilon=1e-5, residual=int(extra), num_heads=count, scale=size**-0.5, bias=int(dense))],
                    {"y": s + out}, dynamic=extra)
+    for name, images, (gh, gw), (ph, pw), c, count, size, extra, dense in (("pooled_attn_block", 2, (16, 16), (2, 2), 256, 8, 32, True, True), ("pooled_attn_block_wide", 1, (32, 32), (4, 4), 128, 4, 32, False, True),
+                                                                          ("pooled_attn_block_steps", 2, (6, 12), (3, 2), 72, 3, 24, True, False)):
+        inner, tokens, pooled = count * size, gh * gw, gh // ph * (gw // pw)
+        x, r = rand(images, tokens, c), rand(images, tokens, c)
+        matrices = {"w_q": rand(c, inner, scale=c**-0.5), "w_pool": rand(c, c, scale=c**-0.5), "w_kv": rand(c, 2 * inner, scale=c**-0.5), "w_proj": rand(inner, c, scale=2 * inner**-0.5)}
+        g1, b1, bq, bpool, g2, b2, bkv, bproj = vectors = [1 + rand(c, scale=0.2), rand(c, scale=0.2), rand(inner, scale=0.2), rand(c, scale=0.2), 1 + rand(c, scale=0.2), rand(c, scale=0.2), rand(2 * inner, scale=0.2), rand(c, scale=0.2)]
+        bias = rand(1, count, tokens, pooled) if dense else 0
+        constants = {**matrices, "vectors": np.concatenate(vectors), **({"t": bias} if dense else {})}
+        s = x + r if extra else x
+        normal = layer_norm(s, g1, b1, 1e-5, (-1,))
+        means = normal.reshape(images, gh // ph, ph, gw // pw, pw, c).mean((2, 4)).reshape(images, pooled, c)
+        kv = layer_norm(means @ matrices["w_pool"] + bpool, g2, b2, 1e-5, (-1,)) @ matrices["w_kv"] + bkv
+        out = attention(heads(normal @ matrices["w_q"] + bq, count), heads(kv[..., :inner], count), heads(kv[..., inner:], count), size**-0.5, bias) @ matrices["w_proj"] + bproj
+        yield Case(name, {"x": x, "r": r} if extra else {"x": x}, constants,
+                   [node("TrtOptPooledAttnBlock", ["x", *(["r"] if extra else []), *constants], ["y"], epsilon=1e-5, pool_epsilon=1e-5, residual=int(extra), grid=[gh, gw], pool=[ph, pw], num_heads=count, scale=size**-0.5,
+                         bias=int(dense))], {"y": s + out}, dynamic=images == 2)
     for name, images, (gh, gw), window, shift, shifted, c, count, size, hidden, dense in (
             ("block_chain", 2, (14, 14), (7, 7), (3, 3), (0, 1, 0), 96, 3, 32, 384, True), ("block_chain_one_window", 1, (7, 7), (7, 7), (0, 0), (0, 0), 256, 8, 32, 512, True),
             ("block_chain_uneven", 2, (8, 6), (4, 3), (1, 2), (1, 0), 48, 2, 32, 80, False), ("block_chain_tokens", 2, (1, 197), None, (0, 0), (0, 0), 192, 3, 64, 768, False),

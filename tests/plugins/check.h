@@ -93,6 +93,8 @@ inline std::vector<Op> ops() {
     const Fields swin_dense = {{"epsilon", real(1e-6f)}, {"residual", ints({0})}, {"num_heads", ints({6})}, {"scale", real(0.125f)}, {"bias", ints({1})}, {"mask", ints({1})}, {"mask_value", real(0.f)}, {"grid", ints({10, 10})}, {"window", ints({4, 4})}, {"shift", ints({0, 0})}, {"pad_after_roll", ints({1})}};
     const Fields block = {{"epsilon", real(1e-6f)}, {"residual", ints({1})}, {"num_heads", ints({6})}, {"scale", real(0.125f)}, {"bias", ints({0})}};
     const Fields block_dense = {{"epsilon", real(1e-5f)}, {"residual", ints({0})}, {"num_heads", ints({4})}, {"scale", real(0.25f)}, {"bias", ints({1})}};
+    const Fields pooled = {{"epsilon", real(1e-5f)}, {"pool_epsilon", real(1e-5f)}, {"residual", ints({1})}, {"grid", ints({32, 32})}, {"pool", ints({4, 4})}, {"num_heads", ints({4})}, {"scale", real(0.1767767f)}, {"bias", ints({1})}};
+    const Fields pooled_plain = {{"epsilon", real(0.f)}, {"pool_epsilon", real(1e-6f)}, {"residual", ints({0})}, {"grid", ints({6, 10})}, {"pool", ints({3, 1})}, {"num_heads", ints({2})}, {"scale", real(0.25f)}, {"bias", ints({0})}};
     const Fields inner = {{"epsilon1", real(1e-5f)}, {"epsilon2", real(1e-6f)}, {"whole", ints({0})}, {"num_heads", ints({4})}, {"scale", real(0.4082483f)}, {"approximate", text("none")}};
     const Fields inner_whole = {{"epsilon1", real(1e-5f)}, {"epsilon2", real(1e-5f)}, {"whole", ints({1})}, {"num_heads", ints({2})}, {"scale", real(0.5f)}, {"approximate", text("tanh")}};
     const Fields bridge = {{"epsilon1", real(1e-5f)}, {"epsilon2", real(1e-6f)}, {"residual", ints({0})}, {"begin", ints({1})}};
@@ -144,6 +146,11 @@ inline std::vector<Op> ops() {
          {block, block_dense},
          {{"epsilon", real(-1.f), "'epsilon'"}, {"epsilon", gone(), "'epsilon' is missing"}, {"residual", ints({2}), "'residual' must be 0 or 1"}, {"num_heads", ints({-6}), "'num_heads'"}, {"scale", real(__builtin_nanf("")), "'scale'"},
           {"bias", ints({2}), "'bias' must be 0 or 1"}, {"bias", real(0.f), "'bias' must be int32"}}},
+        {"TrtOptPooledAttnBlock",
+         {pooled, pooled_plain},
+         {{"epsilon", real(-1.f), "'epsilon'"}, {"pool_epsilon", real(__builtin_nanf("")), "'pool_epsilon'"}, {"pool_epsilon", gone(), "'pool_epsilon' is missing"}, {"residual", ints({2}), "'residual' must be 0 or 1"}, {"grid", ints({0, 4}), "'grid' must be two positive sizes"},
+          {"grid", ints({1024, 128}), "'grid' is too large"}, {"grid", ints({32}), "'grid' must have 2 values"}, {"pool", ints({0, 1}), "'pool' must be two positive sizes"}, {"pool", ints({1, 7}), "'pool' must be two positive sizes"}, {"pool", gone(), "'pool' is missing"},
+          {"num_heads", ints({0}), "'num_heads'"}, {"scale", real(__builtin_inff()), "'scale'"}, {"bias", ints({2}), "'bias' must be 0 or 1"}}},
         {"TrtOptTntInnerBlock",
          {inner, inner_whole},
          {{"epsilon1", real(-1.f), "'epsilon1'"}, {"epsilon2", real(__builtin_nanf("")), "'epsilon2'"}, {"whole", ints({2}), "'whole' must be 0 or 1"}, {"num_heads", ints({0}), "'num_heads'"}, {"scale", real(__builtin_inff()), "'scale'"},

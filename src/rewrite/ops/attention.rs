@@ -358,6 +358,20 @@ pub(super) fn packed_body(body: &mut Body, op: &Attention, qkv: &str, n: i64, d:
     scored(body, op, &Sizes { batch: Dim::Int(1), n, m: n, d, dv: d }, parts, terms)
 }
 
+/// The same of queries `[B, N, h*d]` and packed keys and values `[B, M, 2*h*d]`.
+pub(super) fn pooled_body(
+    body: &mut Body,
+    op: &Attention,
+    [q, kv]: [&str; 2],
+    [n, m]: [i64; 2],
+    d: i64,
+    terms: &[Term],
+) -> String {
+    let h = op.num_heads;
+    let parts = [split(body, q, h, [n, d], 0, 1), split(body, kv, h, [m, d], 0, 2), split(body, kv, h, [m, d], 1, 2)];
+    scored(body, op, &Sizes { batch: Dim::Int(1), n, m, d, dv: d }, parts, terms)
+}
+
 /// A float32 value that is added to scores, `[P, h or 1, N, M]`: to batch row b its row b mod P.
 #[derive(Clone)]
 pub(super) struct Term {

@@ -2,7 +2,8 @@
 
 use super::{
     Attention, AttnBlock, BlockChain, ConvBlock, DepthwiseConv, Gelu, LayerNorm, Layout, Mask, MlpBlock, NormPool,
-    OpDef, PatchEmbed, PatchMerge, PatchMergeBlock, TntBridge, TntInnerBlock, TntWords, Window, WindowMap,
+    OpDef, PatchEmbed, PatchMerge, PatchMergeBlock, PooledAttnBlock, TntBridge, TntInnerBlock, TntWords, Window,
+    WindowMap,
 };
 use crate::onnx::proto::AttributeProto;
 
@@ -24,6 +25,10 @@ pub fn example(def: &OpDef) -> Vec<AttributeProto> {
         "TrtOptAttnBlock" => {
             let attention = Attention { mask: None, map: WindowMap::NONE, ..attention };
             AttnBlock { epsilon: 1e-6, attention }.attributes(true)
+        }
+        "TrtOptPooledAttnBlock" => {
+            let attention = Attention { layout: Layout::QKv, mask: None, map: WindowMap::NONE, ..attention };
+            PooledAttnBlock { epsilon: [1e-5; 2], grid: [16; 2], pool: [2; 2], attention }.attributes(true)
         }
         "TrtOptTntInnerBlock" => layer.attributes(),
         "TrtOptTntWords" => {

@@ -15,6 +15,7 @@ mod norm_pool;
 mod patch_embed;
 mod patch_merge;
 mod patch_merge_block;
+mod pooled_attn_block;
 mod tnt_bridge;
 mod tnt_inner_block;
 mod tnt_words;
@@ -35,6 +36,7 @@ pub use norm_pool::NormPool;
 pub use patch_embed::{MAX_PATCH, PatchEmbed, PatchEmbedWeights};
 pub use patch_merge::PatchMerge;
 pub use patch_merge_block::{PatchMergeBlock, PatchMergeWeights};
+pub use pooled_attn_block::{PooledAttnBlock, PooledAttnWeights};
 pub use tnt_bridge::{TntBridge, TntBridgeWeights};
 pub use tnt_inner_block::{TntInnerBlock, TntInnerWeights};
 pub use tnt_words::{BRIDGE_WEIGHTS, LAYER_WEIGHTS, MAX_WORDS, PART_MULTIPLE, TntWords};
@@ -124,6 +126,7 @@ pub static OPS: &[&OpDef] = &[
     &mlp_block::DEF,
     &attn_block::SWIN_DEF,
     &attn_block::DEF,
+    &pooled_attn_block::DEF,
     &tnt_inner_block::DEF,
     &tnt_bridge::DEF,
     &norm_pool::DEF,

@@ -9,6 +9,8 @@
 //! becomes   TrtOptAttnBlock(s) -> y, or TrtOptAttnBlock(x, r) -> y
 //! ```
 //!
+//! Where keys and values are of pooled tokens it is a `TrtOptPooledAttnBlock`, which has a file of its own.
+//!
 //! Where the windows are whole rows of the map nothing moves: the norm then gives tokens, and an Add takes the place of
 //! the reverse. An attention that no windows lead to is over all tokens of a sequence. Runs on what the rules of norms,
 //! attentions and windows have left, before residual adds go into norms. A block that does not match stays as it is, with
@@ -28,12 +30,12 @@ use crate::rewrite::rules::attention::weighted;
 use crate::rewrite::rules::block::{
     Fusion, Linear, Outcome, Rule, Wide, check_types, limits, output, single_use, sum_of,
 };
-use crate::rewrite::rules::straighten;
 use crate::rewrite::rules::window::reorders_tokens;
+use crate::rewrite::rules::{pooled_attn_block, straighten};
 use crate::rewrite::{ComputeCapability, Kind};
 
 /// The longest sequence that the plugin takes.
-const MAX_TOKENS: i64 = 1 << 16;
+pub const MAX_TOKENS: i64 = 1 << 16;
 
 /// A kind of attention block, and what its rules and its op are called.
 struct Form {
@@ -78,7 +80,10 @@ pub fn run(engine: &mut Engine) -> Result<()> {
             name: form.rule,
             part: Kind::Attention,
             part_of: &|_, anchor| vec![anchor],
-            fusion: &|graph, anchor, label| Block::of(graph, anchor, label, form, gpu)?.fusion(graph, label, form),
+            fusion: &|graph, anchor, label| match pooled_attn_block::fusion(graph, anchor, label, form.rule, gpu) {
+                Some(outcome) if form.kind == OF_SEQUENCES.kind => outcome,
+                _ => Block::of(graph, anchor, label, form, gpu)?.fusion(graph, label, form),
+            },
         };
         rule.run(engine, if form.kind == IN_WINDOWS.kind { in_windows.clone() } else { others.clone() })?;
     }
@@ -96,7 +101,7 @@ pub fn residuals(engine: &mut Engine) -> Result<()> {
             engine.apply_or_keep(patch, "residual add")?;
         }
     }
-    Ok(())
+    pooled_attn_block::residuals(engine, OF_SEQUENCES.kind, OF_SEQUENCES.residual)
 }
 
 /// An attention, fused or not.
@@ -270,7 +275,7 @@ impl Block {
 }
 
 /// The fused norm over the last axis that makes the value.
-fn norm_before(graph: &Graph, value: ValueId) -> Outcome<(NodeId, LayerNorm)> {
+pub fn norm_before(graph: &Graph, value: ValueId) -> Outcome<(NodeId, LayerNorm)> {
     let miss = |at: String, found: String| {
         Err(Miss::new(at, "no fused norm of the last axis goes into the first product")
             .expected("TrtOptLayerNorm", found))
@@ -380,7 +385,7 @@ fn whole_rows(shape: &[Dim], tokens: i64, table: Option<[i64; 2]>) -> Option<Win
 }
 
 /// What the block computes: the second product's result, back from its windows if there are any, and added to the stream.
-fn arrival(
+pub fn arrival(
     graph: &Graph,
     result: ValueId,
     stream: ValueId,

@@ -18,6 +18,7 @@ mod patch_embed;
 mod patch_merge;
 mod patch_merge_block;
 mod permutation;
+mod pooled_attn_block;
 mod projections;
 mod residual;
 mod straighten;

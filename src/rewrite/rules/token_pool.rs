@@ -94,7 +94,7 @@ fn over(patch: &mut Patch, opset: i64, mut node: Node, axes: &[i64]) -> Node {
 
 /// Height and width of the windows, if they lie side by side and cover the map. How values that are not there would count does not
 /// matter then, nor how sizes would be rounded.
-fn window(graph: &Graph, node: &Node, map: ValueId, sides: [i64; 2], label: &str) -> Outcome<[i64; 2]> {
+pub fn window(graph: &Graph, node: &Node, map: ValueId, sides: [i64; 2], label: &str) -> Outcome<[i64; 2]> {
     let miss = |reason: &str| Miss::new(label, reason);
     let &[k, l] = node.ints("kernel_shape").unwrap_or_default() else {
         return Err(miss("its windows have no two sides"));
