@@ -40,6 +40,7 @@ pub fn example(def: &OpDef) -> Vec<AttributeProto> {
                 covered: 196,
                 after,
                 words: false,
+                stacked: 0,
             };
             words.attributes()
         }
@@ -60,6 +61,7 @@ pub fn example(def: &OpDef) -> Vec<AttributeProto> {
             mask_value: -100.0,
             map,
             shifted: vec![false, true],
+            between: false,
         }
         .attributes(),
         other => panic!("op {other} has no example here"),
