@@ -304,7 +304,7 @@ def cases():
         yield Case(name, {"x": x, "r": r, "words": words} if extra else {"x": x, "words": words}, constants,
                    [node("TrtOptTntBridge", ["x", *(["r"] if extra else []), "words", *constants], ["y"], epsilon1=1e-5, epsilon2=1e-6, residual=int(extra), begin=begin)],
                    {"y": y}, dynamic=extra)
-    for name, images, covered, begin, tokens, n, count, size, hidden, c, layers, after, last, whole, stacked in (
+    for name, images, covered, begin, tokens, n, count, size, hidden, c, layers, after, last, whole, together in (
             ("tnt_words", 1, 196, 1, 197, 16, 4, 6, 96, 384, 4, (0, 1, 2, 3, 4), False, 0, 0), ("tnt_words_given", 2, 12, 1, 14, 16, 4, 6, 96, 64, 3, (1, 3, 3), True, 0, 0),
             ("tnt_words_whole", 2, 16, 0, 16, 16, 4, 4, 64, 96, 2, (1, 2), True, 1, 0), ("tnt_words_stacked", 1, 196, 1, 197, 16, 4, 6, 96, 384, 4, (0, 1, 2, 3, 4), False, 0, 3)):
         inner, patches = count * size, images * covered
@@ -327,16 +327,15 @@ def cases():
         for j, layer in enumerate(after):
             outputs[f"y{j}"] = np.zeros((images, tokens, c))
             outputs[f"y{j}"][:, begin:begin + covered] = bridge(words[layer].reshape(images, covered, k), [w[j] for w in of_bridges.values()], (1e-6, 1e-5))
-        if stacked:
-            outputs["stack"] = np.stack([outputs.pop(f"y{j}") for j in range(len(after) - stacked, len(after))])
+        if together:
+            outputs["stack"] = np.stack([outputs.pop(f"y{j}") for j in range(len(after) - together, len(after))])
         if last:
             outputs["words"] = words[-1]
         # In a row, each filled up to 16 bytes of float16.
-        packed = np.concatenate([np.pad(w.ravel(), (0, -w.size % 8)) for w in (*of_layers.values(), *of_bridges.values())])
-        constants = {"w": packed}
+        constants = {"w": np.concatenate([np.pad(w.ravel(), (0, -w.size % 8)) for w in (*of_layers.values(), *of_bridges.values())])}
         yield Case(name, {"x": x}, constants,
                    [node("TrtOptTntWords", ["x", *constants], list(outputs), epsilon1=1e-5, epsilon2=1e-6, whole=whole, num_heads=count, scale=size**-0.5, approximate="none",
-                         layers=layers, hidden=hidden, width=k, channels=c, bridge_epsilon1=1e-6, bridge_epsilon2=1e-5, tokens=tokens, begin=begin, covered=covered, after=[*after, *[-1] * (32 - len(after))], words=int(last), stacked=stacked)],
+                         layers=layers, hidden=hidden, width=k, channels=c, bridge_epsilon1=1e-6, bridge_epsilon2=1e-5, tokens=tokens, begin=begin, covered=covered, after=[*after, *[-1] * (32 - len(after))], words=int(last), stacked=together)],
                    outputs)
     for name, images, channels, (h, w), patch, columns, offset, norm, rank in (("patch_embed", 2, 3, (56, 56), 4, 96, True, True, 4), ("patch_embed_map", 2, 64, (14, 14), 2, 128, True, True, 3), ("patch_embed_16", 1, 3, (64, 48), 16, 384, True, False, 3),
                                                                               ("patch_embed_edges", 2, 3, (19, 23), 4, 64, False, True, 3), ("patch_embed_odd", 1, 5, (9, 9), 3, 50, True, True, 4)):
