@@ -332,7 +332,7 @@ fn values_that_are_only_regrouped_are_of_the_chain() {
     let mut net = Parts::new(Form { grid: [1, 6], ..VIT }, &[false, false]);
     net.reshaped("v1", &[VIT.images * 2, 3, VIT.channels]);
     net.outputs[0].1 = vec![VIT.images * 2, 3, VIT.channels];
-    assert_eq!(net.chains(), [[0], [0]]);
+    assert_eq!(net.fuse().1.missed(Kind::SequenceChain).count(), 2);
 }
 
 /// What is added before a chain stays outside of it.
@@ -422,11 +422,13 @@ fn blocks_that_differ_are_of_different_chains() {
 fn chains_in_windows_and_without_are_of_two_kinds() {
     let mut net = Parts::new(Form { bias: Bias::None, ..SWIN }, &[false]);
     net.block.window = None;
-    net.attention(2, false);
-    net.mlp(2);
-    net.outputs[0].0 = "v2";
+    for i in [2, 3] {
+        net.attention(i, false);
+        net.mlp(i);
+    }
+    net.outputs[0].0 = "v3";
     let made = |kinds: &[Kind]| ops(&net.rewrite(&with(kinds)).model().proto);
-    assert_eq!(made(&[Kind::BlockChain]), [OP, OF_SEQUENCES, MLP]);
+    assert_eq!(made(&[Kind::BlockChain]), [OP, OF_SEQUENCES, MLP, OF_SEQUENCES, MLP]);
     assert_eq!(made(&[Kind::SequenceChain]), [IN_WINDOWS, MLP, OP]);
     let both = [Kind::BlockChain, Kind::SequenceChain];
     assert_eq!(made(&both), [OP, OP]);
@@ -476,7 +478,7 @@ fn pairs_with_other_masks_and_biases_are_missed() {
 #[test]
 fn sizes_that_the_plugin_does_not_take_are_missed() {
     let swin = |form: Form<true>| Parts::new(Form { bias: Bias::None, ..form }, &[false, true]);
-    let vit = |form: Form<false>| Parts::new(form, &[false]);
+    let vit = |form: Form<false>| Parts::new(form, &[false; 2]);
     let odd = "the tensor cores take no such sizes";
     swin(Form { hidden: 120, ..SWIN })
         .missed_because(odd, ["multiples of 16", "48 channels, 64 of all heads, 120 hidden columns"]);
@@ -507,6 +509,8 @@ fn sizes_that_the_plugin_does_not_take_are_missed() {
     assert_eq!(Parts::new(short, &[false; 32]).chains(), [[0; 32]]);
     let more = ["at most 32 of attention", "33"];
     Parts::new(short, &[false; 33]).missed_because("it has more blocks than the plugin takes", more);
+    let alone = "one pair of blocks without windows takes more time as a chain";
+    Parts::new(short, &[false]).missed_because(alone, ["at least 2 of attention", "1"]);
 }
 
 #[test]

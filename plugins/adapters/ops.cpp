@@ -939,7 +939,7 @@ public:
         if (tokens_ < 1 || tokens_ > kAttnMaxTokens) attributes_.fail("attribute 'tokens' must be 1 to 65536");
         if (begin_ < 0) attributes_.fail("attribute 'begin' must not be negative");
         if (covered_ < 1 || int64_t{begin_} + covered_ > tokens_) attributes_.fail("attribute 'covered' must be at least 1, and 'begin' and 'covered' together at most 'tokens'");
-        words_ = flag(attributes_, "words");
+        words_ = flag(attributes_, "words"), stacked_ = attributes_.integer("stacked");
         layers_ = size("layers", kWordsMaxLayers), hidden_ = size("hidden", kMlpMaxHidden), width_ = size("width", kMlpMaxHidden), channels_ = size("channels", kMlpMaxChannels);
         const auto& after = attributes_.integers("after");
         static_assert(kWordsMaxBridges == 32 && kWordsMaxLayers == 32, "attribute 'after' has 32 values");
@@ -949,10 +949,11 @@ public:
             if (j < bridges_ ? after[j] > layers_ || (j > 0 && after[j] < after[j - 1]) : after[j] != -1)
                 attributes_.fail("attribute 'after' must be layers from 0 to " + std::to_string(layers_) + ", ascending, and then -1");
         }
+        if (stacked_ < 0 || stacked_ > bridges_) attributes_.fail("attribute 'stacked' must be 0 to " + std::to_string(bridges_) + ", is " + std::to_string(stacked_));
     }
     std::unique_ptr<Op> clone() const override { return std::make_unique<TntWords>(*this); }
     int32_t inputs() const override { return 2; }
-    int32_t outputs() const override { return bridges_ + (words_ ? 1 : 0); }
+    int32_t outputs() const override { return alone() + (stacked_ > 0 ? 1 : 0) + (words_ ? 1 : 0); }
     void shapes(const DimsExprs* in, DimsExprs* out, IExprBuilder& build) const override {
         expect(in[0].nbDims == 3, "input x must be [P, N, C]");
         expect(in[1].nbDims == 1, "input weights must have one axis");
@@ -960,13 +961,19 @@ public:
         expect(n->isConstant() && c->isConstant(), "the words and channels of a patch of x must be known");
         const int64_t words = n->getConstantValue(), channels = c->getConstantValue();
         if (weights->isConstant()) check_weights(words, channels, weights->getConstantValue());
-        DimsExprs& first = out[0];
-        first.nbDims = 3;
-        first.d[0] = divided(in[0].d[0], rows_of_image(words, channels), build);
-        first.d[1] = build.constant(tokens_);
-        first.d[2] = build.constant(channels_);
-        for (int32_t j = 1; j < bridges_; ++j) out[j] = first;
-        if (words_) out[bridges_] = in[0];
+        DimsExprs one{};
+        one.nbDims = 3;
+        one.d[0] = divided(in[0].d[0], rows_of_image(words, channels), build);
+        one.d[1] = build.constant(tokens_);
+        one.d[2] = build.constant(channels_);
+        for (int32_t j = 0; j < alone(); ++j) out[j] = one;
+        if (stacked_ > 0) {
+            DimsExprs& stack = out[alone()];
+            stack.nbDims = 4;
+            stack.d[0] = build.constant(stacked_);
+            for (int32_t i = 0; i < 3; ++i) stack.d[1 + i] = one.d[i];
+        }
+        if (words_) out[outputs() - 1] = in[0];
     }
     cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, void* workspace, int32_t,
                     cudaStream_t stream) const override {
@@ -978,8 +985,9 @@ public:
         Layer::point(w, p.inner);
         const void* const* bridge = w + 1 + kLayerParts;
         p.scale1 = bridge[0], p.bias1 = bridge[1], p.w = bridge[2], p.b = bridge[3], p.scale2 = bridge[4], p.bias2 = bridge[5];
-        for (int32_t j = 0; j < bridges_; ++j) p.out[j] = out[j];
-        if (words_) p.y = out[bridges_];
+        const int64_t result = p.images * tokens_ * channels_ * element(in_desc[0]);
+        for (int32_t j = 0; j < bridges_; ++j) p.out[j] = j < alone() ? out[j] : static_cast<unsigned char*>(out[alone()]) + (j - alone()) * result;
+        if (words_) p.y = out[outputs() - 1];
         p.workspace = workspace;
         return tnt_words(p, stream);
     }
@@ -991,6 +999,8 @@ public:
 private:
     static constexpr int32_t kLayerParts = 12, kParts = kLayerParts + 6;
 
+    // Bridges with an output of their own; the others have one together.
+    int32_t alone() const { return bridges_ - stacked_; }
     int32_t size(const char* name, int32_t most) const {
         const int32_t v = attributes_.integer(name);
         if (v < 1 || v > most) attributes_.fail(std::string("attribute '") + name + "' must be 1 to " + std::to_string(most) + ", is " + std::to_string(v));
@@ -1036,7 +1046,7 @@ private:
 
     Layer layer_;
     float epsilon1_, epsilon2_;
-    int32_t tokens_, begin_, covered_, layers_, hidden_, width_, channels_, bridges_ = 0;
+    int32_t tokens_, begin_, covered_, layers_, hidden_, width_, channels_, bridges_ = 0, stacked_;
     bool words_;
 };
 
@@ -1291,7 +1301,7 @@ public:
         expect(std::isfinite(scale_), "attribute 'scale' must be finite");
         expect(std::isfinite(mask_value_), "attribute 'mask_value' must be finite");
         tanh_ = tanh_gelu(attributes_);
-        bias_ = flag(attributes_, "bias");
+        bias_ = flag(attributes_, "bias"), between_ = flag(attributes_, "between");
         window_ = window_grid(attributes_, true, true);
         expect(dim_ == 32 || (dim_ == 64 && !window_.used()), "attribute 'head_dim' must be 32, or without windows 32 or 64");
         expect(int64_t{heads_} * dim_ <= kChainMaxChannels, "attributes 'num_heads' and 'head_dim' must be at most 1024 together");
@@ -1306,20 +1316,22 @@ public:
             if (shifted[i] == 1) shifted_ |= uint32_t{1} << i;
         }
         expect(shifted_ == 0 || window_.used(), "attribute 'shifted' must be 0 where there are no windows");
+        expect(!between_ || (pairs_ > 1 && !window_.used()), "attribute 'between' must be 0 in windows and for one pair of blocks");
     }
     std::unique_ptr<Op> clone() const override { return std::make_unique<BlockChain>(*this); }
-    int32_t inputs() const override { return 3; }
+    int32_t inputs() const override { return 3 + (between_ ? 1 : 0); }
     int32_t outputs() const override { return 1; }
     void shapes(const DimsExprs* in, DimsExprs* out, IExprBuilder&) const override {
         if (window_.used()) check_tokens(attributes_, in[0], window_);
         else expect(in[0].nbDims == 3, "input x must be [B, N, C]");
         expect(in[1].nbDims == 1 && in[2].nbDims == 1, "inputs weights and vectors must have one axis");
+        expect(!between_ || in[3].nbDims == 4, "input between must be [L-1, B, N, C]");
         out[0] = in[0];
     }
     cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, void* workspace, int32_t tactic,
                     cudaStream_t stream) const override {
         BlockChainProblem p = sized_problem(in_desc);
-        p.x = in[0], p.weights = in[1], p.vectors = in[2];
+        p.x = in[0], p.weights = in[1], p.vectors = in[2], p.between = between_ ? in[3] : nullptr;
         p.y = out[0];
         p.workspace = workspace;
         return block_chain(p, stream, tactic, slot_.get());
@@ -1355,12 +1367,16 @@ private:
         p.window = window_, p.shifted = shifted_;
         const auto elements = [&](int i, int64_t count) { return in[i].dims.nbDims == 1 && in[i].dims.d[0] == count; };
         expect(elements(1, chain_weights(p)) && elements(2, chain_vectors(p)), "inputs weights and vectors must have the elements of all pairs");
+        if (between_) {
+            const Dims& between = in[3].dims;
+            expect(between.nbDims == 4 && between.d[0] == pairs_ - 1 && between.d[1] == x.d[0] && between.d[2] == x.d[1] && between.d[3] == x.d[2], "input between must have the shape of x for each pair but the last");
+        }
         return p;
     }
 
     float epsilon_, scale_, mask_value_;
     int32_t heads_, dim_, hidden_, pairs_ = 0;
-    bool tanh_, bias_;
+    bool tanh_, bias_, between_;
     WindowGrid window_;
     uint32_t shifted_ = 0;
     ChainSlot slot_;
@@ -1401,13 +1417,13 @@ const std::vector<OpDef>& op_definitions() {
         {"TrtOptPatchMergeBlock", {{"epsilon", kFloat, 1}, {"residual", kInt, 1}, {"grid", kInts, 2}, {"order", kInts, 4}, {"rank", kInt, 1}}, make<PatchMergeBlock>},
         {"TrtOptPatchEmbed", {{"epsilon", kFloat, 1}, {"bias", kInt, 1}, {"norm", kInt, 1}, {"rank", kInt, 1}}, make<PatchEmbed>},
         {"TrtOptTntWords",
-         {{"epsilon1", kFloat, 1}, {"epsilon2", kFloat, 1}, {"whole", kInt, 1}, {"num_heads", kInt, 1}, {"scale", kFloat, 1}, {"approximate", kText, 1}, {"layers", kInt, 1}, {"hidden", kInt, 1}, {"width", kInt, 1}, {"channels", kInt, 1}, {"bridge_epsilon1", kFloat, 1}, {"bridge_epsilon2", kFloat, 1}, {"tokens", kInt, 1}, {"begin", kInt, 1}, {"covered", kInt, 1}, {"after", kInts, 32}, {"words", kInt, 1}},
+         {{"epsilon1", kFloat, 1}, {"epsilon2", kFloat, 1}, {"whole", kInt, 1}, {"num_heads", kInt, 1}, {"scale", kFloat, 1}, {"approximate", kText, 1}, {"layers", kInt, 1}, {"hidden", kInt, 1}, {"width", kInt, 1}, {"channels", kInt, 1}, {"bridge_epsilon1", kFloat, 1}, {"bridge_epsilon2", kFloat, 1}, {"tokens", kInt, 1}, {"begin", kInt, 1}, {"covered", kInt, 1}, {"after", kInts, 32}, {"words", kInt, 1}, {"stacked", kInt, 1}},
          make<TntWords>},
         {"TrtOptGelu", {{"bias", kInt, 1}, {"approximate", kText, 1}}, make<Gelu>},
         {"TrtOptDepthwiseConv", {{"grid", kInts, 2}, {"kernel", kInt, 1}, {"bias", kInt, 1}, {"residual", kInt, 1}}, make<DepthwiseConv>},
         {"TrtOptConvBlock", {{"grid", kInts, 2}, {"kernel", kInt, 1}}, make<ConvBlock>},
         {"TrtOptBlockChain",
-         {{"epsilon", kFloat, 1}, {"num_heads", kInt, 1}, {"head_dim", kInt, 1}, {"hidden", kInt, 1}, {"scale", kFloat, 1}, {"approximate", kText, 1}, {"bias", kInt, 1}, {"mask_value", kFloat, 1}, {"grid", kInts, 2}, {"window", kInts, 2}, {"shift", kInts, 2}, {"pad_after_roll", kInt, 1}, {"shifted", kInts, 32}},
+         {{"epsilon", kFloat, 1}, {"num_heads", kInt, 1}, {"head_dim", kInt, 1}, {"hidden", kInt, 1}, {"scale", kFloat, 1}, {"approximate", kText, 1}, {"bias", kInt, 1}, {"mask_value", kFloat, 1}, {"grid", kInts, 2}, {"window", kInts, 2}, {"shift", kInts, 2}, {"pad_after_roll", kInt, 1}, {"shifted", kInts, 32}, {"between", kInt, 1}},
          make<BlockChain>},
     };
     return ops;

@@ -202,6 +202,7 @@ cudaError_t run_kernel(const BlockChainProblem& q, const Plan& plan, int32_t slo
     const int64_t inner = inner_of(q);
     ChainArgs p{};
     p.x = static_cast<const __half*>(q.x), p.weights = static_cast<const __half*>(q.weights), p.vectors = static_cast<const __half*>(q.vectors), p.y = static_cast<__half*>(q.y);
+    p.between = static_cast<const __half*>(q.between);
     p.middle = half(w.middle), p.heads_out = half(w.heads_out), p.hidden = half(w.hidden), p.qkv = half(w.qkv);
     p.partial = reinterpret_cast<float2*>(workspace + w.partial), p.tickets = reinterpret_cast<uint32_t*>(workspace + w.tickets);
     p.barrier = reinterpret_cast<uint32_t*>(workspace + w.barrier);
@@ -319,6 +320,7 @@ template <class T> cudaError_t run_blocks(const BlockChainProblem& q, cudaStream
         a.norm_scale = m.scale = at(w.ones), a.norm_bias = m.bias = at(w.zeros);
         a.w_qkv = unpacked[0], a.w_proj = unpacked[1], m.w1 = unpacked[2], m.w2 = unpacked[3];
         a.x = pair == 0 ? q.x : q.y, a.y = at(w.middle), m.x = a.y, m.y = q.y;
+        if (q.between && pair > 0) a.residual = static_cast<const T*>(q.between) + int64_t{pair - 1} * q.images * q.tokens * q.channels;
         a.workspace = at(w.block);
         if (const cudaError_t status = attn_block(a, stream); status != cudaSuccess) return status;
         if (const cudaError_t status = mlp_block(m, at(w.block), stream); status != cudaSuccess) return status;
@@ -345,8 +347,8 @@ std::vector<int32_t> block_chain_tactics(const BlockChainProblem& q) {
 cudaError_t block_chain(const BlockChainProblem& q, cudaStream_t stream, int32_t tactic, int32_t slot) {
     if (!valid(q) || slot >= kSlots) return cudaErrorInvalidValue;
     if (q.images == 0) return cudaSuccess;
-    if (!q.x || !q.weights || !q.vectors || !q.y || !q.workspace) return cudaErrorInvalidValue;
-    const bool aligned = aligned_to(16, q.x, q.weights, q.vectors, q.y) && aligned_to(128, q.workspace);
+    if (!q.x || !q.weights || !q.vectors || !q.y || !q.workspace || (q.between && (q.window.used() || q.pairs < 2))) return cudaErrorInvalidValue;
+    const bool aligned = aligned_to(16, q.x, q.weights, q.vectors, q.between, q.y) && aligned_to(128, q.workspace);
     if (aligned && has_kernel(q)) {
         if (tactic > 0 && fits(q, plan_of(tactic))) return run_kernel(q, plan_of(tactic), slot, stream);
         if (const std::vector<Plan> all = plans(q); !all.empty()) return run_kernel(q, all.front(), slot, stream);

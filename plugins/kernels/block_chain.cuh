@@ -4,7 +4,7 @@
 //   attend  without windows: the attention of up to 64 queries of a head
 //   merge   product of the heads' results, and the residual add
 //   up      norm, first product of the MLP, GELU
-//   down    second product, and the residual add; where tiles are few, they share out the contracted index
+//   down    second product, and the residual add; where tiles are few, they share out the contracted index. What is added between pairs is added here
 // A phase is divided into units of up to 64 rows and some columns, which the blocks take by turns.
 //
 // Four warpgroups multiply, of up to 64 rows each. They share a unit's columns or its contracted index, the sums of which they then exchange. Two more warps
@@ -67,6 +67,7 @@ struct ChainArgs {
     int edge_y, cut_y, edge_x, cut_x;
     FastDiv by_heads, by_group_tiles, by_windows, by_windows_x, by_window_w, by_merge, by_heads_tiles, by_up, by_down, by_split;
     WindowMap plain, rolled;
+    const __half* between;      // [pairs - 1, tokens, channels], added to what each pair but the last gives; or null
 };
 
 namespace chain {
@@ -466,6 +467,10 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
     __device__ __forceinline__ int merge_at() const { return bias_at() + (p.bias ? p.heads * p.group_tokens * p.bias_row : 0); }
     __device__ __forceinline__ int up_at() const { return merge_at() + p.channels; }
     __device__ __forceinline__ int down_at() const { return up_at() + p.hidden_columns; }
+    // What is added to what a pair gives; or null.
+    __device__ __forceinline__ const __half* between_of(int pair) const {
+        return p.between && pair + 1 < p.pairs ? p.between + int64_t{pair} * p.tokens * p.channels : nullptr;
+    }
 
     // Token of a row of a tile of a group's queries, or -1.
     __device__ __forceinline__ int64_t group_token(int tile, int row) const {
@@ -557,13 +562,16 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
     // As they are, so that nothing waits for them before they are needed.
     __device__ __forceinline__ uint32_t pair_of_vector(int at) const { return __ldg(reinterpret_cast<const uint32_t*>(vectors + at)); }
 
-    // Products with the residual add.
+    // Products with the residual add, and with that of `between`, if there is one: their sum is rounded once.
     template <class Tile, bool SPLIT, class Token>
-    __device__ __forceinline__ void add_unit(const Work<WINDOWS>& work, const Unit& u, int rows, int bias, const __half* residual, __half* to, const Token& token_of) {
+    __device__ __forceinline__ void add_unit(const Work<WINDOWS>& work, const Unit& u, int rows, int bias, const __half* residual, const __half* between, __half* to, const Token& token_of) {
         constexpr int kTiles = Tile::kTiles, kHalves = Tile::kHalves;
+        // Asked for early, but where there are no registers to keep it in.
+        constexpr bool kBetween = SPLIT && !WINDOWS, kEarly = PIECES <= 6;
         const int column = u.column + m.group / Tile::kSharers * Tile::kColumns + Ended<Tile>::first_of(m) * 8 + 2 * m.t;
+        const auto load_between = [&](int64_t token, int i) { return between && token >= 0 ? load_pair(between + token * p.channels + column + 8 * i) : 0u; };
         int64_t token[kHalves];
-        uint32_t added[kHalves][kTiles];
+        uint32_t added[kHalves][kTiles], more[kHalves][kTiles];
         uint32_t offset[kTiles];
 #pragma unroll
         for (int i = 0; i < kTiles; ++i) offset[i] = pair_of_vector(bias + column + 8 * i);
@@ -571,7 +579,10 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
         for (int h = 0; h < kHalves; ++h) {
             token[h] = token_of(u.tile, m.row + 8 * (h + Ended<Tile>::half_of(m)));
 #pragma unroll
-            for (int i = 0; i < kTiles; ++i) added[h][i] = token[h] >= 0 ? load_pair(residual + token[h] * p.channels + column + 8 * i) : 0u;
+            for (int i = 0; i < kTiles; ++i) {
+                added[h][i] = token[h] >= 0 ? load_pair(residual + token[h] * p.channels + column + 8 * i) : 0u;
+                if constexpr (kBetween && kEarly) more[h][i] = load_between(token[h], i);
+            }
         }
         float acc[Tile::kColumns / 2] = {};
         multiply_unit<Tile, true>(p, r, at.rows, m, work.chunks, work.stage, rows, acc);
@@ -612,7 +623,11 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
             for (int h = 0; h < kHalves; ++h)
 #pragma unroll
                 for (int i = 0; i < kTiles; ++i) {
-                    const float2 v = floats(added[h][i]), b = floats(offset[i]);
+                    float2 v = floats(added[h][i]);
+                    const float2 b = floats(offset[i]);
+                    if constexpr (kBetween) {
+                        if (const float2 of = floats(kEarly ? more[h][i] : load_between(token[h], i)); between) v.x += of.x, v.y += of.y;
+                    }
                     const uint32_t sum = pack_halves(end.own[h][i].x + b.x + v.x, end.own[h][i].y + b.y + v.y);
                     if (token[h] >= 0) *reinterpret_cast<uint32_t*>(to + token[h] * p.channels + column + 8 * i) = sum;
                 }
@@ -846,7 +861,7 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
             with_tile<kMerge>(p.tile_merge, [&](auto tile) {
                 each_unit<kMerge>(
                     [&](const Work<WINDOWS>& work, const Unit& u, bool waits) {
-                        add_unit<decltype(tile), false>(work, u, p.tile_rows, merge_at(), from, p.middle, [&](int at, int row) { return group_token(at, row); });
+                        add_unit<decltype(tile), false>(work, u, p.tile_rows, merge_at(), from, nullptr, p.middle, [&](int at, int row) { return group_token(at, row); });
                     },
                     false, false);
             });
@@ -863,7 +878,7 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
             with_tile<kDown>(p.tile_down, [&](auto tile) {
                 each_unit<kDown>(
                     [&](const Work<WINDOWS>& work, const Unit& u, bool waits) {
-                        add_unit<decltype(tile), true>(work, u, p.rows, down_at(), p.middle, p.y, [&](int at, int row) { return row_token(at, row); });
+                        add_unit<decltype(tile), true>(work, u, p.rows, down_at(), p.middle, between_of(pair), p.y, [&](int at, int row) { return row_token(at, row); });
                     },
                     false, pair + 1 == p.pairs);
             });

@@ -451,6 +451,7 @@ struct BlockChainProblem {
     const void* x = nullptr;           // [images, tokens, channels]
     const void* weights = nullptr;     // [chain_weights(*this)]
     const void* vectors = nullptr;     // [chain_vectors(*this)]
+    const void* between = nullptr;     // [pairs - 1, images, tokens, channels], added to what each pair but the last gives; null: nothing is, as in windows
     void* y = nullptr;                 // shape of x; none of the inputs
     void* workspace = nullptr;         // block_chain_workspace bytes, aligned to 128; nothing in it is kept
 

@@ -49,12 +49,14 @@ pub enum Kind {
     TokenConv,
     /// As [`Kind::BlockChain`], of attention blocks without windows.
     SequenceChain,
+    /// As [`Kind::SequenceChain`], with what the words of TNT add to the tokens between its pairs.
+    TokenChain,
     /// A depthwise convolution between two products on tokens, and the residual add around them, as one op.
     ConvBlock,
 }
 
 impl Kind {
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::LayerNorm,
         Self::Attention,
         Self::Gelu,
@@ -73,6 +75,7 @@ impl Kind {
         Self::BlockChain,
         Self::TokenConv,
         Self::SequenceChain,
+        Self::TokenChain,
         Self::ConvBlock,
     ];
     /// The kinds that are fused unless something else is asked for: blocks are not, since whether one is faster than
@@ -90,6 +93,9 @@ impl Kind {
             Self::TntWords => &[Self::TntInnerBlock, Self::TntBridge],
             Self::BlockChain => &[Self::SwinAttnBlock, Self::MlpBlock],
             Self::SequenceChain => &[Self::AttnBlock, Self::MlpBlock],
+            Self::TokenChain => {
+                &[Self::AttnBlock, Self::MlpBlock, Self::TntInnerBlock, Self::TntBridge, Self::TntWords]
+            }
             Self::ConvBlock => &[Self::TokenConv],
             _ => &[],
         }
@@ -115,6 +121,7 @@ impl Kind {
             Self::BlockChain => "block-chain",
             Self::TokenConv => "token-conv",
             Self::SequenceChain => "sequence-chain",
+            Self::TokenChain => "token-chain",
             Self::ConvBlock => "conv-block",
         }
     }

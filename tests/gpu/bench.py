@@ -103,9 +103,9 @@ class Library:
         self.call("trt_opt_pooled_attn_block", ctypes.c_int64(images), side, pool, channels, heads, pointer(x), pointer(residual), *(pointer(p[n]) for n in ("w_q", "w_pool", "w_kv", "w_proj", "vectors", "position")),
                   pointer(y), pointer(workspace), ctypes.c_int64(workspace.numel()))
 
-    def attn_block(self, x, p, y, workspace, heads, window=None, tactic=0):
+    def attn_block(self, x, p, y, workspace, heads, window=None, tactic=0, residual=None):
         images, tokens, channels = x.shape
-        self.call("trt_opt_attn_block", HALF, ctypes.c_int64(images), tokens, channels, heads, ctypes.c_float(1e-5), pointer(x), pointer(p["scale"]), pointer(p["bias"]), pointer(p["w_qkv"]),
+        self.call("trt_opt_attn_block", HALF, ctypes.c_int64(images), tokens, channels, heads, ctypes.c_float(1e-5), pointer(x), pointer(residual), pointer(p["scale"]), pointer(p["bias"]), pointer(p["w_qkv"]),
                   pointer(p["b_qkv"]), pointer(p["w_proj"]), pointer(p["b_proj"]), pointer(p.get("table")), self.window(window), pointer(y), pointer(workspace), tactic)
 
     def attn_block_forms(self, images, tokens, channels, heads, window=None):
@@ -154,8 +154,8 @@ class Library:
         count = self.lib.trt_opt_block_chain_tactics(*self.chain_arguments(*shape), found, 64)
         return list(found[:min(count, 64)])
 
-    def block_chain(self, x, weights, vectors, y, workspace, tactic, slot, *shape):
-        self.call("trt_opt_block_chain", *self.chain_arguments(*shape), pointer(x), pointer(weights), pointer(vectors), pointer(y), pointer(workspace), tactic, slot)
+    def block_chain(self, x, weights, vectors, between, y, workspace, tactic, slot, *shape):
+        self.call("trt_opt_block_chain", *self.chain_arguments(*shape), pointer(x), pointer(weights), pointer(vectors), pointer(between), pointer(y), pointer(workspace), tactic, slot)
 
     def tnt_words(self, x, p, bridges, after, tokens, outs, y, workspace, heads):
         (patches, words, channels), (_, width, out_channels) = x.shape, bridges["w"].shape
@@ -706,8 +706,8 @@ def bench_tnt_words(lib, images, covered, words, channels, heads, layers, out_ch
             "flop": layers * patches * words * (24 * channels * channels + 4 * words * channels + 2 * channels * out_channels)}
 
 
-def bench_block_chain(lib, name, images, tokens, channels, heads, dim, pairs, window, rounds, every):
-    """A chain against the ops that it replaces, block after block, by turns. Weights rotate."""
+def bench_block_chain(lib, name, images, tokens, channels, heads, dim, pairs, window, added, rounds, every):
+    """A chain against the ops that it replaces, block after block, by turns; if something is `added` between pairs, against one without, too. Weights rotate."""
     shape = (images, tokens, channels, heads, dim, 4 * channels, pairs, window is not None, window, 0x2AAAAAAA if window and window[4] else 0)
     weights, vectors, bytes_ = lib.block_chain_sizes(*shape)
     sets, order = rotation(2 * (weights + vectors))
@@ -715,12 +715,13 @@ def bench_block_chain(lib, name, images, tokens, channels, heads, dim, pairs, wi
     x, y = [rand(images, tokens, channels) for _ in range(2)]
     workspace, slot = torch.empty(max(bytes_, 256 << 20), device="cuda", dtype=torch.uint8), lib.lib.trt_opt_chain_slot()
     stream = [torch.empty_like(x) for _ in range(2)]
+    betweens = [rand(pairs - 1, images, tokens, channels) for _ in range(sets)] if added else [None] * sets
 
     def attn(i, j):
         c = channels
         p = parts[(i * pairs + j) % len(parts)]
         grid = window and [*window[:4], *((window[4:6]) if j % 2 else (0, 0)), 0]
-        lib.attn_block(stream[0], p[0], stream[1], workspace, heads, grid)
+        lib.attn_block(stream[0], p[0], stream[1], workspace, heads, grid, residual=betweens[i][j - 1] if added and j else None)
         lib.mlp_block(stream[1].view(-1, c), None, p[1], stream[0].view(-1, c), workspace)
 
     def block_by_block(i):
@@ -736,7 +737,9 @@ def bench_block_chain(lib, name, images, tokens, channels, heads, dim, pairs, wi
     variants = {"block by block": [lambda i=i: block_by_block(i) for i in order]}
     tactics = lib.block_chain_tactics(*shape)
     for tactic in tactics if every else tactics[:1]:
-        variants[f"chain {tactic_text(tactic)}"] = [lambda i=i, t=tactic: lib.block_chain(stream[0], ws[i], vs[i], stream[1], workspace, t, slot, *shape) for i in order]
+        variants[f"chain {tactic_text(tactic)}"] = [lambda i=i, t=tactic: lib.block_chain(stream[0], ws[i], vs[i], betweens[i], stream[1], workspace, t, slot, *shape) for i in order]
+        if added:
+            variants[f"chain {tactic_text(tactic)}, nothing added"] = [lambda i=i, t=tactic: lib.block_chain(stream[0], ws[i], vs[i], None, stream[1], workspace, t, slot, *shape) for i in order]
     stream[0].copy_(x), stream[1].copy_(y)
     times, failed = time_variants(variants, rounds)
     return {"op": "block_chain", "name": name, "shape": shape[:7], "us": times, "failed": failed, "bytes": 2 * (weights + vectors), "flop": pairs * images * tokens * 2 * 12 * channels * channels}
@@ -1171,9 +1174,11 @@ def main():
                 for stage, pairs in enumerate((2, 2, 6, 2)):
                     side, channels = 56 >> stage, 96 << stage
                     window = [side, side, 7, 7, 3 if side > 7 else 0, 3 if side > 7 else 0, 0]
-                    add(bench_block_chain(lib, f"Swin-T stage {stage + 1}", batch, side * side, channels, channels // 32, 32, pairs, window, args.rounds, args.tactics))
-                for name, tokens, channels, heads, pairs in [("TNT-S", 197, 384, 6, 1), ("ViT-S", 197, 384, 6, 12), ("UniFormer-S stage 3", 196, 320, 5, 1), ("UniFormer-S stage 4", 49, 512, 8, 1)]:
-                    add(bench_block_chain(lib, name, batch, tokens, channels, heads, 64, pairs, None, args.rounds, args.tactics))
+                    add(bench_block_chain(lib, f"Swin-T stage {stage + 1}", batch, side * side, channels, channels // 32, 32, pairs, window, False, args.rounds, args.tactics))
+                # TNT-S's layers with what its words add between them.
+                for name, tokens, channels, heads, pairs, added in [("TNT-S's layer", 197, 384, 6, 1, False), ("TNT-S", 197, 384, 6, 12, True), ("ViT-S", 197, 384, 6, 12, False),
+                                                                    ("UniFormer-S stage 3", 196, 320, 5, 1, False), ("UniFormer-S stage 4", 49, 512, 8, 1, False)]:
+                    add(bench_block_chain(lib, name, batch, tokens, channels, heads, 64, pairs, None, added, args.rounds, args.tactics))
         if wanted("sequence"):
             for stage in range(4):
                 add(bench_sequence(lib, stage, args.rounds))

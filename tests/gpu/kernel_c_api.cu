@@ -143,11 +143,11 @@ static AttnBlockProblem attn_block_problem(int dtype, int64_t images, int tokens
 }
 // window: as above; or null, and then `tokens` of each image attend to each other. With windows a relative-position table, and
 // the mask of the shift. Returns the CUDA error.
-int trt_opt_attn_block(int dtype, int64_t images, int tokens, int channels, int heads, float epsilon, const void* x, const void* norm_scale, const void* norm_bias, const void* w_qkv,
+int trt_opt_attn_block(int dtype, int64_t images, int tokens, int channels, int heads, float epsilon, const void* x, const void* residual, const void* norm_scale, const void* norm_bias, const void* w_qkv,
                        const void* b_qkv, const void* w_proj, const void* b_proj, const void* table, const int32_t* window, void* y, void* workspace, int tactic, void* stream) {
     AttnBlockProblem p = attn_block_problem(dtype, images, tokens, channels, heads, table, window);
     p.epsilon = epsilon;
-    p.x = x, p.norm_scale = norm_scale, p.norm_bias = norm_bias, p.w_qkv = w_qkv, p.b_qkv = b_qkv, p.w_proj = w_proj, p.b_proj = b_proj, p.y = y, p.workspace = workspace;
+    p.x = x, p.residual = residual, p.norm_scale = norm_scale, p.norm_bias = norm_bias, p.w_qkv = w_qkv, p.b_qkv = b_qkv, p.w_proj = w_proj, p.b_proj = b_proj, p.y = y, p.workspace = workspace;
     return attn_block(p, static_cast<cudaStream_t>(stream), tactic);
 }
 // Up to `most` tactics; returns how many there are.
@@ -242,10 +242,11 @@ void trt_opt_block_chain_sizes(int64_t images, int tokens, int channels, int hea
     const BlockChainProblem p = chain_problem(images, tokens, channels, heads, dim, hidden, pairs, bias, window, shifted);
     sizes[0] = chain_weights(p), sizes[1] = chain_vectors(p), sizes[2] = block_chain_workspace(p);
 }
+// between null: nothing is added between pairs.
 int trt_opt_block_chain(int64_t images, int tokens, int channels, int heads, int dim, int hidden, int pairs, int bias, const int32_t* window, int shifted, const void* x, const void* weights,
-                        const void* vectors, void* y, void* workspace, int tactic, int slot, void* stream) {
+                        const void* vectors, const void* between, void* y, void* workspace, int tactic, int slot, void* stream) {
     BlockChainProblem p = chain_problem(images, tokens, channels, heads, dim, hidden, pairs, bias, window, shifted);
-    p.x = x, p.weights = weights, p.vectors = vectors, p.y = y, p.workspace = workspace;
+    p.x = x, p.weights = weights, p.vectors = vectors, p.between = between, p.y = y, p.workspace = workspace;
     return block_chain(p, static_cast<cudaStream_t>(stream), tactic, slot);
 }
 // Up to `most` tactics; returns how many there are.

@@ -766,6 +766,9 @@ template <class T> __global__ void pad_kernel(const T* from, T* to, int64_t rows
 template <class T> __global__ void round_kernel(const double* from, T* to, int64_t n) {
     for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += int64_t{gridDim.x} * blockDim.x) to[i] = static_cast<T>(static_cast<float>(from[i]));
 }
+template <class T> __global__ void add_kernel(const T* from, double* to, int64_t n) {
+    for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += int64_t{gridDim.x} * blockDim.x) to[i] += static_cast<double>(static_cast<float>(from[i]));
+}
 
 struct BlockChainCase {
     DType type;
@@ -775,6 +778,7 @@ struct BlockChainCase {
     uint32_t shifted = 0;
     bool bias = true, tanh_gelu = false;
     float offset = 0;
+    bool between = false;  // something is added between pairs
 };
 template <class T> void check_chain(Checker& c, const BlockChainCase& a, const std::string& name) {
     BlockChainProblem p;
@@ -789,6 +793,7 @@ template <class T> void check_chain(Checker& c, const BlockChainCase& a, const s
     };
     Tensor weights = tensor(a.type, chain_weights(p)), vectors = tensor(a.type, chain_vectors(p)), y = tensor(a.type, size), workspace = tensor(DType::kFloat, (block_chain_workspace(p) + 3) / 4);
     const T* const x = make(size, 1.5f, a.offset);
+    const T* const between = a.between ? make((a.pairs - 1) * size, 1.f) : nullptr;
     const T *const ones = make(a.channels, 0.f, 1.f), *const zeros = make(a.channels, 0.f);
     Tensor stream = tensor(a.type, size), middle = tensor(a.type, size);
     Doubles normal(std::max(groups * n, tokens) * a.channels), sum(size), qkv(groups * n * 3 * inner), context(groups * n * inner), projected(groups * n * a.channels), hidden(tokens * a.hidden), ref(size);
@@ -841,12 +846,13 @@ template <class T> void check_chain(Checker& c, const BlockChainCase& a, const s
         reference::mlp_normal<T><<<blocks_for(tokens), 128>>>(mlp, normal.p, sum.p);
         reference::mlp_hidden<T><<<blocks_for(tokens * a.hidden), 128>>>(mlp, normal.p, hidden.p);
         reference::mlp_out<T><<<blocks_for(size), 128>>>(mlp, hidden.p, sum.p, ref.p);
+        if (between && pair + 1 < a.pairs) add_kernel<T><<<blocks_for(size), 128>>>(between + pair * size, ref.p, size);
         round_kernel<T><<<blocks_for(size), 128>>>(ref.p, static_cast<T*>(stream->data()), size);
         CUDA_OK(cudaGetLastError());
         CUDA_OK(cudaDeviceSynchronize());
         from = static_cast<const T*>(stream->data());
     }
-    p.x = x, p.weights = weights->data(), p.vectors = vectors->data(), p.y = y->data(), p.workspace = workspace->data();
+    p.x = x, p.weights = weights->data(), p.vectors = vectors->data(), p.between = between, p.y = y->data(), p.workspace = workspace->data();
     std::vector<int32_t> tactics = block_chain_tactics(p);
     tactics.insert(tactics.begin(), 0);
     const int32_t slot = chain_slot();
@@ -868,8 +874,8 @@ template <class T> void check_chain(Checker& c, const BlockChainCase& a, const s
 void check(Checker& c, const BlockChainCase& a) {
     const WindowGrid& g = a.window;
     char text[256];
-    std::snprintf(text, sizeof(text), "block_chain b%lld n%d c%d h%d d%d hidden%d pairs%d grid%dx%d win%dx%d shift%d,%d pad%d shifted%x%s%s+%g", static_cast<long long>(a.images), a.tokens, a.channels, a.heads, a.d,
-                  a.hidden, a.pairs, g.grid_h, g.grid_w, g.window_h, g.window_w, g.shift_h, g.shift_w, g.pad_after_roll, a.shifted, a.bias ? " bias" : "", a.tanh_gelu ? " tanh" : "", static_cast<double>(a.offset));
+    std::snprintf(text, sizeof(text), "block_chain b%lld n%d c%d h%d d%d hidden%d pairs%d grid%dx%d win%dx%d shift%d,%d pad%d shifted%x%s%s%s+%g", static_cast<long long>(a.images), a.tokens, a.channels, a.heads, a.d,
+                  a.hidden, a.pairs, g.grid_h, g.grid_w, g.window_h, g.window_w, g.shift_h, g.shift_w, g.pad_after_roll, a.shifted, a.bias ? " bias" : "", a.tanh_gelu ? " tanh" : "", a.between ? " between" : "", static_cast<double>(a.offset));
     if (!c.wanted(text)) return;
     a.type == DType::kHalf ? check_chain<__half>(c, a, text) : check_chain<float>(c, a, text);
 }
@@ -1011,6 +1017,7 @@ struct WordsCase {
     bool whole = false, tanh_gelu = false;
     int shift = 0;
     float offset = 0;
+    int stacked = 0;  // results of so many of the last bridges lie behind each other
 };
 void check(Checker& c, const WordsCase& a) {
     char text[200];
@@ -1018,6 +1025,7 @@ void check(Checker& c, const WordsCase& a) {
                   a.heads, a.d, a.hidden, a.layers, a.channels, a.last ? " last" : "", a.whole ? " whole" : "", a.tanh_gelu ? " tanh" : "", a.shift, static_cast<double>(a.offset));
     std::string name = text;
     for (int after : a.after) name += "," + std::to_string(after);
+    if (a.stacked) name += " stacked" + std::to_string(a.stacked);
     if (!c.wanted(name)) return;
     TntWordsProblem p;
     TntInnerBlockProblem& i = p.inner;
@@ -1043,13 +1051,18 @@ void check(Checker& c, const WordsCase& a) {
     p.epsilon2 = 1e-3f;
     p.scale1 = make(bridges * width, 0.5f, 1.f), p.bias1 = make(bridges * width, 0.5f), p.w = make(bridges * width * a.channels, root(width)), p.b = make(bridges * a.channels, 0.5f);
     p.scale2 = make(bridges * a.channels, 0.5f, 1.f), p.bias2 = make(bridges * a.channels, 0.5f);
-    for (int64_t j = 0; j < bridges; ++j) p.after[j] = a.after[j], out.push_back(tensor(a.type, out_size, a.shift)), p.out[j] = out.back()->data();
+    const int64_t alone = bridges - a.stacked, out_bytes = out_size * (a.type == DType::kHalf ? 2 : 4);
+    for (int64_t j = 0; j < bridges; ++j) {
+        p.after[j] = a.after[j];
+        if (j <= alone) out.push_back(tensor(a.type, (j < alone ? 1 : a.stacked) * out_size, a.shift));
+        p.out[j] = static_cast<unsigned char*>(out.back()->data()) + (j < alone ? 0 : j - alone) * out_bytes;
+    }
     Tensor y = tensor(a.type, size, a.shift), workspace = tensor(DType::kFloat, (tnt_words_workspace(p) + 3) / 4);
     p.y = a.last ? y->data() : nullptr, p.workspace = workspace->data();
 
     const cudaError_t status = c.run([&](cudaStream_t s) { return tnt_words(p, s); });
     if (status != cudaSuccess) return c.report(name, a.type, 1e30, 0, 0, cudaGetErrorString(status));
-    Doubles words(size), ref(out_size);
+    Doubles words(size), ref(out_size), stack(a.stacked * out_size);
     auto compare = [&](auto type) {
         using T = decltype(type);
         auto on = [&](const void* w, int64_t elements) -> const void* { return static_cast<const T*>(w) + elements; };
@@ -1062,7 +1075,8 @@ void check(Checker& c, const WordsCase& a) {
                 b.scale1 = on(p.scale1, j * width), b.bias1 = on(p.bias1, j * width), b.w = on(p.w, j * width * a.channels), b.b = on(p.b, j * a.channels);
                 b.scale2 = on(p.scale2, j * a.channels), b.bias2 = on(p.bias2, j * a.channels);
                 if (size > 0) bridge_of_doubles<T>(b, words, ref);
-                c.compare(name + " bridge" + std::to_string(j), *out[j], ref);
+                if (j < alone) c.compare(name + " bridge" + std::to_string(j), *out[j], ref);
+                else CUDA_OK(cudaMemcpy(stack.p + (j - alone) * out_size, ref.p, out_size * sizeof(double), cudaMemcpyDeviceToDevice));
             }
             if (layer == a.layers) break;
             TntInnerBlockProblem b = i;
@@ -1071,6 +1085,7 @@ void check(Checker& c, const WordsCase& a) {
             b.w1 = on(i.w1, layer * channels * a.hidden), b.b1 = on(i.b1, int64_t{layer} * a.hidden), b.w2 = on(i.w2, layer * channels * a.hidden), b.b2 = on(i.b2, layer * channels);
             if (size > 0) inner_block_of_doubles<T>(b, words);
         }
+        if (a.stacked) c.compare(name + " stack", *out[alone], stack);
         if (a.last) c.compare(name + " words", *y, words);
     };
     a.type == DType::kHalf ? compare(__half()) : compare(float());
@@ -1497,6 +1512,9 @@ void edge_cases(Checker& c) {
         // TNT-S with a bridge before the first layer and behind each; TNT-B, PyramidTNT's stages; without bridges, with several behind one layer
         for (int64_t images : {1, 2, 32}) check(c, WordsCase{t, images, 197, 1, 196, 1, 16, 4, 6, 96, 12, 384, {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, images == 2});
         check(c, WordsCase{t, 1, 197, 1, 196, 1, 16, 4, 10, 160, 12, 640, {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}});
+        // As a chain of blocks over the tokens takes them; all; bridges one by one
+        check(c, WordsCase{t, 1, 197, 1, 196, 1, 16, 4, 6, 96, 12, 384, {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, false, false, false, 0, 0.f, 11});
+        check(c, WordsCase{t, 2, 50, 1, 49, 1, 16, 4, 6, 96, 4, 192, {0, 2, 2, 4}, true, false, false, 0, 0.f, 4}), check(c, WordsCase{t, 2, 20, 1, 19, 1, 16, 3, 5, 60, 3, 65, {0, 2, 3}, true, false, false, 0, 0.f, 2});
         for (auto [covered, words, heads] : {std::tuple{256, 16, 2}, {64, 16, 4}, {16, 16, 8}}) check(c, WordsCase{t, 1, covered, 0, covered, 1, words, heads, 32 / heads, 128, 6, 512, {1, 2, 4, 6}, heads == 4, true});
         check(c, WordsCase{t, 1, 1024, 0, 1024, 1, 16, 2, 4, 32, 2, 128, {1, 2}, false, true}), check(c, WordsCase{t, 3, 100, 0, 100, 1, 16, 4, 6, 96, 5, 384, {}, true});
         check(c, WordsCase{t, 2, 50, 1, 49, 1, 16, 4, 6, 96, 4, 192, {0, 0, 2, 2, 2, 4}, false, false, true}), check(c, WordsCase{t, 2, 50, 1, 49, 1, 16, 4, 6, 96, 4, 192, {0, 0}}), check(c, WordsCase{t, 2, 50, 1, 49, 1, 16, 4, 6, 96, 4, 192, {3}, true});
@@ -1616,6 +1634,11 @@ void edge_cases(Checker& c) {
         check(c, BlockChainCase{t, 1, 197, 384, 6, 64, 1536, 2, {}, 0, false}), check(c, BlockChainCase{t, 4, 197, 384, 6, 64, 1536, 2, {}, 0, true, false, 20.f});
         check(c, BlockChainCase{t, 1, 196, 320, 5, 64, 1280, 2, {}, 0, false}), check(c, BlockChainCase{t, 1, 49, 512, 8, 64, 2048, 2, {}, 0, false}), check(c, BlockChainCase{t, 2, 256, 768, 12, 64, 3072, 1, {}, 0, true, true});
         check(c, BlockChainCase{t, 5, 50, 192, 6, 32, 384, 2, {}, 0, true}), check(c, BlockChainCase{t, 1, 1, 64, 2, 32, 64, 1, {}, 0, true}), check(c, BlockChainCase{t, 1, 130, 128, 2, 64, 256, 1, {}, 0, true});
+        // With something added between pairs: TNT-S and TNT-B; many images; heads of 32; one token; all that the plugin takes
+        check(c, BlockChainCase{t, 1, 197, 384, 6, 64, 1536, 4, {}, 0, false, false, 0.f, true}), check(c, BlockChainCase{t, 1, 197, 640, 10, 64, 2560, 3, {}, 0, false, false, 0.f, true});
+        check(c, BlockChainCase{t, 4, 197, 384, 6, 64, 1536, 2, {}, 0, true, true, 20.f, true}), check(c, BlockChainCase{t, 5, 50, 192, 6, 32, 384, 3, {}, 0, true, false, 0.f, true});
+        check(c, BlockChainCase{t, 1, 1, 64, 2, 32, 64, 3, {}, 0, true, false, 0.f, true}), check(c, BlockChainCase{t, 1, 256, 1024, 16, 64, 4096, 2, {}, 0, false, false, 0.f, true});
+        check(c, BlockChainCase{t, 0, 197, 384, 6, 64, 1536, 2, {}, 0, false, false, 0.f, true});
         for (int after : {0, 1})
             check(c, BlockChainCase{t, 2, 13 * 17, 96, 3, 32, 192, 3, grid(13, 17, 4, 5, 2, 3, after), 5}), check(c, BlockChainCase{t, 2, 5 * 3, 160, 2, 32, 320, 2, grid(5, 3, 8, 8, 3, 2, after), 2, false, true});
         check(c, BlockChainCase{t, 1, 64, 48, 1, 32, 80, 2, grid(8, 8, 4, 4, 2, 2), 2}), check(c, BlockChainCase{t, 1, 196, 96, 3, 32, 384, 2, grid(14, 14, 7, 7, 3, 3), 2, true, false, 20.f});
@@ -1693,7 +1716,7 @@ void random_cases(Checker& c, int count, uint64_t seed) {
             map.shift_h = std::min(map.shift_h, map.window_h - 1), map.shift_w = std::min(map.shift_w, map.window_w - 1);
             blocks.tokens = map.grid_h * map.grid_w, blocks.shifted = static_cast<uint32_t>(pick(0, 7));
         } else {
-            blocks.tokens = pick(1, 256), blocks.d = pick(0, 1) ? 32 : 64;
+            blocks.tokens = pick(1, 256), blocks.d = pick(0, 1) ? 32 : 64, blocks.between = blocks.pairs > 1 && pick(0, 1);
         }
         check(c, blocks);
 
@@ -1707,6 +1730,7 @@ void random_cases(Checker& c, int count, uint64_t seed) {
                         pick(0, 3) ? 8 * pick(1, 80) : pick(1, 300), {}, pick(0, 1) == 1, pick(0, 1) == 1, pick(0, 1) == 1, shift};
         for (int j = 0; j <= chain.layers; ++j)
             for (int n = pick(0, 4) ? pick(0, 1) : 2; n > 0; --n) chain.after.push_back(j);
+        chain.stacked = pick(0, static_cast<int>(chain.after.size()));
         check(c, chain);
 
         const int patch_w = pick(0, 2) ? 2 * pick(1, 8) : pick(1, 9), patch_h = pick(1, 8);
@@ -1869,6 +1893,12 @@ void refusals(Checker& c) {
     expect("refuse bridges out of order", tnt_words(chain, nullptr));
     chain.after[0] = 1, chain.inner.patches = 10;
     expect("refuse words that are not those of the tokens", tnt_words(chain, nullptr));
+    BlockChainProblem blocks;
+    blocks.images = 1, blocks.tokens = 49, blocks.channels = 32, blocks.heads = 1, blocks.dim = 32, blocks.hidden = 64, blocks.pairs = 1;
+    blocks.x = blocks.weights = blocks.vectors = blocks.between = &blocks, blocks.y = blocks.workspace = &blocks;
+    expect("refuse what is added between pairs of one pair alone", block_chain(blocks, nullptr));
+    blocks.pairs = 2, blocks.window = grid(7, 7, 7, 7, 0, 0);
+    expect("refuse what is added between pairs in windows", block_chain(blocks, nullptr));
     PatchEmbedProblem e;
     e.images = 1, e.channels = 3, e.height = 3, e.width = 8, e.patch_h = e.patch_w = 4, e.columns = 8;
     expect("refuse an image lower than a patch", patch_embed(e, nullptr));

@@ -304,9 +304,9 @@ def cases():
         yield Case(name, {"x": x, "r": r, "words": words} if extra else {"x": x, "words": words}, constants,
                    [node("TrtOptTntBridge", ["x", *(["r"] if extra else []), "words", *constants], ["y"], epsilon1=1e-5, epsilon2=1e-6, residual=int(extra), begin=begin)],
                    {"y": y}, dynamic=extra)
-    for name, images, covered, begin, tokens, n, count, size, hidden, c, layers, after, last, whole in (
-            ("tnt_words", 1, 196, 1, 197, 16, 4, 6, 96, 384, 4, (0, 1, 2, 3, 4), False, 0), ("tnt_words_given", 2, 12, 1, 14, 16, 4, 6, 96, 64, 3, (1, 3, 3), True, 0),
-            ("tnt_words_whole", 2, 16, 0, 16, 16, 4, 4, 64, 96, 2, (1, 2), True, 1)):
+    for name, images, covered, begin, tokens, n, count, size, hidden, c, layers, after, last, whole, together in (
+            ("tnt_words", 1, 196, 1, 197, 16, 4, 6, 96, 384, 4, (0, 1, 2, 3, 4), False, 0, 0), ("tnt_words_given", 2, 12, 1, 14, 16, 4, 6, 96, 64, 3, (1, 3, 3), True, 0, 0),
+            ("tnt_words_whole", 2, 16, 0, 16, 16, 4, 4, 64, 96, 2, (1, 2), True, 1, 0), ("tnt_words_stacked", 1, 196, 1, 197, 16, 4, 6, 96, 384, 4, (0, 1, 2, 3, 4), False, 0, 3)):
         inner, patches = count * size, images * covered
         norm, k = (n * inner if whole else inner), n * inner
         x = rand(patches, n, inner)
@@ -327,14 +327,15 @@ def cases():
         for j, layer in enumerate(after):
             outputs[f"y{j}"] = np.zeros((images, tokens, c))
             outputs[f"y{j}"][:, begin:begin + covered] = bridge(words[layer].reshape(images, covered, k), [w[j] for w in of_bridges.values()], (1e-6, 1e-5))
+        if together:
+            outputs["stack"] = np.stack([outputs.pop(f"y{j}") for j in range(len(after) - together, len(after))])
         if last:
             outputs["words"] = words[-1]
         # In a row, each filled up to 16 bytes of float16.
-        packed = np.concatenate([np.pad(w.ravel(), (0, -w.size % 8)) for w in (*of_layers.values(), *of_bridges.values())])
-        constants = {"w": packed}
+        constants = {"w": np.concatenate([np.pad(w.ravel(), (0, -w.size % 8)) for w in (*of_layers.values(), *of_bridges.values())])}
         yield Case(name, {"x": x}, constants,
                    [node("TrtOptTntWords", ["x", *constants], list(outputs), epsilon1=1e-5, epsilon2=1e-6, whole=whole, num_heads=count, scale=size**-0.5, approximate="none",
-                         layers=layers, hidden=hidden, width=k, channels=c, bridge_epsilon1=1e-6, bridge_epsilon2=1e-5, tokens=tokens, begin=begin, covered=covered, after=[*after, *[-1] * (32 - len(after))], words=int(last))],
+                         layers=layers, hidden=hidden, width=k, channels=c, bridge_epsilon1=1e-6, bridge_epsilon2=1e-5, tokens=tokens, begin=begin, covered=covered, after=[*after, *[-1] * (32 - len(after))], words=int(last), stacked=together)],
                    outputs)
     for name, images, channels, (h, w), patch, columns, offset, norm, rank in (("patch_embed", 2, 3, (56, 56), 4, 96, True, True, 4), ("patch_embed_map", 2, 64, (14, 14), 2, 128, True, True, 3), ("patch_embed_16", 1, 3, (64, 48), 16, 384, True, False, 3),
                                                                               ("patch_embed_edges", 2, 3, (19, 23), 4, 64, False, True, 3), ("patch_embed_odd", 1, 5, (9, 9), 3, 50, True, True, 4)):
@@ -401,17 +402,18 @@ def cases():
         yield Case(name, {"x": x, "r": r} if extra else {"x": x}, constants,
                    [node("TrtOptPooledAttnBlock", ["x", *(["r"] if extra else []), *constants], ["y"], epsilon=1e-5, pool_epsilon=1e-5, residual=int(extra), grid=[gh, gw], pool=[ph, pw], num_heads=count, scale=size**-0.5,
                          bias=int(dense))], {"y": s + out}, dynamic=images == 2)
-    for name, images, (gh, gw), window, shift, shifted, c, count, size, hidden, dense in (
-            ("block_chain", 2, (14, 14), (7, 7), (3, 3), (0, 1, 0), 96, 3, 32, 384, True), ("block_chain_one_window", 1, (7, 7), (7, 7), (0, 0), (0, 0), 256, 8, 32, 512, True),
-            ("block_chain_uneven", 2, (8, 6), (4, 3), (1, 2), (1, 0), 48, 2, 32, 80, False), ("block_chain_tokens", 2, (1, 197), None, (0, 0), (0, 0), 192, 3, 64, 768, False),
-            ("block_chain_tokens_bias", 1, (1, 50), None, (0, 0), (0,), 64, 2, 32, 256, True)):
+    for name, images, (gh, gw), window, shift, shifted, c, count, size, hidden, dense, added in (
+            ("block_chain", 2, (14, 14), (7, 7), (3, 3), (0, 1, 0), 96, 3, 32, 384, True, False), ("block_chain_one_window", 1, (7, 7), (7, 7), (0, 0), (0, 0), 256, 8, 32, 512, True, False),
+            ("block_chain_uneven", 2, (8, 6), (4, 3), (1, 2), (1, 0), 48, 2, 32, 80, False, False), ("block_chain_tokens", 2, (1, 197), None, (0, 0), (0, 0), 192, 3, 64, 768, False, False),
+            ("block_chain_tokens_bias", 1, (1, 50), None, (0, 0), (0,), 64, 2, 32, 256, True, False), ("block_chain_between", 1, (1, 197), None, (0, 0), (0, 0, 0), 384, 6, 64, 1536, False, True)):
         inner, tokens = count * size, window[0] * window[1] if window else gw
         row = -(-tokens // 8) * 8
         # One of them as a map of rank 4.
         shape = (images, gh, gw, c) if name == "block_chain_uneven" else (images, gh * gw, c)
         x = rand(*shape)
         y, weights, vectors = x.reshape(images, gh * gw, c), [], []
-        for of in shifted:
+        between = rand(len(shifted) - 1, images, gh * gw, c) if added else []
+        for pair, of in enumerate(shifted):
             w_qkv, b_qkv, w_proj, b_proj = rand(c, 3 * inner, scale=c**-0.5), rand(3 * inner, scale=0.2), rand(inner, c, scale=2 * inner**-0.5), rand(c, scale=0.2)
             w1, b1, w2, b2 = rand(c, hidden, scale=c**-0.5), rand(hidden, scale=0.2), rand(hidden, c, scale=hidden**-0.5), rand(c, scale=0.2)
             bias = rand(1, count, tokens, tokens) if dense else 0
@@ -425,10 +427,12 @@ def cases():
             q, k, v = (heads(rows[..., i * inner:(i + 1) * inner], count) for i in range(3))
             out = attention(q, k, v, size**-0.5, bias) @ w_proj + b_proj
             y = mlp(y + (reverse(out, gh, gw, window, by, 0) if window else out), (1, 0, w1, b1, w2, b2), 1e-5)
+            if pair < len(between):
+                y = y + between[pair]
         grid = {"grid": [gh, gw], "window": list(window), "shift": list(shift)} if window else none
-        yield Case(name, {"x": x}, {"w": np.concatenate(weights), "v": np.concatenate(vectors)},
-                   [node("TrtOptBlockChain", ["x", "w", "v"], ["y"], epsilon=1e-5, num_heads=count, head_dim=size, hidden=hidden, scale=size**-0.5, approximate="none", bias=int(dense),
-                         mask_value=-100.0, **grid, pad_after_roll=0, shifted=[*shifted, *[-1] * (32 - len(shifted))])],
+        yield Case(name, {"x": x, "b": between} if added else {"x": x}, {"w": np.concatenate(weights), "v": np.concatenate(vectors)},
+                   [node("TrtOptBlockChain", ["x", "w", "v", *(["b"] if added else [])], ["y"], epsilon=1e-5, num_heads=count, head_dim=size, hidden=hidden, scale=size**-0.5, approximate="none", bias=int(dense),
+                         mask_value=-100.0, **grid, pad_after_roll=0, shifted=[*shifted, *[-1] * (32 - len(shifted))], between=int(added))],
                    {"y": y.reshape(shape)}, dynamic=images == 2)
 
 

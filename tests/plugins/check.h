@@ -101,16 +101,18 @@ inline std::vector<Op> ops() {
     const Fields bridge_residual = {{"epsilon1", real(1e-6f)}, {"epsilon2", real(1e-5f)}, {"residual", ints({1})}, {"begin", ints({0})}};
     const auto padded = [](std::vector<int32_t> values) { return values.resize(32, -1), ints(values); };
     const auto words_of = [](Fields layer, const Fields& bridges) { return layer.insert(layer.end(), bridges.begin(), bridges.end()), layer; };
-    const Fields words = words_of(inner, {{"layers", ints({12})}, {"hidden", ints({96})}, {"width", ints({384})}, {"channels", ints({384})}, {"bridge_epsilon1", real(1e-5f)}, {"bridge_epsilon2", real(1e-6f)}, {"tokens", ints({197})}, {"begin", ints({1})}, {"covered", ints({196})}, {"after", padded({1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12})}, {"words", ints({0})}});
-    const Fields words_whole = words_of(inner_whole, {{"layers", ints({2})}, {"hidden", ints({64})}, {"width", ints({256})}, {"channels", ints({96})}, {"bridge_epsilon1", real(0.f)}, {"bridge_epsilon2", real(1e-5f)}, {"tokens", ints({16})}, {"begin", ints({0})}, {"covered", ints({16})}, {"after", padded({0, 0, 2})}, {"words", ints({1})}});
+    const Fields words = words_of(inner, {{"layers", ints({12})}, {"hidden", ints({96})}, {"width", ints({384})}, {"channels", ints({384})}, {"bridge_epsilon1", real(1e-5f)}, {"bridge_epsilon2", real(1e-6f)}, {"tokens", ints({197})}, {"begin", ints({1})}, {"covered", ints({196})}, {"after", padded({1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12})}, {"words", ints({0})}, {"stacked", ints({0})}});
+    const Fields words_whole = words_of(inner_whole, {{"layers", ints({2})}, {"hidden", ints({64})}, {"width", ints({256})}, {"channels", ints({96})}, {"bridge_epsilon1", real(0.f)}, {"bridge_epsilon2", real(1e-5f)}, {"tokens", ints({16})}, {"begin", ints({0})}, {"covered", ints({16})}, {"after", padded({0, 0, 2})}, {"words", ints({1})}, {"stacked", ints({0})}});
+    Fields words_stacked = words;
+    words_stacked.back().second = ints({11});
     const Fields pool = {{"epsilon", real(1e-5f)}, {"residual", ints({1})}};
     const Fields pool_plain = {{"epsilon", real(0.f)}, {"residual", ints({0})}};
     const Fields embed = {{"epsilon", real(1e-5f)}, {"bias", ints({1})}, {"norm", ints({1})}, {"rank", ints({4})}};
     const Fields embed_plain = {{"epsilon", real(0.f)}, {"bias", ints({0})}, {"norm", ints({0})}, {"rank", ints({3})}};
     const Fields depthwise = {{"grid", ints({14, 14})}, {"kernel", ints({3})}, {"bias", ints({1})}, {"residual", ints({1})}}, depthwise_plain = {{"grid", ints({9, 5})}, {"kernel", ints({7})}, {"bias", ints({0})}, {"residual", ints({0})}};
     const Fields conv = {{"grid", ints({56, 56})}, {"kernel", ints({5})}}, conv_3 = {{"grid", ints({9, 5})}, {"kernel", ints({3})}};
-    const Fields chain = {{"epsilon", real(1e-5f)}, {"num_heads", ints({3})}, {"head_dim", ints({32})}, {"hidden", ints({384})}, {"scale", real(0.1767767f)}, {"approximate", text("none")}, {"bias", ints({1})}, {"mask_value", real(-100.f)}, {"grid", ints({56, 56})}, {"window", ints({7, 7})}, {"shift", ints({3, 3})}, {"pad_after_roll", ints({0})}, {"shifted", padded({0, 1})}};
-    const Fields chain_plain = {{"epsilon", real(1e-6f)}, {"num_heads", ints({6})}, {"head_dim", ints({64})}, {"hidden", ints({1536})}, {"scale", real(0.125f)}, {"approximate", text("tanh")}, {"bias", ints({0})}, {"mask_value", real(0.f)}, {"grid", ints({0, 0})}, {"window", ints({0, 0})}, {"shift", ints({0, 0})}, {"pad_after_roll", ints({0})}, {"shifted", padded(std::vector<int32_t>(12, 0))}};
+    const Fields chain = {{"epsilon", real(1e-5f)}, {"num_heads", ints({3})}, {"head_dim", ints({32})}, {"hidden", ints({384})}, {"scale", real(0.1767767f)}, {"approximate", text("none")}, {"bias", ints({1})}, {"mask_value", real(-100.f)}, {"grid", ints({56, 56})}, {"window", ints({7, 7})}, {"shift", ints({3, 3})}, {"pad_after_roll", ints({0})}, {"shifted", padded({0, 1})}, {"between", ints({0})}};
+    const Fields chain_plain = {{"epsilon", real(1e-6f)}, {"num_heads", ints({6})}, {"head_dim", ints({64})}, {"hidden", ints({1536})}, {"scale", real(0.125f)}, {"approximate", text("tanh")}, {"bias", ints({0})}, {"mask_value", real(0.f)}, {"grid", ints({0, 0})}, {"window", ints({0, 0})}, {"shift", ints({0, 0})}, {"pad_after_roll", ints({0})}, {"shifted", padded(std::vector<int32_t>(12, 0))}, {"between", ints({1})}};
     const Fields gelu = {{"bias", ints({1})}, {"approximate", text("none")}};
     const Fields gelu_plain = {{"bias", ints({0})}, {"approximate", text("tanh")}};
     return {
@@ -171,12 +173,12 @@ inline std::vector<Op> ops() {
          {{"epsilon", real(-1.f), "'epsilon'"}, {"bias", ints({2}), "'bias' must be 0 or 1"}, {"norm", ints({-1}), "'norm' must be 0 or 1"}, {"norm", real(1.f), "'norm' must be int32"}, {"rank", ints({5}), "'rank' must be 3 or 4"},
           {"rank", gone(), "'rank' is missing"}}},
         {"TrtOptTntWords",
-         {words, words_whole},
+         {words, words_whole, words_stacked},
          {{"epsilon1", real(-1.f), "'epsilon1'"}, {"bridge_epsilon1", real(__builtin_nanf("")), "'bridge_epsilon1'"}, {"bridge_epsilon2", gone(), "'bridge_epsilon2' is missing"}, {"num_heads", ints({0}), "'num_heads'"}, {"whole", ints({2}), "'whole' must be 0 or 1"},
           {"tokens", ints({0}), "'tokens' must be 1 to 65536"}, {"begin", ints({-1}), "'begin' must not be negative"}, {"covered", ints({197}), "'covered' must be at least 1"}, {"covered", ints({0}), "'covered' must be at least 1"},
           {"after", padded({}), "'after' must name a layer"}, {"after", padded({2, 1}), "'after' must be layers"}, {"after", padded({13}), "'after' must be layers from 0 to 12"}, {"after", padded({1, -1, 2}), "'after' must be layers"}, {"after", ints({1, 2}), "'after' must have 32 values"},
           {"layers", ints({33}), "'layers' must be 1 to 32, is 33"}, {"hidden", ints({0}), "'hidden' must be 1 to 16384, is 0"}, {"width", ints({16385}), "'width' must be 1 to 16384"}, {"channels", gone(), "'channels' is missing"},
-          {"words", ints({2}), "'words' must be 0 or 1"}}},
+          {"words", ints({2}), "'words' must be 0 or 1"}, {"stacked", ints({13}), "'stacked' must be 0 to 12, is 13"}, {"stacked", ints({-1}), "'stacked' must be 0 to 12, is -1"}, {"stacked", gone(), "'stacked' is missing"}}},
         {"TrtOptGelu",
          {gelu, gelu_plain},
          {{"bias", ints({2}), "'bias' must be 0 or 1"}, {"bias", gone(), "'bias' is missing"}, {"approximate", text("erf"), "'approximate' must be none or tanh"}, {"approximate", ints({0}), "'approximate' must be char"}}},
@@ -194,7 +196,8 @@ inline std::vector<Op> ops() {
           {"hidden", ints({4112}), "'hidden' must be a multiple of 16 up to 4096"}, {"hidden", gone(), "'hidden' is missing"}, {"scale", real(__builtin_inff()), "'scale'"}, {"approximate", text("erf"), "'approximate' must be none or tanh"},
           {"bias", ints({2}), "'bias' must be 0 or 1"}, {"mask_value", real(__builtin_nanf("")), "'mask_value'"}, {"grid", ints({0, 56}), "'grid'"}, {"window", ints({0, 0}), "'shifted' must be 0 where there are no windows"}, {"window", ints({8, 9}), "'window' must have at most 64 tokens"},
           {"shift", ints({-1, 0}), "'shift'"}, {"pad_after_roll", ints({2}), "'pad_after_roll'"}, {"shifted", padded({}), "'shifted' must have a value"}, {"shifted", padded({0, 2}), "'shifted' must be 0 or 1"},
-          {"shifted", padded({1, -1, 0}), "'shifted' must be 0 or 1"}, {"shifted", ints({0, 1}), "'shifted' must have 32 values"}}},
+          {"shifted", padded({1, -1, 0}), "'shifted' must be 0 or 1"}, {"shifted", ints({0, 1}), "'shifted' must have 32 values"},
+          {"between", ints({1}), "'between' must be 0 in windows"}, {"between", ints({2}), "'between' must be 0 or 1"}, {"between", gone(), "'between' is missing"}}},
     };
 }
 
@@ -276,11 +279,11 @@ inline Op op_with_image() { return op_called("TrtOptPatchEmbed"); }
 // How many outputs the words of TNT have by their attributes; `outputs` makes a plugin and asks it.
 inline void outputs_of_words(const std::function<int(const PluginFieldCollection*)>& outputs) {
     const Op words = op_called("TrtOptTntWords");
-    const int expected[] = {12, 4};
-    for (size_t i = 0; i < 2; ++i) {
+    const int expected[] = {12, 4, 2};
+    for (size_t i = 0; i < 3; ++i) {
         auto f = fields_of(words.valid[i]);
         const PluginFieldCollection all{static_cast<int32_t>(f.size()), f.data()};
-        expect(outputs(&all) == expected[i], "words have an output for each bridge, and one for the last words if asked for");
+        expect(outputs(&all) == expected[i], "words have an output for each bridge, or one for the last of them, and one for the last words if asked for");
     }
 }
 

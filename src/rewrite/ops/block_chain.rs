@@ -6,7 +6,7 @@ use super::mlp_block::is_tanh;
 use super::window::MAP_ATTRIBUTES;
 use super::{
     Attention, AttnBlock, AttributeKind, Layout, MlpBlock, OpDef, Shapes, WindowMap, attn_block, attribute, count, is,
-    mlp_block, plugin_node, port,
+    mlp_block, optional, plugin_node, port,
 };
 use crate::ir::{Dim, Graph, Node, ValueId};
 use crate::onnx::DType;
@@ -23,6 +23,7 @@ pub static DEF: OpDef = OpDef {
         port("x", "[B, N, C]; in windows [B, H*W, C] or [B, H, W, C]"),
         port("weights", "[L*(C*3*h*d + h*d*C + C*H + H*C)], packed matrices of each pair: w_qkv, w_proj, w1, w2"),
         port("vectors", "[L*(3*h*d + C + H + C)], of each pair: b_qkv, b_proj, b1, b2; with bias = 1 h*T*Tp more"),
+        optional("between", "[L-1, B, N, C], added to what each pair but the last gives; there if between = 1"),
     ],
     outputs: &[port("y", "shape of x")],
     attributes: &[
@@ -43,6 +44,7 @@ pub static DEF: OpDef = OpDef {
             AttributeKind::Ints(MAX_PAIRS),
             "of each pair 1: its windows are shifted, 0: they are not; then -1",
         ),
+        attribute("between", AttributeKind::Int, "1: between is there; not in windows"),
     ],
     shapes,
     body,
@@ -68,6 +70,8 @@ pub struct BlockChain {
     pub map: WindowMap,
     /// Of each pair, whether its windows are shifted.
     pub shifted: Vec<bool>,
+    /// Something is added between pairs; not in windows.
+    pub between: bool,
 }
 
 /// Sizes of a pair.
@@ -82,8 +86,9 @@ struct Sizes {
 
 impl BlockChain {
     /// The node, without outputs.
-    pub fn node(&self, [x, weights, vectors]: [ValueId; 3]) -> Node {
-        Node { inputs: [x, weights, vectors].map(Some).into(), ..plugin_node(&DEF, self.attributes()) }
+    pub fn node(&self, [x, weights, vectors]: [ValueId; 3], between: Option<ValueId>) -> Node {
+        let inputs = [x, weights, vectors].into_iter().chain(between).map(Some).collect();
+        Node { inputs, ..plugin_node(&DEF, self.attributes()) }
     }
 
     pub(super) fn attributes(&self) -> Vec<AttributeProto> {
@@ -101,6 +106,7 @@ impl BlockChain {
         ];
         attributes.extend(self.map.attributes());
         attributes.push(AttributeProto::ints("shifted", &shifted));
+        attributes.push(AttributeProto::int("between", self.between.into()));
         attributes
     }
 
@@ -111,6 +117,11 @@ impl BlockChain {
         let pairs = values.iter().take_while(|&&v| v >= 0).count();
         let given = values[..pairs].iter().all(|&v| v <= 1) && values[pairs..].iter().all(|&v| v == -1);
         let positive = |name: &str| node.int(name).filter(|&n| n > 0);
+        let flag = |name: &str| match node.int(name)? {
+            0 => Some(false),
+            1 => Some(true),
+            _ => None,
+        };
         let chain = Self {
             epsilon: node.float("epsilon")?,
             num_heads: positive("num_heads")?,
@@ -118,18 +129,16 @@ impl BlockChain {
             hidden: positive("hidden")?,
             scale: node.float("scale")?,
             tanh: is_tanh(node)?,
-            bias: match node.int("bias")? {
-                0 => false,
-                1 => true,
-                _ => return None,
-            },
+            bias: flag("bias")?,
             mask_value: node.float("mask_value")?,
             map: WindowMap::of(node)?,
             shifted: values[..pairs].iter().map(|&v| v == 1).collect(),
+            between: flag("between")?,
         };
         // Without windows there is nothing to shift.
         let shifts = !chain.shifted.contains(&true) || !chain.map.is_none();
-        (given && pairs > 0 && shifts).then_some(chain)
+        let added = !chain.between || (chain.map.is_none() && pairs > 1);
+        (given && pairs > 0 && shifts && added).then_some(chain)
     }
 
     /// The attention block of each pair, but for a bias and a mask.
@@ -202,6 +211,11 @@ fn shapes(graph: &Graph, node: &Node) -> Option<Shapes> {
     let (dtype, shape) = (graph.dtype(x)?, graph.shape(x)?);
     let expected = chain.elements(&chain.sizes(shape)?)?;
     let found = [1, 2].map(|i| graph.static_shape(node.input(i)?));
+    if chain.between {
+        let addends = Dim::from(i64::try_from(chain.shifted.len()).ok()? - 1);
+        let [first, of_pair @ ..] = graph.shape(node.input(3)?)? else { return None };
+        (*first == addends && of_pair == shape).then_some(())?;
+    }
     (found == expected.map(|n| Some(vec![n]))).then(|| vec![Some((dtype, shape.to_vec()))])
 }
 
@@ -226,7 +240,7 @@ impl Reader<'_> {
     }
 }
 
-/// Values are rounded between blocks, as those of an op for each block are.
+/// Values are rounded between blocks, as those of an op for each block are; what is added between pairs is so before.
 fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
     let (chain, x) = (BlockChain::of(node)?, node.input(0)?);
     let dtype = graph.dtype(x)?;
@@ -241,6 +255,7 @@ fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
     };
     let mut stream = body.input("x");
     let [weights, vectors] = ["weights", "vectors"].map(|name| body.input(name));
+    let between = chain.between.then(|| body.input("between"));
     let [mut weights, mut vectors] = [&weights, &vectors].map(|input| Reader { input, next: 0 });
     // The norms are folded into the weights.
     let [scale, shift] = [1.0, 0.0].map(|v| {
@@ -251,7 +266,7 @@ fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
         false => None,
     };
     let [of_qkv, of_proj, of_w1, of_w2] = s.matrices();
-    for &shifted in &chain.shifted {
+    for (pair, &shifted) in (0..).zip(&chain.shifted) {
         let w_qkv = weights.matrix(body, of_qkv)?;
         let w_proj = weights.matrix(body, of_proj)?;
         let b_qkv = vectors.take(body, &[3 * s.inner]);
@@ -275,7 +290,13 @@ fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
         let b2 = vectors.take(body, &[s.channels]);
         let block = MlpBlock { epsilon: chain.epsilon, tanh: chain.tanh };
         let norm = [scale.clone(), shift.clone()];
-        let y = mlp_block::steps(body, &block, &stream, Some(&norm), &[w1, b1, w2, b2], dtype);
+        let mut y = mlp_block::steps(body, &block, &stream, Some(&norm), &[w1, b1, w2, b2], dtype);
+        if let Some(between) = between.as_ref().filter(|_| pair + 1 < chain.shifted.len() as i64) {
+            let added = body.slice(between, 0, pair, pair + 1, 1);
+            let added = body.cast(&added, DType::F32);
+            let added = body.reshape(&added, &[-1, s.tokens, s.channels]);
+            y = body.op("Add", &[&y, &added], vec![]);
+        }
         stream = body.cast(&y, dtype);
     }
     body.output(&stream, "y");
@@ -294,5 +315,6 @@ fn work(node: &Node, inputs: &[Vec<i64>], _: &[Vec<i64>]) -> Option<(u64, u64)> 
     let mlp = mlp_block::work_of(elements, [channels, hidden], true)?;
     let pairs = u64::try_from(chain.shifted.len()).ok()?;
     let of_all = |attention: u64, mlp: u64| attention.checked_add(mlp)?.checked_mul(pairs);
-    Some((of_all(attention.0, mlp.0)?, of_all(attention.1, mlp.1)?))
+    let adds = if chain.between { elements.checked_mul(pairs - 1)? } else { 0 };
+    Some((of_all(attention.0, mlp.0)?.checked_add(adds)?, of_all(attention.1, mlp.1)?))
 }

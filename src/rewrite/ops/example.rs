@@ -45,6 +45,7 @@ pub fn example(def: &OpDef) -> Vec<AttributeProto> {
                 covered: 196,
                 after,
                 words: false,
+                stacked: 0,
             };
             words.attributes()
         }
@@ -65,6 +66,7 @@ pub fn example(def: &OpDef) -> Vec<AttributeProto> {
             mask_value: -100.0,
             map,
             shifted: vec![false, true],
+            between: false,
         }
         .attributes(),
         other => panic!("op {other} has no example here"),

@@ -23,7 +23,8 @@ pub static DEF: OpDef = OpDef {
         port("weights", "[S], those of all layers, then of all bridges, in a row; docs/ops.md lists the parts"),
     ],
     outputs: &[
-        port("out", "J of them, each [B, tokens, D] with P*N*C = B*covered*width"),
+        port("out", "J - stacked of them, each [B, tokens, D] with P*N*C = B*covered*width"),
+        optional("stack", "[stacked, B, tokens, D], those of the last bridges; there if stacked > 0"),
         optional("words", "shape of x; there if words = 1"),
     ],
     attributes: &[
@@ -52,6 +53,7 @@ pub static DEF: OpDef = OpDef {
             "layers behind which a bridge reads words, ascending; then -1",
         ),
         attribute("words", AttributeKind::Int, "1: the words behind the last layer are an output"),
+        attribute("stacked", AttributeKind::Int, "how many of the last bridges have one output together"),
     ],
     shapes,
     body,
@@ -79,6 +81,8 @@ pub struct TntWords {
     pub after: Vec<i64>,
     /// The words behind the last layer are an output.
     pub words: bool,
+    /// So many of the last bridges have one output together, before the words; the others have their own.
+    pub stacked: usize,
 }
 
 /// Kinds of weights of a layer, and of a bridge.
@@ -155,6 +159,7 @@ impl TntWords {
             AttributeProto::int("covered", self.covered),
             AttributeProto::ints("after", &after),
             AttributeProto::int("words", self.words.into()),
+            AttributeProto::int("stacked", self.stacked as i64),
         ]);
         attributes
     }
@@ -176,6 +181,7 @@ impl TntWords {
             begin: node.int("begin").filter(|&begin| begin >= 0)?,
             covered: positive("covered")?,
             words: node.int("words")? != 0,
+            stacked: node.int("stacked")?.try_into().ok().filter(|&n| n <= after.len())?,
             after,
         };
         (given && words.after.is_sorted() && !words.after.is_empty()).then_some(words)
@@ -210,8 +216,11 @@ fn shapes(graph: &Graph, node: &Node) -> Option<Shapes> {
     let (op, x) = (TntWords::of(node)?, node.input(0)?);
     let Sizes { images, .. } = sizes(graph, node, &op)?;
     let dtype = graph.dtype(x)?;
-    let out = Some((dtype, vec![images, op.tokens.into(), op.channels.into()]));
-    let mut shapes = vec![out; op.after.len()];
+    let out = vec![images, op.tokens.into(), op.channels.into()];
+    let mut shapes = vec![Some((dtype, out.clone())); op.after.len() - op.stacked];
+    if op.stacked > 0 {
+        shapes.push(Some((dtype, [&[Dim::from(op.stacked as i64)], &out[..]].concat())));
+    }
     if op.words {
         shapes.push(Some((dtype, graph.shape(x)?.to_vec())));
     }
@@ -233,13 +242,21 @@ fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
         words.push(body.cast(&y, dtype));
     }
     let behind = op.tokens - op.begin - op.covered;
+    let (alone, mut stack) = (op.after.len() - op.stacked, vec![]);
     for (bridge, &after) in op.after.iter().enumerate() {
         let rows = body.reshape(words.get(usize::try_from(after).ok()?)?, &[-1, op.covered, op.width]);
         let mut values = vec![rows];
         values.extend(of_bridges.iter().map(|part| part.weights(body, &packed, bridge as i64)));
         let change = tnt_bridge::steps(body, values.try_into().ok()?, op.epsilon, [op.begin, behind], dtype);
         let out = body.cast(&change, dtype);
-        body.output(&out, &format!("out{bridge}"));
+        match bridge < alone {
+            true => body.output(&out, &format!("out{bridge}")),
+            false => stack.push(body.reshape(&out, &[1, -1, op.tokens, op.channels])),
+        }
+    }
+    if !stack.is_empty() {
+        let stack = body.concat(&stack.iter().map(String::as_str).collect::<Vec<_>>(), 0);
+        body.output(&stack, "stack");
     }
     if op.words {
         body.output(words.last()?, "words");

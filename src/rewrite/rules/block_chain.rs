@@ -3,15 +3,22 @@
 //! ```text
 //! x -> TrtOptSwinAttnBlock -> TrtOptMlpBlock -> TrtOptSwinAttnBlock -> TrtOptMlpBlock -> ... -> y     (or TrtOptAttnBlock)
 //! becomes   TrtOptBlockChain(x) -> y
+//!
+//! x -> TrtOptAttnBlock -> TrtOptMlpBlock -> Add (out2) -> TrtOptAttnBlock -> TrtOptMlpBlock -> Add (out3) -> ... -> y
+//! where   TrtOptTntWords(w) -> out1, out2, ...
+//! becomes   TrtOptTntWords(w) -> out1, stack ;  TrtOptBlockChain(x, between = stack) -> y
 //! ```
 //!
 //! Pairs of an attention block and its MLP block that differ in sizes or attributes end a chain, and the next one begins another; so do
 //! values that are read otherwise. Runs on the blocks that there are, before attention blocks take residual adds: an add in front of a
-//! chain stays outside of it.
+//! chain stays outside of it. Of adds between pairs it takes those of words of TNT: the last that a node of them gives, in their order, which
+//! that node then gives as one tensor.
 //!
 //! Chains in windows and chains without are kinds of their own, because on an H200 in float16 at batch 1 the op takes less time than its
 //! blocks one by one in windows (Swin-T's stages 45.3 us for 54.8, 37.2 for 40.9, 121.7 for 138.0 and 54.6 for 60.9) and more without
-//! (TNT-S's layer 27.3 us for 25.7, UniFormer-S's stage 3 26.5 for 22.9 and its stage 4 26.1 for 19.8; but ViT-S's twelve 295.6 for 307.9).
+//! (TNT-S's layer 27.3 us for 25.7, UniFormer-S's stage 3 26.5 for 22.9 and its stage 4 26.1 for 19.8; but ViT-S's twelve 295.6 for 307.9). So
+//! without windows one pair alone is left to its blocks, and chains with words of TNT between their pairs are a kind of their own, or of chains
+//! without windows where that is not asked for.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,13 +29,13 @@ use crate::onnx::proto::TensorProto;
 use crate::rewrite::Kind;
 use crate::rewrite::engine::{Engine, Miss, Patch};
 use crate::rewrite::ops::{
-    AttnBlock, AttnWeights, Bias, BlockChain, MAX_PAIRS, Mask, MlpBlock, MlpWeights, WindowMap, packed, padded,
-    table_index,
+    AttnBlock, AttnWeights, Bias, BlockChain, MAX_PAIRS, Mask, MlpBlock, MlpWeights, TntWords, WindowMap, packed,
+    padded, table_index,
 };
 use crate::rewrite::pattern::fused_name;
 use crate::rewrite::rules::attn_block::ahead;
 use crate::rewrite::rules::block::limits::CHAIN_FLOPS;
-use crate::rewrite::rules::block::{Fusion, Outcome, Rule, flops_text, output, rounded, weight};
+use crate::rewrite::rules::block::{Fusion, Outcome, Rule, flops_text, output, rounded, single_use, weight};
 
 /// Of what sizes must be multiples, and up to where the plugin takes them.
 const MULTIPLE: i64 = 16;
@@ -37,17 +44,23 @@ const MAX_HIDDEN: i64 = 4096;
 /// Head sizes, and the most tokens that attend to each other: in windows, and without.
 const IN_WINDOWS: (&[i64], i64) = (&[32], 64);
 const OF_SEQUENCES: (&[i64], i64) = (&[32, 64], 256);
+/// The fewest pairs of a chain without windows.
+const FEWEST_PAIRS: usize = 2;
 
 pub fn run(engine: &mut Engine) -> Result<()> {
-    let in_windows = (Kind::BlockChain, Kind::SwinAttnBlock, true);
-    let of_sequences = (Kind::SequenceChain, Kind::AttnBlock, false);
-    for (kind, part, in_windows) in [in_windows, of_sequences] {
-        let asked = engine.options().kinds.contains(&kind);
-        let chains = if asked { chains(engine.graph(), in_windows) } else { BTreeMap::new() };
+    for kind in [Kind::BlockChain, Kind::TokenChain, Kind::SequenceChain] {
+        let asked = |kind: Kind| engine.options().kinds.contains(&kind);
+        let in_windows = kind == Kind::BlockChain;
+        let mut chains = if asked(kind) { chains(engine.graph(), in_windows) } else { BTreeMap::new() };
+        chains.retain(|_, chain| match kind {
+            Kind::TokenChain => chain.has_words(),
+            Kind::SequenceChain => !chain.has_words() || !asked(Kind::TokenChain),
+            _ => true,
+        });
         let rule = Rule {
             kind,
             name: kind.name(),
-            part,
+            part: if in_windows { Kind::SwinAttnBlock } else { Kind::AttnBlock },
             part_of: &|_, anchor| vec![anchor],
             fusion: &|graph, anchor, label| {
                 let chain = chains.get(&anchor).ok_or_else(|| Miss::new(label, "its blocks are of no chain"))?;
@@ -66,8 +79,40 @@ struct Pair {
     mlp: NodeId,
     /// Its windows are shifted.
     shifted: bool,
-    /// What only regroups values between the blocks.
+    /// What only regroups values between the blocks, and adds.
     between: Vec<NodeId>,
+    /// What is added before the next pair of the chain.
+    added: Option<Addend>,
+}
+
+/// A result of a node of words of TNT that nothing but an add reads.
+#[derive(Clone)]
+struct Addend {
+    words: NodeId,
+    value: ValueId,
+    /// Of the node's outputs.
+    number: usize,
+}
+
+impl Addend {
+    /// What the node adds to a value.
+    fn of(graph: &Graph, add: NodeId, to: ValueId) -> Option<Self> {
+        let (a, b) = (graph.node(add).input(0)?, graph.node(add).input(1)?);
+        let value = if a == to { b } else { a };
+        let (words, node) = graph.producer(value)?;
+        let op = TntWords::of(node)?;
+        let number = node.outputs.iter().position(|&output| output == Some(value))?;
+        let whole = graph.node(add).is("Add") && graph.shape(value) == graph.shape(to);
+        (whole && number < op.after.len() && op.stacked == 0 && single_use(graph, value).is_ok()).then_some(Self {
+            words,
+            value,
+            number,
+        })
+    }
+
+    fn is_behind(&self, other: &Self) -> bool {
+        self.words == other.words && self.number == other.number + 1
+    }
 }
 
 /// What the pairs of a chain have in common.
@@ -122,21 +167,49 @@ fn next(graph: &Graph, id: NodeId, between: &mut Vec<NodeId>) -> Option<NodeId> 
     (graph.node(user).input(0) == Some(value)).then_some(user)
 }
 
+/// The node that alone reads what an MLP block gives, or that and what words of TNT add to it.
+fn next_pair(graph: &Graph, mlp: NodeId, between: &mut Vec<NodeId>) -> Option<(NodeId, Option<Addend>)> {
+    let (value, user) = ahead(graph, graph.node(mlp).output(0)?, between).ok()?;
+    if let Some(added) = Addend::of(graph, user, value) {
+        between.push(user);
+        return Some((next(graph, user, between)?, Some(added)));
+    }
+    (graph.node(user).input(0) == Some(value)).then_some((user, None))
+}
+
 impl Chain {
+    /// Words of TNT are added between its pairs.
+    fn has_words(&self) -> bool {
+        self.pairs[0].added.is_some()
+    }
+
+    /// Whether this may be added behind the last pair.
+    fn takes(&self, graph: &Graph, added: Option<&Addend>) -> bool {
+        let before = self.pairs.len().checked_sub(2).map(|i| self.pairs[i].added.as_ref());
+        let of_all = graph.node(self.pairs[0].attention).input(0).and_then(|x| graph.shape(x));
+        added.is_none_or(|added| graph.shape(added.value) == of_all)
+            && before.is_none_or(|before| match (before, added) {
+                (Some(before), Some(added)) => added.is_behind(before),
+                (before, added) => before.is_none() && added.is_none(),
+            })
+    }
+
     fn from(graph: &Graph, first: NodeId) -> Option<Self> {
         let (pair, form, shift) = read(graph, first)?;
         let mut chain = Self { pairs: vec![pair], form, shift };
         while let Ok(form) = &chain.form {
-            let last = chain.pairs.last_mut()?;
             let mut between = vec![];
-            let Some((pair, Ok(of_next), shift)) = next(graph, last.mlp, &mut between).and_then(|id| read(graph, id))
-            else {
-                break;
-            };
-            if of_next != *form || chain.shift.is_some_and(|of_all| shift.is_some_and(|of_pair| of_pair != of_all)) {
+            let Some((id, added)) = next_pair(graph, chain.pairs.last()?.mlp, &mut between) else { break };
+            let Some((pair, Ok(of_next), shift)) = read(graph, id) else { break };
+            if of_next != *form
+                || chain.shift.is_some_and(|of_all| shift.is_some_and(|of_pair| of_pair != of_all))
+                || !chain.takes(graph, added.as_ref())
+            {
                 break;
             }
+            let last = chain.pairs.last_mut()?;
             last.between.extend(between);
+            last.added = added;
             chain.pairs.push(pair);
             chain.shift = chain.shift.or(shift);
         }
@@ -149,7 +222,7 @@ impl Chain {
         let (shift, mask_value) = self.shift.unwrap_or_default();
         let map = WindowMap { shift, ..form.op.map };
         let shifted = self.pairs.iter().map(|pair| pair.shifted).collect();
-        let op = BlockChain { map, mask_value, shifted, ..form.op.clone() };
+        let op = BlockChain { map, mask_value, shifted, between: self.has_words(), ..form.op.clone() };
         let x = graph.node(self.pairs[0].attention).input(0);
         let x = x.ok_or_else(|| Miss::new(label, "it has no input"))?;
         let out = output(graph, self.pairs[self.pairs.len() - 1].mlp)?;
@@ -161,8 +234,9 @@ impl Chain {
         let name = fused_name(graph, label, "TrtOptBlockChain");
         let mut patch = Patch::new(graph, rule);
         let [weights, vectors] = tensors.finish(&mut patch, &name);
+        let between = self.stack(graph, &mut patch, label)?;
         let y = patch.value_like(graph, &name, x);
-        let mut fused = op.node([x, weights, vectors]);
+        let mut fused = op.node([x, weights, vectors], between);
         fused.name.clone_from(&name);
         patch.node(fused, [y]);
         let y = graph
@@ -175,6 +249,42 @@ impl Chain {
         let covers: Vec<NodeId> = nodes.collect();
         patch.cover(covers.iter().copied());
         Ok(Fusion { patch, name, covers })
+    }
+
+    /// What is added between the pairs as one result of its words, the node of which another of the same name takes the place of.
+    fn stack(&self, graph: &Graph, patch: &mut Patch, label: &str) -> Outcome<Option<ValueId>> {
+        let Some(first) = &self.pairs[0].added else { return Ok(None) };
+        let (node, stacked) = (graph.node(first.words), self.pairs.len() - 1);
+        let odd = || Miss::new(&node.name, "it has other inputs than its op");
+        let op = TntWords::of(node).ok_or_else(odd)?;
+        let (x, weights) = (node.input(0).ok_or_else(odd)?, node.input(1).ok_or_else(odd)?);
+        let (begin, end, all) = (first.number, first.number + stacked, op.after.len());
+        if end != all {
+            return Err(Miss::new(label, "what is added between its pairs is not the last that their words give")
+                .expected(format!("results {} to {all} of {}", begin + 1, node.name), {
+                    format!("{} to {end}", begin + 1)
+                }));
+        }
+        let mut outputs = vec![];
+        for (number, &old) in node.outputs.iter().enumerate() {
+            if number == begin {
+                let of_one = graph.shape(first.value).unwrap_or_default();
+                let shape = [&[Dim::from(stacked as i64)], of_one].concat();
+                outputs.push(patch.value(&format!("{}/stack", node.name), graph.dtype(first.value), Some(shape)));
+            }
+            if !(begin..end).contains(&number) {
+                let like = old.ok_or_else(odd)?;
+                let y = patch.value_like(graph, &format!("{}/y{number}", node.name), like);
+                patch.replace(like, y);
+                outputs.push(y);
+            }
+        }
+        let stack = outputs[begin];
+        let mut fused = TntWords { stacked, ..op }.node(x, weights);
+        fused.name.clone_from(&node.name);
+        patch.node(fused, outputs);
+        patch.cover([first.words]);
+        Ok(Some(stack))
     }
 }
 
@@ -214,9 +324,10 @@ fn read(graph: &Graph, id: NodeId) -> Option<(Pair, Outcome<Form>, Option<Shift>
             mask_value: 0.0,
             map: WindowMap { shift: [0; 2], ..map },
             shifted: vec![],
+            between: false,
         },
     });
-    Some((Pair { attention: id, mlp: mlp_id, shifted: shift.is_some(), between }, form, shift))
+    Some((Pair { attention: id, mlp: mlp_id, shifted: shift.is_some(), between, added: None }, form, shift))
 }
 
 /// Whether scores have a bias; a miss where that, the mask or the norm of the MLP, by its epsilon, is of another kind than the op has.
@@ -296,6 +407,10 @@ fn check_sizes(label: &str, form: &Form, pairs: usize) -> Outcome<()> {
     if pairs > MAX_PAIRS {
         return Err(Miss::new(label, "it has more blocks than the plugin takes")
             .expected(format!("at most {MAX_PAIRS} of attention"), pairs));
+    }
+    if op.map.is_none() && pairs < FEWEST_PAIRS {
+        return Err(Miss::new(label, "one pair of blocks without windows takes more time as a chain")
+            .expected(format!("at least {FEWEST_PAIRS} of attention"), pairs));
     }
     Ok(())
 }

@@ -220,6 +220,8 @@ impl<'a> Words<'a> {
             covered: rows.covered,
             after: front.iter().map(|_| 0).chain(bridged).collect(),
             words: chain.read,
+            // Chains of blocks over the tokens stack what they read.
+            stacked: 0,
         };
         let mut packed = Packed::new(graph.dtype(x).ok_or_else(odd)?);
         for i in 1..=LAYER_WEIGHTS {
