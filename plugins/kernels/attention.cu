@@ -26,6 +26,9 @@ int pack_of(int head) { return head == 8 ? 2 : head == 16 ? 4 : 8; }
 
 bool resident_size(const AttentionProblem& q) { return q.keys <= 64 && padded_head(q) <= 32; }
 
+// Whether up to four warps a head would have many queries each, and most multiprocessors none.
+bool few_heads(const AttentionProblem& q) { return q.queries > 64 && q.batch * q.heads < multiprocessors(); }
+
 cudaError_t run_resident(const AttentionProblem& problem, const AttentionArgs<__half>& p, int tactic, cudaStream_t stream) {
     const int head = padded_head(problem);
     const int query_tiles = (p.n + 15) / 16;
@@ -126,7 +129,7 @@ cudaError_t attention(const AttentionProblem& problem, cudaStream_t stream, int3
     if (whole.batch == 0 || whole.n == 0) return cudaSuccess;
     if (!attention_tactic_valid(problem, tactic)) tactic = kAuto;
     const int head = padded_head(problem);
-    const bool resident = resident_size(problem) && tactic < kStream1 && (head == 8 || wide_rows(problem, pack_of(head)));
+    const bool resident = resident_size(problem) && tactic < kStream1 && !(tactic == kAuto && few_heads(problem)) && (head == 8 || wide_rows(problem, pack_of(head)));
     if (!resident && tactic < kStream1) tactic = kAuto;
 
     // Blocks of a launch number less than 2^30: very large batches go in pieces of whole periods.
