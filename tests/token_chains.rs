@@ -263,10 +263,14 @@ fn blocks_come_with_a_chain_of_all_tokens() {
         assert_eq!(made(name, &hopper), Some(vec![(3, 1)]), "{name}");
         assert_eq!(made(name, &Options::default()), None, "{name}");
     }
-    assert_eq!(made("blocks-without-tnt-words", &hopper), Some(vec![]));
-    let ladder = variants::ladder(&model, "tnt", &hopper).unwrap();
-    let blocks = ladder.iter().find(|variant| variant.name == variants::BLOCKS).unwrap();
-    assert_eq!(chains(&blocks.apply(&model, "tnt").unwrap().0), []);
+    for name in ["blocks-without-tnt-words", "blocks-without-token-chain"] {
+        assert_eq!(made(name, &hopper), Some(vec![]), "{name}");
+    }
+    for (options, expected) in [(&hopper, &[(3, 1)][..]), (&Options::default(), &[])] {
+        let ladder = variants::ladder(&model, "tnt", options).unwrap();
+        let blocks = ladder.iter().find(|variant| variant.name == variants::BLOCKS).unwrap();
+        assert_eq!(chains(&blocks.apply(&model, "tnt").unwrap().0), expected);
+    }
 }
 
 #[test]
