@@ -77,6 +77,8 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     mlp_block::run(engine)?;
     // Of what that leaves.
     conv_block::run(engine)?;
+    // Once stages are on tokens.
+    patch_embed::of_tokens(engine)?;
     // The GELUs that no block has taken, those behind its products too.
     bias_gelu::run(engine)?;
     // With what is left of the maps of tokens.
