@@ -68,12 +68,23 @@ fn conv_blocks() {
     with_kind(Kind::ConvBlock, "conv_block", "uniformer_ts17_dyn");
 }
 
+/// With an embedding of the tokens that this puts the first stage on.
+#[test]
+fn embeddings_of_tokens() {
+    with_kinds(&[Kind::TokenConv, Kind::PatchEmbed], "patch_embed", "uniformer_ts17_dyn");
+}
+
 fn with_kind(kind: Kind, snapshot: &str, name: &str) {
+    with_kinds(&[kind], snapshot, name);
+}
+
+fn with_kinds(kinds: &[Kind], snapshot: &str, name: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/{name}.onnx"));
     let mut options = Options::default();
-    options.kinds.extend(kind.made_of().iter().chain([&kind]));
+    options.kinds.extend(kinds.iter().flat_map(|kind| kind.made_of().iter().chain([kind])));
     let rewrite = testing::rewrite_with(path, &options).unwrap();
-    let description = format!("after for --also {kind}, sites");
+    let also: Vec<&str> = kinds.iter().map(|kind| kind.name()).collect();
+    let description = format!("after for --also {}, sites", also.join(","));
     insta::with_settings!({ description => description, omit_expression => true }, {
         insta::assert_snapshot!(format!("{snapshot}_{name}"), format!("{}\n{}", rewrite.after(), rewrite.sites()));
     });

@@ -9,7 +9,7 @@ use block::{
     Net, comparison, costs_less_than_its_parts, int, ints, made_up_to_its_size, nodes, only_if_asked_for, rewritten,
     weight, with,
 };
-use common::transpose;
+use common::{ops, reshape, transpose};
 use trt_opt::onnx::proto::{AttributeProto, ModelProto, NodeProto, TensorProto};
 use trt_opt::rewrite::{Kind, Options, Status, fp16};
 use trt_opt::testing;
@@ -43,6 +43,13 @@ fn exports_have_all_their_embeddings_and_compute_the_same() {
             // The merges of PyramidTNT.
             let overlap =
                 if name.starts_with("ptnt") { vec!["patches overlap or leave pixels out"; 2] } else { vec![] };
+            // Where its first stage is on tokens, the second embedding of UniFormer reads them.
+            let model = rewrite.model();
+            let of_tokens = nodes(&model.proto, OP).iter().filter(|n| grid(n) != [0; 2]).count();
+            let tokens = usize::from(name.starts_with("uniformer") && options.kinds.contains(&Kind::TokenConv));
+            if of_tokens != tokens {
+                wrong.push(format!("{name}: {of_tokens} embeddings of tokens instead of {tokens}"));
+            }
             if found != expected || missed != overlap {
                 wrong.push(format!("{name}: embeddings {found:?} instead of {expected:?}; missed {missed:?}"));
             }
@@ -53,6 +60,10 @@ fn exports_have_all_their_embeddings_and_compute_the_same() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(seen > 80, "{seen}");
+}
+
+fn grid(node: &NodeProto) -> Vec<i64> {
+    node.attribute.iter().find(|a| a.name() == "grid").unwrap().ints.clone()
 }
 
 /// An embedding whose parts are nodes to spoil.
@@ -127,6 +138,30 @@ impl Parts {
         }
     }
 
+    /// A map of 4 by 6 places, of patches of such sides, that is made of tokens.
+    fn of_tokens(channels: i64, patch: [i64; 2]) -> Self {
+        let mut net = Self::new();
+        let conv = conv(&["m", "w", "b"], &[("strides", &patch), ("kernel_shape", &patch)]);
+        let map =
+            [common::node("Exp", &["x"], &["e"]), transpose("e", &[0, 2, 1], "c"), reshape("c", "places", "m"), conv];
+        net.nodes.splice(..1, map);
+        net.inputs[0].1 = vec![BATCH, 24, channels];
+        net.outputs[0].1[1] = 4 / patch[0] * (6 / patch[1]);
+        net.weights.push(ints("places", &[-1, channels, 4, 6]));
+        net.set(weight("w", &[COLUMNS, channels, patch[0], patch[1]]));
+        net
+    }
+
+    /// The embedding, which says of itself why it reads a map, or none.
+    fn reads(&self, why: Option<&str>) -> (Vec<String>, NodeProto) {
+        let (model, ledger) = self.fuse();
+        let site = ledger.sites.iter().find(|s| s.kind == Kind::PatchEmbed).unwrap();
+        assert_eq!(site.status, Status::Fused, "{site:?}");
+        let said = site.reason.as_deref();
+        assert!(why.map_or(said.is_none(), |why| said.is_some_and(|r| r.contains(why))), "{site:?}");
+        (ops(&model), nodes(&model, OP)[0].clone())
+    }
+
     /// The tokens stay a map.
     fn of_map() -> Self {
         let mut net = Self::new();
@@ -181,6 +216,7 @@ fn the_embedding_is_one_node_with_all_its_attributes() {
         let node = net.fused(&[]);
         assert_eq!(node.attribute.iter().find(|a| a.name() == "epsilon").unwrap().f, Some(1e-3));
         assert_eq!([int(&node, "bias"), int(&node, "norm"), int(&node, "rank")], [1, 1, rank]);
+        assert_eq!(grid(&node), [0, 0]);
         assert_eq!((node.input.len(), node.input[0].as_str()), (5, "x"));
         // The sites of its parts say where they are now: the norm and the embedding.
         let (_, ledger) = net.fuse();
@@ -296,6 +332,100 @@ fn the_image_stays_float32_in_a_float16_graph() {
     .unwrap()
     .check()
     .unwrap();
+}
+
+#[test]
+fn tokens_are_read_where_they_lie() {
+    for channels in [8, 24] {
+        for patch in [[2, 2], [4, 4], [3, 2], [1, 5], [4, 6]] {
+            let (ops, node) = Parts::of_tokens(channels, patch).reads(None);
+            assert_eq!((ops, grid(&node)), (vec!["Exp".into(), OP.into()], vec![4, 6]), "{channels} {patch:?}");
+            assert_eq!([int(&node, "bias"), int(&node, "norm"), int(&node, "rank")], [1, 1, 3]);
+        }
+    }
+    let all = ["Exp".to_owned(), OP.to_owned()];
+    let mut net = Parts::of_tokens(8, [2, 2]);
+    net.open = true;
+    assert_eq!(net.reads(None).0, all);
+    assert_eq!(Parts::of_tokens(8, [2, 2]).without_norm().reads(None).0, all);
+    // Rows made a map in another way, and kept as one behind it.
+    let mut net = Parts::of_tokens(8, [2, 2]);
+    net.nodes.splice(1..3, [reshape("e", "places", "g"), transpose("g", &[0, 3, 1, 2], "m")]);
+    net.set(ints("places", &[-1, 4, 6, 8]));
+    assert_eq!(net.reads(None).0, all);
+    let mut net = Parts::of_tokens(8, [2, 2]);
+    net.nodes.splice(4..6, [transpose("map", &[0, 2, 3, 1], "t")]);
+    net.outputs[0].1 = vec![BATCH, 2, 3, COLUMNS];
+    let (ops, node) = net.reads(None);
+    assert_eq!((ops, int(&node, "rank")), (all.into(), 4));
+}
+
+/// The Transpose is left to what else reads the map.
+#[test]
+fn tokens_are_read_beside_their_map() {
+    let mut net = Parts::of_tokens(8, [2, 2]);
+    net.nodes.push(common::node("Sin", &["m"], &["s"]));
+    net.outputs.push(("s", vec![BATCH, 8, 4, 6]));
+    let (ops, node) = net.reads(None);
+    assert_eq!(ops.iter().filter(|op| *op == "Transpose").count(), 1);
+    assert_eq!((node.input[0].as_str(), grid(&node)), ("e", vec![4, 6]));
+}
+
+#[test]
+fn other_maps_are_read_as_such() {
+    let (ops, node) = Parts::of_tokens(12, [2, 2]).reads(Some("whose channels are no whole accesses"));
+    assert_eq!((ops.len(), grid(&node)), (4, vec![0, 0]));
+    let of_map = |net: Parts, what: &str| assert_eq!(grid(&net.reads(None).1), [0, 0], "{what}");
+    // No tokens: channels first already, or another order of the places.
+    let mut net = Parts::of_tokens(8, [2, 2]);
+    net.nodes.remove(1);
+    net.node("m").input[0] = "e".into();
+    of_map(net, "channels first");
+    let mut net = Parts::of_tokens(8, [2, 2]);
+    net.nodes.splice(1..3, [reshape("e", "places", "g"), transpose("g", &[0, 3, 2, 1], "m")]);
+    net.set(ints("places", &[-1, 6, 4, 8]));
+    of_map(net, "columns first");
+    // Computed of the map.
+    let mut net = Parts::of_tokens(8, [2, 2]);
+    net.before("map", vec![common::node("Tanh", &["m"], &["n"])]);
+    net.node("map").input[0] = "n".into();
+    of_map(net, "a computed map");
+    // Left by name.
+    let options = Options { skip: ["patch-embed-tokens".into()].into(), ..with_embed() };
+    let rewrite = Parts::of_tokens(8, [2, 2]).rewrite(&options);
+    assert_eq!(grid(nodes(&rewrite.model().proto, OP)[0]), [0, 0]);
+}
+
+/// An image may be float32 where all else is float16; tokens may not.
+#[test]
+fn tokens_of_another_type_are_read_as_a_map() {
+    let cast = |x: &str, to: i64, y: &str| NodeProto {
+        attribute: vec![AttributeProto::int("to", to)],
+        ..common::node("Cast", &[x], &[y])
+    };
+    let mut net = Parts::of_tokens(8, [2, 2]);
+    for name in ["w", "b", "scale", "bias"] {
+        let values = net.weights.iter().find(|w| w.name() == name).unwrap().clone();
+        let halves: Vec<_> = values.to_f64_vec().unwrap().into_iter().map(half::f16::from_f64).collect();
+        net.set(TensorProto::from_f16(name, &values.dims, &halves));
+    }
+    net.before("map", vec![cast("m", 10, "h")]);
+    net.node("map").input[0] = "h".into();
+    net.node("y").output[0] = "n".into();
+    net.nodes.push(cast("n", 1, "y"));
+    let rewrite = net.rewrite(&with_embed());
+    assert_eq!(grid(nodes(&rewrite.model().proto, OP)[0]), [0, 0]);
+    let site = rewrite.ledger().sites.iter().find(|s| s.kind == Kind::PatchEmbed).unwrap();
+    assert!(site.reason.as_deref().is_some_and(|r| r.contains("which are of another type")), "{site:?}");
+    // Converted as a whole, tokens are float16 as all else.
+    let rewrite = Parts::of_tokens(8, [2, 2]).rewrite(&with_embed());
+    let mut model = rewrite.model().clone();
+    fp16::convert(&mut model.proto, None, &fp16::Options::default()).unwrap();
+    assert_eq!(ops(&model.proto).iter().filter(|op| *op == "Cast").count(), 2, "{:?}", ops(&model.proto));
+    let options = verify::Options { rtol: Some(1e-2), ..Default::default() };
+    let (float, half) = (rewrite.model(), &model);
+    let of = |name, model| Source::Model { name, model };
+    verify::compare(of("float", float), of("half", half), &options).unwrap().check().unwrap();
 }
 
 #[test]

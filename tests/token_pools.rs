@@ -1,5 +1,5 @@
-//! Average pools of tokens as means: those of every export of PyramidTNT need no transposition, all computes the same, and what is near one stays as
-//! it is.
+//! Average pools of tokens as means: those of every export of PyramidTNT need no transposition, nor does the mean over all tokens of UniFormer's
+//! classifier; all computes the same, and what is near one stays as it is.
 //!
 //! Tolerances are those of `verify`: a mean adds up in another order.
 
@@ -294,4 +294,122 @@ fn a_pool_is_left_by_name() {
     let options = Options { skip: ["token-pool".into()].into(), ..Options::default() };
     let rewrite = testing::rewrite_with(&path, &options).unwrap();
     assert_eq!(rewrite.ledger().patches.get("token-pool"), None);
+}
+
+/// The mean before the head of each export of UniFormer, on any target.
+#[test]
+fn exports_take_their_means_of_tokens_and_compute_the_same() {
+    let (mut wrong, mut seen) = (vec![], 0);
+    for path in common::fixtures() {
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        if !name.starts_with("uniformer") {
+            continue;
+        }
+        seen += 1;
+        for options in
+            [Target::Native, Target::Trt8, Target::Trt10].map(|target| Options { target, ..Options::default() })
+        {
+            // Behind encodings on tokens, what goes in are tokens.
+            for options in [options.clone(), Options { target: options.target, ..block::with(&Kind::ALL) }] {
+                let rewrite = testing::rewrite_with(&path, &options).unwrap();
+                let skipped = Options { skip: ["token-mean".into()].into(), ..options.clone() };
+                let kept = testing::rewrite_with(&path, &skipped).unwrap();
+                let count = |of: &testing::Rewrite| ops(&of.model().proto).iter().filter(|o| *o == "Transpose").count();
+                let made = rewrite.ledger().patches.get("token-mean").copied().unwrap_or(0);
+                let encodings = options.target != Target::Native && options.kinds.contains(&Kind::DepthwiseConv);
+                let expected = usize::from(encodings || made == 1);
+                if made != expected || count(&rewrite) + made != count(&kept) {
+                    wrong.push(format!("{name} {}: {made} means, {} transpositions", options.target, count(&rewrite)));
+                }
+                if let Err(error) = rewrite.compare(&comparison(&name)).and_then(|report| report.check()) {
+                    wrong.push(format!("{name}: {error}"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert_eq!(seen, 10);
+}
+
+/// Tokens made a map, the mean of which is taken: by this node, as such a result. With nodes before it and outputs besides.
+fn mean_left(
+    mean: NodeProto,
+    sizes: &[i64],
+    spoil: &dyn Fn(&mut Vec<NodeProto>),
+    more: &[(&str, &[i64])],
+) -> Vec<String> {
+    let left = |target: Target, open: bool| {
+        let mut nodes = vec![
+            common::node("Exp", &["x"], &["t"]),
+            transpose("t", &[0, 2, 1], "l"),
+            reshape("l", "map", "m"),
+            mean.clone(),
+            common::node("Tanh", &["p"], &["y"]),
+        ];
+        spoil(&mut nodes);
+        let weights =
+            vec![ints("map", &[-1, CHANNELS, SIDES[0], SIDES[1]]), ints("grid", &[-1, SIDES[0], SIDES[1], CHANNELS])];
+        let mut proto = common::model(nodes, weights);
+        let graph = proto.graph.as_mut().unwrap();
+        let value = |name: &str, dims: &[i64]| match open {
+            true => common::open_value(name, "batch", &dims[1..]),
+            false => common::value(name, dims),
+        };
+        graph.input = vec![value("x", &[BATCH, SIDES[0] * SIDES[1], CHANNELS])];
+        graph.output = [("y", sizes)].iter().chain(more).map(|(name, dims)| value(name, dims)).collect();
+        let rewrite = rewritten(proto, &Options { target, ..Options::default() });
+        let batch = open.then_some(3);
+        rewrite.compare(&verify::Options { batch, ..verify::Options::default() }).unwrap().check().unwrap();
+        ops(&rewrite.model().proto)
+    };
+    let native = left(Target::Native, false);
+    assert_eq!(left(Target::Trt8, false), native);
+    assert_eq!(left(Target::Native, true), native);
+    native
+}
+
+fn reduce(x: &str, axes: &[i64], keep: bool) -> NodeProto {
+    let attribute = vec![AttributeProto::ints("axes", axes), AttributeProto::int("keepdims", keep.into())];
+    NodeProto { attribute, ..common::node("ReduceMean", &[x], &["p"]) }
+}
+
+#[test]
+fn means_of_maps_are_of_their_tokens() {
+    let (flat, kept) = ([BATCH, CHANNELS], [BATCH, CHANNELS, 1, 1]);
+    let as_is = |_: &mut Vec<NodeProto>| {};
+    let mean = ["Exp", "ReduceMean", "Tanh"];
+    assert_eq!(mean_left(reduce("m", &[2, 3], false), &flat, &as_is, &[]), mean);
+    assert_eq!(mean_left(reduce("m", &[-1, -2], false), &flat, &as_is, &[]), mean);
+    assert_eq!(mean_left(reduce("l", &[-1], false), &flat, &as_is, &[]), mean);
+    let shaped = ["Exp", "ReduceMean", "Reshape", "Tanh"];
+    assert_eq!(mean_left(reduce("m", &[2, 3], true), &kept, &as_is, &[]), shaped);
+    assert_eq!(mean_left(common::node("GlobalAveragePool", &["m"], &["p"]), &kept, &as_is, &[]), shaped);
+    // A map of rows, transposed as a whole.
+    let whole = |nodes: &mut Vec<NodeProto>| {
+        nodes.splice(1..3, [reshape("t", "grid", "l"), transpose("l", &[0, 3, 1, 2], "m")]);
+    };
+    assert_eq!(mean_left(reduce("m", &[2, 3], false), &flat, &whole, &[]), mean);
+}
+
+#[test]
+fn other_means_stay() {
+    let flat = [BATCH, CHANNELS];
+    let stays = |left: Vec<String>| assert!(left.contains(&"Transpose".into()), "{left:?}");
+    let as_is = |_: &mut Vec<NodeProto>| {};
+    // Of rows, of channels, of a computed map.
+    stays(mean_left(reduce("m", &[3], false), &[BATCH, CHANNELS, SIDES[0]], &as_is, &[]));
+    stays(mean_left(reduce("m", &[1], false), &[BATCH, SIDES[0], SIDES[1]], &as_is, &[]));
+    let computed = |nodes: &mut Vec<NodeProto>| {
+        nodes.insert(3, common::node("Sin", &["m"], &["n"]));
+        nodes[4].input[0] = "n".into();
+    };
+    stays(mean_left(reduce("m", &[2, 3], false), &flat, &computed, &[]));
+    // The map is read otherwise too.
+    let read = |nodes: &mut Vec<NodeProto>| nodes.push(common::node("Sin", &["m"], &["s"]));
+    let more: [(&str, &[i64]); 1] = [("s", &[BATCH, CHANNELS, SIDES[0], SIDES[1]])];
+    stays(mean_left(reduce("m", &[2, 3], false), &flat, &read, &more));
+    // Maximums are no means.
+    let mut most = reduce("m", &[2, 3], false);
+    most.op_type = Some("ReduceMax".into());
+    stays(mean_left(most, &flat, &as_is, &[]));
 }

@@ -1129,23 +1129,30 @@ public:
         offset_ = flag(attributes_, "bias"), norm_ = flag(attributes_, "norm");
         rank_ = attributes_.integer("rank");
         expect(rank_ == 3 || rank_ == 4, "attribute 'rank' must be 3 or 4");
+        grid_ = attributes_.integers("grid");
+        tokens_ = grid_[0] != 0 || grid_[1] != 0;
+        expect(!tokens_ || (grid_[0] >= 1 && grid_[1] >= 1), "attribute 'grid' must be two positive sizes, or 0 and 0");
+        expect(int64_t{grid_[0]} * grid_[1] <= (int64_t{1} << 30), "attribute 'grid' is too large");
     }
     std::unique_ptr<Op> clone() const override { return std::make_unique<PatchEmbed>(*this); }
     int32_t inputs() const override { return 2 + (offset_ ? 1 : 0) + (norm_ ? 2 : 0); }
     int32_t outputs() const override { return 1; }
-    // The image may be fp32 where all else is fp16.
+    // The image may be fp32 where all else is fp16; tokens are of the type of all else.
     bool supports(int32_t pos, const PluginTensorDesc* tensors) const override {
         if (!linear_float(tensors[pos])) return false;
-        if (pos == 1) return tensors[1].type == DataType::kHALF || tensors[0].type == DataType::kFLOAT;
+        if (pos == 1) return tensors[1].type == tensors[0].type || (!tokens_ && tensors[0].type == DataType::kFLOAT);
         return pos == 0 || tensors[pos].type == tensors[1].type;
     }
     int32_t typed_by() const override { return 1; }
     void shapes(const DimsExprs* in, DimsExprs* out, IExprBuilder& build) const override {
         const DimsExprs &x = in[0], &w = in[1];
-        expect(x.nbDims == 4 && w.nbDims == 4, "inputs x and w must be [B, C, H, W] and [D, C, ph, pw]");
+        const int channels = tokens_ ? 3 : 1, patch = tokens_ ? 1 : 2;  // axes of w
+        expect(x.nbDims == (tokens_ ? 3 : 4) && w.nbDims == 4, kInputs[tokens_]);
         for (int i = 0; i < 4; ++i) expect(w.d[i]->isConstant() && w.d[i]->getConstantValue() > 0, "the axes of input w must be known");
-        expect(may_be(x.d[1], w.d[1]->getConstantValue()), "inputs x and w must have as many channels");
-        const IDimensionExpr *h = divided(x.d[2], w.d[2]->getConstantValue(), build), *across = divided(x.d[3], w.d[3]->getConstantValue(), build);
+        expect(may_be(x.d[tokens_ ? 2 : 1], w.d[channels]->getConstantValue()), "inputs x and w must have as many channels");
+        expect(!tokens_ || may_be(x.d[1], int64_t{grid_[0]} * grid_[1]), "input x must have H*W tokens with H, W of attribute 'grid'");
+        const IDimensionExpr *down = tokens_ ? build.constant(grid_[0]) : x.d[2], *right = tokens_ ? build.constant(grid_[1]) : x.d[3];
+        const IDimensionExpr *h = divided(down, w.d[patch]->getConstantValue(), build), *across = divided(right, w.d[patch + 1]->getConstantValue(), build);
         out[0].nbDims = rank_;
         out[0].d[0] = x.d[0];
         if (rank_ == 4) out[0].d[1] = h, out[0].d[2] = across;
@@ -1154,14 +1161,20 @@ public:
     }
     cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, void*, int32_t, cudaStream_t stream) const override {
         const Dims &x = in_desc[0].dims, &w = in_desc[1].dims;
-        expect(x.nbDims == 4 && w.nbDims == 4 && x.d[1] == w.d[1], "inputs x and w must be [B, C, H, W] and [D, C, ph, pw]");
-        expect(x.d[2] >= w.d[2] && x.d[3] >= w.d[3], "input x must not be smaller than a patch");
+        const int channels = tokens_ ? 3 : 1, patch = tokens_ ? 1 : 2;
+        expect(x.nbDims == (tokens_ ? 3 : 4) && w.nbDims == 4 && x.d[tokens_ ? 2 : 1] == w.d[channels], kInputs[tokens_]);
+        expect(!tokens_ || x.d[1] == int64_t{grid_[0]} * grid_[1], "input x must have H*W tokens with H, W of attribute 'grid'");
+        const int64_t height = tokens_ ? grid_[0] : x.d[2], width = tokens_ ? grid_[1] : x.d[3];
+        expect(height >= w.d[patch] && width >= w.d[patch + 1], "input x must not be smaller than a patch");
+        expect(height * width <= INT32_MAX / w.d[channels], "an image of input x is too large");
         expect(w.d[0] <= kMlpMaxChannels && volume(w, 1, 4) <= kEmbedMaxPatch, "at most 2048 columns and patches of 16384 values are possible");
         for (int32_t i = 2; i < inputs(); ++i) expect(volume(in_desc[i].dims, 0, in_desc[i].dims.nbDims) == w.d[0], "inputs b, norm_scale and norm_bias must have D elements");
         PatchEmbedProblem p;
         p.dtype = dtype(in_desc[1]), p.image = dtype(in_desc[0]);
-        p.images = x.d[0], p.channels = static_cast<int32_t>(x.d[1]), p.height = static_cast<int32_t>(x.d[2]), p.width = static_cast<int32_t>(x.d[3]);
-        p.patch_h = static_cast<int32_t>(w.d[2]), p.patch_w = static_cast<int32_t>(w.d[3]), p.columns = static_cast<int32_t>(w.d[0]);
+        auto at = [](int64_t size) { return static_cast<int32_t>(size); };
+        p.images = x.d[0], p.columns = at(w.d[0]);
+        if (tokens_) p.of_tokens(grid_[0], grid_[1], at(w.d[3]), at(w.d[1]), at(w.d[2]));
+        else p.channels = at(x.d[1]), p.height = at(height), p.width = at(width), p.patch_h = at(w.d[2]), p.patch_w = at(w.d[3]);
         p.epsilon = epsilon_;
         p.x = in[0], p.w = in[1];
         if (offset_) p.b = in[2];
@@ -1171,8 +1184,11 @@ public:
     }
 
 private:
+    static constexpr const char* kInputs[] = {"inputs x and w must be [B, C, H, W] and [D, C, ph, pw]", "inputs x and w must be [B, H*W, C] and [D, ph, pw, C]"};
+
+    std::vector<int32_t> grid_;
     float epsilon_;
-    bool offset_, norm_;
+    bool offset_, norm_, tokens_;  // tokens_: x is these, not a map
     int32_t rank_;
 };
 
@@ -1415,7 +1431,7 @@ const std::vector<OpDef>& op_definitions() {
         {"TrtOptTntBridge", {{"epsilon1", kFloat, 1}, {"epsilon2", kFloat, 1}, {"residual", kInt, 1}, {"begin", kInt, 1}}, make<TntBridge>},
         {"TrtOptNormPool", {{"epsilon", kFloat, 1}, {"residual", kInt, 1}}, make<NormPool>},
         {"TrtOptPatchMergeBlock", {{"epsilon", kFloat, 1}, {"residual", kInt, 1}, {"grid", kInts, 2}, {"order", kInts, 4}, {"rank", kInt, 1}}, make<PatchMergeBlock>},
-        {"TrtOptPatchEmbed", {{"epsilon", kFloat, 1}, {"bias", kInt, 1}, {"norm", kInt, 1}, {"rank", kInt, 1}}, make<PatchEmbed>},
+        {"TrtOptPatchEmbed", {{"epsilon", kFloat, 1}, {"bias", kInt, 1}, {"norm", kInt, 1}, {"rank", kInt, 1}, {"grid", kInts, 2}}, make<PatchEmbed>},
         {"TrtOptTntWords",
          {{"epsilon1", kFloat, 1}, {"epsilon2", kFloat, 1}, {"whole", kInt, 1}, {"num_heads", kInt, 1}, {"scale", kFloat, 1}, {"approximate", kText, 1}, {"layers", kInt, 1}, {"hidden", kInt, 1}, {"width", kInt, 1}, {"channels", kInt, 1}, {"bridge_epsilon1", kFloat, 1}, {"bridge_epsilon2", kFloat, 1}, {"tokens", kInt, 1}, {"begin", kInt, 1}, {"covered", kInt, 1}, {"after", kInts, 32}, {"words", kInt, 1}, {"stacked", kInt, 1}},
          make<TntWords>},

@@ -383,6 +383,11 @@ struct PatchEmbedProblem {
 
     int32_t tokens() const { return height / patch_h * (width / patch_w); }
     int32_t patch() const { return channels * patch_h * patch_w; }
+    // x are tokens [images, grid_h * grid_w, depth], w [columns, kernel_h, kernel_w, depth]: to the kernels an image of one channel with the elements of
+    // tokens as pixels.
+    void of_tokens(int32_t grid_h, int32_t grid_w, int32_t depth, int32_t kernel_h, int32_t kernel_w) {
+        channels = 1, height = grid_h, width = grid_w * depth, patch_h = kernel_h, patch_w = kernel_w * depth;
+    }
 };
 constexpr int32_t kEmbedMaxPatch = 16384;
 

@@ -117,6 +117,7 @@ Cut cut(const PatchEmbedProblem& q) {
         cut.threads = 32 * of_block;
         cut.blocks = static_cast<uint32_t>(std::min((warps + of_block - 1) / of_block, (cut.tiles <= 12 ? 3 : 2) * multiprocessors));
     } else if (k % 8 == 0 && q.columns % 4 == 0) {
+        if (q.image == DType::kHalf && fits(8)) cut.vec = 8;
         if (!tile<16>(q, norm, cut) && !tile<32>(q, norm, cut)) tile<64>(q, norm, cut);
     }
     return cut;

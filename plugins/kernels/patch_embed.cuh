@@ -1,6 +1,7 @@
 // Patches of an image to tokens: a product whose rows are read where the pixels lie, with a layer norm behind it if there is one.
 //
-// The contracted index is that of the weights, (channel, row, column) of a patch, so that a row of a patch is pixels side by side.
+// The contracted index is that of the weights, (channel, row, column) of a patch, so that a row of a patch is pixels side by side. Tokens with the channels
+// innermost are one channel whose pixels are their elements, and the rows of a patch long runs.
 // Launched ahead of the end of the kernel before it, a kernel fetches its weights and finds its pixels before it waits for that one.
 #pragma once
 
@@ -186,7 +187,7 @@ template <class X, int VEC> __device__ __forceinline__ Pack<__half, VEC> pixels(
     }
 }
 
-// Pixels are read VEC at a time, of which rows of patches are multiples.
+// Pixels are read VEC at a time, of which rows of patches are multiples; 8 halves go to shared memory by themselves.
 template <class X, int VEC, int BM> __global__ void __launch_bounds__(256, 2) patch_embed_tile_kernel(const __grid_constant__ PatchEmbedArgs<X> p) {
 #if __CUDA_ARCH__ >= 800
     using namespace ptx;
@@ -232,7 +233,22 @@ template <class X, int VEC, int BM> __global__ void __launch_bounds__(256, 2) pa
     if (exchanges) cluster_arrive();
     __syncthreads();
     wait_for_previous();
-    {
+    if constexpr (VEC == 8) {
+        // A warp has whole rows of the product, whose pieces lie side by side but for the end of a row of the patch. Where a piece is, is found once.
+        static_assert(std::is_same_v<X, __half> && BM % (kThreads / 32) == 0);
+#pragma unroll 1
+        for (int i = lane; i < p.k / 8; i += 32) {
+            uint32_t piece;
+            const uint32_t r = p.by_pieces.divmod(static_cast<uint32_t>(i), piece);
+            const X* const from = p.x + p.map.of_row(r) + piece * 8;
+#pragma unroll
+            for (int z = 0; z < BM / (kThreads / 32); ++z) {
+                const int token = warp + z * (kThreads / 32);
+                copy16(a + token * a_row + 8 * i, from + starts[token], true);
+            }
+        }
+        commit_copies();
+    } else {
         // In the order of memory: pieces of a row, tokens, rows of a patch. All of a batch are asked for before the first is put away.
         constexpr int kBatch = VEC == 4 ? 8 : 16;
         const int all = p.k / VEC * BM;
@@ -260,7 +276,11 @@ template <class X, int VEC, int BM> __global__ void __launch_bounds__(256, 2) pa
     if (p.whole) wait_copies<0>();
 #pragma unroll 1
     for (int chunk = 0; chunk < chunks; ++chunk) {
-        if (!p.whole) wait_copies<1>();
+        if (!p.whole) {
+            // Pixels that are copied come behind two chunks.
+            if (VEC == 8 && chunk == 0) wait_copies<0>();
+            else wait_copies<1>();
+        }
         __syncthreads();
         if (!p.whole) fetch(chunk + 2), commit_copies();
         const int k0 = chunk * depth, end = min(depth, padded - k0);

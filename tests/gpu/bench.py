@@ -131,10 +131,12 @@ class Library:
         return list(found)[:count]
 
 
-    def patch_embed(self, x, p, y, norm):
-        (images, channels, height, width), (columns, _, patch_h, patch_w) = x.shape, p["w"].shape
-        self.call("trt_opt_patch_embed", HALF if x.dtype == torch.float16 else FLOAT, HALF, ctypes.c_int64(images), channels, height, width, patch_h, patch_w, columns, ctypes.c_float(1e-5), pointer(x),
-                  pointer(p["w"]), pointer(p["b"]), pointer(p["scale"] if norm else None), pointer(p["bias"] if norm else None), pointer(y))
+    def patch_embed(self, x, p, y, norm, grid=None):
+        # grid: x are the tokens of such a map.
+        w = p["w_tokens"] if grid else p["w"]
+        (images, channels, height, width), (columns, _, patch_h, patch_w) = (x.shape[0], x.shape[2], *grid) if grid else x.shape, p["w"].shape
+        self.call("trt_opt_patch_embed", HALF if x.dtype == torch.float16 else FLOAT, HALF, ctypes.c_int64(images), channels, height, width, patch_h, patch_w, columns, int(grid is not None), ctypes.c_float(1e-5), pointer(x),
+                  pointer(w), pointer(p["b"]), pointer(p["scale"] if norm else None), pointer(p["bias"] if norm else None), pointer(y))
 
     def tnt_bridge(self, x, words, p, y, workspace):
         (images, tokens, channels), (_, covered, width) = x.shape, words.shape
@@ -1018,8 +1020,8 @@ def bench_tnt_inner(lib, patches, tokens, channels, heads, rounds):
 
 
 def bench_embed(lib, images, channels, side, patch, columns, norm, rounds):
-    """From a float image, as a network has it, and from a half one, against torch's convolution (channels last, its best form) and our norm.
-    Inputs and weights rotate."""
+    """From a float image, as a network has it, from a half one, and where there are channels enough from tokens, against torch's convolution
+    (channels last, its best form) and our norm. Inputs and weights rotate."""
     tokens = (side // patch) ** 2
     sets, order = rotation(images * (2 * channels * side * side + 2 * tokens * columns) + 2 * columns * channels * patch * patch)
     xs, ys = [rand(images, channels, side, side) for _ in range(sets)], [torch.empty(images, tokens, columns, device="cuda", dtype=torch.float16) for _ in range(sets)]
@@ -1028,6 +1030,8 @@ def bench_embed(lib, images, channels, side, patch, columns, norm, rounds):
     ps = [{"w": rand(columns, channels, patch, patch) * (channels * patch * patch) ** -0.5, "b": rand(columns), "scale": rand(columns), "bias": rand(columns)} for _ in range(sets)]
     for p in ps:
         p["last"] = p["w"].to(memory_format=torch.channels_last)
+        p["w_tokens"] = p["w"].permute(0, 2, 3, 1).contiguous()
+    tokens_of = [x.flatten(2).transpose(1, 2).contiguous() for x in xs] if channels % 8 == 0 else None
 
     def torch_of(x, i):
         # With the channels last, tokens are but another view.
@@ -1043,6 +1047,10 @@ def bench_embed(lib, images, channels, side, patch, columns, norm, rounds):
     error = ((ys[0].float() - reference).norm() / reference.norm()).item()
     functions = {"ours of float": lambda i: lib.patch_embed(floats[i], ps[i], ys[i], norm), "ours of half": lambda i: lib.patch_embed(xs[i], ps[i], ys[i], norm),
                  "torch of float": lambda i: torch_of(floats[i].to(torch.float16, memory_format=torch.channels_last), i), "torch of half channels last": lambda i: torch_of(lasts[i], i)}
+    if tokens_of:
+        lib.patch_embed(tokens_of[0], ps[0], ys[0], norm, (side, side))
+        error = max(error, ((ys[0].float() - reference).norm() / reference.norm()).item())
+        functions = {"ours of tokens": lambda i: lib.patch_embed(tokens_of[i], ps[i], ys[i], norm, (side, side)), **functions}
     times, failed = time_variants({k: [lambda i=i, f=f: f(i) for i in order] for k, f in functions.items()}, rounds)
     return {"op": "patch_embed", "shape": [images, channels, side, patch, columns], "norm": norm, "error": error, "us": times, "failed": failed,
             "bytes": images * (4 * channels * side * side + 2 * tokens * columns) + 2 * columns * channels * patch * patch, "flop": 2 * images * tokens * columns * channels * patch * patch}

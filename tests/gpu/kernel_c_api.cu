@@ -195,12 +195,13 @@ int trt_opt_tnt_words(int dtype, int64_t images, int tokens, int covered, int wo
     return tnt_words(p, static_cast<cudaStream_t>(stream));
 }
 
-// `image`: type of x. scale and bias null: no norm.
-int trt_opt_patch_embed(int image, int dtype, int64_t images, int channels, int height, int width, int patch_h, int patch_w, int columns, float epsilon, const void* x, const void* w, const void* b,
+// `image`: type of x. tokens: x and w have the channels innermost. scale and bias null: no norm.
+int trt_opt_patch_embed(int image, int dtype, int64_t images, int channels, int height, int width, int patch_h, int patch_w, int columns, int tokens, float epsilon, const void* x, const void* w, const void* b,
                         const void* scale, const void* bias, void* y, void* stream) {
     PatchEmbedProblem p;
     p.image = static_cast<DType>(image), p.dtype = static_cast<DType>(dtype), p.images = images, p.channels = channels, p.height = height, p.width = width, p.patch_h = patch_h, p.patch_w = patch_w;
     p.columns = columns, p.epsilon = epsilon, p.x = x, p.w = w, p.b = b, p.scale = scale, p.bias = bias, p.y = y;
+    if (tokens) p.of_tokens(height, width, channels, patch_h, patch_w);
     return patch_embed(p, static_cast<cudaStream_t>(stream));
 }
 

@@ -1099,15 +1099,17 @@ struct EmbedCase {
     bool offset = true, norm = true;
     int shift = 0;
     float mean = 0;
+    bool tokens = false;  // channels innermost, of x as of the weights
 };
 void check(Checker& c, const EmbedCase& a) {
     char text[160];
-    std::snprintf(text, sizeof(text), "patch_embed %sb%lld c%d %dx%d patch%dx%d d%d%s%s off%d+%g", a.image == a.type ? "" : "of_float ", static_cast<long long>(a.images), a.channels, a.height, a.width, a.patch_h,
+    std::snprintf(text, sizeof(text), "patch_embed%s %sb%lld c%d %dx%d patch%dx%d d%d%s%s off%d+%g", a.tokens ? "_tokens" : "", a.image == a.type ? "" : "of_float ", static_cast<long long>(a.images), a.channels, a.height, a.width, a.patch_h,
                   a.patch_w, a.columns, a.offset ? " offset" : "", a.norm ? " norm" : "", a.shift, static_cast<double>(a.mean));
     const std::string name = text;
     if (!c.wanted(name)) return;
     PatchEmbedProblem p;
     p.image = a.image, p.dtype = a.type, p.images = a.images, p.channels = a.channels, p.height = a.height, p.width = a.width, p.patch_h = a.patch_h, p.patch_w = a.patch_w, p.columns = a.columns, p.epsilon = 1e-3f;
+    if (a.tokens) p.of_tokens(a.height, a.width, a.channels, a.patch_h, a.patch_w);
     const int64_t rows = a.images * p.tokens(), size = rows * a.columns;
     std::vector<Tensor> in;
     auto make = [&](DType type, int64_t count, float scale, float offset = 0) -> const void* {
@@ -1126,7 +1128,9 @@ void check(Checker& c, const EmbedCase& a) {
     auto reference = [&](auto image, auto type) {
         using X = decltype(image);
         using T = decltype(type);
-        reference::patch_product<X, T><<<blocks_for(size), 128>>>(p, a.norm ? product.p : ref.p);
+        double* const to = a.norm ? product.p : ref.p;
+        if (a.tokens) reference::token_patch_product<T><<<blocks_for(size), 128>>>(p.x, p.w, p.b, a.images, a.height, a.width, a.channels, a.patch_h, a.patch_w, a.columns, to);
+        else reference::patch_product<X, T><<<blocks_for(size), 128>>>(p, to);
         if (a.norm) reference::normalize<T><<<blocks_for(rows), 128>>>(product.p, p.scale, p.bias, rows, a.columns, static_cast<double>(p.epsilon), ref.p);
         CUDA_OK(cudaGetLastError());
     };
@@ -1550,6 +1554,20 @@ void edge_cases(Checker& c) {
             check(c, EmbedCase{x, t, 2, 3, 32, 32, 4, 4, 96, true, true, 0, 20.f}), check(c, EmbedCase{x, t, 2, 16, 16, 16, 2, 2, 320, true, true, 0, 20.f});
             if (t == DType::kFloat) break;
         }
+        auto of_tokens = [&](EmbedCase e) { e.image = e.type = t, e.tokens = true, check(c, e); };
+        // UniFormer; then kernels and channels of any size, grids that fill no patch, means far from zero, alignment
+        for (int64_t images : {1, 2, 32}) of_tokens({t, t, images, 64, 56, 56, 2, 2, 128}), of_tokens({t, t, images, 128, 28, 28, 2, 2, 320}), of_tokens({t, t, images, 320, 14, 14, 2, 2, 512});
+        for (int channels : {8, 16, 24, 40, 64, 72, 104, 128, 200, 256, 320, 512})
+            for (auto [patch_h, patch_w] : {std::pair{2, 2}, {4, 4}, {3, 2}, {1, 3}, {2, 1}})
+                for (int columns : {64, 100, 320}) {
+                    const int64_t images = channels % 3 + 1;
+                    of_tokens({t, t, images, channels, 3 * patch_h + patch_h / 2, 5 * patch_w + patch_w / 2, patch_h, patch_w, columns, columns != 64, columns != 100});
+                }
+        for (auto [h, w] : {std::pair{2, 2}, {3, 2}, {2, 5}, {7, 7}, {13, 17}, {40, 6}}) of_tokens({t, t, 3, 32, h, w, 2, 2, 96, true, h != 7}), of_tokens({t, t, 1, 512, h, w, 2, 2, 512}), of_tokens({t, t, 2, 16, h, w, 2, 1, 1000, false});
+        for (int channels : {1, 2, 3, 4, 5, 12, 20, 100}) of_tokens({t, t, 2, channels, 9, 11, 2, 2, 96}), of_tokens({t, t, 2, channels, 9, 11, 3, 3, 50, true, false});
+        for (int shift : {1, 2, 4}) of_tokens({t, t, 2, 64, 8, 8, 2, 2, 96, true, shift != 2, shift});
+        for (int channels : {8, 64, 320}) of_tokens({t, t, 2, channels, 14, 14, 2, 2, 320, true, true, 0, 20.f});
+        of_tokens({t, t, 0, 64, 8, 8, 2, 2, 96}), of_tokens({t, t, 300, 16, 8, 8, 2, 2, 96}), of_tokens({t, t, 70, 64, 14, 14, 2, 2, 320});
         check(c, InnerCase{t, 50, 16, 4, 6, 96, false, false, 0, 20.f}), check(c, InnerCase{t, 50, 16, 4, 8, 128, true, false, 0, 20.f});
 
         // Swin's stages, with and without shift; the last stage's map is one window
@@ -1736,6 +1754,9 @@ void random_cases(Checker& c, int count, uint64_t seed) {
         const int patch_w = pick(0, 2) ? 2 * pick(1, 8) : pick(1, 9), patch_h = pick(1, 8);
         check(c, EmbedCase{pick(0, 1) ? t : DType::kFloat, t, pick(1, 12), pick(1, 20), patch_h * pick(1, 8) + pick(0, patch_h - 1), patch_w * pick(1, 8) + (pick(0, 3) ? 0 : pick(0, patch_w - 1)), patch_h, patch_w,
                            pick(0, 3) ? 4 * pick(1, 140) : pick(1, 300), pick(0, 1) == 1, pick(0, 1) == 1, shift});
+        const int kernel_h = pick(1, 4), kernel_w = pick(1, 4);
+        check(c, EmbedCase{t, t, pick(1, 6), pick(0, 3) ? 8 * pick(1, 40) : pick(1, 60), kernel_h * pick(1, 8) + pick(0, kernel_h - 1), kernel_w * pick(1, 8) + pick(0, kernel_w - 1), kernel_h, kernel_w,
+                           pick(0, 3) ? 4 * pick(1, 140) : pick(1, 300), pick(0, 1) == 1, pick(0, 1) == 1, shift, 0, true});
 
         AttentionCase a{t, pick(1, 40), pick(1, 8), pick(1, 80), pick(1, 80), pick(1, 40), 0, static_cast<Layout>(pick(0, 4))};
         if (pick(0, 3) == 0) a.d = 8 * pick(1, 16);

@@ -321,6 +321,21 @@ template <class X, class T> __global__ void patch_product(PatchEmbedProblem p, d
     y[i] = sum;
 }
 
+// The same of tokens [images, height * width, depth] and weights [n, kernel_h, kernel_w, depth].
+template <class T> __global__ void token_patch_product(const void* x, const void* w, const void* b, int64_t images, int64_t height, int64_t width, int64_t depth, int64_t kernel_h, int64_t kernel_w, int64_t n, double* y) {
+    const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x, across = width / kernel_w, tokens = height / kernel_h * across;
+    if (i >= images * tokens * n) return;
+    const int64_t column = i % n, token = i / n % tokens, image = i / n / tokens;
+    double sum = b ? get<T>(b, column) : 0;
+    for (int64_t dy = 0; dy < kernel_h; ++dy)
+        for (int64_t dx = 0; dx < kernel_w; ++dx)
+            for (int64_t c = 0; c < depth; ++c) {
+                const int64_t from = (image * height + token / across * kernel_h + dy) * width + token % across * kernel_w + dx;
+                sum += get<T>(x, from * depth + c) * get<T>(w, ((column * kernel_h + dy) * kernel_w + dx) * depth + c);
+            }
+    y[i] = sum;
+}
+
 __device__ inline double gelu_of(double v, bool tanh_form) {
     return tanh_form ? v / 2 * (1 + tanh(sqrt(2 / 3.14159265358979323846) * (v + 0.044715 * v * v * v))) : v / 2 * (1 + erf(v / sqrt(2.0)));
 }

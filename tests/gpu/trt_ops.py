@@ -338,9 +338,10 @@ def cases():
                          layers=layers, hidden=hidden, width=k, channels=c, bridge_epsilon1=1e-6, bridge_epsilon2=1e-5, tokens=tokens, begin=begin, covered=covered, after=[*after, *[-1] * (32 - len(after))], words=int(last), stacked=together)],
                    outputs)
     for name, images, channels, (h, w), patch, columns, offset, norm, rank in (("patch_embed", 2, 3, (56, 56), 4, 96, True, True, 4), ("patch_embed_map", 2, 64, (14, 14), 2, 128, True, True, 3), ("patch_embed_16", 1, 3, (64, 48), 16, 384, True, False, 3),
-                                                                              ("patch_embed_edges", 2, 3, (19, 23), 4, 64, False, True, 3), ("patch_embed_odd", 1, 5, (9, 9), 3, 50, True, True, 4)):
+                                                                              ("patch_embed_edges", 2, 3, (19, 23), 4, 64, False, True, 3), ("patch_embed_odd", 1, 5, (9, 9), 3, 50, True, True, 4),
+                                                                              ("patch_embed_tokens", 2, 64, (14, 14), 2, 128, True, True, 3), ("patch_embed_tokens_edges", 1, 40, (13, 9), 2, 64, False, True, 4), ("patch_embed_tokens_odd", 2, 5, (9, 9), 3, 50, True, False, 3)):
         x = rand(images, channels, h, w)
-        constants = {"w": rand(columns, channels, patch, patch, scale=(channels * patch * patch) ** -0.5)}
+        of_tokens, constants = "tokens" in name, {"w": rand(columns, channels, patch, patch, scale=(channels * patch * patch) ** -0.5)}
         gh, gw = h // patch, w // patch
         patches = x[:, :, :gh * patch, :gw * patch].reshape(images, channels, gh, patch, gw, patch).transpose(0, 2, 4, 1, 3, 5).reshape(images, gh, gw, -1)
         y = patches @ constants["w"].reshape(columns, -1).T
@@ -350,7 +351,9 @@ def cases():
         if norm:
             constants.update({"g": 1 + rand(columns, scale=0.2), "bn": rand(columns, scale=0.2)})
             y = layer_norm(y, constants["g"], constants["bn"], 1e-5, (-1,))
-        yield Case(name, {"x": x}, constants, [node("TrtOptPatchEmbed", ["x", *constants], ["y"], epsilon=1e-5, bias=int(offset), norm=int(norm), rank=rank)],
+        if of_tokens:
+            x, constants["w"] = x.reshape(images, channels, h * w).transpose(0, 2, 1), constants["w"].transpose(0, 2, 3, 1)
+        yield Case(name, {"x": x}, constants, [node("TrtOptPatchEmbed", ["x", *constants], ["y"], epsilon=1e-5, bias=int(offset), norm=int(norm), rank=rank, grid=[h, w] if of_tokens else [0, 0])],
                    {"y": y if rank == 4 else y.reshape(images, gh * gw, columns)}, dynamic=rank == 4)
     for name, images, (gh, gw), window, shift, after, extra, dense in (("swin_attn_block", 2, (28, 28), (7, 7), (3, 3), 0, True, False), ("swin_attn_block_one_window", 1, (7, 7), (7, 7), (0, 0), 0, False, False),
                                                                        ("swin_attn_block_padded", 2, (13, 17), (4, 5), (2, 3), 1, False, False), ("swin_attn_block_dense", 2, (14, 14), (7, 7), (3, 3), 0, True, True)):

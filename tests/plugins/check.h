@@ -107,8 +107,8 @@ inline std::vector<Op> ops() {
     words_stacked.back().second = ints({11});
     const Fields pool = {{"epsilon", real(1e-5f)}, {"residual", ints({1})}};
     const Fields pool_plain = {{"epsilon", real(0.f)}, {"residual", ints({0})}};
-    const Fields embed = {{"epsilon", real(1e-5f)}, {"bias", ints({1})}, {"norm", ints({1})}, {"rank", ints({4})}};
-    const Fields embed_plain = {{"epsilon", real(0.f)}, {"bias", ints({0})}, {"norm", ints({0})}, {"rank", ints({3})}};
+    const Fields embed = {{"epsilon", real(1e-5f)}, {"bias", ints({1})}, {"norm", ints({1})}, {"rank", ints({4})}, {"grid", ints({0, 0})}};
+    const Fields embed_plain = {{"epsilon", real(0.f)}, {"bias", ints({0})}, {"norm", ints({0})}, {"rank", ints({3})}, {"grid", ints({56, 56})}};
     const Fields depthwise = {{"grid", ints({14, 14})}, {"kernel", ints({3})}, {"bias", ints({1})}, {"residual", ints({1})}}, depthwise_plain = {{"grid", ints({9, 5})}, {"kernel", ints({7})}, {"bias", ints({0})}, {"residual", ints({0})}};
     const Fields conv = {{"grid", ints({56, 56})}, {"kernel", ints({5})}}, conv_3 = {{"grid", ints({9, 5})}, {"kernel", ints({3})}};
     const Fields chain = {{"epsilon", real(1e-5f)}, {"num_heads", ints({3})}, {"head_dim", ints({32})}, {"hidden", ints({384})}, {"scale", real(0.1767767f)}, {"approximate", text("none")}, {"bias", ints({1})}, {"mask_value", real(-100.f)}, {"grid", ints({56, 56})}, {"window", ints({7, 7})}, {"shift", ints({3, 3})}, {"pad_after_roll", ints({0})}, {"shifted", padded({0, 1})}, {"between", ints({0})}};
@@ -171,7 +171,8 @@ inline std::vector<Op> ops() {
         {"TrtOptPatchEmbed",
          {embed, embed_plain},
          {{"epsilon", real(-1.f), "'epsilon'"}, {"bias", ints({2}), "'bias' must be 0 or 1"}, {"norm", ints({-1}), "'norm' must be 0 or 1"}, {"norm", real(1.f), "'norm' must be int32"}, {"rank", ints({5}), "'rank' must be 3 or 4"},
-          {"rank", gone(), "'rank' is missing"}}},
+          {"rank", gone(), "'rank' is missing"}, {"grid", ints({0, 14}), "'grid' must be two positive sizes, or 0 and 0"}, {"grid", ints({-1, -1}), "'grid' must be two positive sizes"}, {"grid", ints({32768, 65536}), "'grid' is too large"},
+          {"grid", ints({14}), "'grid' must have 2 values"}, {"grid", gone(), "'grid' is missing"}}},
         {"TrtOptTntWords",
          {words, words_whole, words_stacked},
          {{"epsilon1", real(-1.f), "'epsilon1'"}, {"bridge_epsilon1", real(__builtin_nanf("")), "'bridge_epsilon1'"}, {"bridge_epsilon2", gone(), "'bridge_epsilon2' is missing"}, {"num_heads", ints({0}), "'num_heads'"}, {"whole", ints({2}), "'whole' must be 0 or 1"},
@@ -266,6 +267,12 @@ inline void image_types(const std::function<bool(DataType image, DataType rest)>
     expect(takes(kFloat, kHalf), "an fp32 image is taken where all else is fp16");
     expect(!takes(kHalf, kFloat), "an fp16 image is refused where all else is fp32");
     expect(!takes(DataType::kINT32, kHalf) && !takes(kFloat, DataType::kINT32), "int32 is refused");
+}
+// And where it reads tokens.
+inline void token_types(const std::function<bool(DataType tokens, DataType rest)>& takes) {
+    constexpr DataType kHalf = DataType::kHALF, kFloat = DataType::kFLOAT;
+    expect(takes(kHalf, kHalf) && takes(kFloat, kFloat), "tokens of the type of all else are taken");
+    expect(!takes(kFloat, kHalf) && !takes(kHalf, kFloat), "tokens of another type than all else are refused");
 }
 
 inline Op op_called(const char* name) {

@@ -62,18 +62,22 @@ int main(int argc, char** argv) {
         }
     }
     const Op embed = op_with_image();
-    auto f = fields_of(embed.valid[0]);
-    const PluginFieldCollection all{static_cast<int32_t>(f.size()), f.data()};
-    const Plugin plugin(creators.at(embed.name)->createPlugin("p", &all));
+    auto f = fields_of(embed.valid[0]), of_tokens = fields_of(embed.valid[1]);
+    const PluginFieldCollection all{static_cast<int32_t>(f.size()), f.data()}, plain{static_cast<int32_t>(of_tokens.size()), of_tokens.data()};
+    const Plugin plugin(creators.at(embed.name)->createPlugin("p", &all)), tokens(creators.at(embed.name)->createPlugin("p", &plain));
     auto* dynamic = static_cast<IPluginV2DynamicExt*>(plugin.get());
-    image_types([&](DataType first, DataType rest) {
-        PluginTensorDesc tensors[6]{};
-        for (auto& t : tensors) t.type = rest, t.format = TensorFormat::kLINEAR;
-        tensors[0].type = first;
-        for (int32_t i = 0; i < 6; ++i)
-            if (!dynamic->supportsFormatCombination(i, tensors, 5, 1)) return false;
-        return true;
-    });
+    auto takes = [](IPluginV2DynamicExt* of, int32_t inputs) {
+        return [=](DataType first, DataType rest) {
+            PluginTensorDesc tensors[6]{};
+            for (auto& t : tensors) t.type = rest, t.format = TensorFormat::kLINEAR;
+            tensors[0].type = first;
+            for (int32_t i = 0; i <= inputs; ++i)
+                if (!of->supportsFormatCombination(i, tensors, inputs, 1)) return false;
+            return true;
+        };
+    };
+    image_types(takes(dynamic, 5));
+    token_types(takes(static_cast<IPluginV2DynamicExt*>(tokens.get()), 2));
     const DataType in[5] = {DataType::kFLOAT, DataType::kHALF, DataType::kHALF, DataType::kHALF, DataType::kHALF};
     expect(dynamic->getOutputDataType(0, in, 5) == DataType::kHALF, "an embedding's tokens are of the type of its weights");
     outputs_of_words([&](const PluginFieldCollection* fields) {

@@ -106,13 +106,20 @@ void formats(const std::map<std::string, IPluginCreatorV3One*>& creators) {
     const PluginFieldCollection image{static_cast<int32_t>(f.size()), f.data()};
     plugin.reset(creators.at(embed.name)->createPlugin("p", &image, TensorRTPhase::kBUILD));
     build = static_cast<IPluginV3OneBuild*>(plugin->getCapabilityInterface(PluginCapabilityType::kBUILD));
-    image_types([&](DataType first, DataType rest) {
-        for (auto& t : tensors) t.desc.type = rest, t.desc.format = TensorFormat::kLINEAR;
-        tensors[0].desc.type = first;
-        for (int32_t i = 0; i < 6; ++i)
-            if (!build->supportsFormatCombination(i, tensors, 5, 1)) return false;
-        return true;
-    });
+    auto takes = [&](IPluginV3OneBuild* of, int32_t inputs) {
+        return [&tensors, of, inputs](DataType first, DataType rest) {
+            for (auto& t : tensors) t.desc.type = rest, t.desc.format = TensorFormat::kLINEAR;
+            tensors[0].desc.type = first;
+            for (int32_t i = 0; i <= inputs; ++i)
+                if (!of->supportsFormatCombination(i, tensors, inputs, 1)) return false;
+            return true;
+        };
+    };
+    image_types(takes(build, 5));
+    auto plain = fields_of(embed.valid[1]);
+    const PluginFieldCollection of_tokens{static_cast<int32_t>(plain.size()), plain.data()};
+    std::unique_ptr<IPluginV3> tokens(creators.at(embed.name)->createPlugin("p", &of_tokens, TensorRTPhase::kBUILD));
+    token_types(takes(static_cast<IPluginV3OneBuild*>(tokens->getCapabilityInterface(PluginCapabilityType::kBUILD)), 2));
     const DataType in[5] = {DataType::kFLOAT, DataType::kHALF, DataType::kHALF, DataType::kHALF, DataType::kHALF};
     DataType out = DataType::kINT32;
     expect(build->getOutputDataTypes(&out, 1, in, 5) == 0 && out == DataType::kHALF, "an embedding's tokens are of the type of its weights");

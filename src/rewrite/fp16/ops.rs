@@ -30,7 +30,9 @@ pub fn ports(node: &Node, opset: i64) -> Result<Ports, &'static str> {
         // Plugin ops take float16 and compute statistics, softmax and sums in float32.
         return match ops::definition(node) {
             // Rounds its image itself.
-            Some(_) if PatchEmbed::of(node).is_some() => Ok(Ports { any_inputs: &[0], ..ALL }),
+            Some(_) if PatchEmbed::of(node).is_some_and(|op| op.grid.is_none()) => {
+                Ok(Ports { any_inputs: &[0], ..ALL })
+            }
             Some(_) => Ok(ALL),
             None => Err("the op is not known here"),
         };

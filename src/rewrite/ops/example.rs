@@ -52,7 +52,7 @@ pub fn example(def: &OpDef) -> Vec<AttributeProto> {
         "TrtOptTntBridge" => TntBridge { epsilon: [1e-5; 2], begin: 1 }.attributes(true),
         "TrtOptNormPool" => NormPool { epsilon: 1e-5 }.attributes(true),
         "TrtOptGelu" => Gelu { tanh: false }.attributes(true),
-        "TrtOptPatchEmbed" => PatchEmbed { epsilon: 1e-5, rank: 4 }.attributes(true, true),
+        "TrtOptPatchEmbed" => PatchEmbed { epsilon: 1e-5, rank: 4, grid: None }.attributes(true, true),
         "TrtOptDepthwiseConv" => DepthwiseConv { grid: [14; 2], kernel: 3, residual: true }.attributes(true),
         "TrtOptConvBlock" => ConvBlock { grid: [56; 2], kernel: 5 }.attributes(),
         "TrtOptBlockChain" => BlockChain {

@@ -1,7 +1,7 @@
 //! `TrtOptPatchEmbed`.
 
 use super::body::Body;
-use super::{AttributeKind, OpDef, Shapes, attribute, count, is, optional, plugin_node, port};
+use super::{AttributeKind, OpDef, Shapes, attribute, count, is, optional, pair, plugin_node, port};
 use crate::ir::{Dim, Graph, Node, ValueId};
 use crate::onnx::DType;
 use crate::onnx::proto::AttributeProto;
@@ -11,8 +11,8 @@ pub static DEF: OpDef = OpDef {
     summary: "W p + b of the patches p of a map as tokens, normalized if norm = 1",
     replaces: "Conv whose strides are its kernel, Reshape, Transpose, norm",
     inputs: &[
-        port("x", "[B, C, H, W], of T or float32"),
-        port("w", "[D, C, ph, pw]"),
+        port("x", "[B, C, H, W], of T or float32; tokens [B, H*W, C] of T if grid = [H, W]"),
+        port("w", "[D, C, ph, pw]; [D, ph, pw, C] if x are tokens"),
         optional("b", "[D]; there if bias = 1"),
         optional("norm_scale", "[D]; there if norm = 1"),
         optional("norm_bias", "[D]; there if norm = 1"),
@@ -23,6 +23,7 @@ pub static DEF: OpDef = OpDef {
         attribute("bias", AttributeKind::Int, "1: b is there"),
         attribute("norm", AttributeKind::Int, "1: norm_scale and norm_bias are there"),
         attribute("rank", AttributeKind::Int, "rank of y, 3 or 4"),
+        attribute("grid", AttributeKind::Ints(2), "height and width of the map with tokens x; [0, 0]: x is a map"),
     ],
     shapes,
     body,
@@ -39,6 +40,8 @@ pub struct PatchEmbed {
     pub epsilon: f32,
     /// Rank of the output, 3 or 4.
     pub rank: usize,
+    /// Height and width of the map that the input is the tokens of; `None`: it is the map.
+    pub grid: Option<[i64; 2]>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +66,7 @@ impl PatchEmbed {
             AttributeProto::int("bias", bias.into()),
             AttributeProto::int("norm", norm.into()),
             AttributeProto::int("rank", self.rank as i64),
+            AttributeProto::ints("grid", &self.grid.unwrap_or_default()),
         ]
     }
 
@@ -70,7 +74,9 @@ impl PatchEmbed {
     pub fn of(node: &Node) -> Option<Self> {
         is(node, &DEF).then_some(())?;
         let rank = node.int("rank").filter(|rank| [3, 4].contains(rank))?;
-        Some(Self { epsilon: node.float("epsilon")?, rank: rank as usize })
+        let grid = pair(node, "grid").filter(|grid| grid.iter().all(|&n| n >= 0))?;
+        let grid = (grid != [0; 2]).then_some(grid);
+        Some(Self { epsilon: node.float("epsilon")?, rank: rank as usize, grid })
     }
 
     /// The weights of a node of this op.
@@ -85,11 +91,26 @@ impl PatchEmbed {
         Some(PatchEmbedWeights { w: node.input(1)?, b, norm })
     }
 
-    /// Shape of the output for a map and weights of these shapes; `None` if they do not fit each other.
-    pub fn shape(&self, x: &[Dim], [columns, channels, patch_h, patch_w]: [i64; 4]) -> Option<Vec<Dim>> {
-        let [batch, depth, height, width] = x else { return None };
+    /// Columns, channels, and height and width of a patch, of weights of this shape.
+    fn sizes(&self, w: [i64; 4]) -> [i64; 4] {
+        match (self.grid, w) {
+            (None, sizes) => sizes,
+            (Some(_), [columns, patch_h, patch_w, channels]) => [columns, channels, patch_h, patch_w],
+        }
+    }
+
+    /// Shape of the output for a map, or its tokens, and weights of these shapes; `None` if they do not fit each other.
+    pub fn shape(&self, x: &[Dim], w: [i64; 4]) -> Option<Vec<Dim>> {
+        let [columns, channels, patch_h, patch_w] = self.sizes(w);
+        let (batch, depth, height, width) = match (self.grid, x) {
+            (None, [batch, depth, height, width]) => (batch, depth, height.int()?, width.int()?),
+            (Some([height, width]), [batch, line, depth]) => {
+                (line.int()? == height.checked_mul(width)?).then_some((batch, depth, height, width))?
+            }
+            _ => return None,
+        };
         (depth.int() == Some(channels) && columns > 0 && channels > 0 && patch_h > 0 && patch_w > 0).then_some(())?;
-        let grid = [height.int()? / patch_h, width.int()? / patch_w];
+        let grid = [height / patch_h, width / patch_w];
         grid.iter().all(|&n| n > 0).then_some(())?;
         let tokens = match self.rank {
             3 => vec![grid[0].checked_mul(grid[1])?],
@@ -105,7 +126,7 @@ fn shapes(graph: &Graph, node: &Node) -> Option<Shapes> {
     let x = node.input(0)?;
     let sizes: [i64; 4] = graph.static_shape(weights.w)?.try_into().ok()?;
     let (dtype, image) = (graph.dtype(weights.w)?, graph.dtype(x)?);
-    (image == dtype || image == DType::F32).then_some(())?;
+    (image == dtype || (image == DType::F32 && op.grid.is_none())).then_some(())?;
     let vectors = weights.b.into_iter().chain(weights.norm.into_iter().flatten());
     let fits = |v: ValueId| graph.static_shape(v).is_some_and(|found| found == sizes[..1]);
     vectors.into_iter().all(fits).then_some(())?;
@@ -120,17 +141,23 @@ fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
     // The product's operand is rounded, its sum is not.
     let x = body.input("x");
     let x = body.cast(&x, dtype);
-    let x = body.cast(&x, DType::F32);
+    let mut x = body.cast(&x, DType::F32);
     let float = |body: &mut Body, name: &str| {
         let value = body.input(name);
         body.cast(&value, DType::F32)
     };
-    let mut operands = vec![x, float(body, "w")];
+    let mut w = float(body, "w");
+    let [columns, channels, patch @ ..] = op.sizes(sizes);
+    if let Some([height, width]) = op.grid {
+        let map = body.reshape(&x, &[-1, height, width, channels]);
+        x = body.transpose(&map, &[0, 3, 1, 2]);
+        w = body.transpose(&w, &[0, 3, 1, 2]);
+    }
+    let mut operands = vec![x, w];
     if weights.b.is_some() {
         operands.push(float(body, "b"));
     }
-    let patch = &sizes[2..];
-    let attributes = vec![AttributeProto::ints("kernel_shape", patch), AttributeProto::ints("strides", patch)];
+    let attributes = vec![AttributeProto::ints("kernel_shape", &patch), AttributeProto::ints("strides", &patch)];
     let operands: Vec<&str> = operands.iter().map(String::as_str).collect();
     let map = body.op("Conv", &operands, attributes);
     let mut y = body.transpose(&map, &[0, 2, 3, 1]);
@@ -139,7 +166,7 @@ fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
         y = body.layer_norm(&y, &scale, &bias, 1, op.epsilon);
     }
     if op.rank == 3 {
-        y = body.reshape(&y, &[0, -1, sizes[0]]);
+        y = body.reshape(&y, &[0, -1, columns]);
     }
     let y = body.cast(&y, dtype);
     body.output(&y, "y");

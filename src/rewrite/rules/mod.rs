@@ -28,6 +28,7 @@ mod tnt_inner_block;
 mod tnt_words;
 mod token_conv;
 mod token_map;
+mod token_mean;
 mod token_pool;
 mod window;
 
@@ -77,8 +78,12 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     mlp_block::run(engine)?;
     // Of what that leaves.
     conv_block::run(engine)?;
+    // Once stages are on tokens.
+    patch_embed::of_tokens(engine)?;
     // The GELUs that no block has taken, those behind its products too.
     bias_gelu::run(engine)?;
+    // With what is left of the maps of tokens.
+    token_mean::run(engine)?;
     // Behind all that know a movement as part of their pattern.
     permutation::run(engine)?;
     // Last: the others leave Reshapes behind each other.

@@ -7,20 +7,30 @@
 //!
 //! Runs on what the rule of norms has left. The image may be float32 where all else is float16: a cast before the convolution is
 //! left out.
+//!
+//! ```text
+//! tokens -> Transpose = m ;  TrtOptPatchEmbed(m)     becomes   TrtOptPatchEmbed(tokens)
+//! ```
+//!
+//! Where the map turns out to be a view of tokens, once the rules behind have put the stage before on them, the op reads these: a
+//! patch is then a few runs of channels, and nothing is moved for it.
 
 use crate::error::Result;
 use crate::ir::{Dim, Graph, Node, NodeId, ValueId, shape_text};
 use crate::onnx::DType;
+use crate::onnx::proto::TensorProto;
 use crate::rewrite::Kind;
 use crate::rewrite::engine::{Engine, Miss, Patch};
-use crate::rewrite::ops::{LayerNorm, MAX_CHANNELS, MAX_PATCH, PatchEmbed, PatchEmbedWeights};
-use crate::rewrite::pattern::{fused_name, is_float_cast, only_user};
+use crate::rewrite::ops::{LayerNorm, MAX_CHANNELS, MAX_PATCH, MULTIPLE, PatchEmbed, PatchEmbedWeights};
+use crate::rewrite::pattern::{float_tensor, fused_name, is_float_cast, only_user};
 use crate::rewrite::rules::attn_block::regroups;
 use crate::rewrite::rules::block::{
     Fusion, Linear, Outcome, Rule, check_flops, check_types, limits, output, single_use,
 };
+use crate::rewrite::rules::token_map::{self, Map, tokens_before};
 
 const RULE: &str = "patch-embed";
+const OF_TOKENS: &str = "patch-embed-tokens";
 
 pub fn run(engine: &mut Engine) -> Result<()> {
     let rule = Rule {
@@ -32,6 +42,78 @@ pub fn run(engine: &mut Engine) -> Result<()> {
         fusion: &|graph, conv, label| Embedding::of(graph, conv, label)?.fusion(graph, label),
     };
     rule.run_if_asked(engine, is_site)
+}
+
+/// Embeddings of maps that are views of tokens read the tokens, or the ledger says why not.
+pub fn of_tokens(engine: &mut Engine) -> Result<()> {
+    let graph = engine.graph();
+    let maps: Vec<NodeId> = graph
+        .nodes()
+        .filter(|(_, n)| PatchEmbed::of(n).is_some_and(|op| op.grid.is_none()))
+        .map(|(id, _)| id)
+        .collect();
+    for id in maps {
+        if !engine.enabled(Kind::PatchEmbed, OF_TOKENS) {
+            return Ok(());
+        }
+        let graph = engine.graph();
+        let name = graph.node(id).name.clone();
+        let made = match read_tokens(graph, id) {
+            None => continue,
+            Some(Ok(patch)) => engine.apply(patch)?,
+            Some(Err(miss)) => Err(miss),
+        };
+        if let Err(miss) = made {
+            engine.note(&name, &miss);
+        }
+    }
+    Ok(())
+}
+
+/// The embedding of the tokens that its map is a view of; `None` where it is not.
+fn read_tokens(graph: &Graph, id: NodeId) -> Option<Outcome<Patch>> {
+    let node = graph.node(id);
+    let (op, weights) = (PatchEmbed::of(node)?, PatchEmbed::weights(node)?);
+    let map = node.input(0)?;
+    let source = tokens_before(graph, map)?;
+    let Map { channels, sides, .. } = Map::of(graph, map)?;
+    let miss = |reason: &str| Miss::new(&graph.value(map).name, format!("it reads the map of its tokens, {reason}"));
+    if channels % MULTIPLE != 0 {
+        let miss = miss("whose channels are no whole accesses");
+        return Some(Err(miss.expected(format!("a multiple of {MULTIPLE}"), channels)));
+    }
+    let [own, dtype] = [source, weights.w].map(|v| graph.dtype(v));
+    if own != dtype {
+        let name = |t: Option<DType>| t.map_or("an unknown type", DType::name);
+        return Some(Err(miss("which are of another type").expected(name(dtype), name(own))));
+    }
+    let Some(w) = channels_innermost(graph, weights.w) else {
+        return Some(Err(miss("since its weights cannot be read")));
+    };
+    let mut patch = Patch::new(graph, OF_TOKENS);
+    let x = token_map::enter(&mut patch, graph, map, &node.name)?;
+    let w = patch.constant(&format!("{}/w", node.name), w);
+    let old = node.output(0)?;
+    let y = patch.value_like(graph, &format!("{}/y", node.name), old);
+    let of_tokens = PatchEmbed { grid: Some(sides), ..op }.node(x, &PatchEmbedWeights { w, ..weights });
+    patch.node(Node { name: node.name.clone(), ..of_tokens }, [y]);
+    patch.replace(old, y);
+    patch.cover([id]);
+    Some(Ok(patch))
+}
+
+/// The weights `[D, C, h, w]` as `[D, h, w, C]`.
+fn channels_innermost(graph: &Graph, w: ValueId) -> Option<TensorProto> {
+    let [columns, channels, height, width]: [i64; 4] = graph.static_shape(w)?.try_into().ok()?;
+    let values = graph.constant(w)?.to_f64_vec().ok()?;
+    let (channels, pixels) = (usize::try_from(channels).ok()?, usize::try_from(height.checked_mul(width)?).ok()?);
+    let patch = channels.checked_mul(pixels).filter(|&patch| patch > 0)?;
+    (usize::try_from(columns).ok()?.checked_mul(patch) == Some(values.len())).then_some(())?;
+    let moved: Vec<f64> = values
+        .chunks(patch)
+        .flat_map(|row| (0..row.len()).map(move |i| row[i % channels * pixels + i / channels]))
+        .collect();
+    float_tensor(graph.dtype(w)?, &[columns, height, width, channels as i64], &moved)
 }
 
 /// A convolution of a map with strides, the result of which is made tokens.
@@ -74,7 +156,7 @@ impl Embedding {
         let node = graph.node(conv);
         let (linear, sizes) = convolution(graph, node, label)?;
         let shape = graph.shape(linear.x).unwrap_or_default().to_vec();
-        let map = PatchEmbed { epsilon: 0.0, rank: 4 }.shape(&shape, sizes).ok_or_else(|| {
+        let map = PatchEmbed { epsilon: 0.0, rank: 4, grid: None }.shape(&shape, sizes).ok_or_else(|| {
             Miss::new(label, "the convolution is of no map of known size")
                 .expected(format!("[B, {}, H, W] of integers but for B", sizes[1]), shape_text(&shape))
         })?;
@@ -101,7 +183,7 @@ impl Embedding {
         };
         let rank = if graph.shape(out) == Some(&map[..]) { 4 } else { 3 };
         let weights = PatchEmbedWeights { w: linear.w, b: linear.b, norm: norm.map(|norm| norm.parameters) };
-        let op = PatchEmbed { epsilon, rank };
+        let op = PatchEmbed { epsilon, rank, grid: None };
         Ok(Self { op, x: before_cast(graph, linear.x), weights, sizes, out, covers })
     }
 

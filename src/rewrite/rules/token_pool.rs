@@ -83,7 +83,7 @@ fn patch(graph: &Graph, id: NodeId) -> Outcome<Patch> {
 }
 
 /// The reduction with these axes, which became an input with opset 18.
-fn over(patch: &mut Patch, opset: i64, mut node: Node, axes: &[i64]) -> Node {
+pub fn over(patch: &mut Patch, opset: i64, mut node: Node, axes: &[i64]) -> Node {
     if opset < 18 {
         return node.with(AttributeProto::ints("axes", axes));
     }
@@ -122,7 +122,7 @@ pub fn window(graph: &Graph, node: &Node, map: ValueId, sides: [i64; 2], label: 
 }
 
 /// Whether the map is made for the pool alone, so that what moves its elements goes with it.
-fn moved_for(graph: &Graph, map: ValueId, pool: NodeId) -> bool {
+pub fn moved_for(graph: &Graph, map: ValueId, pool: NodeId) -> bool {
     movement::region(graph, map, &Walk::default()).is_some_and(|region| {
         let own = |user: &NodeId| *user == pool || region.nodes.contains(user);
         let outputs = region.nodes.iter().flat_map(|&id| graph.node(id).outputs.iter().flatten());
