@@ -4,29 +4,11 @@
 #include <algorithm>
 
 #include "launch.cuh"
+#include "tensor_map.h"
 #include "wide_gemm.cuh"
 
 namespace trt_opt {
 namespace {
-
-using EncodeTiled = CUresult(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*, const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave,
-                             CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-
-// The driver's function, so that nothing is linked against the driver. Null: it has none.
-EncodeTiled* encode_tiled() {
-    static EncodeTiled* const found = [] {
-        void* function = nullptr;
-        cudaDriverEntryPointQueryResult result{};
-#if CUDART_VERSION >= 12050
-        const cudaError_t status = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &result);
-#elif CUDART_VERSION >= 12000
-        const cudaError_t status = cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &function, cudaEnableDefault, &result);
-#endif
-        if (status != cudaSuccess || result != cudaDriverEntryPointSuccess) cudaGetLastError(), function = nullptr;
-        return reinterpret_cast<EncodeTiled*>(function);
-    }();
-    return found;
-}
 
 // A matrix [rows, columns] in boxes of `box_rows` rows and 64 columns; what is outside reads as zeros.
 bool encode(CUtensorMap& map, const void* matrix, int64_t rows, int columns, int box_rows) {

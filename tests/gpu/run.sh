@@ -33,7 +33,7 @@ if [[ -z $build ]]; then
   export nvcc build
   compile() { # source object
     if [[ ! -e $2 || -n $(find "$root/plugins/kernels" "$root/tests/gpu" -newer "$2" -print -quit) ]]; then
-      if [[ $1 == */wide_gemm.cu || $1 == */block_chain*.cu ]]; then "$nvcc" "${wide[@]}" -c "$1" -o "$2"; else "$nvcc" "${flags[@]}" -c "$1" -o "$2"; fi
+      if [[ $1 == */wide_gemm.cu || $1 == */block_chain*.cu || $1 == */attn_fused_wide*.cu ]]; then "$nvcc" "${wide[@]}" -c "$1" -o "$2"; else "$nvcc" "${flags[@]}" -c "$1" -o "$2"; fi
     fi
   }
   jobs=()

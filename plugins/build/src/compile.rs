@@ -177,7 +177,7 @@ impl Plan<'_> {
             .into_iter()
             .map(|source| {
                 let name = source.file_stem().unwrap_or_default().to_string_lossy();
-                let uses = name == "wide_gemm" || name.starts_with("block_chain");
+                let uses = name == "wide_gemm" || name.starts_with("block_chain") || name.starts_with("attn_fused_wide");
                 self.unit(&self.toolkit.nvcc, source, &folder, if uses { &warpgroups } else { &common })
             })
             .collect())
