@@ -10,7 +10,8 @@
 namespace trt_opt {
 namespace {
 
-constexpr float kNorm = 3500, kNormBytes = 2000;  // an estimate of the norm in nanoseconds: a kernel, and bytes in one
+constexpr float kNorm = 3500, kNormBytes = 2000;      // an estimate of the norm in nanoseconds: a kernel, and bytes in one
+constexpr float kAttend = 3000, kAttendBytes = 1900;  // of the attention, from what is left of a measured block
 
 float norm_cost(int64_t rows, int channels) { return kNorm + static_cast<float>(4 * rows * channels) / kNormBytes; }
 
@@ -101,6 +102,10 @@ bool attn_wide_valid(const WidePair& pair, const AttnBlockProblem& q) {
 std::vector<WidePair> attn_wide_pairs(const AttnBlockProblem& q) {
     if (q.dtype != DType::kHalf) return {};
     return wide_gemm_pairs(first_product(q), second_product(q));
+}
+
+float attn_wide_cost(const WidePair& pair, const AttnBlockProblem& q) {
+    return pair.cost + norm_cost(product_rows(q), q.channels) + kAttend + static_cast<float>(8 * product_rows(q) * head_columns(q)) / kAttendBytes;
 }
 
 cudaError_t attn_wide(const AttnBlockProblem& q, int64_t qkv, const WidePair& pair, cudaStream_t stream) {

@@ -20,6 +20,8 @@ cudaError_t mlp_wide(const MlpBlockProblem& problem, const WidePair& pair, void*
 // The workspace begins with the normalized rows and later the attention's result; queries, keys and values are `qkv` elements on.
 bool attn_wide_valid(const WidePair& pair, const AttnBlockProblem& problem);
 std::vector<WidePair> attn_wide_pairs(const AttnBlockProblem& problem);
+// An estimate of all four kernels, in nanoseconds.
+float attn_wide_cost(const WidePair& pair, const AttnBlockProblem& problem);
 cudaError_t attn_wide(const AttnBlockProblem& problem, int64_t qkv, const WidePair& pair, cudaStream_t stream);
 
 }  // namespace trt_opt

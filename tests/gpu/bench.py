@@ -115,7 +115,7 @@ class Library:
         forms = {}
         for tactic in list(found)[:count]:
             blocks = 1 << (tactic >> 4 & 15)
-            name = f"four kernels, wide {tactic & 15} and {tactic >> 4 & 15}" if tactic >> 28 == 1 else "three kernels" if tactic & 15 else "two kernels" if blocks == 1 else f"two kernels, clusters of {blocks}"
+            name = f"one kernel{', ring' * (tactic & 1)}" if tactic >> 27 == 1 else f"four kernels, wide {tactic & 15} and {tactic >> 4 & 15}" if tactic >> 28 == 1 else "three kernels" if tactic & 15 else "two kernels" if blocks == 1 else f"two kernels, clusters of {blocks}"
             forms.setdefault(name, tactic)
         return forms
 

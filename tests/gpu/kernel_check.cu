@@ -590,6 +590,7 @@ std::string tactic_label(int32_t tactic) {
     if ((tactic >> 30 & 1) && !(tactic & 15)) std::snprintf(label, sizeof(label), " heads cluster%d, tile%d cluster%d", cluster(tactic), tactic >> 8 & 15, cluster(tactic >> 8));
     else if (tactic >> 27 == 1) std::snprintf(label, sizeof(label), " wide kernel%d", tactic & 15);
     else if (tactic >> 28 == 1) std::snprintf(label, sizeof(label), " wide%d, wide%d", tactic & 15, tactic >> 4 & 15);
+    else if (tactic >> 27 == 1) std::snprintf(label, sizeof(label), " one wide kernel%s", tactic & 1 ? ", ring" : "");
     else if (tactic >> 30 & 1) std::snprintf(label, sizeof(label), " tile%d cluster%d, tile%d cluster%d", tactic & 15, cluster(tactic), tactic >> 8 & 15, cluster(tactic >> 8));
     else if (tactic >> 29 & 1) std::snprintf(label, sizeof(label), " cluster of %d rows, slice%d%s%s", 32 << (tactic & 1), (tactic >> 4 & 15) * 32, tactic & 2 ? ", fp16 sums" : "", tactic & 4 ? ", counted" : "");
     else std::snprintf(label, sizeof(label), " tile%d cluster%d groups%d", tactic & 15, cluster(tactic), tactic >> 8);
@@ -1620,6 +1621,28 @@ void edge_cases(Checker& c) {
         check(c, AttnBlockCase{t, 32, 384, 12, 32, grid(14, 14, 7, 7, 3, 3), B::kTable, 1, M::kShift, 1, true}), check(c, AttnBlockCase{t, 9, 192, 3, 64, {}, B::kNone, 1, M::kNone, 1, true, 0, 0, 197});
         check(c, AttnBlockCase{t, 19, 96, 3, 32, grid(12, 9, 7, 7, 2, 3), B::kTable, 1, M::kShift, 1, true}), check(c, AttnBlockCase{t, 17, 104, 5, 24, grid(9, 12, 5, 5, 2, 2, 1), B::kTable, 1, M::kShift});
         for (int images : {2, 3, 9}) check(c, AttnBlockCase{t, images, 96, 3, 32, grid(56, 56, 7, 7, 3, 3), B::kTable, 1, M::kShift, 1, images == 3});
+        // As many rows as one wide kernel takes: as many channels as the heads have and not, rounds that are no whole ones, padding, means far from zero
+        if (t == DType::kHalf) {
+            for (int channels = 32; channels <= 192; channels += 32)
+                for (int heads : {1, 2, 3, 4, 5, 6, 9}) {
+                    const bool residual = (channels / 32 + heads) % 2 == 0;
+                    check(c, AttnBlockCase{t, 9, channels, heads, 32, grid(14, 14, 7, 7, 3, 3), B::kTable, 1, M::kShift, 1, residual, 0, heads == channels / 32 ? 20.f : 0.f});
+                    check(c, AttnBlockCase{t, 7, channels, heads, 32, grid(15, 17, 8, 8, 4, 3, heads % 2), residual ? B::kDense : B::kNone, 1, residual ? M::kNone : M::kShift, 1, !residual});
+                }
+            for (auto [h, w] : {std::pair{1, 1}, {1, 2}, {3, 5}, {5, 3}, {4, 4}, {7, 7}, {7, 8}, {8, 7}, {3, 19}, {8, 8}, {1, 57}, {64, 1}})
+                for (int after : {0, 1}) {
+                    const WindowGrid g = grid(4 * h + 1, 5 * w - w / 2, h, w, h / 2, w / 2, after);
+                    const int images = static_cast<int>(1500 / (g.windows() * g.window_tokens()) + 1);
+                    for (auto [channels, heads] : {std::pair{96, 3}, {128, 4}, {64, 3}, {192, 6}}) {
+                        check(c, AttnBlockCase{t, images, channels, heads, 32, g, B::kTable, 1, M::kShift, 1, after == 1});
+                        check(c, AttnBlockCase{t, images, channels, heads, 32, g, B::kDense, 1, M::kNone, 1, after == 0, 0, 20.f});
+                        check(c, AttnBlockCase{t, images, channels, heads, 32, g, B::kNone, 1, after ? M::kShift : M::kNone});
+                    }
+                }
+            for (int tokens : {1, 16, 49, 56, 57, 64})
+                for (auto [channels, heads] : {std::pair{96, 3}, {128, 4}, {192, 6}, {160, 4}}) check(c, AttnBlockCase{t, 1500 / tokens + 7, channels, heads, 32, {}, tokens % 2 ? B::kDense : B::kNone, 1, M::kNone, 1, tokens % 2 == 0, 0, 0, tokens});
+            check(c, AttnBlockCase{t, 32, 192, 6, 32, grid(28, 28, 7, 7, 3, 3), B::kTable, 1, M::kShift, 1, true}), check(c, AttnBlockCase{t, 9, 128, 4, 32, grid(56, 56, 7, 7, 3, 3), B::kTable, 1, M::kShift});
+        }
 
         // Pooled keys and values: PyramidTNT-S, several images, more than the one kernel takes; windows of one token, of a line, of the map; rows and columns that fill no tiles; other channels; heads of all sizes
         for (bool residual : {false, true}) {
@@ -1724,6 +1747,11 @@ void random_cases(Checker& c, int count, uint64_t seed) {
         AttnBlockCase head = w;
         head.channels = 8 * pick(1, pick(0, 2) ? 84 : 256), head.d = 32, head.shift = 0, head.offset = pick(0, 2) ? 0.f : 20.f;
         check(c, head);
+        // What one wide kernel takes, or nearly.
+        AttnBlockCase fused = head;
+        fused.channels = 32 * pick(1, 7), fused.images = pick(1, 2000 / static_cast<int>(std::max<int64_t>(1, fused.window.windows() * fused.window.window_tokens())) + 2);
+        if (pick(0, 3)) fused.bias_period = 1, fused.mask = fused.mask == AttentionMask::kDense ? AttentionMask::kShift : fused.mask;
+        check(c, fused);
         b.channels = 8 * pick(1, pick(0, 2) ? 84 : 256), b.d = 32, b.shift = 0, b.tokens = pick(1, 66);
         check(c, b);
 

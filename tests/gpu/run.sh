@@ -33,7 +33,10 @@ if [[ -z $build ]]; then
   export nvcc build
   compile() { # source object
     if [[ ! -e $2 || -n $(find "$root/plugins/kernels" "$root/tests/gpu" -newer "$2" -print -quit) ]]; then
-      if [[ $1 == */wide_gemm.cu || $1 == */wide_mlp*.cu || $1 == */block_chain*.cu ]]; then "$nvcc" "${wide[@]}" -c "$1" -o "$2"; else "$nvcc" "${flags[@]}" -c "$1" -o "$2"; fi
+      case $1 in
+        */wide_gemm.cu | */wide_mlp*.cu | */attn_fused_wide*.cu | */block_chain*.cu) "$nvcc" "${wide[@]}" -c "$1" -o "$2" ;;
+        *) "$nvcc" "${flags[@]}" -c "$1" -o "$2" ;;
+      esac
     fi
   }
   jobs=()

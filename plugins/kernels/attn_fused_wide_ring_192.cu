@@ -1,0 +1,5 @@
+#include "attn_fused_wide_launch.cuh"
+
+namespace trt_opt {
+TRT_OPT_ATTN_FUSED(kAttnFusedRing192, 6, 2, 0);
+}  // namespace trt_opt
