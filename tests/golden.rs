@@ -68,6 +68,14 @@ fn conv_blocks() {
     with_kind(Kind::ConvBlock, "conv_block", "uniformer_ts17_dyn");
 }
 
+/// With the ends of models as one node each: a mean behind a norm, a class token, a mean alone.
+#[test]
+fn classifiers() {
+    for name in ["swin_ts17_dyn", "vit_ts17_fp16", "uniformer_ts17_dyn"] {
+        with_kind(Kind::Classifier, "classifier", name);
+    }
+}
+
 fn with_kind(kind: Kind, snapshot: &str, name: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/{name}.onnx"));
     let mut options = Options::default();

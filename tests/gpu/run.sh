@@ -61,7 +61,7 @@ sanitizer() { # tool, name of the result, arguments of kernel_check
 }
 if ((sanitize)); then
   sanitizer memcheck memcheck --random 12 || status=1
-  for kernel in layer_norm window patch_merge norm_pool gelu attention attn_block tnt_inner_block tnt_bridge patch_embed depthwise_conv conv_block; do
+  for kernel in layer_norm window patch_merge norm_pool classifier gelu attention attn_block tnt_inner_block tnt_bridge patch_embed depthwise_conv conv_block; do
     sanitizer racecheck "racecheck_$kernel" --random 4 --filter "$kernel" || status=1
   done
   # The MLP block as one kernel and the chain of blocks order their rings of weights by mbarrier instructions, which racecheck

@@ -8,6 +8,7 @@ mod batch_norm;
 mod bias_gelu;
 mod block;
 mod block_chain;
+mod classifier;
 mod conv_block;
 mod depthwise_conv;
 mod gelu;
@@ -78,6 +79,8 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     conv_block::run(engine)?;
     // The GELUs that no block has taken, those behind its products too.
     bias_gelu::run(engine)?;
+    // The means that the rules of norms and pools have left.
+    classifier::run(engine)?;
     // Behind all that know a movement as part of their pattern.
     permutation::run(engine)?;
     // Last: the others leave Reshapes behind each other.
