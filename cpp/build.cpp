@@ -3,6 +3,7 @@
 #include <NvOnnxParser.h>
 
 #include <chrono>
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -146,19 +147,36 @@ bool reads_input_of_network(const ILayer& layer) {
     return false;
 }
 
+// The op of a plugin's layer; null of any other layer.
+const char* plugin_of(ILayer& layer) {
+    if (layer.getType() == LayerType::kPLUGIN_V2) return static_cast<IPluginV2Layer&>(layer).getPlugin().getPluginType();
+#if NV_TENSORRT_MAJOR >= 10
+    if (layer.getType() == LayerType::kPLUGIN_V3) {
+        const auto* const core = static_cast<IPluginV3OneCore*>(static_cast<IPluginV3Layer&>(layer).getPlugin().getCapabilityInterface(PluginCapabilityType::kCORE));
+        return core ? core->getPluginName() : "";
+    }
+#endif
+    return nullptr;
+}
+
+// Whether a plugin gives an output of the network in fp32 though it computes in fp16.
+bool gives_float(const ILayer& layer, const char* plugin) {
+    const ITensor* const output = std::strcmp(plugin, "TrtOptClassifier") == 0 ? layer.getOutput(0) : nullptr;
+    return output && output->isNetworkOutput() && output->getType() == DataType::kFLOAT;
+}
+
 // Has plugins compute in fp16 wherever they can. Left to itself the builder times every layer in both types, and a noisy moment
 // makes it take fp32 for one of them, with a conversion on either side. Of one that reads an input of the network only the outputs are set: with
-// its precision, an image in fp32 that the plugin takes as it is would be converted first.
+// its precision, an image in fp32 that the plugin takes as it is would be converted first. An output of the network that a plugin can give in fp32 is not left
+// to a conversion behind it.
 void prefer_fp16_plugins(INetworkDefinition& network, IBuilderConfig& config) {
     for (int32_t i = 0; i < network.getNbLayers(); ++i) {
         ILayer* const layer = network.getLayer(i);
-        bool plugin = layer->getType() == LayerType::kPLUGIN_V2;
-#if NV_TENSORRT_MAJOR >= 10
-        plugin = plugin || layer->getType() == LayerType::kPLUGIN_V3;
-#endif
+        const char* const plugin = plugin_of(*layer);
         if (!plugin) continue;
         if (!reads_input_of_network(*layer)) {
             layer->setPrecision(DataType::kHALF);
+            if (gives_float(*layer, plugin)) layer->setOutputType(0, DataType::kFLOAT);
             continue;
         }
         for (int32_t output = 0; output < layer->getNbOutputs(); ++output) layer->setOutputType(output, DataType::kHALF);

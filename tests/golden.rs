@@ -74,6 +74,14 @@ fn embeddings_of_tokens() {
     with_kinds(&[Kind::TokenConv, Kind::PatchEmbed], "patch_embed", "uniformer_ts17_dyn");
 }
 
+/// With the ends of models as one node each: a mean behind a norm, a class token, a mean alone.
+#[test]
+fn classifiers() {
+    for name in ["swin_ts17_dyn", "vit_ts17_fp16", "uniformer_ts17_dyn"] {
+        with_kind(Kind::Classifier, "classifier", name);
+    }
+}
+
 fn with_kind(kind: Kind, snapshot: &str, name: &str) {
     with_kinds(&[kind], snapshot, name);
 }

@@ -1292,6 +1292,57 @@ private:
     int32_t kernel_;
 };
 
+class Classifier final : public Op {
+public:
+    explicit Classifier(Attributes given) : Op(std::move(given)) {
+        epsilon_ = epsilon(attributes_);
+        norm_ = flag(attributes_, "norm"), residual_ = flag(attributes_, "residual");
+        token_ = attributes_.integer("token");
+        expect(token_ >= -1, "attribute 'token' must be a token or -1");
+    }
+    std::unique_ptr<Op> clone() const override { return std::make_unique<Classifier>(*this); }
+    int32_t inputs() const override { return residual_ ? 4 : 3; }
+    int32_t outputs() const override { return 1; }
+    // The offset and what it gives may be fp32 where all else is fp16, each by itself: of an engine that chooses types, the output of the network is.
+    bool supports(int32_t pos, const PluginTensorDesc* tensors) const override {
+        if (!linear_float(tensors[pos])) return false;
+        return tensors[pos].type == tensors[0].type || (pos >= typed_by() && tensors[pos].type == DataType::kFLOAT);
+    }
+    int32_t typed_by() const override { return inputs() - 1; }
+    void shapes(const DimsExprs* in, DimsExprs* out, IExprBuilder&) const override {
+        expect(in[0].nbDims >= 3, "input x must be [B, ..., C] with one axis or more of tokens");
+        expect(in[inputs() - 2].nbDims == 2, "input w must be [N, C]");
+        out[0].nbDims = 2;
+        out[0].d[0] = in[0].d[0], out[0].d[1] = in[inputs() - 2].d[0];
+    }
+    cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc* out_desc, const void* const* in, void* const* out, void*, int32_t,
+                    cudaStream_t stream) const override {
+        const int32_t weights = inputs() - 2;
+        const Dims &x = in_desc[0].dims, &w = in_desc[weights].dims;
+        expect(x.nbDims >= 3, "input x must be [B, ..., C] with one axis or more of tokens");
+        expect(w.nbDims == 2 && w.d[1] == x.d[x.nbDims - 1], "input w must be [N, C], where C is the last axis of x");
+        expect(volume(in_desc[weights + 1].dims, 0, in_desc[weights + 1].dims.nbDims) == w.d[0], "input b must have N elements");
+        expect(w.d[1] >= 1 && w.d[1] <= kClassifierMaxRow && w.d[0] <= kClassifierMaxClasses, "at most 8192 channels and 2^20 classes are possible");
+        ClassifierProblem p;
+        p.dtype = dtype(in_desc[0]), p.bias = dtype(in_desc[weights + 1]), p.out = dtype(out_desc[0]);
+        p.images = x.d[0], p.tokens = volume(x, 1, x.nbDims - 1);
+        expect(p.tokens >= 1 && token_ < p.tokens, "input x must have a token, and that of attribute 'token'");
+        p.token = token_, p.row = static_cast<int32_t>(w.d[1]), p.classes = static_cast<int32_t>(w.d[0]);
+        p.norm = norm_, p.epsilon = epsilon_;
+        if (residual_) {
+            expect(volume(in_desc[1].dims, 0, in_desc[1].dims.nbDims) == volume(x, 0, x.nbDims), "input residual must have the shape of x");
+            p.residual = in[1];
+        }
+        p.x = in[0], p.w = in[weights], p.b = in[weights + 1], p.y = out[0];
+        return classifier(p, stream);
+    }
+
+private:
+    float epsilon_;
+    bool norm_, residual_;
+    int32_t token_;
+};
+
 // A barrier of the chains' kernel. Copies have one of their own, so that no two launches share it: TensorRT clones a plugin for each execution context.
 class ChainSlot {
 public:
@@ -1438,6 +1489,7 @@ const std::vector<OpDef>& op_definitions() {
         {"TrtOptGelu", {{"bias", kInt, 1}, {"approximate", kText, 1}}, make<Gelu>},
         {"TrtOptDepthwiseConv", {{"grid", kInts, 2}, {"kernel", kInt, 1}, {"bias", kInt, 1}, {"residual", kInt, 1}}, make<DepthwiseConv>},
         {"TrtOptConvBlock", {{"grid", kInts, 2}, {"kernel", kInt, 1}}, make<ConvBlock>},
+        {"TrtOptClassifier", {{"epsilon", kFloat, 1}, {"norm", kInt, 1}, {"residual", kInt, 1}, {"token", kInt, 1}}, make<Classifier>},
         {"TrtOptBlockChain",
          {{"epsilon", kFloat, 1}, {"num_heads", kInt, 1}, {"head_dim", kInt, 1}, {"hidden", kInt, 1}, {"scale", kFloat, 1}, {"approximate", kText, 1}, {"bias", kInt, 1}, {"mask_value", kFloat, 1}, {"grid", kInts, 2}, {"window", kInts, 2}, {"shift", kInts, 2}, {"pad_after_roll", kInt, 1}, {"shifted", kInts, 32}, {"between", kInt, 1}},
          make<BlockChain>},

@@ -99,6 +99,28 @@ struct NormPoolProblem {
 };
 cudaError_t norm_pool(const NormPoolProblem& problem, cudaStream_t stream);
 
+// y = w pool(s) + b of each image, where pool is the mean over its tokens, or one of them; s = x + residual, rounded, and normalized if `norm`. Sums are float,
+// and nothing in between is rounded. w and b must be constants, as those of MlpBlockProblem.
+struct ClassifierProblem {
+    DType dtype = DType::kHalf;      // of x, residual and w
+    DType bias = DType::kFloat;      // of b
+    DType out = DType::kFloat;       // of y
+    int64_t images = 0;
+    int64_t tokens = 0;              // of an image, at least 1
+    int32_t token = -1;              // the one that counts; -1: the mean over all
+    int32_t row = 0;                 // elements of a token, up to kClassifierMaxRow
+    int32_t classes = 0;             // up to kClassifierMaxClasses
+    bool norm = true;
+    float epsilon = 1e-5f;
+    const void* x = nullptr;         // [images, tokens, row]
+    const void* residual = nullptr;  // as x, or null: no residual
+    const void* w = nullptr;         // [classes, row]
+    const void* b = nullptr;         // [classes]
+    void* y = nullptr;               // [images, classes]
+};
+constexpr int32_t kClassifierMaxRow = 8192, kClassifierMaxClasses = 1 << 20;
+cudaError_t classifier(const ClassifierProblem& problem, cudaStream_t stream);
+
 // y = gelu(x + bias) over rows of `row` elements.
 struct GeluProblem {
     DType dtype = DType::kHalf;

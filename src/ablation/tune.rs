@@ -703,13 +703,13 @@ mod tests {
         let with_blocks = Options { kinds: kinds_without_wholes(), ..Options::default() };
         let (ledger, graph) = fused("swin_ts17", &with_blocks);
         let by_kind = blocks(&ledger, &graph, By::Kind);
-        let kinds = [Kind::SwinAttnBlock, Kind::MlpBlock, Kind::PatchEmbed, Kind::PatchMergeBlock];
+        let kinds = [Kind::SwinAttnBlock, Kind::MlpBlock, Kind::PatchEmbed, Kind::PatchMergeBlock, Kind::Classifier];
         assert_eq!(by_kind.iter().map(|g| g.kind).collect::<Vec<_>>(), kinds);
         let count = |kind: Kind, of: &Group| of.parts.iter().filter(|(k, _)| *k == kind).count();
         let parts = |of: &Group| [Kind::LayerNorm, Kind::Attention, Kind::Gelu, Kind::Window].map(|k| count(k, of));
         assert_eq!(
             by_kind.iter().map(parts).collect::<Vec<_>>(),
-            [[3, 3, 0, 2], [3, 0, 3, 0], [1, 0, 0, 0], [1, 0, 0, 0]]
+            [[3, 3, 0, 2], [3, 0, 3, 0], [1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]]
         );
         assert!(blocks(&ledger, &graph, By::Stage).len() > 2);
         let (ledger, graph) = fused("swin_ts17", &Options::default());

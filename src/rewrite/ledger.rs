@@ -53,6 +53,8 @@ pub enum Kind {
     TokenChain,
     /// A depthwise convolution between two products on tokens, and the residual add around them, as one op.
     ConvBlock,
+    /// A norm, the mean over all tokens or one of them, and the product with the weights of the classes, as one op.
+    Classifier,
 }
 
 impl Kind {
@@ -77,6 +79,7 @@ impl Kind {
         Self::SequenceChain,
         Self::TokenChain,
         Self::ConvBlock,
+        Self::Classifier,
     ];
     /// The kinds that are fused unless something else is asked for: blocks are not, since whether one is faster than
     /// its parts depends on the sizes and the GPU.
@@ -123,6 +126,7 @@ impl Kind {
             Self::SequenceChain => "sequence-chain",
             Self::TokenChain => "token-chain",
             Self::ConvBlock => "conv-block",
+            Self::Classifier => "classifier",
         }
     }
 }

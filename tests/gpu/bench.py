@@ -63,6 +63,11 @@ class Library:
         self.call("trt_opt_norm_pool", HALF, ctypes.c_int64(images), ctypes.c_int64(tokens), ctypes.c_int64(row), ctypes.c_float(1e-5), pointer(x), pointer(residual),
                   pointer(scale), pointer(bias), pointer(y))
 
+    def classifier(self, x, residual, w, b, y, token, norm):
+        images, tokens, row = x.shape
+        self.call("trt_opt_classifier", HALF, int(y.dtype == torch.float32), ctypes.c_int64(images), ctypes.c_int64(tokens), token, row, w.shape[0], int(norm), ctypes.c_float(1e-5), pointer(x),
+                  pointer(residual), pointer(w), pointer(b), pointer(y))
+
     def gelu(self, x, bias, y, tanh=False):
         rows, row = x.shape
         self.call("trt_opt_gelu", HALF, ctypes.c_int64(rows), ctypes.c_int64(row), int(tanh), pointer(x), pointer(bias), pointer(y))
@@ -307,6 +312,60 @@ def bench_norm_pool(lib, images, tokens, row, residual, rounds):
     return {"op": "norm_pool", "shape": [images, tokens, row], "residual": residual, "error": error, "us": times, "failed": failed, "bytes": read,
             "speedup_over_pieces": times["our norm, torch mean"] / times["ours"], "speedup_over_torch": times["torch"] / times["ours"],
             "bandwidth_of_copy": times["copy"] / times["ours"] * read / (2 * size), "tb_s": read / times["ours"] * 1e-6}
+
+
+def bench_classifier(lib, images, tokens, row, token, norm, rounds):
+    """Beside the ops that it is made of, ours where there is one, PyTorch's product and conversion to fp32, and all by PyTorch; weights rotate. Behind an MLP block the start may be hidden."""
+    classes, size = 1000, images * tokens * row * 2
+    weights = 2 * classes * row
+    sets, order = rotation(size + weights)
+    xs = [rand(images, tokens, row) for _ in range(sets)]
+    ws = [rand(classes, row) * row**-0.5 for _ in range(sets)]
+    ys = [torch.empty(images, classes, device="cuda", dtype=torch.float32) for _ in range(sets)]
+    rows = [torch.empty(images, row, device="cuda", dtype=torch.float16) for _ in range(sets)]
+    normals = [torch.empty_like(xs[0]) for _ in range(sets)]
+    b, scale, bias = rand(classes), torch.ones(row, device="cuda", dtype=torch.float16), torch.zeros(row, device="cuda", dtype=torch.float16)
+    wide, narrow = b.float(), torch.empty(images, classes, device="cuda", dtype=torch.float16)
+    hidden = 4 * row
+    mlp = {"scale": rand(row), "bias": rand(row), "w1": rand(row, hidden) * row**-0.5, "b1": rand(hidden), "w2": rand(hidden, row) * hidden**-0.5, "b2": rand(row)}
+    source, other = rand(images * tokens, row), torch.empty(64 << 20, device="cuda", dtype=torch.uint8)
+
+    def ours(i):
+        lib.classifier(xs[i], None, ws[i], wide, ys[i], token, norm)
+
+    def half_out(i):
+        lib.classifier(xs[i], None, ws[i], b, narrow, token, norm)
+
+    def product(i, pooled):
+        ys[i].copy_(F.linear(pooled, ws[i], b))
+
+    def pieces(i):
+        if token >= 0:
+            lib.layer_norm(xs[i], None, scale, bias, normals[i], None, row)
+            product(i, normals[i][:, token])
+        else:
+            lib.norm_pool(xs[i], None, scale, bias, rows[i])
+            product(i, rows[i])
+
+    def torch_tail(i):
+        x = F.layer_norm(xs[i], (row,), scale, bias, 1e-5) if norm else xs[i]
+        product(i, x[:, token] if token >= 0 else x.mean(1))
+
+    def block(i):
+        lib.mlp_block(source, None, mlp, xs[i].view(-1, row), other)
+
+    ours(0)
+    x = F.layer_norm(xs[0].float(), (row,), None, None, 1e-5) if norm else xs[0].float()
+    reference = F.linear(x[:, token] if token >= 0 else x.mean(1), ws[0].float(), wide)
+    error = ((ys[0] - reference).norm() / reference.norm()).item()
+    functions = {"ours": ours, "ours, fp16 out": half_out, "torch": torch_tail, "an MLP block": block, "ours, behind an MLP block": lambda i: (block(i), ours(i))}
+    if norm:
+        functions["our norm, torch's product"] = pieces
+        functions["our norm, torch's product, behind an MLP block"] = lambda i: (block(i), pieces(i))
+    times, failed = time_variants({k: [lambda i=i, f=f: f(i) for i in order] for k, f in functions.items()}, rounds)
+    read = weights + (images * row * 2 if token >= 0 else size)
+    return {"op": "classifier", "shape": [images, tokens, row, classes], "token": token, "norm": norm, "error": error, "us": times, "failed": failed, "bytes": read,
+            "speedup_over_torch": times["torch"] / times["ours"], "tb_s": read / times["ours"] * 1e-6}
 
 
 def bench_gelu(lib, rows, row, rounds):
@@ -1119,7 +1178,7 @@ def main():
     parser.add_argument("--json")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--tactics", action="store_true", help="time every tactic too")
-    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, patch_merge_block, norm_pool, gelu, depthwise_conv, conv_block, block_chain, sequence, stage, wide_gemm, mlp_block, attn_block, pooled_attn_block, tnt_inner_block, tnt_bridge, tnt_words or patch_embed")
+    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, patch_merge_block, norm_pool, classifier, gelu, depthwise_conv, conv_block, block_chain, sequence, stage, wide_gemm, mlp_block, attn_block, pooled_attn_block, tnt_inner_block, tnt_bridge, tnt_words or patch_embed")
     parser.add_argument("--batch", type=int, action="append", help="batch sizes of blocks [default: 1 and 32]")
     args = parser.parse_args()
     lib = Library(args.lib)
@@ -1164,6 +1223,11 @@ def main():
             for images in args.batch or (1, 32):
                 for tokens, row, residual in [(49, 768, True), (49, 768, False), (49, 1024, True), (64, 512, True)]:
                     add(bench_norm_pool(lib, images, tokens, row, residual, args.rounds))
+        if wanted("classifier"):
+            # Swin-T, TNT-S, UniFormer-S, PyramidTNT-S, ViT-B.
+            for images in args.batch or (1, 8):
+                for tokens, row, token, norm in [(49, 768, -1, True), (197, 384, 0, True), (49, 512, -1, False), (64, 512, -1, True), (197, 768, 0, True)]:
+                    add(bench_classifier(lib, images, tokens, row, token, norm, args.rounds))
         if wanted("gelu"):
             for batch in args.batch or (1, 32):
                 for rows, row in [(3136, 384), (784, 768), (196, 1536), (49, 3072), (197, 1536), (3136, 96)]:

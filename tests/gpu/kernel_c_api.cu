@@ -212,6 +212,16 @@ int trt_opt_depthwise_conv(int dtype, int64_t images, int height, int width, int
     return depthwise_conv(p, static_cast<cudaStream_t>(stream));
 }
 
+// `float_out`: of b and y.
+int trt_opt_classifier(int dtype, int float_out, int64_t images, int64_t tokens, int token, int row, int classes, int norm, float epsilon, const void* x, const void* residual, const void* w, const void* b,
+                       void* y, void* stream) {
+    ClassifierProblem p;
+    p.dtype = static_cast<DType>(dtype), p.bias = p.out = float_out != 0 ? DType::kFloat : p.dtype;
+    p.images = images, p.tokens = tokens, p.token = token, p.row = row, p.classes = classes, p.norm = norm != 0, p.epsilon = epsilon;
+    p.x = x, p.residual = residual, p.w = w, p.b = b, p.y = y;
+    return classifier(p, static_cast<cudaStream_t>(stream));
+}
+
 static ConvBlockProblem conv_block_problem(int dtype, int64_t images, int height, int width, int channels, int hidden, int kernel) {
     ConvBlockProblem p;
     p.dtype = static_cast<DType>(dtype), p.images = images, p.height = height, p.width = width, p.channels = channels, p.hidden = hidden, p.kernel = kernel;

@@ -331,6 +331,49 @@ void check(Checker& c, const PoolCase& a) {
     c.compare(name, *y, ref);
 }
 
+struct ClassifierCase {
+    DType type;
+    int64_t images, tokens;
+    int row, classes, token = -1;
+    bool norm = true, residual = false;
+    DType bias = DType::kFloat, out = DType::kFloat;
+    int shift = 0;
+    float offset = 0;
+};
+void check(Checker& c, const ClassifierCase& a) {
+    char text[160];
+    const auto of = [](DType t) { return t == DType::kHalf ? "fp16" : "fp32"; };
+    std::snprintf(text, sizeof(text), "classifier b%lld n%lld c%d k%d t%d%s%s off%d+%g %s + %s to %s", static_cast<long long>(a.images), static_cast<long long>(a.tokens), a.row, a.classes, a.token,
+                  a.norm ? "" : " no norm", a.residual ? " add" : "", a.shift, static_cast<double>(a.offset), of(a.type), of(a.bias), of(a.out));
+    const std::string name = text;
+    if (!c.wanted(name)) return;
+    ClassifierProblem p;
+    p.dtype = a.type, p.bias = a.bias, p.out = a.out, p.images = a.images, p.tokens = a.tokens, p.token = a.token, p.row = a.row, p.classes = a.classes, p.norm = a.norm;
+    const int64_t count = a.images * a.tokens * a.row;
+    Tensor x = tensor(a.type, count, a.shift), residual = tensor(a.type, a.residual ? count : 0, a.shift), w = tensor(a.type, int64_t{a.classes} * a.row, a.shift), b = tensor(a.bias, a.classes, a.shift),
+           y = tensor(a.out, a.images * a.classes, a.shift);
+    x->fill(c.next_seed(), 1.5f, a.offset), w->fill(c.next_seed(), 1.f / std::sqrt(static_cast<float>(a.row))), b->fill(c.next_seed(), 0.5f);
+    p.x = x->data(), p.w = w->data(), p.b = b->data(), p.y = y->data();
+    if (a.residual) {
+        residual->fill(c.next_seed(), 1.f);
+        p.residual = residual->data();
+    }
+    const cudaError_t status = c.run([&](cudaStream_t s) { return classifier(p, s); });
+    if (status != cudaSuccess) return c.report(name, a.type, 1e30, 0, 0, cudaGetErrorString(status));
+    Doubles pooled(a.images * a.row), ref(y->count);
+    if (const int64_t rows = a.images * a.tokens; rows > 0 && y->count > 0) {
+        if (a.type == DType::kHalf) {
+            reference::classifier_pool<__half><<<blocks_for(rows), 128>>>(p, pooled.p);
+            reference::classifier<__half><<<blocks_for(y->count), 128>>>(p, pooled.p, ref.p);
+        } else {
+            reference::classifier_pool<float><<<blocks_for(rows), 128>>>(p, pooled.p);
+            reference::classifier<float><<<blocks_for(y->count), 128>>>(p, pooled.p, ref.p);
+        }
+        CUDA_OK(cudaGetLastError());
+    }
+    c.compare(name, *y, ref);
+}
+
 struct GeluCase {
     DType type;
     int64_t rows, row;
@@ -1391,6 +1434,25 @@ void edge_cases(Checker& c) {
         check(c, PoolCase{t, 0, 49, 768});
         for (float offset : {20.f, 300.f}) check(c, PoolCase{t, 2, 49, 768, false, 0, t == DType::kHalf ? offset : offset / 20}), check(c, PoolCase{t, 1, 50, 99, true, 0, t == DType::kHalf ? offset : offset / 20});
 
+        // Tails: Swin-T, Swin-B, PyramidTNT-S and UniFormer-S, ViT-S and ViT-B, TNT-S; then rows of every number of accesses and of no whole one, numbers of tokens
+        // around those of warps and clusters, numbers of classes around those of warps, and many of both.
+        const DType half = DType::kHalf, single = DType::kFloat;
+        for (int64_t images : {1, 2, 8, 9}) {
+            for (auto [tokens, row, token, norm] : {std::tuple<int64_t, int, int, bool>{49, 768, -1, true}, {49, 1024, -1, true}, {64, 512, -1, true}, {49, 512, -1, false}, {197, 384, 0, true}, {197, 768, 0, true}}) {
+                check(c, ClassifierCase{t, images, tokens, row, 1000, token, norm});
+                if (t == half) check(c, ClassifierCase{t, images, tokens, row, 1000, token, norm, true, half, half});
+            }
+            check(c, ClassifierCase{t, images, 196, 640, 21841});
+        }
+        for (int row : {1, 2, 3, 4, 7, 8, 12, 30, 48, 64, 96, 100, 128, 192, 200, 256, 264, 512, 520, 768, 776, 1000, 1024, 1032, 1536, 1544, 2048, 2056, 3000, 8192})
+            for (int token : {-1, 3}) check(c, ClassifierCase{t, 2, 11, row, 33, token, row % 3 != 0, row % 16 == 0});
+        for (int64_t tokens : {1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 49, 63, 64, 65, 127, 128, 129, 196, 200}) check(c, ClassifierCase{t, 1, tokens, 192, 100, -1, tokens % 5 != 0, tokens % 2 == 0}), check(c, ClassifierCase{t, 3, tokens, 30, 10, static_cast<int>(tokens) - 1});
+        for (int classes : {1, 2, 7, 8, 9, 10, 63, 65, 100, 127, 255, 257, 999, 1000, 1001, 1055, 1057, 2113})
+            for (int64_t images : {1, 3}) check(c, ClassifierCase{t, images, 49, 96, classes, classes % 2 ? -1 : 7, true, false, t == half && classes % 3 ? half : single, t == half && classes % 5 ? half : single});
+        for (int shift : {1, 2, 4, 8}) check(c, ClassifierCase{t, 2, 49, 96, 100, shift == 2 ? 0 : -1, true, shift == 4, single, single, shift});
+        for (float offset : {20.f, 300.f}) check(c, ClassifierCase{t, 2, 49, 768, 1000, -1, true, false, single, single, 0, t == half ? offset : offset / 20}), check(c, ClassifierCase{t, 1, 50, 99, 100, 7, true, true, single, single, 0, t == half ? offset : offset / 20});
+        check(c, ClassifierCase{t, 0, 49, 768, 1000}), check(c, ClassifierCase{t, 1, 49, 768, 0}), check(c, ClassifierCase{t, 300, 49, 96, 100});
+
         // Swin-T, TNT-S; then rows of every remainder, blocks that end inside an access, and the sizes around the change of kernel
         for (int64_t images : {1, 8})
             for (auto [rows, row] : {std::pair<int64_t, int64_t>{3136, 384}, {784, 768}, {196, 1536}, {49, 3072}, {3136, 96}}) check(c, GeluCase{t, images * rows, row}), check(c, GeluCase{t, images * rows, row, images == 1, true});
@@ -1717,6 +1779,9 @@ void random_cases(Checker& c, int count, uint64_t seed) {
         MergeCase m{t, pick(1, 4), pick(0, 1) ? pick(1, 300) : 8 * pick(1, 60), pick(1, 20), pick(1, 20), {pick(0, 3), pick(0, 3), pick(0, 3), pick(0, 3)}, shift, pick(0, 1) == 1};
         check(c, "patch_merge random" + s, m);
         check(c, PoolCase{t, pick(1, pick(0, 1) ? 8 : 200), pick(1, pick(0, 1) ? 64 : 300), pick(0, 2) ? 8 * pick(1, 300) : pick(1, 600), pick(0, 1) == 1, shift});
+        const int tokens = pick(1, pick(0, 1) ? 64 : 200);
+        const auto either = [&] { return t == DType::kHalf && pick(0, 1) ? DType::kHalf : DType::kFloat; };
+        check(c, ClassifierCase{t, pick(1, 9), tokens, pick(0, 2) ? 8 * pick(1, 256) : pick(1, 600), pick(1, pick(0, 1) ? 64 : 1000), pick(0, 1) ? pick(0, tokens - 1) : -1, pick(0, 2) > 0, pick(0, 1) == 1, either(), either(), shift, pick(0, 3) ? 0.f : 5.f});
         check(c, GeluCase{t, pick(0, 1) ? pick(1, 50) : pick(1, 3000), pick(0, 2) ? 8 * pick(1, 300) : pick(1, 600), pick(0, 2) > 0, pick(0, 2) == 0, shift, 1.5f, pick(0, 3) == 0});
         check(c, ConvBlockCase{t, pick(1, 4), pick(1, 20), pick(1, 20), pick(0, 3) ? 8 * pick(1, 40) : pick(1, 100), pick(0, 3) ? 8 * pick(1, 40) : pick(1, 100), 3 + 2 * pick(0, 2), shift, false, pick(0, 3) ? 0.f : 20.f});
 
@@ -1815,6 +1880,7 @@ void large_cases(Checker& c) {
     check(c, "window large", WindowCase{DType::kHalf, 7200, 96, true, true, grid(56, 56, 7, 7, 3, 3)});
     check(c, "window partition large", WindowCase{DType::kHalf, 7200, 96, false, false, grid(56, 56, 7, 7, 3, 3)});
     check(c, PoolCase{DType::kHalf, 60000, 49, 768, true});
+    check(c, ClassifierCase{DType::kHalf, 60000, 49, 768, 1000, -1, true, true});
     check(c, GeluCase{DType::kHalf, 2900000, 768});
     check(c, GeluCase{DType::kHalf, 22000000, 99});
     check(c, MergeBlockCase{DType::kHalf, 7200, 96, 192, 56, 56, true});
@@ -1847,6 +1913,15 @@ void refusals(Checker& c) {
     NormPoolProblem p;
     p.images = 1, p.row = 8;
     expect("refuse a mean over no tokens", norm_pool(p, nullptr));
+    ClassifierProblem k;
+    k.images = 1, k.row = 8, k.classes = 8;
+    expect("refuse a classifier of no tokens", classifier(k, nullptr));
+    k.tokens = 4, k.token = 4;
+    expect("refuse a classifier of a token that is not there", classifier(k, nullptr));
+    k.token = 0, k.row = kClassifierMaxRow + 8;
+    expect("refuse a classifier of too many channels", classifier(k, nullptr));
+    k.row = 8, k.classes = kClassifierMaxClasses + 1;
+    expect("refuse a classifier of too many classes", classifier(k, nullptr));
     GeluProblem g;
     g.rows = 1, g.row = (int64_t{1} << 30) + 8;
     expect("refuse a GELU of too many channels", gelu(g, nullptr));

@@ -21,6 +21,7 @@ using trt_opt::NormPoolProblem;
 using trt_opt::PatchMergeProblem;
 using trt_opt::AttnBlockProblem;
 using trt_opt::PooledAttnBlockProblem;
+using trt_opt::ClassifierProblem;
 using trt_opt::DepthwiseConvProblem;
 using trt_opt::PatchEmbedProblem;
 using trt_opt::TntBridgeProblem;
@@ -123,6 +124,29 @@ template <class T> __global__ void patch_merge(PatchMergeProblem p, int64_t rows
     variance /= c4;
     for (int64_t i = 0; i < c4; ++i)
         y[r * c4 + i] = (value(i) - mean) / sqrt(variance + static_cast<double>(p.epsilon)) * get<T>(p.scale, i) + get<T>(p.bias, i);
+}
+
+// A thread a token, and p the tokens' mean [images, row], zeroed; then a thread an element of y.
+template <class T> __global__ void classifier_pool(ClassifierProblem p, double* pooled) {
+    const int64_t r = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+    if (r >= p.images * p.tokens || (p.token >= 0 && r % p.tokens != p.token)) return;
+    auto value = [&](int64_t i) {
+        const double s = get<T>(p.x, r * p.row + i);
+        return p.residual ? rounded<T>(s + get<T>(p.residual, r * p.row + i)) : s;
+    };
+    double mean = 0, variance = 0;
+    for (int64_t i = 0; p.norm && i < p.row; ++i) mean += value(i) / p.row;
+    for (int64_t i = 0; p.norm && i < p.row; ++i) variance += (value(i) - mean) * (value(i) - mean) / p.row;
+    const double factor = p.norm ? 1 / sqrt(variance + static_cast<double>(p.epsilon)) : 1;
+    for (int64_t i = 0; i < p.row; ++i) atomicAdd(pooled + r / p.tokens * p.row + i, (value(i) - mean) * factor / (p.token >= 0 ? 1 : p.tokens));
+}
+template <class T> __global__ void classifier(ClassifierProblem p, const double* pooled, double* y) {
+    const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+    if (i >= p.images * p.classes) return;
+    const int64_t image = i / p.classes, k = i % p.classes;
+    double sum = p.bias == trt_opt::DType::kHalf ? get<__half>(p.b, k) : get<float>(p.b, k);
+    for (int64_t c = 0; c < p.row; ++c) sum += get<T>(p.w, k * p.row + c) * pooled[image * p.row + c];
+    y[i] = sum;
 }
 
 // A thread a token. y must be zeroed.

@@ -110,6 +110,7 @@ inline std::vector<Op> ops() {
     const Fields embed = {{"epsilon", real(1e-5f)}, {"bias", ints({1})}, {"norm", ints({1})}, {"rank", ints({4})}, {"grid", ints({0, 0})}};
     const Fields embed_plain = {{"epsilon", real(0.f)}, {"bias", ints({0})}, {"norm", ints({0})}, {"rank", ints({3})}, {"grid", ints({56, 56})}};
     const Fields depthwise = {{"grid", ints({14, 14})}, {"kernel", ints({3})}, {"bias", ints({1})}, {"residual", ints({1})}}, depthwise_plain = {{"grid", ints({9, 5})}, {"kernel", ints({7})}, {"bias", ints({0})}, {"residual", ints({0})}};
+    const Fields classifier = {{"epsilon", real(1e-5f)}, {"norm", ints({1})}, {"residual", ints({1})}, {"token", ints({-1})}}, classifier_token = {{"epsilon", real(0.f)}, {"norm", ints({0})}, {"residual", ints({0})}, {"token", ints({196})}};
     const Fields conv = {{"grid", ints({56, 56})}, {"kernel", ints({5})}}, conv_3 = {{"grid", ints({9, 5})}, {"kernel", ints({3})}};
     const Fields chain = {{"epsilon", real(1e-5f)}, {"num_heads", ints({3})}, {"head_dim", ints({32})}, {"hidden", ints({384})}, {"scale", real(0.1767767f)}, {"approximate", text("none")}, {"bias", ints({1})}, {"mask_value", real(-100.f)}, {"grid", ints({56, 56})}, {"window", ints({7, 7})}, {"shift", ints({3, 3})}, {"pad_after_roll", ints({0})}, {"shifted", padded({0, 1})}, {"between", ints({0})}};
     const Fields chain_plain = {{"epsilon", real(1e-6f)}, {"num_heads", ints({6})}, {"head_dim", ints({64})}, {"hidden", ints({1536})}, {"scale", real(0.125f)}, {"approximate", text("tanh")}, {"bias", ints({0})}, {"mask_value", real(0.f)}, {"grid", ints({0, 0})}, {"window", ints({0, 0})}, {"shift", ints({0, 0})}, {"pad_after_roll", ints({0})}, {"shifted", padded(std::vector<int32_t>(12, 0))}, {"between", ints({1})}};
@@ -191,6 +192,10 @@ inline std::vector<Op> ops() {
          {conv, conv_3},
          {{"grid", ints({56, 0}), "'grid' must be two positive sizes"}, {"grid", ints({32768, 65536}), "'grid' is too large"}, {"grid", ints({56}), "'grid' must have 2 values"}, {"kernel", ints({4}), "'kernel' must be 3, 5 or 7"},
           {"kernel", real(5.f), "'kernel' must be int32"}, {"kernel", gone(), "'kernel' is missing"}}},
+        {"TrtOptClassifier",
+         {classifier, classifier_token},
+         {{"epsilon", real(-1.f), "'epsilon'"}, {"norm", ints({2}), "'norm' must be 0 or 1"}, {"residual", ints({-1}), "'residual' must be 0 or 1"}, {"token", ints({-2}), "'token' must be a token or -1"}, {"token", real(0.f), "'token' must be int32"},
+          {"token", gone(), "'token' is missing"}}},
         {"TrtOptBlockChain",
          {chain, chain_plain},
          {{"epsilon", real(-1.f), "'epsilon'"}, {"num_heads", ints({0}), "'num_heads' must be positive"}, {"num_heads", ints({33}), "'num_heads' and 'head_dim' must be at most 1024"}, {"head_dim", ints({64}), "'head_dim' must be 32"}, {"hidden", ints({392}), "'hidden' must be a multiple of 16"},

@@ -4,13 +4,14 @@ use std::collections::{BTreeSet, HashSet};
 
 use super::account::{Cause, CauseKind};
 use super::limits::{EXACT, HEADROOM, LARGEST, LIMIT, MOST_SUMMED, NOTED_LOSS, SMALLEST_NORMAL};
-use super::ops;
+use super::ops::{self, Ports};
 use super::ranges::Range;
 use super::survey::{Survey, Wants, is_simple, slot_of};
 use super::weights::Stats;
 use crate::error::Result;
 use crate::ir::{Dim, Node, NodeId, ValueId};
 use crate::onnx::DType;
+use crate::rewrite::ops::Classifier;
 use crate::rewrite::pattern;
 
 impl Survey<'_> {
@@ -22,6 +23,7 @@ impl Survey<'_> {
             let unknown = values().find(|v| v.dtype.is_none() && v.other_type.is_none());
             let reason = match ops::ports(node, self.graph.opset) {
                 Ok(ports) => {
+                    let ports = self.gives_float(node).unwrap_or(ports);
                     self.ports.insert(id, ports);
                     // ONNX wants one type of operands that change together.
                     let Some(value) = unknown.filter(|_| !ports.reads_any) else { continue };
@@ -34,6 +36,13 @@ impl Survey<'_> {
                 self.stays.insert(id, vec![cause]);
             }
         }
+    }
+
+    /// The ports of a classifier whose result the model gives in float32: the op makes it so by itself.
+    fn gives_float(&self, node: &Node) -> Option<Ports> {
+        let b = Classifier::typed_by(node)?;
+        let given = node.output(0).is_some_and(|y| self.graph.is_output(y) && self.graph.uses(y).is_empty());
+        (given && !self.interface).then(|| ops::float_result(b))
     }
 
     /// Sizes, positions and indices that are computed in floats.

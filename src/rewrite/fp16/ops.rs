@@ -86,6 +86,11 @@ pub fn ports(node: &Node, opset: i64) -> Result<Ports, &'static str> {
     })
 }
 
+/// Of an op whose result is of the type of its input `slot`, 2 or 3: both in float32, all else in float16.
+pub fn float_result(slot: usize) -> Ports {
+    Ports { fixed_inputs: if slot == 2 { &[2] } else { &[3] }, fixed_outputs: &[0], ..ALL }
+}
+
 const STATISTICS: &str = "ONNX does not say that its statistics are float32, as it does of LayerNormalization";
 
 /// Ops that compute each element from those at its place, float16 in every opset that is read.

@@ -1,9 +1,9 @@
 //! A typical node of each op: what plugin libraries are tried with.
 
 use super::{
-    Attention, AttnBlock, BlockChain, ConvBlock, DepthwiseConv, Gelu, LayerNorm, Layout, Mask, MlpBlock, NormPool,
-    OpDef, PatchEmbed, PatchMerge, PatchMergeBlock, PooledAttnBlock, TntBridge, TntInnerBlock, TntWords, Window,
-    WindowMap,
+    Attention, AttnBlock, BlockChain, Classifier, ConvBlock, DepthwiseConv, Gelu, LayerNorm, Layout, Mask, MlpBlock,
+    NormPool, OpDef, PatchEmbed, PatchMerge, PatchMergeBlock, PooledAttnBlock, TntBridge, TntInnerBlock, TntWords,
+    Window, WindowMap,
 };
 use crate::onnx::proto::AttributeProto;
 
@@ -55,6 +55,7 @@ pub fn example(def: &OpDef) -> Vec<AttributeProto> {
         "TrtOptPatchEmbed" => PatchEmbed { epsilon: 1e-5, rank: 4, grid: None }.attributes(true, true),
         "TrtOptDepthwiseConv" => DepthwiseConv { grid: [14; 2], kernel: 3, residual: true }.attributes(true),
         "TrtOptConvBlock" => ConvBlock { grid: [56; 2], kernel: 5 }.attributes(),
+        "TrtOptClassifier" => Classifier { epsilon: Some(1e-5), token: None }.attributes(true),
         "TrtOptBlockChain" => BlockChain {
             epsilon: 1e-5,
             num_heads: 3,

@@ -5,6 +5,7 @@ mod attention;
 mod attn_block;
 mod block_chain;
 mod body;
+mod classifier;
 mod conv_block;
 mod depthwise_conv;
 mod example;
@@ -26,6 +27,7 @@ use std::collections::BTreeMap;
 pub use attention::{Attention, Bias, Layout, Mask, region, table_index};
 pub use attn_block::{AttnBlock, AttnWeights};
 pub use block_chain::{BlockChain, MAX_PAIRS, packed, padded};
+pub use classifier::{Classifier, MAX_SIZES};
 pub use conv_block::{ConvBlock, ConvWeights};
 pub use depthwise_conv::{DepthwiseConv, KERNELS};
 pub use example::example;
@@ -136,6 +138,7 @@ pub static OPS: &[&OpDef] = &[
     &gelu::DEF,
     &depthwise_conv::DEF,
     &conv_block::DEF,
+    &classifier::DEF,
     &block_chain::DEF,
 ];
 

@@ -290,6 +290,12 @@ pub mod limits {
     /// FLOPs of both products of a convolution block. Not measured: they are as those of an attention block, which has another kernel
     /// between two products of few rows. The first two stages of UniFormer-S have 0.051e9 at batch 1.
     pub const CONV_FLOPS: i64 = ATTN_FLOPS;
+    /// FLOPs of a classifier's product. Not measured: each image reads all of the weights, which at batch 1 are 0.0015e9 in Swin-T and 0.002e9 at
+    /// 1024 channels, so this is as many images as a product of their own reads them for in about the time that the launches take.
+    pub const CLASSIFIER_FLOPS: i64 = 17_000_000;
+    /// Values that a classifier's mean is of, an image, which are read by up to 16 clusters of blocks. Not measured: Swin-T has 37632, ViT-B with a
+    /// mean instead of its class token 150528.
+    pub const CLASSIFIER_POOLED: i64 = 1 << 18;
     /// FLOPs of a bridge's product. TNT-S has 0.058e9 at batch 1, where the bridge is 1.3 to 1.4 times as fast as its parts; at
     /// batch 32 it takes 3.6 times as long. Between these nothing was measured.
     pub const BRIDGE_FLOPS: i64 = 100_000_000;

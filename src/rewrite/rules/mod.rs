@@ -8,6 +8,7 @@ mod batch_norm;
 mod bias_gelu;
 mod block;
 mod block_chain;
+mod classifier;
 mod conv_block;
 mod depthwise_conv;
 mod gelu;
@@ -84,6 +85,8 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     bias_gelu::run(engine)?;
     // With what is left of the maps of tokens.
     token_mean::run(engine)?;
+    // The means that the rules of norms and pools have left.
+    classifier::run(engine)?;
     // Behind all that know a movement as part of their pattern.
     permutation::run(engine)?;
     // Last: the others leave Reshapes behind each other.

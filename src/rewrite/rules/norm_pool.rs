@@ -69,12 +69,12 @@ fn mean_after(graph: &Graph, value: ValueId, depth: u32) -> Option<NodeId> {
     if depth == 0 { None } else { users.iter().find_map(on) }
 }
 
-fn is_mean(node: &Node) -> bool {
+pub fn is_mean(node: &Node) -> bool {
     node.is("ReduceMean") || node.is("GlobalAveragePool")
 }
 
 /// The axes of its input that a mean is over.
-fn axes_of(graph: &Graph, mean: NodeId) -> Outcome<Vec<usize>> {
+pub fn axes_of(graph: &Graph, mean: NodeId) -> Outcome<Vec<usize>> {
     let node = graph.node(mean);
     let axes = if node.is("ReduceMean") {
         reduce_axes(graph, node)
@@ -121,7 +121,7 @@ impl Pool {
         let channels = graph.shape(y).and_then(<[Dim]>::last).and_then(Dim::int).ok_or_else(unknown)?;
 
         let axes = axes_of(graph, mean)?;
-        let (sizes, moves) = tokens(graph, y, channels, mean, &axes)?;
+        let (sizes, moves) = tokens_of(graph, y, channels, mean, &axes)?;
         let mut out = output(graph, mean)?;
         if graph.dtype(out) != Some(dtype) {
             // A mean in float32 between casts: the plugin computes in float32 anyway.
@@ -141,21 +141,10 @@ impl Pool {
     fn patch(self, graph: &Graph, norm: &str) -> Outcome<(Patch, String)> {
         let name = fused_name(graph, norm, "TrtOptNormPool");
         let open = || Miss::new(norm, "more than one axis of the tokens is not an integer");
-        let [images, count, channels] = &self.sizes;
+        let [images, _, channels] = &self.sizes;
         let mut patch = Patch::new(graph, RULE);
-        let mut tokens = |value: ValueId, what: &str| {
-            let shape = graph.shape(value).unwrap_or_default();
-            let fits = match shape {
-                [first, middle @ .., last] if !middle.is_empty() => {
-                    first == images && Dim::product(middle).as_ref() == Some(count) && last == channels
-                }
-                _ => false,
-            };
-            if fits {
-                return Some(value);
-            }
-            patch.reshape(graph, value, &self.sizes, &format!("{name}/{what}"))
-        };
+        let mut tokens =
+            |value: ValueId, what: &str| as_tokens(&mut patch, graph, value, &self.sizes, &format!("{name}/{what}"));
         let x = tokens(self.x, "x").ok_or_else(open)?;
         let residual = self.residual.map(|r| tokens(r, "residual").ok_or_else(open)).transpose()?;
         let y = patch.value(&format!("{name}/y"), Some(self.dtype), Some(vec![images.clone(), channels.clone()]));
@@ -170,9 +159,27 @@ impl Pool {
     }
 }
 
+/// The value as tokens of these sizes, which may be in several axes: itself, or a Reshape of it.
+pub fn as_tokens(patch: &mut Patch, graph: &Graph, value: ValueId, sizes: &[Dim; 3], name: &str) -> Option<ValueId> {
+    let [images, count, channels] = sizes;
+    let fits = match graph.shape(value).unwrap_or_default() {
+        [first, middle @ .., last] if !middle.is_empty() => {
+            first == images && Dim::product(middle).as_ref() == Some(count) && last == channels
+        }
+        _ => false,
+    };
+    if fits { Some(value) } else { patch.reshape(graph, value, sizes, name) }
+}
+
 /// Images, tokens and channels, if the mean is over all tokens of each image and nothing else, and the nodes that bring
 /// them to it.
-fn tokens(graph: &Graph, y: ValueId, channels: i64, mean: NodeId, axes: &[usize]) -> Outcome<([Dim; 3], Vec<NodeId>)> {
+pub fn tokens_of(
+    graph: &Graph,
+    y: ValueId,
+    channels: i64,
+    mean: NodeId,
+    axes: &[usize],
+) -> Outcome<([Dim; 3], Vec<NodeId>)> {
     let label = graph.node_label(mean);
     let unproved = |found: &str| {
         Miss::new(&label, "what it reads are not shown to be the tokens of the norm")
