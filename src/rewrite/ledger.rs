@@ -58,7 +58,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::LayerNorm,
         Self::Attention,
         Self::Gelu,

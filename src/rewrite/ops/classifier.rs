@@ -117,11 +117,9 @@ fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
         s = body.slice(&s, 1, token, token + 1, 1);
     }
     if let Some(epsilon) = op.epsilon {
-        let mut constant = |value: f32| {
-            body.constant(TensorProto::from_f32("", &[channels], &vec![value; usize::try_from(channels).ok()?])).into()
-        };
-        let (scale, bias): (Option<String>, Option<String>) = (constant(1.0), constant(0.0));
-        s = body.layer_norm(&s, &scale?, &bias?, 1, epsilon);
+        let size = usize::try_from(channels).ok()?;
+        let [scale, bias] = [1.0, 0.0].map(|v| body.constant(TensorProto::from_f32("", &[channels], &vec![v; size])));
+        s = body.layer_norm(&s, &scale, &bias, 1, epsilon);
     }
     let pooled = body.mean(&s, &[1]);
     let y = body.op("Gemm", &[&pooled, &w, &b], vec![AttributeProto::int("transB", 1)]);
