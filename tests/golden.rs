@@ -68,6 +68,12 @@ fn conv_blocks() {
     with_kind(Kind::ConvBlock, "conv_block", "uniformer_ts17_dyn");
 }
 
+/// With the merges of patches and words as one node each.
+#[test]
+fn patch_convs() {
+    with_kind(Kind::PatchConv, "patch_conv", "ptnt_ts17_dyn");
+}
+
 fn with_kind(kind: Kind, snapshot: &str, name: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/{name}.onnx"));
     let mut options = Options::default();

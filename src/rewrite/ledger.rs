@@ -51,10 +51,12 @@ pub enum Kind {
     SequenceChain,
     /// A depthwise convolution between two products on tokens, and the residual add around them, as one op.
     ConvBlock,
+    /// A convolution of tokens that makes tokens, such as a merge of patches between two stages, and the norm before it, as one op.
+    PatchConv,
 }
 
 impl Kind {
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::LayerNorm,
         Self::Attention,
         Self::Gelu,
@@ -74,6 +76,7 @@ impl Kind {
         Self::TokenConv,
         Self::SequenceChain,
         Self::ConvBlock,
+        Self::PatchConv,
     ];
     /// The kinds that are fused unless something else is asked for: blocks are not, since whether one is faster than
     /// its parts depends on the sizes and the GPU.
@@ -116,6 +119,7 @@ impl Kind {
             Self::TokenConv => "token-conv",
             Self::SequenceChain => "sequence-chain",
             Self::ConvBlock => "conv-block",
+            Self::PatchConv => "patch-conv",
         }
     }
 }

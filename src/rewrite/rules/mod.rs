@@ -14,6 +14,7 @@ mod gelu;
 mod layer_norm;
 mod mlp_block;
 mod norm_pool;
+mod patch_conv;
 mod patch_embed;
 mod patch_merge;
 mod patch_merge_block;
@@ -77,6 +78,8 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     mlp_block::run(engine)?;
     // Of what that leaves.
     conv_block::run(engine)?;
+    // The norms that no residual add has gone into, and words in one movement or several.
+    patch_conv::run(engine)?;
     // The GELUs that no block has taken, those behind its products too.
     bias_gelu::run(engine)?;
     // Behind all that know a movement as part of their pattern.
