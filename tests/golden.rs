@@ -82,6 +82,12 @@ fn classifiers() {
     }
 }
 
+/// With the merges of patches and words as one node each.
+#[test]
+fn patch_convs() {
+    with_kind(Kind::PatchConv, "patch_conv", "ptnt_ts17_dyn");
+}
+
 fn with_kind(kind: Kind, snapshot: &str, name: &str) {
     with_kinds(&[kind], snapshot, name);
 }

@@ -1343,6 +1343,83 @@ private:
     int32_t token_;
 };
 
+class PatchConv final : public Op {
+public:
+    explicit PatchConv(Attributes given) : Op(std::move(given)) {
+        sized_.epsilon = epsilon(attributes_);
+        norm_ = flag(attributes_, "norm");
+        const auto &grid = attributes_.integers("grid"), &kernel = attributes_.integers("kernel"), &strides = attributes_.integers("strides"), &pads = attributes_.integers("pads"), &cell = attributes_.integers("cell");
+        sized_.across = attributes_.integer("across");
+        const auto positive = [](const std::vector<int32_t>& sizes) { return sizes[0] >= 1 && sizes[1] >= 1; };
+        expect(positive(grid), "attribute 'grid' must be two positive sizes");
+        expect(int64_t{grid[0]} * grid[1] <= kConvMaxTokens, "attribute 'grid' is too large");
+        expect(positive(kernel) && int64_t{kernel[0]} * kernel[1] <= kMlpMaxHidden, "attribute 'kernel' must be two positive sizes, at most 16384 places");
+        expect(positive(strides), "attribute 'strides' must be two positive sizes");
+        expect(positive(cell) && grid[0] % cell[0] == 0 && grid[1] % cell[1] == 0, "attribute 'cell' must be two positive sizes that divide 'grid'");
+        for (int i = 0; i < 4; ++i) expect(pads[i] >= 0 && pads[i] < kernel[i % 2], "attribute 'pads' must not be negative, and smaller than 'kernel'");
+        for (int i = 0; i < 2; ++i) expect(int64_t{grid[i]} + pads[i] + pads[i + 2] >= kernel[i], "attribute 'kernel' must not be larger than the padded map");
+        expect(sized_.across >= 1 && sized_.across <= kConvMaxTokens, "attribute 'across' must be a positive number of maps");
+        sized_.height = grid[0], sized_.width = grid[1];
+        for (int i = 0; i < 2; ++i) sized_.kernel[i] = kernel[i], sized_.strides[i] = strides[i], sized_.cell[i] = cell[i];
+        std::copy(pads.begin(), pads.end(), sized_.pads);
+        expect(patch_conv_rows(sized_) <= kConvMaxTokens / (int64_t{kernel[0]} * kernel[1]), "attribute 'grid' is too large for attribute 'kernel'");
+    }
+    std::unique_ptr<Op> clone() const override { return std::make_unique<PatchConv>(*this); }
+    int32_t inputs() const override { return norm_ ? 5 : 3; }
+    int32_t outputs() const override { return 1; }
+    void shapes(const DimsExprs* in, DimsExprs* out, IExprBuilder& build) const override {
+        expect(in[0].nbDims == 3 && may_be(in[0].d[1], tokens()), "input x must be [B, H*W, C] with H, W of attribute 'grid'");
+        expect(in[1].nbDims == 2, "input w must be a matrix");
+        out[0].nbDims = 3;
+        out[0].d[0] = in[0].d[0], out[0].d[1] = build.constant(static_cast<int32_t>(patch_conv_rows(sized_))), out[0].d[2] = in[1].d[1];
+    }
+    cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, void* workspace, int32_t tactic,
+                    cudaStream_t stream) const override {
+        PatchConvProblem p = sized_problem(in_desc);
+        p.x = in[0], p.w = in[1], p.b = in[2];
+        if (norm_) p.scale = in[3], p.bias = in[4];
+        p.y = out[0];
+        p.workspace = workspace;
+        return patch_conv(p, stream, tactic);
+    }
+    std::vector<int32_t> tactics(const PluginTensorDesc* in_desc) const override { return patch_conv_tactics(sized_problem(in_desc)); }
+    size_t workspace(const PluginTensorDesc* in_desc) const override {
+        PatchConvProblem p = problem(in_desc);
+        const int64_t images = in_desc[0].dims.d[0];
+        // More than a piece has, where their number is not known.
+        p.images = images >= 0 ? images : int64_t{kConvMaxTokens} * p.across;
+        return static_cast<size_t>(patch_conv_workspace(p));
+    }
+
+private:
+    int64_t tokens() const { return int64_t{sized_.height} * sized_.width; }
+    // Everything but the pointers.
+    PatchConvProblem sized_problem(const PluginTensorDesc* in) const {
+        PatchConvProblem p = problem(in);
+        p.images = in[0].dims.d[0];
+        expect(p.images % p.across == 0, "input x must be of whole rows of maps, of attribute 'across' each");
+        return p;
+    }
+    // Everything but the images and the pointers.
+    PatchConvProblem problem(const PluginTensorDesc* in) const {
+        const Dims &x = in[0].dims, &w = in[1].dims;
+        expect(x.nbDims == 3 && x.d[1] == tokens(), "input x must be [B, H*W, C] with H, W of attribute 'grid'");
+        const int64_t channels = x.d[2], depth = channels * sized_.kernel[0] * sized_.kernel[1], columns = w.nbDims == 2 ? int64_t{w.d[1]} : 0;
+        expect(channels >= 1 && depth <= kMlpMaxHidden && columns >= 1 && columns <= kMlpMaxChannels, "at most 16384 values under the kernel and 2048 columns are possible");
+        expect(w.d[0] == depth, "input w must be [kh*kw*C, D], where C is the last axis of x");
+        const auto elements = [&](int i) { return volume(in[i].dims, 0, in[i].dims.nbDims); };
+        expect(elements(2) == columns, "input b must have D elements");
+        for (int32_t i = 3; i < inputs(); ++i) expect(elements(i) == channels, "inputs norm_scale and norm_bias must have C elements");
+        PatchConvProblem p = sized_;
+        p.dtype = dtype(in[0]);
+        p.channels = static_cast<int32_t>(channels), p.columns = static_cast<int32_t>(columns);
+        return p;
+    }
+
+    PatchConvProblem sized_;  // what the attributes say
+    bool norm_;
+};
+
 // A barrier of the chains' kernel. Copies have one of their own, so that no two launches share it: TensorRT clones a plugin for each execution context.
 class ChainSlot {
 public:
@@ -1490,6 +1567,7 @@ const std::vector<OpDef>& op_definitions() {
         {"TrtOptDepthwiseConv", {{"grid", kInts, 2}, {"kernel", kInt, 1}, {"bias", kInt, 1}, {"residual", kInt, 1}}, make<DepthwiseConv>},
         {"TrtOptConvBlock", {{"grid", kInts, 2}, {"kernel", kInt, 1}}, make<ConvBlock>},
         {"TrtOptClassifier", {{"epsilon", kFloat, 1}, {"norm", kInt, 1}, {"residual", kInt, 1}, {"token", kInt, 1}}, make<Classifier>},
+        {"TrtOptPatchConv", {{"epsilon", kFloat, 1}, {"norm", kInt, 1}, {"grid", kInts, 2}, {"kernel", kInts, 2}, {"strides", kInts, 2}, {"pads", kInts, 4}, {"cell", kInts, 2}, {"across", kInt, 1}}, make<PatchConv>},
         {"TrtOptBlockChain",
          {{"epsilon", kFloat, 1}, {"num_heads", kInt, 1}, {"head_dim", kInt, 1}, {"hidden", kInt, 1}, {"scale", kFloat, 1}, {"approximate", kText, 1}, {"bias", kInt, 1}, {"mask_value", kFloat, 1}, {"grid", kInts, 2}, {"window", kInts, 2}, {"shift", kInts, 2}, {"pad_after_roll", kInt, 1}, {"shifted", kInts, 32}, {"between", kInt, 1}},
          make<BlockChain>},

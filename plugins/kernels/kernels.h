@@ -462,6 +462,40 @@ bool conv_block_tactic_valid(const ConvBlockProblem& problem, int32_t tactic);
 // Enough for this problem and for all with fewer images, under any tactic; 0 if it is not valid. Pointers are not looked at.
 int64_t conv_block_workspace(const ConvBlockProblem& problem);
 
+// y = W conv_rows(norm(x)) + b: a convolution over the tokens of `images` maps, which makes tokens, norm over the channels before it where there is a scale; outside of a map are
+// zeros, behind the norm. What the norm gives is rounded to dtype. A map is height / cell[0] x width / cell[1] cells of cell[0] x cell[1] tokens each, and `across` maps lie side by side: the tokens lie as
+// [images / across, height / cell[0], across, width / cell[1], cell[0], cell[1]]. All but x must be constants, as those of MlpBlockProblem.
+struct PatchConvProblem {
+    DType dtype = DType::kHalf;
+    int64_t images = 0;                 // a multiple of `across`
+    int32_t height = 0, width = 0;      // of a map, up to kConvMaxTokens together, and as many rows of the product of an image times places of the kernel
+    int32_t channels = 0, columns = 0;  // up to kMlpMaxHidden times places of the kernel; up to kMlpMaxChannels
+    int32_t kernel[2] = {3, 3}, strides[2] = {2, 2}, pads[4] = {1, 1, 1, 1};  // pads: top, left, bottom, right; less than the kernel
+    int32_t cell[2] = {1, 1}, across = 1;
+    float epsilon = 1e-5f;
+    const void* x = nullptr;            // [images, height * width, channels], in the order above
+    const void* w = nullptr;            // [kernel[0] * kernel[1] * channels, columns]
+    const void* b = nullptr;            // [columns]
+    const void *scale = nullptr, *bias = nullptr;  // [channels], or null: no norm
+    void* y = nullptr;                  // [images, patch_conv_rows, columns]; none of the inputs
+    void* workspace = nullptr;          // patch_conv_workspace bytes, aligned to 16; nothing in it is kept
+};
+// Height (0) or width (1) of the map that a valid problem makes, and tokens of it.
+int64_t patch_conv_side(const PatchConvProblem& problem, int axis);
+int64_t patch_conv_rows(const PatchConvProblem& problem);
+
+// `tactic`: 0 or one of patch_conv_tactics; one that does not fit falls back to what 0 would choose.
+cudaError_t patch_conv(const PatchConvProblem& problem, cudaStream_t stream, int32_t tactic = 0);
+
+// Ways of cutting up the product on the current device that are worth timing, best guess first. Pointers are not looked at.
+std::vector<int32_t> patch_conv_tactics(const PatchConvProblem& problem);
+
+// True if the current device can run the problem's sizes under `tactic` (above 0).
+bool patch_conv_tactic_valid(const PatchConvProblem& problem, int32_t tactic);
+
+// Enough for this problem and for all with fewer images, under any tactic; 0 if it is not valid. Pointers are not looked at.
+int64_t patch_conv_workspace(const PatchConvProblem& problem);
+
 // Transformer blocks in sequence: `pairs` times an attention block and an MLP block. Weights are packed as docs/ops.md says; the norms are folded into them.
 // All but x must be constants, as those of MlpBlockProblem.
 struct BlockChainProblem {

@@ -55,10 +55,12 @@ pub enum Kind {
     ConvBlock,
     /// A norm, the mean over all tokens or one of them, and the product with the weights of the classes, as one op.
     Classifier,
+    /// A convolution of tokens that makes tokens, such as a merge of patches between two stages, and the norm before it, as one op.
+    PatchConv,
 }
 
 impl Kind {
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::LayerNorm,
         Self::Attention,
         Self::Gelu,
@@ -80,6 +82,7 @@ impl Kind {
         Self::TokenChain,
         Self::ConvBlock,
         Self::Classifier,
+        Self::PatchConv,
     ];
     /// The kinds that are fused unless something else is asked for: blocks are not, since whether one is faster than
     /// its parts depends on the sizes and the GPU.
@@ -127,6 +130,7 @@ impl Kind {
             Self::TokenChain => "token-chain",
             Self::ConvBlock => "conv-block",
             Self::Classifier => "classifier",
+            Self::PatchConv => "patch-conv",
         }
     }
 }

@@ -88,6 +88,17 @@ class Library:
         count = self.lib.trt_opt_conv_block_tactics(HALF, ctypes.c_int64(images), side, side, channels, hidden, kernel, found, 64)
         return list(found)[:count]
 
+    def patch_conv(self, x, p, y, workspace, shape, tactic=0):
+        """`shape`: images, side, channels, columns, kernel, stride, pad, cell, across."""
+        images, *sizes = shape
+        self.call("trt_opt_patch_conv", ctypes.c_int64(images), *sizes, ctypes.c_float(1e-5), pointer(x), pointer(p["w"]), pointer(p["b"]), pointer(p.get("scale")), pointer(p.get("bias")), pointer(y),
+                  pointer(workspace), ctypes.c_int64(workspace.numel()), tactic)
+
+    def patch_conv_tactics(self, images, *sizes):
+        found = (ctypes.c_int32 * 64)()
+        count = self.lib.trt_opt_patch_conv_tactics(ctypes.c_int64(images), *sizes, found, 64)
+        return list(found)[:count]
+
     def patch_merge_block(self, x, p, y, workspace, side, tactic=0):
         images, _, channels = x.shape
         self.call("trt_opt_patch_merge_block", HALF, ctypes.c_int64(images), channels, side, side, p["w"].shape[1], ctypes.c_float(1e-5), pointer(x), pointer(p["scale"]), pointer(p["bias"]),
@@ -463,6 +474,52 @@ def bench_conv_block(lib, images, side, channels, kernel, rounds, tactics):
     times, failed = time_variants({k: [lambda i=i, f=f: f(i) for i in order] for k, f in functions.items()}, rounds)
     return {"op": "conv_block", "shape": [images, side, channels, kernel], "tactic": label(best[0]) if best else "none", "error": error, "us": times, "failed": failed, "bytes": 2 * size + weights,
             "flop": 4 * images * side * side * channels * channels, "speedup_over_torch": times["torch"] / times["ours"]}
+
+
+def bench_patch_conv(lib, images, side, channels, columns, cell, across, rounds, tactics):
+    """A norm and a 3 x 3 convolution of stride 2, against PyTorch's; weights rotate as in bench_mlp. Behind an MLP block, where patches are merged behind one, the start may be hidden."""
+    shape = (images, side, channels, columns, 3, 2, 1, cell, across)
+    tokens, rows, depth = images * side * side, images * (side // 2) ** 2, 9 * channels
+    weights, size = 2 * depth * columns, 2 * (tokens * channels + rows * columns)
+    sets, order = rotation(size + weights)
+    xs = [rand(images, side * side, channels) for _ in range(sets)]
+    ys = [torch.empty(images, rows // images, columns, device="cuda", dtype=torch.float16) for _ in range(sets)]
+    ps = [{"w": rand(depth, columns) * depth**-0.5, "b": rand(columns), "scale": rand(channels), "bias": rand(channels)} for _ in range(sets)]
+    kernels = [p["w"].view(3, 3, channels, columns).permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last) for p in ps]
+    workspace, other = (torch.empty(64 << 20, device="cuda", dtype=torch.uint8) for _ in range(2))
+
+    def map_of(x):
+        if cell > 1:
+            cells = side // cell
+            x = x.view(images // across, cells, across, cells, cell, cell, channels).permute(0, 2, 1, 4, 3, 5, 6)
+        return x.reshape(images, side, side, channels).permute(0, 3, 1, 2)
+
+    def ours(i, tactic=0):
+        lib.patch_conv(xs[i], ps[i], ys[i], workspace, shape, tactic)
+
+    def torch_conv(i):
+        x = F.layer_norm(xs[i], (channels,), ps[i]["scale"], ps[i]["bias"], 1e-5)
+        ys[i].copy_(F.conv2d(map_of(x), kernels[i], ps[i]["b"], stride=2, padding=1).permute(0, 2, 3, 1).reshape(ys[i].shape))
+
+    ours(0)
+    p = {k: v.float() for k, v in ps[0].items()}
+    reference = F.conv2d(map_of(F.layer_norm(xs[0].float(), (channels,), p["scale"], p["bias"], 1e-5)), kernels[0].float(), p["b"], stride=2, padding=1).permute(0, 2, 3, 1).reshape(ys[0].shape)
+    error = ((ys[0].float() - reference).norm() / reference.norm()).item()
+    best = lib.patch_conv_tactics(*shape)
+    label = lambda t: f"tile {t & 15} cluster {1 << (t >> 4 & 15)}"
+    functions = {"ours": ours, "torch": torch_conv}
+    if cell == 1:
+        hidden, source = 4 * channels, rand(tokens, channels)
+        mlp = {"scale": rand(channels), "bias": rand(channels), "w1": rand(channels, hidden) * channels**-0.5, "b1": rand(hidden), "w2": rand(hidden, channels) * hidden**-0.5, "b2": rand(channels)}
+        block = lambda i: lib.mlp_block(source, None, mlp, xs[i].view(-1, channels), other)
+        functions |= {"an MLP block": block, "ours, behind an MLP block": lambda i: (block(i), ours(i))}
+    for t in best if tactics else ():
+        functions[label(t)] = lambda i, t=t: ours(i, t)
+        if cell == 1:
+            functions[label(t) + ", behind an MLP block"] = lambda i, t=t: (block(i), ours(i, t))
+    times, failed = time_variants({k: [lambda i=i, f=f: f(i) for i in order] for k, f in functions.items()}, rounds)
+    return {"op": "patch_conv", "shape": list(shape), "tactic": label(best[0]) if best else "none", "error": error, "us": times, "failed": failed, "bytes": size + weights, "flop": 2 * rows * depth * columns,
+            "speedup_over_torch": times["torch"] / times["ours"]}
 
 
 def bench_attention(lib, stage, batch, shifted, rounds, tactics):
@@ -1178,7 +1235,7 @@ def main():
     parser.add_argument("--json")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--tactics", action="store_true", help="time every tactic too")
-    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, patch_merge_block, norm_pool, classifier, gelu, depthwise_conv, conv_block, block_chain, sequence, stage, wide_gemm, mlp_block, attn_block, pooled_attn_block, tnt_inner_block, tnt_bridge, tnt_words or patch_embed")
+    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, patch_merge_block, norm_pool, classifier, gelu, depthwise_conv, conv_block, patch_conv, block_chain, sequence, stage, wide_gemm, mlp_block, attn_block, pooled_attn_block, tnt_inner_block, tnt_bridge, tnt_words or patch_embed")
     parser.add_argument("--batch", type=int, action="append", help="batch sizes of blocks [default: 1 and 32]")
     args = parser.parse_args()
     lib = Library(args.lib)
@@ -1241,6 +1298,13 @@ def main():
             for images in args.batch or (1, 4, 32):
                 for side, channels in [(56, 64), (28, 128)]:
                     add(bench_conv_block(lib, images, side, channels, 5, args.rounds, args.tactics))
+        if wanted("patch_conv"):
+            # Patches and words between the stages of PyramidTNT-S.
+            for batch in args.batch or (1, 32):
+                for side, channels, columns in [(32, 128, 256), (16, 256, 512), (8, 512, 512)]:
+                    add(bench_patch_conv(lib, batch, side, channels, columns, 1, 1, args.rounds, args.tactics))
+                for across, channels, columns in [(16, 8, 16), (8, 16, 32), (4, 32, 32)]:
+                    add(bench_patch_conv(lib, batch * across * across, 8, channels, columns, 4, across, args.rounds, args.tactics))
         if wanted("block_chain"):
             for batch in args.batch or (1,):
                 for stage, pairs in enumerate((2, 2, 6, 2)):

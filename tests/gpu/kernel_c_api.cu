@@ -242,6 +242,28 @@ int trt_opt_conv_block_tactics(int dtype, int64_t images, int height, int width,
     return static_cast<int>(found.size());
 }
 
+// In float16, of square maps, kernels and cells.
+static PatchConvProblem patch_conv_problem(int64_t images, int side, int channels, int columns, int kernel, int stride, int pad, int cell, int across) {
+    PatchConvProblem p;
+    p.images = images, p.height = p.width = side, p.channels = channels, p.columns = columns, p.across = across;
+    for (int i = 0; i < 2; ++i) p.kernel[i] = kernel, p.strides[i] = stride, p.pads[i] = p.pads[i + 2] = pad, p.cell[i] = cell;
+    return p;
+}
+// `scale`, `bias`: null without a norm. Returns -1 if `workspace_bytes` are too few or `tactic` does not fit.
+int trt_opt_patch_conv(int64_t images, int side, int channels, int columns, int kernel, int stride, int pad, int cell, int across, float epsilon, const void* x, const void* w, const void* b, const void* scale,
+                       const void* bias, void* y, void* workspace, int64_t workspace_bytes, int tactic, void* stream) {
+    PatchConvProblem p = patch_conv_problem(images, side, channels, columns, kernel, stride, pad, cell, across);
+    p.epsilon = epsilon, p.x = x, p.w = w, p.b = b, p.scale = scale, p.bias = bias, p.y = y, p.workspace = workspace;
+    if (patch_conv_workspace(p) > workspace_bytes || (tactic != 0 && !patch_conv_tactic_valid(p, tactic))) return -1;
+    return patch_conv(p, static_cast<cudaStream_t>(stream), tactic);
+}
+// Up to `most` tactics; returns how many there are.
+int trt_opt_patch_conv_tactics(int64_t images, int side, int channels, int columns, int kernel, int stride, int pad, int cell, int across, int32_t* tactics, int most) {
+    const std::vector<int32_t> found = patch_conv_tactics(patch_conv_problem(images, side, channels, columns, kernel, stride, pad, cell, across));
+    for (int i = 0; i < most && i < static_cast<int>(found.size()); ++i) tactics[i] = found[i];
+    return static_cast<int>(found.size());
+}
+
 static BlockChainProblem chain_problem(int64_t images, int tokens, int channels, int heads, int dim, int hidden, int pairs, int bias, const int32_t* window, int shifted) {
     BlockChainProblem p;
     p.images = images, p.tokens = tokens, p.channels = channels, p.heads = heads, p.dim = dim, p.hidden = hidden, p.pairs = pairs, p.bias = bias != 0, p.window = grid(window);

@@ -1188,6 +1188,66 @@ void check(Checker& c, const EmbedCase& a) {
     c.compare(name, *y, ref);
 }
 
+struct PatchConvCase {
+    DType type;
+    int64_t images;
+    int height, width, channels, columns;
+    bool norm = true;
+    int kernel[2] = {3, 3}, strides[2] = {2, 2}, pads[4] = {1, 1, 1, 1}, cell[2] = {1, 1}, across = 1;
+    int shift = 0;
+    float offset = 0;
+    bool every_tactic = false;  // not only those worth timing
+};
+void check(Checker& c, const PatchConvCase& a) {
+    char text[200];
+    std::snprintf(text, sizeof(text), "patch_conv b%lld %dx%d c%d d%d k%dx%d s%dx%d pads%d,%d,%d,%d cell%dx%d across%d%s off%d+%g", static_cast<long long>(a.images), a.height, a.width, a.channels, a.columns, a.kernel[0],
+                  a.kernel[1], a.strides[0], a.strides[1], a.pads[0], a.pads[1], a.pads[2], a.pads[3], a.cell[0], a.cell[1], a.across, a.norm ? " norm" : "", a.shift, static_cast<double>(a.offset));
+    const std::string name = text;
+    if (!c.wanted(name)) return;
+    PatchConvProblem p;
+    p.dtype = a.type, p.images = a.images, p.height = a.height, p.width = a.width, p.channels = a.channels, p.columns = a.columns, p.across = a.across;
+    for (int i = 0; i < 2; ++i) p.kernel[i] = a.kernel[i], p.strides[i] = a.strides[i], p.cell[i] = a.cell[i];
+    std::copy(a.pads, a.pads + 4, p.pads);
+    const int out_h = (a.height + a.pads[0] + a.pads[2] - a.kernel[0]) / a.strides[0] + 1, out_w = (a.width + a.pads[1] + a.pads[3] - a.kernel[1]) / a.strides[1] + 1, depth = a.kernel[0] * a.kernel[1] * a.channels;
+    const int64_t tokens = a.images * a.height * a.width, size = tokens * a.channels, rows = a.images * out_h * out_w;
+    std::vector<Tensor> in;
+    auto make = [&](int64_t count, float scale, float offset = 0) -> const void* {
+        in.push_back(tensor(a.type, count, a.shift));
+        in.back()->fill(c.next_seed(), scale, offset);
+        return in.back()->data();
+    };
+    p.x = make(size, 1.5f, a.offset);
+    p.w = make(int64_t{depth} * a.columns, 1.f / std::sqrt(static_cast<float>(depth))), p.b = make(a.columns, 0.5f);
+    if (a.norm) p.scale = make(a.channels, 0.5f, 1.f), p.bias = make(a.channels, 0.5f);
+    Tensor y = tensor(a.type, rows * a.columns, a.shift), workspace = tensor(DType::kFloat, (patch_conv_workspace(p) + 3) / 4);
+    p.y = y->data(), p.workspace = workspace->data();
+    Doubles wide(size), normal(a.norm ? size : 0), under(rows * depth), ref(rows * a.columns);
+    auto reference = [&](auto type) {
+        using T = decltype(type);
+        reference::widen<T><<<blocks_for(size), 128>>>(p.x, size, wide.p);
+        if (a.norm) reference::normalize<T><<<blocks_for(tokens), 128>>>(wide.p, p.scale, p.bias, tokens, a.channels, static_cast<double>(p.epsilon), normal.p);
+        reference::patch_conv_rows<<<blocks_for(rows * depth), 128>>>(p, a.norm ? normal.p : wide.p, out_h, out_w, rows, under.p);
+        reference::product<T><<<blocks_for(rows * a.columns), 128>>>(under.p, p.w, p.b, rows, depth, a.columns, ref.p);
+        CUDA_OK(cudaGetLastError());
+    };
+    if (rows > 0) a.type == DType::kHalf ? reference(__half()) : reference(float());
+    std::vector<int32_t> tactics = patch_conv_tactics(p);
+    tactics.insert(tactics.begin(), 0);
+    if (a.every_tactic)
+        for (int cluster = 0; cluster <= 3; ++cluster)
+            for (int tile = 1; tile <= 12; ++tile)
+                if (const int32_t tactic = cluster << 4 | tile; patch_conv_tactic_valid(p, tactic)) tactics.push_back(tactic);
+    for (int32_t tactic : tactics) {
+        y->poison(), workspace->poison();
+        std::snprintf(text, sizeof(text), " tile%d cluster%d", tactic & 15, 1 << (tactic >> 4 & 15));
+        const std::string label = tactic ? name + text : name;
+        const cudaError_t status = c.run([&](cudaStream_t s) { return patch_conv(p, s, tactic); });
+        if (status != cudaSuccess) c.report(label, a.type, 1e30, 0, 0, cudaGetErrorString(status));
+        else c.compare(label, *y, ref);
+    }
+    c.enclosed(name, a.type, *workspace);
+}
+
 struct DepthwiseCase {
     DType type;
     int64_t images;
@@ -1425,6 +1485,26 @@ void edge_cases(Checker& c) {
             for (int shift : {1, 2, 4}) check(c, ConvBlockCase{t, 2, 14, 14, 64, 64, kernel, shift});
         }
         check(c, ConvBlockCase{t, 1, 3, 3, 2048, 2048}), check(c, ConvBlockCase{t, 0, 56, 56, 64, 64});
+        // PyramidTNT-S between its stages, patches and words; several images, and several pieces of whole ones, of maps side by side too
+        for (int64_t images : {1, 3}) {
+            for (auto [side, channels, columns] : {std::array{32, 128, 256}, {16, 256, 512}, {8, 512, 512}}) check(c, PatchConvCase{t, images, side, side, channels, columns, true, {3, 3}, {2, 2}, {1, 1, 1, 1}, {1, 1}, 1, 0, 0, images == 1});
+            for (auto [across, channels, columns] : {std::array{16, 8, 16}, {8, 16, 32}, {4, 32, 32}}) check(c, PatchConvCase{t, images * across * across, 8, 8, channels, columns, true, {3, 3}, {2, 2}, {1, 1, 1, 1}, {4, 4}, across, 0, 0, images == 1});
+        }
+        check(c, PatchConvCase{t, 61, 32, 32, 128, 8}), check(c, PatchConvCase{t, 4500, 8, 8, 32, 8, true, {3, 3}, {2, 2}, {1, 1, 1, 1}, {4, 2}, 20}), check(c, PatchConvCase{t, 130, 16, 16, 128, 8, false, {3, 3}, {2, 2}, {1, 1, 1, 1}, {2, 8}, 5});
+        // Kernels and steps of all sorts, sides that they do not divide, maps smaller than the kernel; rows of all lengths
+        for (bool norm : {false, true}) {
+            for (auto [h, w] : {std::pair{1, 1}, {2, 9}, {3, 5}, {7, 8}, {13, 11}}) {
+                check(c, PatchConvCase{t, 2, h, w, 40, 72, norm, {3, 3}, {2, 2}, {1, 1, 1, 1}, {1, 1}, 1, 0, h == 3 ? 20.f : 0.f, h == 7});
+                check(c, PatchConvCase{t, 1, h, w, 16, 24, norm, {2, 3}, {1, 2}, {1, 2, 0, 1}, {1, 1}, 1}), check(c, PatchConvCase{t, 3, h, w, 24, 40, norm, {5, 2}, {3, 1}, {4, 0, 2, 1}, {h, w}, 3});
+                check(c, PatchConvCase{t, 2, h, w, 8, 8, norm, {1, 1}, {2, 3}, {0, 0, 0, 0}, {1, w}, 2});
+            }
+            for (int channels : {8, 16, 24, 48, 64, 96, 120, 136, 192, 384, 520, 776, 1288, 1544}) check(c, PatchConvCase{t, 1, 6, 5, channels, 32, norm, {3, 3}, {2, 2}, {0, 1, 1, 0}, {1, 1}, 1});
+            for (auto [kh, kw] : {std::pair{2, 2}, {5, 5}, {3, 1}, {1, 4}, {7, 7}}) check(c, PatchConvCase{t, 2, 12, 10, 64, 104, norm, {kh, kw}, {2, 1}, {kh / 2, 0, kh - 1, kw / 2}, {4, 5}, 2});
+            // No multiples of eight, no alignment
+            for (auto [channels, columns] : {std::pair{5, 7}, {1, 1}, {20, 64}, {64, 20}, {100, 33}}) check(c, PatchConvCase{t, 2, 6, 4, channels, columns, norm, {3, 2}, {2, 1}, {1, 1, 1, 0}, {3, 2}, 2});
+            for (int shift : {1, 2, 4}) check(c, PatchConvCase{t, 2, 8, 8, 64, 64, norm, {3, 3}, {2, 2}, {1, 1, 1, 1}, {1, 1}, 1, shift});
+        }
+        check(c, PatchConvCase{t, 1, 3, 3, 2048, 512, true, {2, 4}, {2, 2}, {1, 1, 1, 1}}), check(c, PatchConvCase{t, 1, 1, 2, 16384, 16, true, {1, 1}, {1, 1}, {0, 0, 0, 0}}), check(c, PatchConvCase{t, 0, 32, 32, 128, 256});
         for (int64_t images : {1, 2, 5, 17, 32, 40, 70, 140, 300}) check(c, PoolCase{t, images, 49, 768, images != 2});
         for (auto [tokens, row] : {std::pair{64, 512}, {49, 1024}, {144, 1536}, {196, 768}, {3136, 96}}) check(c, PoolCase{t, 1, tokens, row, true}), check(c, PoolCase{t, 3, tokens, row});
         for (int64_t row : {1, 2, 3, 4, 7, 8, 12, 16, 24, 40, 96, 100, 130, 248, 256, 264, 384, 512, 520, 640, 1000, 1024, 1032, 1288, 1360, 1368, 1536, 1544, 2040, 2048, 2056, 3000, 4096, 5001})
@@ -1790,6 +1870,14 @@ void random_cases(Checker& c, int count, uint64_t seed) {
         check(c, GeluCase{t, pick(0, 1) ? pick(1, 50) : pick(1, 3000), pick(0, 2) ? 8 * pick(1, 300) : pick(1, 600), pick(0, 2) > 0, pick(0, 2) == 0, shift, 1.5f, pick(0, 3) == 0});
         check(c, ConvBlockCase{t, pick(1, 4), pick(1, 20), pick(1, 20), pick(0, 3) ? 8 * pick(1, 40) : pick(1, 100), pick(0, 3) ? 8 * pick(1, 40) : pick(1, 100), 3 + 2 * pick(0, 2), shift, false, pick(0, 3) ? 0.f : 20.f});
 
+        PatchConvCase conv{t, 0, 0, 0, pick(0, 3) ? 8 * pick(1, 40) : pick(1, 100), pick(0, 3) ? 8 * pick(1, 40) : pick(1, 100), pick(0, 1) == 1};
+        for (int i = 0; i < 2; ++i) {
+            conv.kernel[i] = pick(1, 5), conv.strides[i] = pick(1, 3), conv.cell[i] = pick(1, 5);
+            conv.pads[i] = pick(0, conv.kernel[i] - 1), conv.pads[i + 2] = pick(0, conv.kernel[i] - 1);
+            (i ? conv.width : conv.height) = conv.cell[i] * pick((conv.kernel[i] + conv.cell[i] - 1) / conv.cell[i], 5);
+        }
+        conv.across = pick(1, 3), conv.images = conv.across * pick(1, 3), conv.shift = shift, conv.offset = pick(0, 3) ? 0.f : 20.f;
+        check(c, conv);
         MergeBlockCase merge{t, pick(1, 4), pick(0, 3) ? 8 * pick(1, 60) : pick(1, 200), pick(0, 3) ? 8 * pick(1, 80) : pick(1, 300), pick(1, 20), pick(1, 20), pick(0, 1) == 1, shift, pick(0, 3) ? 0.f : 20.f};
         std::copy(m.order, m.order + 4, merge.order);
         check(c, merge);
@@ -1950,6 +2038,21 @@ void refusals(Checker& c) {
     expect("refuse a convolution block of too many tokens", conv_block(v, nullptr));
     v.height = 0;
     expect("refuse a convolution block over a map without rows", conv_block(v, nullptr));
+    PatchConvProblem k;
+    k.images = 1, k.height = k.width = 4, k.channels = k.columns = 8;
+    expect("refuse a convolution of tokens without workspace", patch_conv(k, nullptr));
+    k.workspace = &k, k.cell[1] = 3;
+    expect("refuse a convolution of cells that do not divide the map", patch_conv(k, nullptr));
+    k.cell[1] = 1, k.across = 2;
+    expect("refuse a convolution of a part of the maps side by side", patch_conv(k, nullptr));
+    k.across = 1, k.pads[2] = 3;
+    expect("refuse a convolution with more padding than its kernel", patch_conv(k, nullptr));
+    k.pads[2] = 1, k.channels = kMlpMaxHidden / 8;
+    expect("refuse a convolution of too many channels", patch_conv(k, nullptr));
+    k.channels = 8, k.columns = kMlpMaxChannels + 8;
+    expect("refuse a convolution of too many columns", patch_conv(k, nullptr));
+    k.columns = 8, k.kernel[0] = 7;
+    expect("refuse a convolution whose kernel is larger than the map", patch_conv(k, nullptr));
     PatchMergeBlockProblem o;
     o.merge.images = 1, o.merge.channels = 5, o.merge.grid_h = o.merge.grid_w = 4, o.columns = 8;
     expect("refuse a merge and product without workspace", patch_merge_block(o, nullptr));

@@ -23,6 +23,7 @@ using trt_opt::AttnBlockProblem;
 using trt_opt::PooledAttnBlockProblem;
 using trt_opt::ClassifierProblem;
 using trt_opt::DepthwiseConvProblem;
+using trt_opt::PatchConvProblem;
 using trt_opt::PatchEmbedProblem;
 using trt_opt::TntBridgeProblem;
 using trt_opt::WindowGrid;
@@ -371,6 +372,22 @@ static __global__ void gelu(double* x, int64_t count, bool tanh_form) {
 template <class T> __global__ void bias_gelu(GeluProblem p, double* y) {
     const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
     if (i < p.rows * p.row) y[i] = gelu_of(get<T>(p.x, i) + (p.bias ? get<T>(p.bias, i % p.row) : 0.0), p.tanh);
+}
+// What is under the kernel of a convolution of tokens, a thread an element; `tokens`: in the order of x, normalized where they are to be.
+static __global__ void patch_conv_rows(PatchConvProblem p, const double* tokens, int out_h, int out_w, int64_t rows, double* y) {
+    const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x, depth = int64_t{p.kernel[0]} * p.kernel[1] * p.channels;
+    if (i >= rows * depth) return;
+    const int64_t row = i / depth, tap = i % depth / p.channels, image = row / out_w / out_h;
+    const int64_t down = row / out_w % out_h * p.strides[0] + tap / p.kernel[1] - p.pads[0], right = row % out_w * p.strides[1] + tap % p.kernel[1] - p.pads[1];
+    if (down < 0 || down >= p.height || right < 0 || right >= p.width) {
+        y[i] = 0;
+        return;
+    }
+    const int64_t sizes[6] = {p.images / p.across, p.height / p.cell[0], p.across, p.width / p.cell[1], p.cell[0], p.cell[1]};
+    const int64_t places[6] = {image / p.across, down / p.cell[0], image % p.across, right / p.cell[1], down % p.cell[0], right % p.cell[1]};
+    int64_t token = 0;
+    for (int axis = 0; axis < 6; ++axis) token = token * sizes[axis] + places[axis];
+    y[i] = tokens[token * p.channels + i % p.channels];
 }
 static __global__ void add(double* x, const double* y, int64_t count) {
     const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;

@@ -258,6 +258,24 @@ def cases():
         y = x + mixed.reshape(images, gh * gw, hidden) @ constants["w2"] + constants["b2"]
         yield Case(name, {"x": x}, constants, [node("TrtOptConvBlock", ["x", *constants], ["y"], grid=[gh, gw], kernel=kernel)], {"y": y}, dynamic=images == 2)
 
+    for name, images, (gh, gw), channels, columns, (kh, kw), (sh, sw), (top, left, below, right), (ch, cw), across, norm in (
+            ("patch_conv", 2, (16, 16), 64, 128, (3, 3), (2, 2), (1, 1, 1, 1), (1, 1), 1, True), ("patch_conv_words", 8, (8, 8), 16, 32, (3, 3), (2, 2), (1, 1, 1, 1), (4, 4), 4, True),
+            ("patch_conv_odd", 3, (6, 8), 20, 33, (2, 3), (1, 2), (0, 2, 1, 1), (3, 2), 3, False)):
+        x = rand(images, gh * gw, channels)
+        depth = kh * kw * channels
+        constants = {"w": rand(depth, columns, scale=depth**-0.5), "b": rand(columns, scale=0.2)}
+        normal = x
+        if norm:
+            constants |= {"s": 1 + rand(channels, scale=0.2), "t": rand(channels, scale=0.2)}
+            normal = layer_norm(x, constants["s"], constants["t"], 1e-5, (-1,))
+        map_ = normal.reshape(images // across, gh // ch, across, gw // cw, ch, cw, channels).transpose(0, 2, 1, 4, 3, 5, 6).reshape(images, gh, gw, channels)
+        padded = np.pad(map_, ((0, 0), (top, below), (left, right), (0, 0)))
+        oh, ow = (gh + top + below - kh) // sh + 1, (gw + left + right - kw) // sw + 1
+        under = np.concatenate([padded[:, i:i + sh * (oh - 1) + 1:sh, j:j + sw * (ow - 1) + 1:sw] for i in range(kh) for j in range(kw)], -1)
+        y = under.reshape(images, oh * ow, depth) @ constants["w"] + constants["b"]
+        yield Case(name, {"x": x}, constants, [node("TrtOptPatchConv", ["x", *constants], ["y"], epsilon=1e-5, norm=int(norm), grid=[gh, gw], kernel=[kh, kw], strides=[sh, sw], pads=[top, left, below, right],
+                                                    cell=[ch, cw], across=across)], {"y": y}, dynamic=images == 2)
+
     heads3 = {"num_heads": 3, "scale": 32**-0.5}
     qkv, table = rand(128, 49, 3 * 96), rand(169, 3)
     q, k, v = (heads(qkv[..., i * 96:(i + 1) * 96], 3) for i in range(3))

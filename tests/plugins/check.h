@@ -112,6 +112,8 @@ inline std::vector<Op> ops() {
     const Fields depthwise = {{"grid", ints({14, 14})}, {"kernel", ints({3})}, {"bias", ints({1})}, {"residual", ints({1})}}, depthwise_plain = {{"grid", ints({9, 5})}, {"kernel", ints({7})}, {"bias", ints({0})}, {"residual", ints({0})}};
     const Fields classifier = {{"epsilon", real(1e-5f)}, {"norm", ints({1})}, {"residual", ints({1})}, {"token", ints({-1})}}, classifier_token = {{"epsilon", real(0.f)}, {"norm", ints({0})}, {"residual", ints({0})}, {"token", ints({196})}};
     const Fields conv = {{"grid", ints({56, 56})}, {"kernel", ints({5})}}, conv_3 = {{"grid", ints({9, 5})}, {"kernel", ints({3})}};
+    const Fields patch_conv = {{"epsilon", real(1e-5f)}, {"norm", ints({1})}, {"grid", ints({32, 32})}, {"kernel", ints({3, 3})}, {"strides", ints({2, 2})}, {"pads", ints({1, 1, 1, 1})}, {"cell", ints({1, 1})}, {"across", ints({1})}};
+    const Fields patch_conv_words = {{"epsilon", real(0.f)}, {"norm", ints({0})}, {"grid", ints({8, 6})}, {"kernel", ints({2, 3})}, {"strides", ints({1, 2})}, {"pads", ints({0, 1, 1, 2})}, {"cell", ints({4, 2})}, {"across", ints({3})}};
     const Fields chain = {{"epsilon", real(1e-5f)}, {"num_heads", ints({3})}, {"head_dim", ints({32})}, {"hidden", ints({384})}, {"scale", real(0.1767767f)}, {"approximate", text("none")}, {"bias", ints({1})}, {"mask_value", real(-100.f)}, {"grid", ints({56, 56})}, {"window", ints({7, 7})}, {"shift", ints({3, 3})}, {"pad_after_roll", ints({0})}, {"shifted", padded({0, 1})}, {"between", ints({0})}};
     const Fields chain_plain = {{"epsilon", real(1e-6f)}, {"num_heads", ints({6})}, {"head_dim", ints({64})}, {"hidden", ints({1536})}, {"scale", real(0.125f)}, {"approximate", text("tanh")}, {"bias", ints({0})}, {"mask_value", real(0.f)}, {"grid", ints({0, 0})}, {"window", ints({0, 0})}, {"shift", ints({0, 0})}, {"pad_after_roll", ints({0})}, {"shifted", padded(std::vector<int32_t>(12, 0))}, {"between", ints({1})}};
     const Fields gelu = {{"bias", ints({1})}, {"approximate", text("none")}};
@@ -196,6 +198,11 @@ inline std::vector<Op> ops() {
          {classifier, classifier_token},
          {{"epsilon", real(-1.f), "'epsilon'"}, {"norm", ints({2}), "'norm' must be 0 or 1"}, {"residual", ints({-1}), "'residual' must be 0 or 1"}, {"token", ints({-2}), "'token' must be a token or -1"}, {"token", real(0.f), "'token' must be int32"},
           {"token", gone(), "'token' is missing"}}},
+        {"TrtOptPatchConv",
+         {patch_conv, patch_conv_words},
+         {{"epsilon", real(-1.f), "'epsilon'"}, {"norm", ints({2}), "'norm' must be 0 or 1"}, {"grid", ints({32, 0}), "'grid' must be two positive sizes"}, {"grid", ints({32768, 65536}), "'grid' is too large"}, {"grid", ints({32768, 16384}), "'grid' is too large for attribute 'kernel'"}, {"grid", ints({32}), "'grid' must have 2 values"},
+          {"kernel", ints({0, 3}), "'kernel' must be two positive sizes"}, {"kernel", ints({129, 128}), "at most 16384 places"}, {"kernel", gone(), "'kernel' is missing"}, {"strides", ints({2, -1}), "'strides' must be two positive sizes"}, {"pads", ints({1, 1, -1, 1}), "'pads' must not be negative"}, {"pads", ints({3, 1, 1, 1}), "smaller than 'kernel'"},
+          {"pads", ints({1, 1}), "'pads' must have 4 values"}, {"cell", ints({0, 1}), "'cell' must be two positive sizes"}, {"cell", ints({3, 1}), "'cell' must be two positive sizes that divide 'grid'"}, {"across", ints({0}), "'across' must be a positive number"}}},
         {"TrtOptBlockChain",
          {chain, chain_plain},
          {{"epsilon", real(-1.f), "'epsilon'"}, {"num_heads", ints({0}), "'num_heads' must be positive"}, {"num_heads", ints({33}), "'num_heads' and 'head_dim' must be at most 1024"}, {"head_dim", ints({64}), "'head_dim' must be 32"}, {"hidden", ints({392}), "'hidden' must be a multiple of 16"},

@@ -2,8 +2,8 @@
 
 use super::{
     Attention, AttnBlock, BlockChain, Classifier, ConvBlock, DepthwiseConv, Gelu, LayerNorm, Layout, Mask, MlpBlock,
-    NormPool, OpDef, PatchEmbed, PatchMerge, PatchMergeBlock, PooledAttnBlock, TntBridge, TntInnerBlock, TntWords,
-    Window, WindowMap,
+    NormPool, OpDef, PatchConv, PatchEmbed, PatchMerge, PatchMergeBlock, PooledAttnBlock, TntBridge, TntInnerBlock,
+    TntWords, Window, WindowMap,
 };
 use crate::onnx::proto::AttributeProto;
 
@@ -56,6 +56,16 @@ pub fn example(def: &OpDef) -> Vec<AttributeProto> {
         "TrtOptDepthwiseConv" => DepthwiseConv { grid: [14; 2], kernel: 3, residual: true }.attributes(true),
         "TrtOptConvBlock" => ConvBlock { grid: [56; 2], kernel: 5 }.attributes(),
         "TrtOptClassifier" => Classifier { epsilon: Some(1e-5), token: None }.attributes(true),
+        "TrtOptPatchConv" => PatchConv {
+            epsilon: 1e-5,
+            grid: [32; 2],
+            kernel: [3; 2],
+            strides: [2; 2],
+            pads: [1; 4],
+            cell: [1; 2],
+            across: 1,
+        }
+        .attributes(true),
         "TrtOptBlockChain" => BlockChain {
             epsilon: 1e-5,
             num_heads: 3,

@@ -13,6 +13,7 @@ mod gelu;
 mod layer_norm;
 mod mlp_block;
 mod norm_pool;
+mod patch_conv;
 mod patch_embed;
 mod patch_merge;
 mod patch_merge_block;
@@ -35,6 +36,7 @@ pub use gelu::Gelu;
 pub use layer_norm::{Addends, LayerNorm, Part};
 pub use mlp_block::{MAX_CHANNELS, MAX_HIDDEN, MULTIPLE, MlpBlock, MlpWeights};
 pub use norm_pool::NormPool;
+pub use patch_conv::{PatchConv, PatchConvWeights};
 pub use patch_embed::{MAX_PATCH, PatchEmbed, PatchEmbedWeights};
 pub use patch_merge::PatchMerge;
 pub use patch_merge_block::{PatchMergeBlock, PatchMergeWeights};
@@ -139,6 +141,7 @@ pub static OPS: &[&OpDef] = &[
     &depthwise_conv::DEF,
     &conv_block::DEF,
     &classifier::DEF,
+    &patch_conv::DEF,
     &block_chain::DEF,
 ];
 

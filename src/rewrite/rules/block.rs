@@ -304,6 +304,9 @@ pub mod limits {
     pub const WORDS_OUTPUTS: usize = 13;
     /// FLOPs of the product of a patch merge. The three of Swin-T have 0.116e9 each at batch 1; above that nothing was measured.
     pub const MERGE_FLOPS: i64 = 250_000_000;
+    /// FLOPs of the product that a convolution of tokens is. Not measured: they are as those of a patch merge. The largest of PyramidTNT-S have 0.151e9 at
+    /// batch 1.
+    pub const PATCH_CONV_FLOPS: i64 = MERGE_FLOPS;
     /// FLOPs of a patch embedding's product. Not measured: ViT-B/16 has 0.23e9 at batch 1, where its own reading of the image, conversion
     /// and transposition are what is saved; with many rows the product is what counts, and TensorRT's is the better one.
     pub const EMBED_FLOPS: i64 = 250_000_000;

@@ -15,6 +15,7 @@ mod gelu;
 mod layer_norm;
 mod mlp_block;
 mod norm_pool;
+mod patch_conv;
 mod patch_embed;
 mod patch_merge;
 mod patch_merge_block;
@@ -81,6 +82,8 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     conv_block::run(engine)?;
     // Once stages are on tokens.
     patch_embed::of_tokens(engine)?;
+    // The norms that no residual add has gone into, and words in one movement or several.
+    patch_conv::run(engine)?;
     // The GELUs that no block has taken, those behind its products too.
     bias_gelu::run(engine)?;
     // With what is left of the maps of tokens.
