@@ -39,8 +39,8 @@ pub const BLOCKS: &str = "blocks";
 const FOR_TUNE: [Kind; 2] = [Kind::SequenceChain, Kind::TokenChain];
 
 /// In [`BLOCKS`] in float16 on Hopper alone. Elsewhere chains are their blocks, with weights that are laid out anew each time, convolution blocks
-/// have no tensor cores, and all words of TNT were not measured.
-const FOR_HOPPER: [Kind; 3] = [Kind::BlockChain, Kind::ConvBlock, Kind::TntWords];
+/// have no tensor cores, and all words of TNT and its pixels were not measured.
+const FOR_HOPPER: [Kind; 4] = [Kind::BlockChain, Kind::ConvBlock, Kind::TntWords, Kind::PixelEmbed];
 
 /// `blocks-with-KIND` and `blocks-without-KIND`: blocks with one kind of them more, or one less.
 const MORE: &str = "blocks-with-";
@@ -185,7 +185,7 @@ mod tests {
         };
         assert_eq!(
             [&hopper, &rewrite::Options::default()].map(|default| asked(blocks(default))),
-            [[true; 3], [false; 3]]
+            [[true; 4], [false; 4]]
         );
         for variant in ladder(&model, "swin", &hopper).unwrap() {
             let (_, ledger) = variant.apply(&model, "swin").unwrap();

@@ -53,10 +53,12 @@ pub enum Kind {
     TokenChain,
     /// A depthwise convolution between two products on tokens, and the residual add around them, as one op.
     ConvBlock,
+    /// A convolution that makes the words of patches, such as those of TNT, with what is added to them, as one op.
+    PixelEmbed,
 }
 
 impl Kind {
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::LayerNorm,
         Self::Attention,
         Self::Gelu,
@@ -77,6 +79,7 @@ impl Kind {
         Self::SequenceChain,
         Self::TokenChain,
         Self::ConvBlock,
+        Self::PixelEmbed,
     ];
     /// The kinds that are fused unless something else is asked for: blocks are not, since whether one is faster than
     /// its parts depends on the sizes and the GPU.
@@ -123,6 +126,7 @@ impl Kind {
             Self::SequenceChain => "sequence-chain",
             Self::TokenChain => "token-chain",
             Self::ConvBlock => "conv-block",
+            Self::PixelEmbed => "pixel-embed",
         }
     }
 }

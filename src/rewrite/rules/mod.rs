@@ -18,6 +18,7 @@ mod patch_embed;
 mod patch_merge;
 mod patch_merge_block;
 mod permutation;
+mod pixel_embed;
 mod pooled_attn_block;
 mod projections;
 mod residual;
@@ -79,6 +80,8 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     conv_block::run(engine)?;
     // The GELUs that no block has taken, those behind its products too.
     bias_gelu::run(engine)?;
+    // The movements around a convolution, behind the words that it makes.
+    pixel_embed::run(engine)?;
     // Behind all that know a movement as part of their pattern.
     permutation::run(engine)?;
     // Last: the others leave Reshapes behind each other.
