@@ -1,5 +1,6 @@
 #include "ops.h"
 
+#include <array>
 #include <cmath>
 #include <stdexcept>
 
@@ -1192,6 +1193,61 @@ private:
     int32_t rank_;
 };
 
+class PixelEmbed final : public Op {
+public:
+    explicit PixelEmbed(Attributes given) : Op(std::move(given)) {
+        auto pair = [&](const char* name, int32_t least, const char* error) {
+            const auto& values = attributes_.integers(name);
+            for (int i = 0; i < 2; ++i) expect(values[i] >= least && values[i] <= 32768, error);
+            return std::array<int32_t, 2>{values[0], values[1]};
+        };
+        kernel_ = pair("kernel", 1, "attribute 'kernel' must be two positive sizes"), strides_ = pair("strides", 1, "attribute 'strides' must be two positive sizes");
+        pads_ = pair("pads", 0, "attribute 'pads' must be two sizes"), grid_ = pair("grid", 1, "attribute 'grid' must be two positive sizes");
+        patch_ = pair("patch", 1, "attribute 'patch' must be two positive sizes");
+        within_ = flag(attributes_, "within");
+        expect(kernel_[0] <= kPixelMaxRows && kernel_[1] <= kPixelSlots, "attribute 'kernel' must be at most 128 x 8");
+        expect(pads_[0] < kernel_[0] && pads_[1] < kernel_[1], "attribute 'pads' must be less than 'kernel'");
+        expect(strides_[0] <= 1024 && strides_[1] <= 1024, "attribute 'strides' must be at most 1024");
+        expect(int64_t{patch_[0]} * patch_[1] <= kPixelMaxWords, "attribute 'patch' must have at most 256 words");
+    }
+    std::unique_ptr<Op> clone() const override { return std::make_unique<PixelEmbed>(*this); }
+    int32_t inputs() const override { return 3; }
+    int32_t outputs() const override { return 1; }
+    // The image may be fp32 where all else is fp16.
+    bool supports(int32_t pos, const PluginTensorDesc* tensors) const override {
+        if (!linear_float(tensors[pos])) return false;
+        if (pos == 1) return tensors[1].type == DataType::kHALF || tensors[0].type == DataType::kFLOAT;
+        return pos == 0 || tensors[pos].type == tensors[1].type;
+    }
+    int32_t typed_by() const override { return 1; }
+    void shapes(const DimsExprs* in, DimsExprs* out, IExprBuilder& build) const override {
+        const DimsExprs &x = in[0], &w = in[1];
+        expect(x.nbDims == 4 && w.nbDims == 4, "inputs x and w must be [B, C, H, W] and [D, C, kh, 8]");
+        for (int i = 0; i < 4; ++i) expect(w.d[i]->isConstant() && w.d[i]->getConstantValue() > 0, "the axes of input w must be known");
+        expect(may_be(x.d[1], w.d[1]->getConstantValue()), "inputs x and w must have as many channels");
+        out[0].nbDims = 3;
+        out[0].d[0] = times(x.d[0], int64_t{grid_[0]} * grid_[1], build), out[0].d[1] = build.constant(patch_[0] * patch_[1]), out[0].d[2] = w.d[0];
+    }
+    cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, void*, int32_t, cudaStream_t stream) const override {
+        const Dims &x = in_desc[0].dims, &w = in_desc[1].dims;
+        expect(x.nbDims == 4 && w.nbDims == 4 && x.d[1] == w.d[1], "inputs x and w must be [B, C, H, W] and [D, C, kh, 8]");
+        expect(w.d[2] == kernel_[0] && w.d[3] == kPixelSlots, "input w must be [D, C, kh, 8]");
+        expect(w.d[0] <= kPixelMaxColumns && w.d[1] * w.d[2] <= kPixelMaxRows, "at most 128 columns and 128 rows of the kernel in all channels are possible");
+        PixelEmbedProblem p;
+        p.dtype = dtype(in_desc[1]), p.image = dtype(in_desc[0]);
+        p.images = x.d[0], p.channels = static_cast<int32_t>(x.d[1]), p.height = static_cast<int32_t>(x.d[2]), p.width = static_cast<int32_t>(x.d[3]);
+        p.kernel_h = kernel_[0], p.kernel_w = kernel_[1], p.stride_h = strides_[0], p.stride_w = strides_[1], p.pad_h = pads_[0], p.pad_w = pads_[1];
+        p.grid_h = grid_[0], p.grid_w = grid_[1], p.words_h = patch_[0], p.words_w = patch_[1], p.columns = static_cast<int32_t>(w.d[0]), p.within = within_;
+        expect(volume(in_desc[2].dims, 0, in_desc[2].dims.nbDims) == int64_t{p.words()} * p.columns, "input offset must be [ph*pw, D]");
+        p.x = in[0], p.w = in[1], p.offset = in[2], p.y = out[0];
+        return pixel_embed(p, stream);
+    }
+
+private:
+    std::array<int32_t, 2> kernel_, strides_, pads_, grid_, patch_;
+    bool within_;
+};
+
 class DepthwiseConv final : public Op {
 public:
     explicit DepthwiseConv(Attributes given) : Op(std::move(given)) {
@@ -1560,6 +1616,7 @@ const std::vector<OpDef>& op_definitions() {
         {"TrtOptNormPool", {{"epsilon", kFloat, 1}, {"residual", kInt, 1}}, make<NormPool>},
         {"TrtOptPatchMergeBlock", {{"epsilon", kFloat, 1}, {"residual", kInt, 1}, {"grid", kInts, 2}, {"order", kInts, 4}, {"rank", kInt, 1}}, make<PatchMergeBlock>},
         {"TrtOptPatchEmbed", {{"epsilon", kFloat, 1}, {"bias", kInt, 1}, {"norm", kInt, 1}, {"rank", kInt, 1}, {"grid", kInts, 2}}, make<PatchEmbed>},
+        {"TrtOptPixelEmbed", {{"kernel", kInts, 2}, {"strides", kInts, 2}, {"pads", kInts, 2}, {"grid", kInts, 2}, {"patch", kInts, 2}, {"within", kInt, 1}}, make<PixelEmbed>},
         {"TrtOptTntWords",
          {{"epsilon1", kFloat, 1}, {"epsilon2", kFloat, 1}, {"whole", kInt, 1}, {"num_heads", kInt, 1}, {"scale", kFloat, 1}, {"approximate", kText, 1}, {"layers", kInt, 1}, {"hidden", kInt, 1}, {"width", kInt, 1}, {"channels", kInt, 1}, {"bridge_epsilon1", kFloat, 1}, {"bridge_epsilon2", kFloat, 1}, {"tokens", kInt, 1}, {"begin", kInt, 1}, {"covered", kInt, 1}, {"after", kInts, 32}, {"words", kInt, 1}, {"stacked", kInt, 1}},
          make<TntWords>},

@@ -415,6 +415,33 @@ constexpr int32_t kEmbedMaxPatch = 16384;
 
 cudaError_t patch_embed(const PatchEmbedProblem& problem, cudaStream_t stream);
 
+// The words of an image's patches: word (i, j) of patch (a, b) is what a convolution gives at place (words_h a + i, words_w b + j), plus the word's offset. Pixels
+// outside of the image are zeros, with `within` those outside of the patch, too, which has words_h * stride_h x words_w * stride_w pixels. Sums are fp32 and rounded
+// once. All but x must be constants, as those of MlpBlockProblem.
+struct PixelEmbedProblem {
+    DType dtype = DType::kHalf;        // of all but x
+    DType image = DType::kHalf;        // of x: kFloat, whose pixels are rounded to dtype, or dtype
+    int64_t images = 0;
+    int32_t channels = 0, height = 0, width = 0;  // of x
+    int32_t kernel_h = 0, kernel_w = 0;           // channels * kernel_h up to kPixelMaxRows, kernel_w up to kPixelSlots
+    int32_t stride_h = 1, stride_w = 1;
+    int32_t pad_h = 0, pad_w = 0;                 // zeros above the image, or the patch, and left of it: less than the kernel
+    int32_t grid_h = 0, grid_w = 0;               // patches
+    int32_t words_h = 0, words_w = 0;             // of a patch, up to kPixelMaxWords
+    int32_t columns = 0;                          // up to kPixelMaxColumns
+    bool within = false;
+    const void* x = nullptr;           // [images, channels, height, width]
+    const void* w = nullptr;           // [columns, channels, kernel_h, kPixelSlots], zeros from kernel_w on
+    const void* offset = nullptr;      // [words(), columns]
+    void* y = nullptr;                 // [images * patches(), words(), columns]
+
+    int32_t patches() const { return grid_h * grid_w; }
+    int32_t words() const { return words_h * words_w; }
+};
+constexpr int32_t kPixelMaxRows = 128, kPixelSlots = 8, kPixelMaxWords = 256, kPixelMaxColumns = 128;
+
+cudaError_t pixel_embed(const PixelEmbedProblem& problem, cudaStream_t stream);
+
 // y = [x +] b + the convolution of each channel of a map of tokens by itself, with zeros around the map. Sums are fp32 and rounded once. The weights must be
 // constants, as those of MlpBlockProblem.
 struct DepthwiseConvProblem {

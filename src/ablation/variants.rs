@@ -39,8 +39,9 @@ pub const BLOCKS: &str = "blocks";
 const FOR_TUNE: [Kind; 1] = [Kind::SequenceChain];
 
 /// In [`BLOCKS`] in float16 on Hopper alone. Elsewhere chains are their blocks, with weights that are laid out anew each time, convolution blocks
-/// and convolutions of tokens have no tensor cores, and all words of TNT were not measured.
-const FOR_HOPPER: [Kind; 5] = [Kind::BlockChain, Kind::ConvBlock, Kind::PatchConv, Kind::TntWords, Kind::TokenChain];
+/// and convolutions of tokens have no tensor cores, and all words of TNT and its pixels were not measured.
+const FOR_HOPPER: [Kind; 6] =
+    [Kind::BlockChain, Kind::ConvBlock, Kind::PatchConv, Kind::TntWords, Kind::TokenChain, Kind::PixelEmbed];
 
 /// `blocks-with-KIND` and `blocks-without-KIND`: blocks with one kind of them more, or one less.
 const MORE: &str = "blocks-with-";

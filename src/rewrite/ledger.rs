@@ -57,10 +57,12 @@ pub enum Kind {
     Classifier,
     /// A convolution of tokens that makes tokens, such as a merge of patches between two stages, and the norm before it, as one op.
     PatchConv,
+    /// A convolution that makes the words of patches, such as those of TNT, with what is added to them, as one op.
+    PixelEmbed,
 }
 
 impl Kind {
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::LayerNorm,
         Self::Attention,
         Self::Gelu,
@@ -83,6 +85,7 @@ impl Kind {
         Self::ConvBlock,
         Self::Classifier,
         Self::PatchConv,
+        Self::PixelEmbed,
     ];
     /// The kinds that are fused unless something else is asked for: blocks are not, since whether one is faster than
     /// its parts depends on the sizes and the GPU.
@@ -131,6 +134,7 @@ impl Kind {
             Self::ConvBlock => "conv-block",
             Self::Classifier => "classifier",
             Self::PatchConv => "patch-conv",
+            Self::PixelEmbed => "pixel-embed",
         }
     }
 }

@@ -154,6 +154,12 @@ class Library:
         self.call("trt_opt_patch_embed", HALF if x.dtype == torch.float16 else FLOAT, HALF, ctypes.c_int64(images), channels, height, width, patch_h, patch_w, columns, int(grid is not None), ctypes.c_float(1e-5), pointer(x),
                   pointer(w), pointer(p["b"]), pointer(p["scale"] if norm else None), pointer(p["bias"] if norm else None), pointer(y))
 
+    def pixel_embed(self, x, p, y, kernel, stride, pad, grid, words, within):
+        images, channels, height, width = x.shape
+        sizes = (ctypes.c_int32 * 10)(*[v for v in (kernel, stride, pad, grid, words) for _ in range(2)])
+        self.call("trt_opt_pixel_embed", HALF if x.dtype == torch.float16 else FLOAT, HALF, ctypes.c_int64(images), channels, height, width, sizes, int(within), p["w"].shape[0], pointer(x), pointer(p["packed"]),
+                  pointer(p["offset"]), pointer(y))
+
     def tnt_bridge(self, x, words, p, y, workspace):
         (images, tokens, channels), (_, covered, width) = x.shape, words.shape
         self.call("trt_opt_tnt_bridge", HALF, ctypes.c_int64(images), tokens, covered, width, channels, ctypes.c_float(1e-5), pointer(x), pointer(words),
@@ -1135,6 +1141,38 @@ def bench_tnt_inner(lib, patches, tokens, channels, heads, rounds):
                           2 * (2 * patches * tokens * channels + 12 * channels * channels), rounds, order)
 
 
+def bench_pixels(lib, images, side, grid, columns, within, rounds, kernel=7, stride=4, pad=3):
+    """TNT's words of a float image, and of a half one, against torch's patches, convolution and add. Inputs and weights rotate."""
+    words, patch = side // grid // stride, side // grid
+    sets, order = rotation(images * (2 * 3 * side * side + 2 * (side // stride) ** 2 * columns))
+    xs, ys = [rand(images, 3, side, side) for _ in range(sets)], [torch.empty(images * grid * grid, words * words, columns, device="cuda", dtype=torch.float16) for _ in range(sets)]
+    floats = [x.float() for x in xs]
+    ps = [{"w": rand(columns, 3, kernel, kernel) * (3 * kernel * kernel) ** -0.5, "b": rand(columns), "position": rand(1, columns, words, words)} for _ in range(sets)]
+    for p in ps:
+        p["packed"] = F.pad(p["w"], (0, 8 - kernel)).contiguous()
+        p["offset"] = (p["position"].flatten(2).transpose(1, 2)[0].float() + p["b"].float()).half().contiguous()
+
+    def torch_of(x, p):
+        if within:
+            x = x.reshape(images, 3, grid, patch, grid, patch).permute(0, 2, 4, 1, 3, 5).reshape(-1, 3, patch, patch)
+        y = F.conv2d(x, p["w"], p["b"], stride=stride, padding=pad)
+        if not within:
+            y = y.reshape(images, columns, grid, words, grid, words).permute(0, 2, 4, 1, 3, 5).reshape(-1, columns, words, words)
+        return (y + p["position"]).flatten(2).transpose(1, 2).contiguous()
+
+    def ours(x, i):
+        lib.pixel_embed(x, ps[i], ys[i], kernel, stride, pad, grid, words, within)
+
+    ours(floats[0], 0)
+    reference = torch_of(xs[0].float(), {k: v.float() for k, v in ps[0].items()})
+    error = ((ys[0].float() - reference).norm() / reference.norm()).item()
+    functions = {"ours of float": lambda i: ours(floats[i], i), "ours of half": lambda i: ours(xs[i], i), "torch of float": lambda i: torch_of(floats[i].half(), ps[i]), "torch of half": lambda i: torch_of(xs[i], ps[i])}
+    times, failed = time_variants({k: [lambda i=i, f=f: f(i) for i in order] for k, f in functions.items()}, rounds)
+    places = images * (side // stride) ** 2
+    return {"op": "pixel_embed", "shape": [images, side, grid, words, columns], "within": within, "error": error, "us": times, "failed": failed, "bytes": images * 4 * 3 * side * side + 2 * places * columns,
+            "flop": 2 * places * columns * 3 * kernel * kernel}
+
+
 def bench_embed(lib, images, channels, side, patch, columns, norm, rounds):
     """From a float image, as a network has it, from a half one, and where there are channels enough from tokens, against torch's convolution
     (channels last, its best form) and our norm. Inputs and weights rotate."""
@@ -1235,7 +1273,7 @@ def main():
     parser.add_argument("--json")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--tactics", action="store_true", help="time every tactic too")
-    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, patch_merge_block, norm_pool, classifier, gelu, depthwise_conv, conv_block, patch_conv, block_chain, sequence, stage, wide_gemm, mlp_block, attn_block, pooled_attn_block, tnt_inner_block, tnt_bridge, tnt_words or patch_embed")
+    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, patch_merge_block, norm_pool, classifier, gelu, depthwise_conv, conv_block, patch_conv, block_chain, sequence, stage, wide_gemm, mlp_block, attn_block, pooled_attn_block, tnt_inner_block, tnt_bridge, tnt_words, patch_embed or pixel_embed")
     parser.add_argument("--batch", type=int, action="append", help="batch sizes of blocks [default: 1 and 32]")
     args = parser.parse_args()
     lib = Library(args.lib)
@@ -1361,6 +1399,11 @@ def main():
             for batch in args.batch or (1, 32):
                 for channels, side, patch, columns, norm in [(3, 224, 4, 96, True), (3, 224, 4, 64, True), (64, 56, 2, 128, True), (128, 28, 2, 320, True), (320, 14, 2, 512, True), (3, 224, 16, 384, False), (3, 224, 16, 768, False)]:
                     add(bench_embed(lib, batch, channels, side, patch, columns, norm, args.rounds))
+        if wanted("pixel_embed"):
+            # TNT-S and TNT-B, and TNT-S with a convolution of the whole image.
+            for batch in args.batch or (1, 32):
+                for columns, within in [(24, True), (40, True), (24, False)]:
+                    add(bench_pixels(lib, batch, 224, 14, columns, within, args.rounds))
     if args.json:
         with open(args.json, "w") as f:
             json.dump({"device": torch.cuda.get_device_name(), "torch": torch.__version__, "results": results}, f, indent=1)

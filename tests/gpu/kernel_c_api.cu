@@ -205,6 +205,16 @@ int trt_opt_patch_embed(int image, int dtype, int64_t images, int channels, int 
     return patch_embed(p, static_cast<cudaStream_t>(stream));
 }
 
+// `sizes`: of the kernel, strides, pads, patches, and words of a patch, each down and across.
+int trt_opt_pixel_embed(int image, int dtype, int64_t images, int channels, int height, int width, const int32_t* sizes, int within, int columns, const void* x, const void* w, const void* offset, void* y, void* stream) {
+    PixelEmbedProblem p;
+    p.image = static_cast<DType>(image), p.dtype = static_cast<DType>(dtype), p.images = images, p.channels = channels, p.height = height, p.width = width, p.within = within != 0, p.columns = columns;
+    int32_t* const to[] = {&p.kernel_h, &p.kernel_w, &p.stride_h, &p.stride_w, &p.pad_h, &p.pad_w, &p.grid_h, &p.grid_w, &p.words_h, &p.words_w};
+    for (int32_t* size : to) *size = *sizes++;
+    p.x = x, p.w = w, p.offset = offset, p.y = y;
+    return pixel_embed(p, static_cast<cudaStream_t>(stream));
+}
+
 int trt_opt_depthwise_conv(int dtype, int64_t images, int height, int width, int channels, int kernel, int residual, const void* x, const void* w, const void* b, void* y, void* stream) {
     DepthwiseConvProblem p;
     p.dtype = static_cast<DType>(dtype), p.images = images, p.height = height, p.width = width, p.channels = channels, p.kernel = kernel, p.residual = residual != 0;

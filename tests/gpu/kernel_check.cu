@@ -1248,6 +1248,49 @@ void check(Checker& c, const PatchConvCase& a) {
     c.enclosed(name, a.type, *workspace);
 }
 
+struct PixelCase {
+    DType image, type;
+    int64_t images;
+    int channels, height, width, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, grid_h, grid_w, words_h, words_w, columns;
+    bool within = true;
+    int shift = 0;
+    float mean = 0;
+};
+// Of an image of which each side is so many patches of words a stride apart, and `more` pixels.
+PixelCase pixels(DType image, DType type, int64_t images, int channels, int kernel, int stride, int pad, std::pair<int, int> grid, std::pair<int, int> words, int columns, bool within = true, int more = 0) {
+    return {image, type, images, channels, grid.first * words.first * stride + more, grid.second * words.second * stride + more, kernel, kernel, stride, stride, pad, pad, grid.first, grid.second, words.first, words.second, columns, within};
+}
+void check(Checker& c, const PixelCase& a) {
+    char text[200];
+    std::snprintf(text, sizeof(text), "pixel_embed %sb%lld c%d %dx%d kernel%dx%d stride%dx%d pad%dx%d grid%dx%d words%dx%d d%d%s off%d+%g", a.image == a.type ? "" : "of_float ", static_cast<long long>(a.images), a.channels, a.height, a.width,
+                  a.kernel_h, a.kernel_w, a.stride_h, a.stride_w, a.pad_h, a.pad_w, a.grid_h, a.grid_w, a.words_h, a.words_w, a.columns, a.within ? " within" : "", a.shift, static_cast<double>(a.mean));
+    const std::string name = text;
+    if (!c.wanted(name)) return;
+    PixelEmbedProblem p;
+    p.image = a.image, p.dtype = a.type, p.images = a.images, p.channels = a.channels, p.height = a.height, p.width = a.width, p.kernel_h = a.kernel_h, p.kernel_w = a.kernel_w, p.stride_h = a.stride_h, p.stride_w = a.stride_w;
+    p.pad_h = a.pad_h, p.pad_w = a.pad_w, p.grid_h = a.grid_h, p.grid_w = a.grid_w, p.words_h = a.words_h, p.words_w = a.words_w, p.columns = a.columns, p.within = a.within;
+    const int64_t size = a.images * p.patches() * p.words() * a.columns, kernel = int64_t{a.channels} * a.kernel_h * a.kernel_w, rows = int64_t{a.columns} * a.channels * a.kernel_h;
+    Tensor x = tensor(a.image, a.images * a.channels * a.height * a.width, a.shift), w = tensor(a.type, rows * kPixelSlots, a.shift), offset = tensor(a.type, int64_t{p.words()} * a.columns, a.shift), y = tensor(a.type, size, a.shift);
+    x->fill(c.next_seed(), 1.5f, a.mean), w->fill(c.next_seed(), 1.f / std::sqrt(static_cast<float>(kernel))), offset->fill(c.next_seed(), 0.5f, a.mean);
+    // A row of the kernel ends with zeros.
+    const size_t element = a.type == DType::kHalf ? 2 : 4;
+    CUDA_OK(cudaMemset2D(static_cast<char*>(w->data()) + a.kernel_w * element, kPixelSlots * element, 0, (kPixelSlots - a.kernel_w) * element, static_cast<size_t>(rows)));
+    p.x = x->data(), p.w = w->data(), p.offset = offset->data(), p.y = y->data();
+    Doubles ref(size);
+    auto reference = [&](auto image, auto type) {
+        reference::pixel_words<decltype(image), decltype(type)><<<blocks_for(size), 128>>>(p, ref.p);
+        CUDA_OK(cudaGetLastError());
+    };
+    if (size > 0) {
+        if (a.type == DType::kFloat) reference(float(), float());
+        else if (a.image == DType::kFloat) reference(float(), __half());
+        else reference(__half(), __half());
+    }
+    const cudaError_t status = c.run([&](cudaStream_t s) { return pixel_embed(p, s); });
+    if (status != cudaSuccess) return c.report(name, a.type, 1e30, 0, 0, cudaGetErrorString(status));
+    c.compare(name, *y, ref);
+}
+
 struct DepthwiseCase {
     DType type;
     int64_t images;
@@ -1700,6 +1743,26 @@ void edge_cases(Checker& c) {
             for (int shift : {1, 2, 4}) check(c, EmbedCase{x, t, 2, 3, 16, 16, 4, 4, 96, true, shift != 2, shift}), check(c, EmbedCase{x, t, 2, 16, 8, 8, 2, 2, 96, true, true, shift});
             check(c, EmbedCase{x, t, 0, 3, 16, 16, 4, 4, 96}), check(c, EmbedCase{x, t, 300, 16, 8, 8, 2, 2, 96}), check(c, EmbedCase{x, t, 70, 16, 14, 14, 2, 2, 320});
             check(c, EmbedCase{x, t, 2, 3, 32, 32, 4, 4, 96, true, true, 0, 20.f}), check(c, EmbedCase{x, t, 2, 16, 16, 16, 2, 2, 320, true, true, 0, 20.f});
+            for (bool within : {true, false}) {
+                // TNT-S and TNT-B, more patches than run at once, every kernel and stride.
+                for (int64_t images : {1, 2, 3, 32})
+                    for (int columns : {24, 40}) check(c, pixels(x, t, images, 3, 7, 4, 3, {14, 14}, {4, 4}, columns, within));
+                for (int kernel = 1; kernel <= 8; ++kernel)
+                    for (int stride = 1; stride <= 4; ++stride)
+                        for (int pad : {0, kernel / 2}) check(c, pixels(x, t, 2, kernel % 3 + 1, kernel, stride, pad, {2, 3}, {4, 4}, 8 * stride, within));
+                for (auto words : {std::pair{1, 1}, {1, 2}, {2, 3}, {3, 3}, {1, 7}, {4, 4}, {3, 7}, {5, 7}, {8, 8}, {16, 16}})
+                    for (int stride : {1, 2, 3, 4}) check(c, pixels(x, t, 1, 3, 5, stride, 2, {3, 2}, words, 24, within));
+                for (int columns = 8; columns <= 128; columns += 8) check(c, pixels(x, t, 1, 3, 3, 4, 1, {2, 2}, {4, 4}, columns, within)), check(c, pixels(x, t, 3, 1, 7, 4, 3, {2, 2}, {4, 4}, columns - 3, within));
+                for (int channels : {1, 2, 4, 5, 8, 16}) check(c, pixels(x, t, 1, channels, 8, 4, 3, {2, 3}, {4, 4}, 128, within)), check(c, pixels(x, t, 2, channels, 3, 2, 1, {5, 1}, {2, 3}, 16, within));
+                // No alignment, means far from zero, images that are larger and smaller than the patches, none.
+                for (int shift : {1, 2, 4, 8}) {
+                    auto a = pixels(x, t, 2, 3, 7, 4, 3, {3, 3}, {4, 4}, 24, within);
+                    a.shift = shift, check(c, a), a.shift = 0, a.mean = 20.f, check(c, a);
+                }
+                for (int more : {-5, -1, 1, 2, 7}) check(c, pixels(x, t, 2, 3, 7, 4, 3, {3, 2}, {4, 4}, 24, within, more));
+                check(c, pixels(x, t, 0, 3, 7, 4, 3, {14, 14}, {4, 4}, 24, within));
+                check(c, PixelCase{x, t, 2, 3, 24, 40, 7, 3, 4, 2, 3, 1, 3, 5, 2, 4, 24, within}), check(c, PixelCase{x, t, 2, 2, 30, 33, 1, 8, 5, 3, 0, 7, 3, 11, 2, 1, 40, within});
+            }
             if (t == DType::kFloat) break;
         }
         auto of_tokens = [&](EmbedCase e) { e.image = e.type = t, e.tokens = true, check(c, e); };
@@ -1938,6 +2001,12 @@ void random_cases(Checker& c, int count, uint64_t seed) {
         check(c, chain);
 
         const int patch_w = pick(0, 2) ? 2 * pick(1, 8) : pick(1, 9), patch_h = pick(1, 8);
+        {
+            const int kernel_h = static_cast<int>(pick(1, 8)), kernel_w = static_cast<int>(pick(1, 8)), down = static_cast<int>(pick(1, 5)), across = static_cast<int>(pick(1, 5));
+            const int words[] = {static_cast<int>(pick(1, 6)), static_cast<int>(pick(1, 6))}, grid[] = {static_cast<int>(pick(1, 6)), static_cast<int>(pick(1, 6))};
+            check(c, PixelCase{pick(0, 1) ? t : DType::kFloat, t, static_cast<int64_t>(pick(1, 5)), static_cast<int>(pick(1, 6)), grid[0] * words[0] * down + static_cast<int>(pick(0, 3)), grid[1] * words[1] * across + static_cast<int>(pick(0, 3)), kernel_h, kernel_w, down, across,
+                               static_cast<int>(pick(0, kernel_h - 1)), static_cast<int>(pick(0, kernel_w - 1)), grid[0], grid[1], words[0], words[1], static_cast<int>(pick(0, 3) ? 8 * pick(1, 16) : pick(1, 128)), pick(0, 1) == 1, shift, pick(0, 3) ? 0.f : 20.f});
+        }
         check(c, EmbedCase{pick(0, 1) ? t : DType::kFloat, t, pick(1, 12), pick(1, 20), patch_h * pick(1, 8) + pick(0, patch_h - 1), patch_w * pick(1, 8) + (pick(0, 3) ? 0 : pick(0, patch_w - 1)), patch_h, patch_w,
                            pick(0, 3) ? 4 * pick(1, 140) : pick(1, 300), pick(0, 1) == 1, pick(0, 1) == 1, shift});
         const int kernel_h = pick(1, 4), kernel_w = pick(1, 4);
@@ -2131,6 +2200,19 @@ void refusals(Checker& c) {
     expect("refuse what is added between pairs of one pair alone", block_chain(blocks, nullptr));
     blocks.pairs = 2, blocks.window = grid(7, 7, 7, 7, 0, 0);
     expect("refuse what is added between pairs in windows", block_chain(blocks, nullptr));
+    PixelEmbedProblem px;
+    px.images = 1, px.channels = 3, px.height = px.width = 32, px.kernel_h = px.kernel_w = 7, px.stride_h = px.stride_w = 4, px.pad_h = px.pad_w = 3, px.grid_h = px.grid_w = 2, px.words_h = px.words_w = 4, px.columns = kPixelMaxColumns + 8;
+    expect("refuse words of too many channels", pixel_embed(px, nullptr));
+    px.columns = 24, px.kernel_w = kPixelSlots + 1;
+    expect("refuse a kernel of too long rows", pixel_embed(px, nullptr));
+    px.kernel_w = 7, px.pad_w = 7;
+    expect("refuse words that see no pixel", pixel_embed(px, nullptr));
+    px.pad_w = 3, px.channels = 19;
+    expect("refuse a kernel of too many rows", pixel_embed(px, nullptr));
+    px.channels = 3, px.words_h = 65;
+    expect("refuse patches of too many words", pixel_embed(px, nullptr));
+    px.words_h = 4, px.dtype = DType::kFloat;
+    expect("refuse an image of less precision than its words", pixel_embed(px, nullptr));
     PatchEmbedProblem e;
     e.images = 1, e.channels = 3, e.height = 3, e.width = 8, e.patch_h = e.patch_w = 4, e.columns = 8;
     expect("refuse an image lower than a patch", patch_embed(e, nullptr));

@@ -25,6 +25,7 @@ using trt_opt::ClassifierProblem;
 using trt_opt::DepthwiseConvProblem;
 using trt_opt::PatchConvProblem;
 using trt_opt::PatchEmbedProblem;
+using trt_opt::PixelEmbedProblem;
 using trt_opt::TntBridgeProblem;
 using trt_opt::WindowGrid;
 using trt_opt::WindowProblem;
@@ -357,6 +358,24 @@ template <class T> __global__ void token_patch_product(const void* x, const void
             for (int64_t c = 0; c < depth; ++c) {
                 const int64_t from = (image * height + token / across * kernel_h + dy) * width + token % across * kernel_w + dx;
                 sum += get<T>(x, from * depth + c) * get<T>(w, ((column * kernel_h + dy) * kernel_w + dx) * depth + c);
+            }
+    y[i] = sum;
+}
+
+// A convolution at the places of a patch's words, with what is added to them. X: of the image, T: of all else.
+template <class X, class T> __global__ void pixel_words(PixelEmbedProblem p, double* y) {
+    const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x, n = p.columns, words = p.words_h * p.words_w, patches = p.grid_h * p.grid_w;
+    if (i >= p.images * patches * words * n) return;
+    const int64_t column = i % n, word = i / n % words, patch = i / n / words % patches, image = i / n / words / patches;
+    const int64_t step_h = p.words_h * p.stride_h, step_w = p.words_w * p.stride_w, top = patch / p.grid_w * step_h, left = patch % p.grid_w * step_w;
+    double sum = get<T>(p.offset, word * n + column);
+    for (int64_t c = 0; c < p.channels; ++c)
+        for (int64_t ky = 0; ky < p.kernel_h; ++ky)
+            for (int64_t kx = 0; kx < p.kernel_w; ++kx) {
+                const int64_t row = top + word / p.words_w * p.stride_h + ky - p.pad_h, pixel = left + word % p.words_w * p.stride_w + kx - p.pad_w;
+                if (row < 0 || row >= p.height || pixel < 0 || pixel >= p.width) continue;
+                if (p.within && (row < top || row >= top + step_h || pixel < left || pixel >= left + step_w)) continue;
+                sum += rounded<T>(get<X>(p.x, ((image * p.channels + c) * p.height + row) * p.width + pixel)) * get<T>(p.w, ((column * p.channels + c) * p.kernel_h + ky) * 8 + kx);
             }
     y[i] = sum;
 }

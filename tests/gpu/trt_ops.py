@@ -382,6 +382,22 @@ def cases():
             x, constants["w"] = x.reshape(images, channels, h * w).transpose(0, 2, 1), constants["w"].transpose(0, 2, 3, 1)
         yield Case(name, {"x": x}, constants, [node("TrtOptPatchEmbed", ["x", *constants], ["y"], epsilon=1e-5, bias=int(offset), norm=int(norm), rank=rank, grid=[h, w] if of_tokens else [0, 0])],
                    {"y": y if rank == 4 else y.reshape(images, gh * gw, columns)}, dynamic=rank == 4)
+    for name, images, channels, kernel, stride, pad, (gh, gw), (ph, pw), columns, within in (("pixel_embed", 2, 3, 7, 4, 3, (3, 2), (4, 4), 24, True), ("pixel_embed_whole", 2, 3, 7, 4, 3, (3, 2), (4, 4), 24, False),
+                                                                                             ("pixel_embed_odd", 1, 2, 5, 3, 2, (2, 4), (2, 3), 13, True)):
+        h, w = gh * ph * stride, gw * pw * stride
+        x = rand(images, channels, h, w)
+        weight, offset = rand(columns, channels, kernel, kernel, scale=(channels * kernel * kernel) ** -0.5), rand(ph * pw, columns, scale=0.2)
+        # Images of a patch each, or of all of them.
+        parts = x.reshape(images, channels, gh, h // gh, gw, w // gw).transpose(0, 2, 4, 1, 3, 5).reshape(-1, channels, h // gh, w // gw) if within else x
+        padded = np.pad(parts, ((0, 0), (0, 0), (pad, kernel), (pad, kernel)))
+        rows, across = parts.shape[2] // stride, parts.shape[3] // stride
+        seen = np.stack([padded[:, :, i:i + rows * stride:stride, j:j + across * stride:stride] for i in range(kernel) for j in range(kernel)], -1)
+        y = np.einsum("bcijk,dck->bijd", seen, weight.reshape(columns, channels, -1))
+        if not within:
+            y = y.reshape(images, gh, ph, gw, pw, columns).transpose(0, 1, 3, 2, 4, 5)
+        yield Case(name, {"x": x}, {"w": np.pad(weight, ((0, 0), (0, 0), (0, 0), (0, 8 - kernel))), "offset": offset},
+                   [node("TrtOptPixelEmbed", ["x", "w", "offset"], ["y"], kernel=[kernel] * 2, strides=[stride] * 2, pads=[pad] * 2, grid=[gh, gw], patch=[ph, pw], within=int(within))],
+                   {"y": y.reshape(-1, ph * pw, columns) + offset}, dynamic=images == 2)
     for name, images, (gh, gw), window, shift, after, extra, dense in (("swin_attn_block", 2, (28, 28), (7, 7), (3, 3), 0, True, False), ("swin_attn_block_one_window", 1, (7, 7), (7, 7), (0, 0), 0, False, False),
                                                                        ("swin_attn_block_padded", 2, (13, 17), (4, 5), (2, 3), 1, False, False), ("swin_attn_block_dense", 2, (14, 14), (7, 7), (3, 3), 0, True, True)):
         c, count, size = 64, 4, 16

@@ -109,6 +109,8 @@ inline std::vector<Op> ops() {
     const Fields pool_plain = {{"epsilon", real(0.f)}, {"residual", ints({0})}};
     const Fields embed = {{"epsilon", real(1e-5f)}, {"bias", ints({1})}, {"norm", ints({1})}, {"rank", ints({4})}, {"grid", ints({0, 0})}};
     const Fields embed_plain = {{"epsilon", real(0.f)}, {"bias", ints({0})}, {"norm", ints({0})}, {"rank", ints({3})}, {"grid", ints({56, 56})}};
+    const Fields pixels = {{"kernel", ints({7, 7})}, {"strides", ints({4, 4})}, {"pads", ints({3, 3})}, {"grid", ints({14, 14})}, {"patch", ints({4, 4})}, {"within", ints({1})}};
+    const Fields pixels_whole = {{"kernel", ints({3, 5})}, {"strides", ints({2, 1})}, {"pads", ints({0, 2})}, {"grid", ints({1, 6})}, {"patch", ints({2, 3})}, {"within", ints({0})}};
     const Fields depthwise = {{"grid", ints({14, 14})}, {"kernel", ints({3})}, {"bias", ints({1})}, {"residual", ints({1})}}, depthwise_plain = {{"grid", ints({9, 5})}, {"kernel", ints({7})}, {"bias", ints({0})}, {"residual", ints({0})}};
     const Fields classifier = {{"epsilon", real(1e-5f)}, {"norm", ints({1})}, {"residual", ints({1})}, {"token", ints({-1})}}, classifier_token = {{"epsilon", real(0.f)}, {"norm", ints({0})}, {"residual", ints({0})}, {"token", ints({196})}};
     const Fields conv = {{"grid", ints({56, 56})}, {"kernel", ints({5})}}, conv_3 = {{"grid", ints({9, 5})}, {"kernel", ints({3})}};
@@ -176,6 +178,11 @@ inline std::vector<Op> ops() {
          {{"epsilon", real(-1.f), "'epsilon'"}, {"bias", ints({2}), "'bias' must be 0 or 1"}, {"norm", ints({-1}), "'norm' must be 0 or 1"}, {"norm", real(1.f), "'norm' must be int32"}, {"rank", ints({5}), "'rank' must be 3 or 4"},
           {"rank", gone(), "'rank' is missing"}, {"grid", ints({0, 14}), "'grid' must be two positive sizes, or 0 and 0"}, {"grid", ints({-1, -1}), "'grid' must be two positive sizes"}, {"grid", ints({32768, 65536}), "'grid' is too large"},
           {"grid", ints({14}), "'grid' must have 2 values"}, {"grid", gone(), "'grid' is missing"}}},
+        {"TrtOptPixelEmbed",
+         {pixels, pixels_whole},
+         {{"kernel", ints({7, 9}), "'kernel' must be at most 128 x 8"}, {"kernel", ints({0, 7}), "'kernel' must be two positive sizes"}, {"strides", ints({0, 4}), "'strides' must be two positive sizes"}, {"strides", ints({4, 1025}), "'strides' must be at most 1024"},
+          {"pads", ints({3, 7}), "'pads' must be less than 'kernel'"}, {"pads", ints({-1, 3}), "'pads' must be two sizes"}, {"grid", ints({14, 0}), "'grid' must be two positive sizes"}, {"grid", ints({14}), "'grid' must have 2 values"},
+          {"patch", ints({17, 16}), "'patch' must have at most 256 words"}, {"patch", gone(), "'patch' is missing"}, {"within", ints({2}), "'within' must be 0 or 1"}}},
         {"TrtOptTntWords",
          {words, words_whole, words_stacked},
          {{"epsilon1", real(-1.f), "'epsilon1'"}, {"bridge_epsilon1", real(__builtin_nanf("")), "'bridge_epsilon1'"}, {"bridge_epsilon2", gone(), "'bridge_epsilon2' is missing"}, {"num_heads", ints({0}), "'num_heads'"}, {"whole", ints({2}), "'whole' must be 0 or 1"},

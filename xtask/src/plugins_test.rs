@@ -203,7 +203,10 @@ fn machine_code(environment: &Environment, library: &Path, archs: &[String]) -> 
             let name = kernel.lines().next().unwrap_or_default();
             let attention = name.contains("attention_resident_kernel") || name.contains("attention_stream_kernel");
             // Empty for sm_75, where the plain kernel runs, and for all before sm_90.
-            let mlp = (name.contains("mlp_block_kernel") || name.contains("tnt_inner_kernel")) && arch != "75";
+            let mlp = (name.contains("mlp_block_kernel")
+                || name.contains("tnt_inner_kernel")
+                || name.contains("pixel_embed_kernel"))
+                && arch != "75";
             let product = (name.contains("block_gemm_kernel")
                 || name.contains("attn_heads_kernel")
                 || name.contains("pooled_heads_kernel")

@@ -2,8 +2,8 @@
 
 use super::{
     Attention, AttnBlock, BlockChain, Classifier, ConvBlock, DepthwiseConv, Gelu, LayerNorm, Layout, Mask, MlpBlock,
-    NormPool, OpDef, PatchConv, PatchEmbed, PatchMerge, PatchMergeBlock, PooledAttnBlock, TntBridge, TntInnerBlock,
-    TntWords, Window, WindowMap,
+    NormPool, OpDef, PatchConv, PatchEmbed, PatchMerge, PatchMergeBlock, PixelEmbed, PooledAttnBlock, TntBridge,
+    TntInnerBlock, TntWords, Window, WindowMap,
 };
 use crate::onnx::proto::AttributeProto;
 
@@ -53,6 +53,11 @@ pub fn example(def: &OpDef) -> Vec<AttributeProto> {
         "TrtOptNormPool" => NormPool { epsilon: 1e-5 }.attributes(true),
         "TrtOptGelu" => Gelu { tanh: false }.attributes(true),
         "TrtOptPatchEmbed" => PatchEmbed { epsilon: 1e-5, rank: 4, grid: None }.attributes(true, true),
+        "TrtOptPixelEmbed" => {
+            let pairs = [[7, 7], [4, 4], [3, 3], [14, 14], [4, 4]];
+            let [kernel, strides, pads, grid, patch] = pairs;
+            PixelEmbed { kernel, strides, pads, grid, patch, within: true }.attributes()
+        }
         "TrtOptDepthwiseConv" => DepthwiseConv { grid: [14; 2], kernel: 3, residual: true }.attributes(true),
         "TrtOptConvBlock" => ConvBlock { grid: [56; 2], kernel: 5 }.attributes(),
         "TrtOptClassifier" => Classifier { epsilon: Some(1e-5), token: None }.attributes(true),

@@ -17,6 +17,7 @@ mod patch_conv;
 mod patch_embed;
 mod patch_merge;
 mod patch_merge_block;
+mod pixel_embed;
 mod pooled_attn_block;
 mod tnt_bridge;
 mod tnt_inner_block;
@@ -40,6 +41,7 @@ pub use patch_conv::{PatchConv, PatchConvWeights};
 pub use patch_embed::{MAX_PATCH, PatchEmbed, PatchEmbedWeights};
 pub use patch_merge::PatchMerge;
 pub use patch_merge_block::{PatchMergeBlock, PatchMergeWeights};
+pub use pixel_embed::{MAX_COLUMNS, MAX_PATCH_WORDS, MAX_ROWS, PixelEmbed, SLOTS};
 pub use pooled_attn_block::{PooledAttnBlock, PooledAttnWeights};
 pub use tnt_bridge::{TntBridge, TntBridgeWeights};
 pub use tnt_inner_block::{TntInnerBlock, TntInnerWeights};
@@ -136,6 +138,7 @@ pub static OPS: &[&OpDef] = &[
     &norm_pool::DEF,
     &patch_merge_block::DEF,
     &patch_embed::DEF,
+    &pixel_embed::DEF,
     &tnt_words::DEF,
     &gelu::DEF,
     &depthwise_conv::DEF,

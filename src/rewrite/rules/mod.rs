@@ -20,6 +20,7 @@ mod patch_embed;
 mod patch_merge;
 mod patch_merge_block;
 mod permutation;
+mod pixel_embed;
 mod pooled_attn_block;
 mod projections;
 mod residual;
@@ -90,6 +91,8 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     token_mean::run(engine)?;
     // The means that the rules of norms and pools have left.
     classifier::run(engine)?;
+    // The movements around a convolution, behind the words that it makes.
+    pixel_embed::run(engine)?;
     // Behind all that know a movement as part of their pattern.
     permutation::run(engine)?;
     // Last: the others leave Reshapes behind each other.
