@@ -74,6 +74,12 @@ fn embeddings_of_tokens() {
     with_kinds(&[Kind::TokenConv, Kind::PatchEmbed], "patch_embed", "uniformer_ts17_dyn");
 }
 
+/// With the words of the image as one node.
+#[test]
+fn pixel_embeds() {
+    with_kind(Kind::PixelEmbed, "pixel_embed", "tnt_ts17_dyn");
+}
+
 /// With the ends of models as one node each: a mean behind a norm, a class token, a mean alone.
 #[test]
 fn classifiers() {
