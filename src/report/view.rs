@@ -145,6 +145,21 @@ impl<'a> View<'a> {
         self.baseline(row).map(|b| b.p50_us / row.p50_us)
     }
 
+    /// The row that says where the time of a row goes: itself, the same engine in an earlier run, or else the fastest of the model in this
+    /// setting that was profiled. A row without layers if none was.
+    pub fn profile_of(&self, row: &'a Row) -> &'a Row {
+        let rows = self.report.rows.iter().filter(|r| {
+            r.model == row.model && r.setting() == row.setting() && r.variant.class() == row.variant.class()
+        });
+        let key = |r: &&Row| (!std::ptr::eq(*r, row), !r.same_subject(row));
+        let faster = |a: &&Row, b: &&Row| match a.same_subject(row) {
+            true => self.age(a).cmp(&self.age(b)),
+            false => a.p50_us.total_cmp(&b.p50_us),
+        };
+        let profiled = rows.filter(|r| !r.layers.is_empty());
+        profiled.min_by(|a, b| key(a).cmp(&key(b)).then_with(|| faster(a, b))).unwrap_or(row)
+    }
+
     /// The fastest engine with fusions among the rows shown: by ratio to ResNet-50, so that runs can be compared, or else
     /// by time.
     pub fn best(&self, model: &str, setting: Setting) -> Option<&'a Row> {
