@@ -37,7 +37,6 @@ pub const METHOD: [&str; 7] = [
 
 /// A model that misses what was asked for.
 pub struct Missed<'a> {
-    pub best: &'a Row,
     /// What says where its time goes.
     pub profile: &'a Row,
     pub sentence: String,
@@ -81,7 +80,7 @@ pub fn missed<'a>(view: &View<'a>) -> Vec<Missed<'a>> {
                 sentence +=
                     &format!(" It has {kernels} kernels, {} us each on average.", us(best.p50_us / f64::from(kernels)));
             }
-            Some(Missed { best, profile, sentence })
+            Some(Missed { profile, sentence })
         })
         .collect()
 }
