@@ -19,6 +19,7 @@
 #include "mbarrier.cuh"
 #include "mma.cuh"
 #include "ptx.cuh"
+#include "tensor_copy.cuh"
 #include "warpgroup.cuh"
 #include "warpgroup_registers.cuh"
 #include "window_map.cuh"
@@ -269,7 +270,7 @@ template <class Tile> struct Block {
                 for (int j = 0; j < 4; ++j) r[j] = pack_halves(kv[16 * half + 4 * j + 2 * h], kv[16 * half + 4 * j + 2 * h + 1]);
                 warpgroup::store_matrices4(keys + to_pairs + half * (Tile::kPairs / 2) + h * 512, r[0], r[1], r[2], r[3]);
             }
-        warpgroup::fence_shared();
+        tensor_copy::fence_shared();
         warpgroup::wait<0>();
         warpgroup::settle(q);
         if (kRing && p.stages < p.heads && lane == 0) mbarrier::arrive(at.empty + stage.slot * 16);
@@ -470,12 +471,12 @@ template <class Tile> struct Block {
 template <class Tile> __device__ __forceinline__ void fetch_qkv(const AttnFusedArgs& p, const Shared<Tile>& at, int head, int slot) {
     const uint32_t full = at.full + slot * 16;
     mbarrier::expect(full, 3 * Tile::kPart);
-    for (int part = 0; part < 3; ++part) warpgroup::load_box5(at.ring + slot * Tile::kStage + part * Tile::kPart, &p.qkv, (part * heads_of<Tile>(p) + head) * 32, full);
+    for (int part = 0; part < 3; ++part) tensor_copy::load5(at.ring + slot * Tile::kStage + part * Tile::kPart, p.qkv, (part * heads_of<Tile>(p) + head) * 32, full);
 }
 template <class Tile> __device__ __forceinline__ void fetch_proj(const AttnFusedArgs& p, const Shared<Tile>& at, int head, int slot) {
     const uint32_t full = at.full + slot * 16 + 8;
     mbarrier::expect(full, Tile::kChunks * Tile::kProjPart);
-    for (int part = 0; part < Tile::kChunks; ++part) warpgroup::load_box(at.ring + slot * Tile::kStage + 3 * Tile::kPart + part * Tile::kProjPart, &p.proj, part * 32, head * 32, full);
+    for (int part = 0; part < Tile::kChunks; ++part) tensor_copy::load(at.ring + slot * Tile::kStage + 3 * Tile::kPart + part * Tile::kProjPart, p.proj, part * 32, head * 32, full);
 }
 
 // The scores' bias, with -inf for keys that the window has not.

@@ -1,12 +1,12 @@
-// Products by a warpgroup (wgmma, sm_90a) of 64 rows whose fp16 left operands are in registers, as those of mma.sync. The right ones lie in shared memory in rows of 32 elements,
-// with the copy engine's swizzle of 64 bytes: the 16 bytes c of row r are at c ^ r / 2 % 4. Results and the rest are those of warpgroup.cuh.
+// Products by a warpgroup (wgmma, sm_90a) of 64 rows whose fp16 left operands are in registers, as those of mma.sync. The right ones lie in shared memory as their descriptor has it:
+// `swizzled`, or wide::descriptor. Results and the rest are those of warpgroup.cuh.
 #pragma once
 
 #include <cstdint>
 
 namespace trt_opt::warpgroup {
 
-// Rows are contracted elements, read transposed, and there are more of them `part` bytes on for each 32 further columns; or rows are columns.
+// Rows of 32 elements with the copy engine's swizzle of 64 bytes: the 16 bytes c of row r are at c ^ r / 2 % 4. Rows are contracted elements, read transposed, and there are more of them `part` bytes on for each 32 further columns; or rows are columns.
 __device__ __forceinline__ uint64_t swizzled(uint32_t address, uint32_t part) { return uint64_t{2} << 62 | uint64_t{512 >> 4} << 32 | uint64_t{part >> 4} << 16 | (address & 0x3ffff) >> 4; }
 
 #define TRT_OPT_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
@@ -73,24 +73,6 @@ template <int COUNT> __device__ __forceinline__ void multiply_columns(float (&d)
 __device__ __forceinline__ void store_matrices4(uint32_t to, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
 #if __CUDA_ARCH__ >= 900
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(to), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
-#endif
-}
-// Boxes of a tensor map to shared memory, which count at `barrier`.
-__device__ __forceinline__ void load_box(uint32_t to, const void* map, int column, int row, uint32_t barrier) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to), "l"(map), "r"(column), "r"(row), "r"(barrier) : "memory");
-#endif
-}
-// Of five dimensions, from the beginning of all but the first.
-__device__ __forceinline__ void load_box5(uint32_t to, const void* map, int column, uint32_t barrier) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %3, %3, %3}], [%4];" ::"r"(to), "l"(map), "r"(column), "r"(0), "r"(barrier) : "memory");
-#endif
-}
-// Between what threads write to shared memory and what the tensor cores or the copy engine do there.
-__device__ __forceinline__ void fence_shared() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
 }
 

@@ -7,6 +7,7 @@
 #include "mbarrier.cuh"
 #include "mma.cuh"
 #include "ptx.cuh"
+#include "tensor_copy.cuh"
 #include "wide_mma.cuh"
 #include "window_map.cuh"
 
@@ -57,12 +58,12 @@ template <class Tile, bool ADDED> __global__ void __launch_bounds__(kWideThreads
 
     if (warp == 8) {
         if (lane != 0) return;
-        auto load_a = [&](int step, int s) { wide::load(ring + s * Tile::kStageBytes, p.a, step * kWideDepth, row0, full + s * 8); };
+        auto load_a = [&](int step, int s) { tensor_copy::load(ring + s * Tile::kStageBytes, p.a, step * kWideDepth, row0, full + s * 8); };
         auto load_b = [&](int step, int s) {
             mbarrier::expect(full + s * 8, Tile::kStageBytes);
 #pragma unroll
             for (int part = 0; part < Tile::kParts; ++part)
-                wide::load(ring + s * Tile::kStageBytes + Tile::kABytes + part * Tile::kPartBytes, p.b, column + part * 64, step * kWideDepth, full + s * 8);
+                tensor_copy::load(ring + s * Tile::kStageBytes + Tile::kABytes + part * Tile::kPartBytes, p.b, column + part * 64, step * kWideDepth, full + s * 8);
         };
         const int ahead = min(steps, kStages);
         for (int i = 0; i < ahead; ++i) load_b(i, i);

@@ -12,7 +12,9 @@
 #include "mbarrier.cuh"
 #include "mma.cuh"
 #include "ptx.cuh"
+#include "tensor_copy.cuh"
 #include "warpgroup.cuh"
+#include "warpgroup_registers.cuh"
 #include "wide_mma.cuh"
 
 namespace trt_opt {
@@ -64,12 +66,6 @@ __device__ __forceinline__ uint32_t count_round(uint32_t at, uint32_t last) {
 #endif
     return was;
 }
-// What was written to shared memory is seen by the tensor cores and the copy engine.
-__device__ __forceinline__ void show_written() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-#endif
-}
 // Keeps the compiler from computing operands behind the fence that is before their product.
 template <int COUNT> __device__ __forceinline__ void settle(uint32_t (&r)[COUNT][4]) {
 #pragma unroll
@@ -107,9 +103,9 @@ template <class TILE, bool TANH> struct WideMlp {
         mbarrier::expect(barrier, second ? Tile::kW2Bytes : Tile::kW1Bytes);
         if (second) {
 #pragma unroll
-            for (int part = 0; part < Tile::kParts; ++part) wide::load(to + part * (64 * 128), p.w2, part * 64, chunk * kWideMlpChunk, barrier);
+            for (int part = 0; part < Tile::kParts; ++part) tensor_copy::load(to + part * (64 * 128), p.w2, part * 64, chunk * kWideMlpChunk, barrier);
         } else {
-            wide::load(to, p.w1, chunk * kWideMlpChunk, 0, barrier);
+            tensor_copy::load(to, p.w1, chunk * kWideMlpChunk, 0, barrier);
         }
     }
     // The next piece, when it is there.
@@ -210,7 +206,7 @@ template <class TILE, bool TANH> struct WideMlp {
                     asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(row + unit / 8 * (64 * 128) + ((unit % 8 ^ g) << 4)), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
                 }
             }
-            wide::show_written();
+            tensor_copy::fence_shared();
             ptx::barrier_wait(1 + group, 128);
         }
     }
@@ -221,7 +217,7 @@ template <class TILE, bool TANH> struct WideMlp {
 #pragma unroll
         for (int k = 0; k < kSteps; ++k) {
             const uint64_t b = wide::descriptor(w + k * 2048, 16);
-            if constexpr (Tile::kRowsInRegisters) wide::multiply(s, a[k], b, k);
+            if constexpr (Tile::kRowsInRegisters) warpgroup::multiply_rows(s, a[k][0], a[k][1], a[k][2], a[k][3], b, k);
             else wide::multiply(s, wide::descriptor(at + Tile::kRows + group * Tile::kGroupRowsBytes + k / 4 * (64 * 128) + k % 4 * 32, 16), b, k);
         }
         warpgroup::commit();
@@ -230,7 +226,7 @@ template <class TILE, bool TANH> struct WideMlp {
         const uint32_t w = take(Tile::kW2Bytes);
         warpgroup::begin();
 #pragma unroll
-        for (int k = 0; k < kHiddenSteps; ++k) wide::multiply(o, h[k], wide::descriptor(w + k * 2048, 64 * 128), 1);
+        for (int k = 0; k < kHiddenSteps; ++k) warpgroup::multiply_rows(o, h[k][0], h[k][1], h[k][2], h[k][3], wide::descriptor(w + k * 2048, 64 * 128), 1);
         warpgroup::commit();
     }
     // Rounded, as the second product's left operand: pair 2 j + i of s is that of row g + 8 i, columns 8 j + 2 t.

@@ -2,19 +2,9 @@
 // of 64 columns, which the tensor cores read transposed.
 #pragma once
 
-#include <cuda.h>
-
 #include <cstdint>
 
-namespace trt_opt {
-
-namespace wide {
-
-__device__ __forceinline__ void load(uint32_t to, const CUtensorMap& map, int column, int row, uint32_t barrier) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to), "l"(&map), "r"(column), "r"(row), "r"(barrier) : "memory");
-#endif
-}
+namespace trt_opt::wide {
 
 // Of a matrix in shared memory with rows of 128 swizzled bytes, eight of them 1024 bytes from the next eight; `part`: bytes from 64 columns to the next.
 __device__ __forceinline__ uint64_t descriptor(uint32_t address, uint32_t part) {
@@ -33,37 +23,22 @@ __device__ __forceinline__ uint64_t descriptor(uint32_t address, uint32_t part) 
 #define TRT_OPT_N64 TRT_OPT_N48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 #define TRT_OPT_N96                                                                                                                                   \
     TRT_OPT_N64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
-#define TRT_OPT_WGMMA(columns, list, a, b, more, transposed)                                                                      \
+#define TRT_OPT_WGMMA(columns, list, a, b, more)                                                                                  \
     "{.reg .pred p;\n\tsetp.ne.b32 p, " more ", 0;\n\t"                                                                           \
-    "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32.f16.f16 {" list "}, " a ", " b ", p, 1, 1, " transposed ";}"
+    "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32.f16.f16 {" list "}, " a ", " b ", p, 1, 1, 0, 1;}"
 
 // d (+)= A (64 x 16) B (16 x N); element 4 j + 2 h + e of d is row g + 8 h of the warp's sixteen, column 8 j + 2 t + e.
 template <int COUNT> __device__ __forceinline__ void multiply(float (&d)[COUNT], uint64_t a, uint64_t b, int more) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     if constexpr (COUNT == 32) {
-        asm volatile(TRT_OPT_WGMMA("64", TRT_OPT_N32, "%32", "%33", "%34", "0, 1") : TRT_OPT_D32 : "l"(a), "l"(b), "r"(more));
+        asm volatile(TRT_OPT_WGMMA("64", TRT_OPT_N32, "%32", "%33", "%34") : TRT_OPT_D32 : "l"(a), "l"(b), "r"(more));
     } else if constexpr (COUNT == 48) {
-        asm volatile(TRT_OPT_WGMMA("96", TRT_OPT_N48, "%48", "%49", "%50", "0, 1") : TRT_OPT_D48 : "l"(a), "l"(b), "r"(more));
+        asm volatile(TRT_OPT_WGMMA("96", TRT_OPT_N48, "%48", "%49", "%50") : TRT_OPT_D48 : "l"(a), "l"(b), "r"(more));
     } else if constexpr (COUNT == 64) {
-        asm volatile(TRT_OPT_WGMMA("128", TRT_OPT_N64, "%64", "%65", "%66", "0, 1") : TRT_OPT_D64 : "l"(a), "l"(b), "r"(more));
+        asm volatile(TRT_OPT_WGMMA("128", TRT_OPT_N64, "%64", "%65", "%66") : TRT_OPT_D64 : "l"(a), "l"(b), "r"(more));
     } else {
         static_assert(COUNT == 96);
-        asm volatile(TRT_OPT_WGMMA("192", TRT_OPT_N96, "%96", "%97", "%98", "0, 1") : TRT_OPT_D96 : "l"(a), "l"(b), "r"(more));
-    }
-#endif
-}
-// The same with A in registers: pairs of row g and of row g + 8, columns 2 t and 2 t + 1, then both with columns 8 more.
-template <int COUNT> __device__ __forceinline__ void multiply(float (&d)[COUNT], const uint32_t (&a)[4], uint64_t b, int more) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-    if constexpr (COUNT == 32) {
-        asm volatile(TRT_OPT_WGMMA("64", TRT_OPT_N32, "{%32,%33,%34,%35}", "%36", "%37", "1") : TRT_OPT_D32 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(more));
-    } else if constexpr (COUNT == 48) {
-        asm volatile(TRT_OPT_WGMMA("96", TRT_OPT_N48, "{%48,%49,%50,%51}", "%52", "%53", "1") : TRT_OPT_D48 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(more));
-    } else if constexpr (COUNT == 64) {
-        asm volatile(TRT_OPT_WGMMA("128", TRT_OPT_N64, "{%64,%65,%66,%67}", "%68", "%69", "1") : TRT_OPT_D64 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(more));
-    } else {
-        static_assert(COUNT == 96);
-        asm volatile(TRT_OPT_WGMMA("192", TRT_OPT_N96, "{%96,%97,%98,%99}", "%100", "%101", "1") : TRT_OPT_D96 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(more));
+        asm volatile(TRT_OPT_WGMMA("192", TRT_OPT_N96, "%96", "%97", "%98") : TRT_OPT_D96 : "l"(a), "l"(b), "r"(more));
     }
 #endif
 }
@@ -79,6 +54,4 @@ template <int COUNT> __device__ __forceinline__ void multiply(float (&d)[COUNT],
 #undef TRT_OPT_N96
 #undef TRT_OPT_WGMMA
 
-}  // namespace wide
-
-}  // namespace trt_opt
+}  // namespace trt_opt::wide
