@@ -1,0 +1,228 @@
+// Bridges from words to tokens, as many as there are, on the warpgroup instructions of sm_90a: what tnt_words_bridges.cuh does, with products of 64 rows whose weights the tensor copy
+// engine brings before the words are there. Rows are normalized on their way through registers, so that a tile behind its words is: rows, norm, one product in straight code, one
+// exchange of the cluster, and the end out of registers.
+#pragma once
+
+#include <cuda.h>
+
+#include "bridge_end.cuh"
+#include "kernels.h"
+#include "mbarrier.cuh"
+#include "mma.cuh"
+#include "ptx.cuh"
+#include "tensor_copy.cuh"
+#include "warpgroup.cuh"
+#include "wide_mma.cuh"
+
+namespace trt_opt {
+
+struct WideBridgesArgs {
+    CUtensorMap b;                      // [bridges * k, n], in boxes of 64 x 64
+    const __half* a[kWordsMaxBridges];  // [rows, k]
+    __half* out[kWordsMaxBridges];      // like end.out
+    const __half* bias;                 // [bridges, n]
+    const __half *scale, *shift;        // [bridges, k]
+    BridgeEnd<__half, false> end;       // scale and shift: [bridges, n]; out is that of the bridge
+    int64_t rows;
+    float epsilon;
+    FastDiv by_columns;                 // blocks of a cluster
+    FastDiv by_groups;                  // clusters of a bridge
+    uint32_t tiles, last;               // of rows; the last bridge
+    const uint32_t* told;               // of the chain's blocks: whether a layer's words are there; or null, and the whole chain is waited for
+    uint32_t telling;                   // such blocks
+    int after[kWordsMaxBridges];        // layers
+};
+
+// CHUNKS: of 64 contracted elements. All eight warps normalize; one warpgroup for each 64 columns multiplies.
+template <int CHUNKS, int COLUMNS> struct WideBridgesTile {
+    static constexpr int kChunks = CHUNKS, kRows = 64, kColumns = COLUMNS, kGroups = COLUMNS / 64, kThreads = 256, kWidth = 64 * CHUNKS;
+    static constexpr int kPart = kWidth * 128, kBBytes = kGroups * kPart, kABytes = kRows * kWidth * 2;
+    static constexpr int kParts = kGroups * kBridgeMaxCluster, kMoments = kRows * kParts * static_cast<int>(sizeof(RowMoments));  // a part has 64 columns
+    static constexpr int kShared = 1024 + kBBytes + kABytes + kMoments + 3 * COLUMNS * 4 + 2 * kWidth * 2 + 16;
+    static constexpr int kBlocks = COLUMNS == 64 ? 2 : 1;  // registers for two, or for one beside the chain's
+    static_assert(COLUMNS == 64 || COLUMNS == 128);
+};
+
+template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) tnt_words_wide_kernel(const __grid_constant__ WideBridgesArgs p) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    using namespace ptx;
+    constexpr int kChunks = Tile::kChunks, kRows = Tile::kRows, kColumns = Tile::kColumns, kWidth = Tile::kWidth, kThreads = Tile::kThreads, kGroups = Tile::kGroups, kParts = Tile::kParts;
+
+    let_next_start();
+    extern __shared__ unsigned char unaligned[];
+    const uint32_t unaligned_at = shared_address(unaligned), b_at = (unaligned_at + 1023) & ~1023u, a_at = b_at + Tile::kBBytes;
+    unsigned char* const a = unaligned + (a_at - unaligned_at);
+    RowMoments* const moments = reinterpret_cast<RowMoments*>(a + Tile::kABytes);
+    float *const bias = reinterpret_cast<float*>(a + Tile::kABytes + Tile::kMoments), *const scale2 = bias + kColumns, *const shift2 = scale2 + kColumns;
+    __half *const scale = reinterpret_cast<__half*>(shift2 + kColumns), *const shift = scale + kWidth;
+    const uint32_t full = shared_address(shift + kWidth);
+
+    const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32, g = lane / 4, t = lane % 4, group = warp / 4, n = p.end.n;
+    uint32_t rank, first;
+    const uint32_t bridge = p.by_groups.divmod(p.by_columns.divmod(blockIdx.x, rank), first);
+    const int column = static_cast<int>(rank) * kColumns;
+
+    // Before the kernel before this one is done: weights. Columns beyond the last are zeros.
+    if (tid == 0) {
+        mbarrier::init(full, 1);
+        mbarrier::publish();
+        tensor_copy::fence_shared();
+        mbarrier::expect(full, Tile::kBBytes);
+#pragma unroll 1
+        for (int i = 0; i < kChunks; ++i)
+#pragma unroll
+            for (int part = 0; part < kGroups; ++part)
+                tensor_copy::load(b_at + part * Tile::kPart + i * 8192, p.b, column + part * 64, static_cast<int>(bridge) * kWidth + i * 64, full);
+    }
+    for (int c = tid; c < kColumns; c += kThreads) {
+        const int64_t at = int64_t{bridge} * n + column + c;
+        const bool exists = column + c < n;
+        bias[c] = exists ? __half2float(p.bias[at]) : 0.f, scale2[c] = exists ? __half2float(p.end.scale[at]) : 0.f, shift2[c] = exists ? __half2float(p.end.shift[at]) : 0.f;
+    }
+    for (int c = 8 * tid; c < 2 * kWidth; c += 8 * kThreads)
+        *reinterpret_cast<uint4*>(scale + c) = *reinterpret_cast<const uint4*>((c < kWidth ? p.scale + c : p.shift + (c - kWidth)) + int64_t{bridge} * kWidth);
+    BridgeEnd<__half, false> end = p.end;
+    end.out = p.out[bridge];
+    __syncthreads();
+    cluster_arrive();
+
+    // Eight lanes have a row, 8 elements of each 64 each, and the row 32 on.
+    const int piece = tid % 8, row = tid / 8;
+    const __half* const words = p.a[bridge] + 8 * piece;
+    Pack<__half, 8> raw[2][kChunks];
+    auto fetch = [&](uint32_t tile) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            const int64_t r = int64_t{tile} * kRows + row + 32 * h;
+#pragma unroll
+            for (int i = 0; i < kChunks; ++i) raw[h][i].raw = r < p.rows ? __ldcg(reinterpret_cast<const uint4*>(words + r * kWidth + 64 * i)) : make_uint4(0, 0, 0, 0);
+        }
+    };
+    // The chain lets this kernel start when all that was before it is done, and none of its blocks is yet to come, so that they may be waited for.
+    if (p.told) {
+        if (const int layers = p.after[bridge]; layers > 0) {
+            const uint32_t* const told = p.told + (layers - 1) * p.telling;
+            for (uint32_t i = tid; i < p.telling; i += kThreads)
+                while (load_acquire(told + i) != 1) __nanosleep(50);
+            __syncthreads();
+        }
+    } else {
+        wait_for_previous();
+    }
+    fetch(first);
+#pragma unroll 1
+    for (uint32_t tile = first; tile < p.tiles; tile += p.by_groups.divisor) {
+        const int64_t row0 = int64_t{tile} * kRows;
+        {
+            float factor[2], offset[2];
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                float sum = 0, square = 0, v[8];
+#pragma unroll
+                for (int i = 0; i < kChunks; ++i) {
+                    raw[h][i].floats(v), raw[h][i].forget_floats();
+                    sum += (v[0] + v[1]) + (v[2] + v[3]) + ((v[4] + v[5]) + (v[6] + v[7]));
+                }
+                const float mean = group_sum<8>(sum) / kWidth;
+#pragma unroll
+                for (int i = 0; i < kChunks; ++i) {
+                    raw[h][i].floats(v), raw[h][i].forget_floats();
+#pragma unroll
+                    for (int e = 0; e < 8; ++e) square = fmaf(v[e] - mean, v[e] - mean, square);
+                }
+                factor[h] = rsqrtf(group_sum<8>(square) / kWidth + p.epsilon), offset[h] = -mean * factor[h];
+            }
+#pragma unroll
+            for (int i = 0; i < kChunks; ++i) {
+                float s[8], b[8];
+                Pack<__half, 8>(*reinterpret_cast<const uint4*>(scale + 64 * i + 8 * piece)).floats(s), Pack<__half, 8>(*reinterpret_cast<const uint4*>(shift + 64 * i + 8 * piece)).floats(b);
+#pragma unroll
+                for (int h = 0; h < 2; ++h) {
+                    float v[8];
+                    raw[h][i].floats(v);
+#pragma unroll
+                    for (int e = 0; e < 8; ++e) v[e] = fmaf(fmaf(v[e], factor[h], offset[h]), s[e], b[e]);
+                    *reinterpret_cast<uint4*>(a + i * 8192 + (row + 32 * h) * 128 + (piece ^ row % 8) * 16) = Pack<__half, 8>::of(v).raw;
+                }
+            }
+        }
+        tensor_copy::fence_shared();
+        __syncthreads();
+
+        const bool multiplies = group < kGroups;
+        const int columns = min(64, n - column - 64 * group);  // none if it is not above 0
+        const int part = static_cast<int>(rank) * kGroups + group, r0 = warp % 4 * 16 + g;
+        float acc[32];
+        if (multiplies) {
+#pragma unroll
+            for (int j = 0; j < 8; ++j) {
+                const float2 b = *reinterpret_cast<const float2*>(bias + 64 * group + 8 * j + 2 * t);
+                acc[4 * j] = acc[4 * j + 2] = b.x, acc[4 * j + 1] = acc[4 * j + 3] = b.y;
+            }
+            mbarrier::wait(full, 0);
+            warpgroup::settle(acc);
+            warpgroup::begin();
+#pragma unroll
+            for (int i = 0; i < kChunks; ++i)
+#pragma unroll
+                for (int j = 0; j < 4; ++j)
+                    wide::multiply(acc, wide::descriptor(a_at + i * 8192 + j * 32, 16), wide::descriptor(b_at + group * Tile::kPart + i * 8192 + j * 2048, Tile::kPart), 1);
+            warpgroup::commit();
+            warpgroup::wait<0>();
+            warpgroup::settle(acc);
+        }
+        const uint32_t next = tile + p.by_groups.divisor;
+        if (next < p.tiles) fetch(next);
+        cluster_wait();  // all blocks are there to be written to, and have read the moments of the tile before
+        if (multiplies && columns > 0) {
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                float sum = 0, square = 0;
+#pragma unroll
+                for (int j = 0; j < 8; ++j) sum += acc[4 * j + 2 * h] + acc[4 * j + 2 * h + 1];
+                sum = group_sum<4>(sum);
+                const float mean = sum / static_cast<float>(columns);
+#pragma unroll
+                for (int j = 0; j < 8; ++j) {
+                    if (8 * j >= columns) continue;
+                    const float x = acc[4 * j + 2 * h] - mean, y = acc[4 * j + 2 * h + 1] - mean;
+                    square = fmaf(x, x, square), square = fmaf(y, y, square);
+                }
+                square = group_sum<4>(square);
+                const uint32_t to = shared_address(moments + (r0 + 8 * h) * kParts + part);
+                for (uint32_t z = t; z < p.by_columns.divisor; z += 4) store_remote(remote(to, z), sum, square);
+            }
+        }
+        cluster_arrive();
+        end.template copy_others<8>(uint64_t{first * p.by_columns.divisor + rank} * kThreads + tid, uint64_t{p.by_groups.divisor * p.by_columns.divisor} * kThreads);
+        end.at.others = 0;
+        cluster_wait();
+        if (multiplies && columns > 0) {
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                const int r = r0 + 8 * h;
+                const auto [mean, factor] = row_statistics(moments + r * kParts, static_cast<uint32_t>(n + 63) / 64, 64, n, end.epsilon);
+                const bool exists = row0 + r < p.rows;
+                __half* const to = end.out + (exists ? end.at.of_row(static_cast<uint32_t>(row0 + r)) : 0) * n + column + 64 * group + 8 * t;
+#pragma unroll
+                for (int i = 0; i < 2; ++i) {
+                    uint32_t pairs[4];
+#pragma unroll
+                    for (int j = 0; j < 4; ++j) {
+                        const int c = 64 * group + 32 * i + 8 * j + 2 * t, from = 16 * i + 4 * j + 2 * h;
+                        const float2 s = *reinterpret_cast<const float2*>(scale2 + c), b = *reinterpret_cast<const float2*>(shift2 + c);
+                        pairs[j] = pack_halves(fmaf((acc[from] - mean) * factor, s.x, b.x), fmaf((acc[from + 1] - mean) * factor, s.y, b.y));
+                    }
+                    exchange_tiles(pairs, t);
+                    if (exists && 32 * i + 8 * t < columns) *reinterpret_cast<uint4*>(to + 32 * i) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+                }
+            }
+        }
+        if (next < p.tiles) cluster_arrive();  // its moments have been read
+    }
+    // Who waits for this kernel waits for the chain. Others than the last bridge's blocks make room.
+    if (p.told && bridge == p.last) wait_for_previous();
+#endif
+}
+
+}  // namespace trt_opt
