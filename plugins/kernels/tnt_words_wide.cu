@@ -53,6 +53,12 @@ bool words_wide_valid(const TntWordsProblem& q, int columns, const void* const* 
 
 int64_t words_wide_blocks(const TntWordsProblem& q, int columns) { return q.bridges * parts(q.images * q.covered, kRows) * parts(q.channels, columns); }
 
+bool words_wide_beside(const TntWordsProblem& q, int columns) {
+    constexpr int kReserved = 1024;  // of shared memory, by each block
+    const Shape* const s = shape_of(q, columns);
+    return s && 2 * (s->shared + kReserved) <= device().shared + kReserved;
+}
+
 cudaError_t words_wide(const TntWordsProblem& q, int columns, const void* const* words, const uint32_t* told, uint32_t telling, cudaStream_t stream) {
     if (!words_wide_valid(q, columns, words)) return cudaErrorInvalidValue;
     const Shape& s = *shape_of(q, columns);
@@ -63,10 +69,11 @@ cudaError_t words_wide(const TntWordsProblem& q, int columns, const void* const*
     p.bias = in(q.b), p.scale = in(q.scale1), p.shift = in(q.bias1), p.epsilon = q.epsilon1;
     p.end.scale = in(q.scale2), p.end.shift = in(q.bias2), p.end.n = q.channels, p.end.epsilon = q.epsilon2;
     p.end.at = BridgeTokens(static_cast<uint32_t>(q.images), static_cast<uint32_t>(q.tokens), static_cast<uint32_t>(q.begin), static_cast<uint32_t>(q.covered));
+    p.each = 1.f / static_cast<float>(q.channels), p.last_each = 1.f / static_cast<float>((q.channels + 63) % 64 + 1);
     p.rows = q.images * q.covered, p.last = static_cast<uint32_t>(q.bridges - 1), p.told = told, p.telling = telling;
     const int64_t cluster = parts(q.channels, columns), tiles = parts(p.rows, kRows);
     // A tile a block where they go while the chain does; else no more clusters than run at once, and no more than these tiles' number for each needs.
-    const int64_t at_once = device().multiprocessors * (columns == 64 && 2 * (s.shared + 1024) <= device().shared ? 2 : 1) / cluster;
+    const int64_t at_once = device().multiprocessors * (words_wide_beside(q, columns) ? 2 : 1) / cluster;
     const int64_t most = told ? tiles : std::clamp<int64_t>(at_once / q.bridges, 1, tiles), each = parts(tiles, most), groups = parts(tiles, each);
     p.by_columns = FastDiv(static_cast<uint32_t>(cluster)), p.by_groups = FastDiv(static_cast<uint32_t>(groups)), p.tiles = static_cast<uint32_t>(tiles);
     return s.launch(p, static_cast<uint32_t>(q.bridges * groups * cluster), static_cast<int>(cluster), stream);

@@ -1,6 +1,6 @@
 // Bridges from words to tokens, as many as there are, on the warpgroup instructions of sm_90a: what tnt_words_bridges.cuh does, with products of 64 rows whose weights the tensor copy
-// engine brings before the words are there. Rows are normalized on their way through registers, so that a tile behind its words is: rows, norm, one product in straight code, one
-// exchange of the cluster, and the end out of registers.
+// engine brings before the words are there. Rows are normalized where they lie, so that a tile behind its words is: rows, norm, one product in straight code, one exchange of the
+// cluster, and the end out of registers.
 #pragma once
 
 #include <cuda.h>
@@ -24,7 +24,7 @@ struct WideBridgesArgs {
     const __half *scale, *shift;        // [bridges, k]
     BridgeEnd<__half, false> end;       // scale and shift: [bridges, n]; out is that of the bridge
     int64_t rows;
-    float epsilon;
+    float epsilon, each, last_each;     // one over n, and over the columns of the last 64
     FastDiv by_columns;                 // blocks of a cluster
     FastDiv by_groups;                  // clusters of a bridge
     uint32_t tiles, last;               // of rows; the last bridge
@@ -42,6 +42,22 @@ template <int CHUNKS, int COLUMNS> struct WideBridgesTile {
     static constexpr int kBlocks = COLUMNS == 64 ? 2 : 1;  // registers for two, or for one beside the chain's
     static_assert(COLUMNS == 64 || COLUMNS == 128);
 };
+
+// As row_statistics, of parts of 64 columns.
+__device__ __forceinline__ RowStatistics wide_statistics(const RowMoments* moments, int parts, const WideBridgesArgs& p) {
+    float sum = 0, square = 0;
+#pragma unroll 1
+    for (int z = 0; z < parts; ++z) sum += moments[z].sum;
+    const float mean = sum * p.each;
+#pragma unroll 1
+    for (int z = 0; z < parts; ++z) {
+        const bool last = z + 1 == parts;
+        const RowMoments m = moments[z];
+        const float difference = fmaf(m.sum, last ? p.last_each : 1.f / 64, -mean), values = static_cast<float>(last ? p.end.n - 64 * z : 64);
+        square += fmaf(values * difference, difference, m.square);
+    }
+    return {mean, rsqrtf(fmaf(square, p.each, p.end.epsilon))};
+}
 
 template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) tnt_words_wide_kernel(const __grid_constant__ WideBridgesArgs p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -86,17 +102,21 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, Tile::kB
     __syncthreads();
     cluster_arrive();
 
-    // Eight lanes have a row, 8 elements of each 64 each, and the row 32 on.
+    // Eight lanes have a row, 8 elements of each 64 each, and the row 32 on: a thread normalizes what it has fetched. Rows past the end are zeros.
     const int piece = tid % 8, row = tid / 8;
+    __half* const own = reinterpret_cast<__half*>(a + row * 128 + (piece ^ row % 8) * 16);
+    constexpr int kHalf = 32 * 64, kChunk = kRows * 64;  // elements to the other row, and to the next 64
     const __half* const words = p.a[bridge] + 8 * piece;
-    Pack<__half, 8> raw[2][kChunks];
     auto fetch = [&](uint32_t tile) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
             const int64_t r = int64_t{tile} * kRows + row + 32 * h;
+            const bool exists = r < p.rows;
+            const __half* const from = words + (exists ? r : 0) * kWidth;
 #pragma unroll
-            for (int i = 0; i < kChunks; ++i) raw[h][i].raw = r < p.rows ? __ldcg(reinterpret_cast<const uint4*>(words + r * kWidth + 64 * i)) : make_uint4(0, 0, 0, 0);
+            for (int i = 0; i < kChunks; ++i) copy16(own + h * kHalf + i * kChunk, from + 64 * i, exists);
         }
+        commit_copies();
     };
     // The chain lets this kernel start when all that was before it is done, and none of its blocks is yet to come, so that they may be waited for.
     if (p.told) {
@@ -114,35 +134,49 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, Tile::kB
     for (uint32_t tile = first; tile < p.tiles; tile += p.by_groups.divisor) {
         const int64_t row0 = int64_t{tile} * kRows;
         {
-            float factor[2], offset[2];
+            // Loops, or their fp32 values would be kept from one to the next.
+            auto each = [&](const auto& f) {
+#pragma unroll 2
+                for (int i = 0; i < kChunks; ++i)
 #pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                float sum = 0, square = 0, v[8];
+                    for (int h = 0; h < 2; ++h) {
+                        float v[8];
+                        Pack<__half, 8>(*reinterpret_cast<const uint4*>(own + h * kHalf + i * kChunk)).floats(v);
+                        f(h, v);
+                    }
+            };
+            float mean[2] = {}, variance[2] = {}, factor[2], offset[2];
+            wait_copies<0>();
+            each([&](int h, const float(&v)[8]) {
 #pragma unroll
-                for (int i = 0; i < kChunks; ++i) {
-                    raw[h][i].floats(v), raw[h][i].forget_floats();
-                    sum += (v[0] + v[1]) + (v[2] + v[3]) + ((v[4] + v[5]) + (v[6] + v[7]));
-                }
-                const float mean = group_sum<8>(sum) / kWidth;
+                for (int e = 0; e < 8; ++e) mean[h] += v[e], variance[h] = fmaf(v[e], v[e], variance[h]);
+            });
 #pragma unroll
-                for (int i = 0; i < kChunks; ++i) {
-                    raw[h][i].floats(v), raw[h][i].forget_floats();
+            for (int h = 0; h < 2; ++h) mean[h] = group_sum<8>(mean[h]) * (1.f / kWidth), variance[h] = fmaf(-mean[h], mean[h], group_sum<8>(variance[h]) * (1.f / kWidth));
+            // A mean so far from zero leaves the variance few digits.
+            if (__any_sync(0xffffffffu, mean[0] * mean[0] > 64.f * variance[0] || mean[1] * mean[1] > 64.f * variance[1])) {
+                variance[0] = variance[1] = 0.f;
+                each([&](int h, const float(&v)[8]) {
 #pragma unroll
-                    for (int e = 0; e < 8; ++e) square = fmaf(v[e] - mean, v[e] - mean, square);
-                }
-                factor[h] = rsqrtf(group_sum<8>(square) / kWidth + p.epsilon), offset[h] = -mean * factor[h];
+                    for (int e = 0; e < 8; ++e) variance[h] = fmaf(v[e] - mean[h], v[e] - mean[h], variance[h]);
+                });
+#pragma unroll
+                for (int h = 0; h < 2; ++h) variance[h] = group_sum<8>(variance[h]) * (1.f / kWidth);
             }
 #pragma unroll
+            for (int h = 0; h < 2; ++h) factor[h] = rsqrtf(variance[h] + p.epsilon), offset[h] = -mean[h] * factor[h];
+#pragma unroll 2
             for (int i = 0; i < kChunks; ++i) {
                 float s[8], b[8];
                 Pack<__half, 8>(*reinterpret_cast<const uint4*>(scale + 64 * i + 8 * piece)).floats(s), Pack<__half, 8>(*reinterpret_cast<const uint4*>(shift + 64 * i + 8 * piece)).floats(b);
 #pragma unroll
                 for (int h = 0; h < 2; ++h) {
+                    uint4* const at = reinterpret_cast<uint4*>(own + h * kHalf + i * kChunk);
                     float v[8];
-                    raw[h][i].floats(v);
+                    Pack<__half, 8>(*at).floats(v);
 #pragma unroll
                     for (int e = 0; e < 8; ++e) v[e] = fmaf(fmaf(v[e], factor[h], offset[h]), s[e], b[e]);
-                    *reinterpret_cast<uint4*>(a + i * 8192 + (row + 32 * h) * 128 + (piece ^ row % 8) * 16) = Pack<__half, 8>::of(v).raw;
+                    *at = Pack<__half, 8>::of(v).raw;
                 }
             }
         }
@@ -160,19 +194,20 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, Tile::kB
                 acc[4 * j] = acc[4 * j + 2] = b.x, acc[4 * j + 1] = acc[4 * j + 3] = b.y;
             }
             mbarrier::wait(full, 0);
+            uint32_t rows_at = a_at, weights_at = b_at + group * Tile::kPart;
+            asm volatile("" : "+r"(rows_at), "+r"(weights_at));  // not all descriptors at once, kept over the tiles
             warpgroup::settle(acc);
             warpgroup::begin();
 #pragma unroll
             for (int i = 0; i < kChunks; ++i)
 #pragma unroll
                 for (int j = 0; j < 4; ++j)
-                    wide::multiply(acc, wide::descriptor(a_at + i * 8192 + j * 32, 16), wide::descriptor(b_at + group * Tile::kPart + i * 8192 + j * 2048, Tile::kPart), 1);
+                    wide::multiply(acc, wide::descriptor(rows_at + i * 8192 + j * 32, 16), wide::descriptor(weights_at + i * 8192 + j * 2048, Tile::kPart), 1);
             warpgroup::commit();
             warpgroup::wait<0>();
             warpgroup::settle(acc);
         }
         const uint32_t next = tile + p.by_groups.divisor;
-        if (next < p.tiles) fetch(next);
         cluster_wait();  // all blocks are there to be written to, and have read the moments of the tile before
         if (multiplies && columns > 0) {
 #pragma unroll
@@ -181,7 +216,7 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, Tile::kB
 #pragma unroll
                 for (int j = 0; j < 8; ++j) sum += acc[4 * j + 2 * h] + acc[4 * j + 2 * h + 1];
                 sum = group_sum<4>(sum);
-                const float mean = sum / static_cast<float>(columns);
+                const float mean = sum * (columns >= 64 ? 1.f / 64 : p.last_each);
 #pragma unroll
                 for (int j = 0; j < 8; ++j) {
                     if (8 * j >= columns) continue;
@@ -197,11 +232,12 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, Tile::kB
         end.template copy_others<8>(uint64_t{first * p.by_columns.divisor + rank} * kThreads + tid, uint64_t{p.by_groups.divisor * p.by_columns.divisor} * kThreads);
         end.at.others = 0;
         cluster_wait();
+        if (next < p.tiles) fetch(next);  // this tile's rows have been multiplied
         if (multiplies && columns > 0) {
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
                 const int r = r0 + 8 * h;
-                const auto [mean, factor] = row_statistics(moments + r * kParts, static_cast<uint32_t>(n + 63) / 64, 64, n, end.epsilon);
+                const auto [mean, factor] = wide_statistics(moments + r * kParts, (n + 63) / 64, p);
                 const bool exists = row0 + r < p.rows;
                 __half* const to = end.out + (exists ? end.at.of_row(static_cast<uint32_t>(row0 + r)) : 0) * n + column + 64 * group + 8 * t;
 #pragma unroll
