@@ -5,7 +5,6 @@
 
 #include "launch.cuh"
 #include "tensor_map.h"
-#include "tnt_bridge_launch.h"
 #include "tnt_words_wide.cuh"
 
 namespace trt_opt {
