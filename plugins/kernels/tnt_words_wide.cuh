@@ -194,15 +194,14 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, Tile::kB
                 acc[4 * j] = acc[4 * j + 2] = b.x, acc[4 * j + 1] = acc[4 * j + 3] = b.y;
             }
             mbarrier::wait(full, 0);
-            uint32_t rows_at = a_at, weights_at = b_at + group * Tile::kPart;
-            asm volatile("" : "+r"(rows_at), "+r"(weights_at));  // not all descriptors at once, kept over the tiles
+            const uint32_t weights_at = b_at + (kGroups > 1 ? __shfl_sync(0xffffffffu, group, 0) * Tile::kPart : 0);  // the same in all lanes, as descriptors have to be
             warpgroup::settle(acc);
             warpgroup::begin();
 #pragma unroll
             for (int i = 0; i < kChunks; ++i)
 #pragma unroll
                 for (int j = 0; j < 4; ++j)
-                    wide::multiply(acc, wide::descriptor(rows_at + i * 8192 + j * 32, 16), wide::descriptor(weights_at + i * 8192 + j * 2048, Tile::kPart), 1);
+                    wide::multiply(acc, wide::descriptor(a_at + i * 8192 + j * 32, 16), wide::descriptor(weights_at + i * 8192 + j * 2048, Tile::kPart), 1);
             warpgroup::commit();
             warpgroup::wait<0>();
             warpgroup::settle(acc);
