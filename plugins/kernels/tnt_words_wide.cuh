@@ -37,52 +37,64 @@ struct WideBridgesArgs {
 template <int CHUNKS, int COLUMNS> struct WideBridgesTile {
     static constexpr int kChunks = CHUNKS, kRows = 64, kColumns = COLUMNS, kGroups = COLUMNS / 64, kThreads = 256, kWidth = 64 * CHUNKS;
     static constexpr int kPart = kWidth * 128, kBBytes = kGroups * kPart, kABytes = kRows * kWidth * 2;
-    static constexpr int kParts = kGroups * kBridgeMaxCluster, kMoments = kRows * kParts * static_cast<int>(sizeof(RowMoments));  // a part has 64 columns
-    static constexpr int kShared = 1024 + kBBytes + kABytes + kMoments + 3 * COLUMNS * 4 + 2 * kWidth * 2 + 16;
-    static constexpr int kBlocks = COLUMNS == 64 ? 2 : 1;  // registers for two, or for one beside the chain's
+    static constexpr int kParts = kGroups * kBridgeMaxCluster, kMoments = kRows / 2 * kParts * 16;  // of rows r and r + 8 and 64 columns: sum and square of each
+    static constexpr int kShared = 1024 + kBBytes + kABytes + kMoments + COLUMNS * 4 + 2 * (kWidth + COLUMNS) * 2 + 16;
+    static constexpr int kBound = COLUMNS == 64 ? 576 : kThreads;  // leaves a thread so few registers that a block has room beside one of the chain, or another one
     static_assert(COLUMNS == 64 || COLUMNS == 128);
 };
 
-// As row_statistics, of parts of 64 columns.
-__device__ __forceinline__ RowStatistics wide_statistics(const RowMoments* moments, int parts, const WideBridgesArgs& p) {
-    float sum = 0, square = 0;
-#pragma unroll 1
-    for (int z = 0; z < parts; ++z) sum += moments[z].sum;
-    const float mean = sum * p.each;
-#pragma unroll 1
-    for (int z = 0; z < parts; ++z) {
-        const bool last = z + 1 == parts;
-        const RowMoments m = moments[z];
-        const float difference = fmaf(m.sum, last ? p.last_each : 1.f / 64, -mean), values = static_cast<float>(last ? p.end.n - 64 * z : 64);
-        square += fmaf(values * difference, difference, m.square);
+// Mean and factor of two rows of a lane, as row_statistics has them, by the four lanes that share them. `moments`: of both, a part of 64 columns each `stride` from the next.
+template <int MOST> __device__ __forceinline__ void wide_statistics(RowStatistics (&rows)[2], const float4* moments, int stride, const WideBridgesArgs& p, int t) {
+    const int parts = (p.end.n + 63) / 64;
+    float4 m[MOST / 4];
+#pragma unroll
+    for (int i = 0; i < MOST / 4; ++i) m[i] = t + 4 * i < parts ? moments[(t + 4 * i) * stride] : float4{};
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+        float sum = 0, square = 0;
+#pragma unroll
+        for (int i = 0; i < MOST / 4; ++i) sum += h == 0 ? m[i].x : m[i].z;
+        const float mean = group_sum<4>(sum) * p.each;
+#pragma unroll
+        for (int i = 0; i < MOST / 4; ++i) {
+            const int z = t + 4 * i;
+            const bool last = z + 1 == parts;
+            const float difference = fmaf(h == 0 ? m[i].x : m[i].z, last ? p.last_each : 1.f / 64, -mean), values = static_cast<float>(last ? p.end.n - 64 * z : 64);
+            if (z < parts) square += fmaf(values * difference, difference, h == 0 ? m[i].y : m[i].w);
+        }
+        rows[h] = {mean, rsqrtf(fmaf(group_sum<4>(square), p.each, p.end.epsilon))};
     }
-    return {mean, rsqrtf(fmaf(square, p.each, p.end.epsilon))};
 }
 
-template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) tnt_words_wide_kernel(const __grid_constant__ WideBridgesArgs p) {
+template <class Tile> __global__ void __launch_bounds__(Tile::kBound) tnt_words_wide_kernel(const __grid_constant__ WideBridgesArgs p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     using namespace ptx;
     constexpr int kChunks = Tile::kChunks, kRows = Tile::kRows, kColumns = Tile::kColumns, kWidth = Tile::kWidth, kThreads = Tile::kThreads, kGroups = Tile::kGroups, kParts = Tile::kParts;
+    static_assert(kParts % 4 == 0 && kRows == 64);
 
     let_next_start();
     extern __shared__ unsigned char unaligned[];
     const uint32_t unaligned_at = shared_address(unaligned), b_at = (unaligned_at + 1023) & ~1023u, a_at = b_at + Tile::kBBytes;
     unsigned char* const a = unaligned + (a_at - unaligned_at);
-    RowMoments* const moments = reinterpret_cast<RowMoments*>(a + Tile::kABytes);
-    float *const bias = reinterpret_cast<float*>(a + Tile::kABytes + Tile::kMoments), *const scale2 = bias + kColumns, *const shift2 = scale2 + kColumns;
-    __half *const scale = reinterpret_cast<__half*>(shift2 + kColumns), *const shift = scale + kWidth;
-    const uint32_t full = shared_address(shift + kWidth);
+    float4* const moments = reinterpret_cast<float4*>(a + Tile::kABytes);
+    float* const bias = reinterpret_cast<float*>(a + Tile::kABytes + Tile::kMoments);
+    __half *const scale = reinterpret_cast<__half*>(bias + kColumns), *const shift = scale + kWidth, *const scale2 = shift + kWidth, *const shift2 = scale2 + kColumns;
+    const uint32_t full = shared_address(shift2 + kColumns);
+    __half* const met = shift2 + kColumns + 4;  // the barrier where the cluster's moments are there
 
     const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32, g = lane / 4, t = lane % 4, group = warp / 4, n = p.end.n;
     uint32_t rank, first;
     const uint32_t bridge = p.by_groups.divmod(p.by_columns.divmod(blockIdx.x, rank), first);
     const int column = static_cast<int>(rank) * kColumns;
 
+    const uint32_t moment_bytes = static_cast<uint32_t>((n + 63) / 64 * (kRows / 2) * 16);
+
     // Before the kernel before this one is done: weights. Columns beyond the last are zeros.
     if (tid == 0) {
         mbarrier::init(full, 1);
         mbarrier::publish();
         tensor_copy::fence_shared();
+        expect_bytes(met, moment_bytes);
         mbarrier::expect(full, Tile::kBBytes);
 #pragma unroll 1
         for (int i = 0; i < kChunks; ++i)
@@ -93,7 +105,7 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, Tile::kB
     for (int c = tid; c < kColumns; c += kThreads) {
         const int64_t at = int64_t{bridge} * n + column + c;
         const bool exists = column + c < n;
-        bias[c] = exists ? __half2float(p.bias[at]) : 0.f, scale2[c] = exists ? __half2float(p.end.scale[at]) : 0.f, shift2[c] = exists ? __half2float(p.end.shift[at]) : 0.f;
+        bias[c] = exists ? __half2float(p.bias[at]) : 0.f, scale2[c] = exists ? p.end.scale[at] : __half(), shift2[c] = exists ? p.end.shift[at] : __half();
     }
     for (int c = 8 * tid; c < 2 * kWidth; c += 8 * kThreads)
         *reinterpret_cast<uint4*>(scale + c) = *reinterpret_cast<const uint4*>((c < kWidth ? p.scale + c : p.shift + (c - kWidth)) + int64_t{bridge} * kWidth);
@@ -130,6 +142,7 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, Tile::kB
         wait_for_previous();
     }
     fetch(first);
+    uint32_t parity = 0;
 #pragma unroll 1
     for (uint32_t tile = first; tile < p.tiles; tile += p.by_groups.divisor) {
         const int64_t row0 = int64_t{tile} * kRows;
@@ -208,35 +221,44 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, Tile::kB
         }
         const uint32_t next = tile + p.by_groups.divisor;
         cluster_wait();  // all blocks are there to be written to, and have read the moments of the tile before
+        const int pair = warp % 4 * 8 + g;
         if (multiplies && columns > 0) {
+            float sums[2], squares[2];
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
                 float sum = 0, square = 0;
 #pragma unroll
                 for (int j = 0; j < 8; ++j) sum += acc[4 * j + 2 * h] + acc[4 * j + 2 * h + 1];
-                sum = group_sum<4>(sum);
-                const float mean = sum * (columns >= 64 ? 1.f / 64 : p.last_each);
+                sums[h] = group_sum<4>(sum);
+                const float mean = sums[h] * (columns >= 64 ? 1.f / 64 : p.last_each);
 #pragma unroll
                 for (int j = 0; j < 8; ++j) {
                     if (8 * j >= columns) continue;
                     const float x = acc[4 * j + 2 * h] - mean, y = acc[4 * j + 2 * h + 1] - mean;
                     square = fmaf(x, x, square), square = fmaf(y, y, square);
                 }
-                square = group_sum<4>(square);
-                const uint32_t to = shared_address(moments + (r0 + 8 * h) * kParts + part);
-                for (uint32_t z = t; z < p.by_columns.divisor; z += 4) store_remote(remote(to, z), sum, square);
+                squares[h] = group_sum<4>(square);
             }
+            const uint4 both = make_uint4(__float_as_uint(sums[0]), __float_as_uint(squares[0]), __float_as_uint(sums[1]), __float_as_uint(squares[1]));
+            const uint32_t to = shared_address(moments + part * (kRows / 2) + pair);
+            for (uint32_t z = t; z < p.by_columns.divisor; z += 4) store_counted(remote(to, z), both, remote(shared_address(met), z));
         }
-        cluster_arrive();
         end.template copy_others<8>(uint64_t{first * p.by_columns.divisor + rank} * kThreads + tid, uint64_t{p.by_groups.divisor * p.by_columns.divisor} * kThreads);
         end.at.others = 0;
-        cluster_wait();
-        if (next < p.tiles) fetch(next);  // this tile's rows have been multiplied
+        wait_bytes(met, parity);
+        parity ^= 1;
+        if (next < p.tiles) {
+            if (tid == 0) mbarrier::expect(shared_address(met), moment_bytes);
+            __syncthreads();  // this tile's rows have been multiplied
+            fetch(next);
+        }
         if (multiplies && columns > 0) {
+            RowStatistics of[2];
+            wide_statistics<kParts>(of, moments + pair, kRows / 2, p, t);
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
                 const int r = r0 + 8 * h;
-                const auto [mean, factor] = wide_statistics(moments + r * kParts, (n + 63) / 64, p);
+                const float mean = of[h].mean, factor = of[h].factor;
                 const bool exists = row0 + r < p.rows;
                 __half* const to = end.out + (exists ? end.at.of_row(static_cast<uint32_t>(row0 + r)) : 0) * n + column + 64 * group + 8 * t;
 #pragma unroll
@@ -245,7 +267,7 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, Tile::kB
 #pragma unroll
                     for (int j = 0; j < 4; ++j) {
                         const int c = 64 * group + 32 * i + 8 * j + 2 * t, from = 16 * i + 4 * j + 2 * h;
-                        const float2 s = *reinterpret_cast<const float2*>(scale2 + c), b = *reinterpret_cast<const float2*>(shift2 + c);
+                        const float2 s = __half22float2(*reinterpret_cast<const __half2*>(scale2 + c)), b = __half22float2(*reinterpret_cast<const __half2*>(shift2 + c));
                         pairs[j] = pack_halves(fmaf((acc[from] - mean) * factor, s.x, b.x), fmaf((acc[from + 1] - mean) * factor, s.y, b.y));
                     }
                     exchange_tiles(pairs, t);
