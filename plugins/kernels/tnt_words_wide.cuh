@@ -86,7 +86,6 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kBound) tnt_words_
     uint32_t rank, first;
     const uint32_t bridge = p.by_groups.divmod(p.by_columns.divmod(blockIdx.x, rank), first);
     const int column = static_cast<int>(rank) * kColumns;
-
     const uint32_t moment_bytes = static_cast<uint32_t>((n + 63) / 64 * (kRows / 2) * 16);
 
     // Before the kernel before this one is done: weights. Columns beyond the last are zeros.
@@ -249,8 +248,7 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kBound) tnt_words_
         parity ^= 1;
         if (next < p.tiles) {
             if (tid == 0) mbarrier::expect(shared_address(met), moment_bytes);
-            __syncthreads();  // this tile's rows have been multiplied
-            fetch(next);
+            fetch(next);  // who has told of moments has multiplied this tile's rows
         }
         if (multiplies && columns > 0) {
             RowStatistics of[2];
