@@ -118,7 +118,7 @@ __device__ __forceinline__ void store_counted(uint32_t address, uint4 v, uint32_
     asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(barrier) : "memory");
 #endif
 }
-// Makes a barrier of 8 bytes of this block's shared memory that opens when so many bytes have come (again: mbarrier::expect). By one thread, before a barrier of the cluster
+// Makes a barrier of 8 bytes of this block's shared memory that opens once, when so many bytes have come. By one thread, before a barrier of the cluster
 // that is before the first of them.
 __device__ __forceinline__ void expect_bytes(void* barrier, uint32_t bytes) {
 #if __CUDA_ARCH__ >= 900
@@ -128,7 +128,13 @@ __device__ __forceinline__ void expect_bytes(void* barrier, uint32_t bytes) {
     asm volatile("{.reg .b64 state;\n\tmbarrier.arrive.expect_tx.shared::cta.b64 state, [%0], %1;}" ::"r"(at), "r"(bytes) : "memory");
 #endif
 }
-__device__ __forceinline__ void wait_bytes(const void* barrier, uint32_t parity = 0) {
+__device__ __forceinline__ void wait_bytes(const void* barrier) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("{.reg .pred p;\n\tWAIT: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], 0;\n\t@!p bra WAIT;}" ::"r"(shared_address(barrier)) : "memory");
+#endif
+}
+// The same of a barrier that opens again and again (mbarrier::expect), until the phase of this parity is over.
+__device__ __forceinline__ void wait_bytes(const void* barrier, uint32_t parity) {
 #if __CUDA_ARCH__ >= 900
     asm volatile("{.reg .pred p;\n\tWAIT: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], %1;\n\t@!p bra WAIT;}" ::"r"(shared_address(barrier)), "r"(parity) : "memory");
 #endif
