@@ -11,16 +11,17 @@ namespace trt_opt {
 namespace {
 
 struct Shape {
-    int width, columns, shared;
+    int width, columns;
+    int (*shared)(int n);
     cudaError_t (*launch)(const WideBridgesArgs&, uint32_t blocks, int cluster, cudaStream_t);
 };
 template <int CHUNKS, int COLUMNS> cudaError_t launch(const WideBridgesArgs& p, uint32_t blocks, int cluster, cudaStream_t stream) {
     using Tile = WideBridgesTile<CHUNKS, COLUMNS>;
-    return launch_ahead(tnt_words_wide_kernel<Tile>, blocks, Tile::kThreads, Tile::kShared, stream, cluster, p);
+    return launch_ahead(tnt_words_wide_kernel<Tile>, blocks, Tile::kThreads, Tile::shared(p.end.n), stream, cluster, p);
 }
 template <int CHUNKS, int COLUMNS> constexpr Shape shape() {
     using Tile = WideBridgesTile<CHUNKS, COLUMNS>;
-    return {Tile::kWidth, COLUMNS, Tile::kShared, launch<CHUNKS, COLUMNS>};
+    return {Tile::kWidth, COLUMNS, Tile::shared, launch<CHUNKS, COLUMNS>};
 }
 // TNT-S's patches, PyramidTNT's.
 const Shape kShapes[] = {shape<6, 64>(), shape<6, 128>(), shape<8, 64>(), shape<8, 128>()};
@@ -39,7 +40,7 @@ bool words_wide_valid(const TntWordsProblem& q, int columns, const void* const* 
 #ifdef TRT_OPT_SM90A
     if (device().major != 9 || !encode_tiled() || q.inner.dtype != DType::kHalf || q.bridges < 1 || q.images <= 0 || q.channels % 8 != 0 || q.channels < 64) return false;
     const Shape* const s = shape_of(q, columns);
-    if (!s || s->shared > device().shared || parts(q.channels, columns) > kBridgeMaxCluster || words_wide_blocks(q, columns) > INT32_MAX) return false;
+    if (!s || s->shared(q.channels) > device().shared || parts(q.channels, columns) > kBridgeMaxCluster || words_wide_blocks(q, columns) > INT32_MAX) return false;
     if (!aligned_to(16, q.scale1, q.bias1, q.w)) return false;
     for (int j = 0; j < q.bridges; ++j)
         if (!aligned_to(16, words[j], q.out[j])) return false;
@@ -55,7 +56,7 @@ int64_t words_wide_blocks(const TntWordsProblem& q, int columns) { return q.brid
 bool words_wide_beside(const TntWordsProblem& q, int columns) {
     constexpr int kReserved = 1024;  // of shared memory, by each block
     const Shape* const s = shape_of(q, columns);
-    return s && 2 * (s->shared + kReserved) <= device().shared + kReserved;
+    return s && 2 * (s->shared(q.channels) + kReserved) <= device().shared + kReserved;
 }
 
 cudaError_t words_wide(const TntWordsProblem& q, int columns, const void* const* words, const uint32_t* told, uint32_t telling, cudaStream_t stream) {

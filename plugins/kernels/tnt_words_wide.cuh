@@ -37,8 +37,10 @@ struct WideBridgesArgs {
 template <int CHUNKS, int COLUMNS> struct WideBridgesTile {
     static constexpr int kChunks = CHUNKS, kRows = 64, kColumns = COLUMNS, kGroups = COLUMNS / 64, kThreads = 256, kWidth = 64 * CHUNKS;
     static constexpr int kPart = kWidth * 128, kBBytes = kGroups * kPart, kABytes = kRows * kWidth * 2;
-    static constexpr int kParts = kGroups * kBridgeMaxCluster, kMoments = kRows / 2 * kParts * 16;  // of rows r and r + 8 and 64 columns: sum and square of each
-    static constexpr int kShared = 1024 + kBBytes + kABytes + kMoments + COLUMNS * 4 + 2 * (kWidth + COLUMNS) * 2 + 16;
+    static constexpr int kParts = kGroups * kBridgeMaxCluster, kPartMoments = kRows / 2 * 16;  // a part has 64 columns; of rows r and r + 8: sum and square of each
+    // Beside a block of TNT-S's chain, of 125 KB, there are 101 KB: to the byte what 384 columns take.
+    static constexpr int kFixed = kBBytes + kABytes + 2 * (2 * kWidth + 3 * COLUMNS) + 16;
+    static constexpr int shared(int n) { return kFixed + (n + 63) / 64 * kPartMoments; }
     static constexpr int kBound = COLUMNS == 64 ? 576 : kThreads;  // leaves a thread so few registers that a block has room beside one of the chain, or another one
     static_assert(COLUMNS == 64 || COLUMNS == 128);
 };
@@ -73,20 +75,19 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kBound) tnt_words_
     static_assert(kParts % 4 == 0 && kRows == 64);
 
     let_next_start();
-    extern __shared__ unsigned char unaligned[];
-    const uint32_t unaligned_at = shared_address(unaligned), b_at = (unaligned_at + 1023) & ~1023u, a_at = b_at + Tile::kBBytes;
-    unsigned char* const a = unaligned + (a_at - unaligned_at);
-    float4* const moments = reinterpret_cast<float4*>(a + Tile::kABytes);
-    float* const bias = reinterpret_cast<float*>(a + Tile::kABytes + Tile::kMoments);
-    __half *const scale = reinterpret_cast<__half*>(bias + kColumns), *const shift = scale + kWidth, *const scale2 = shift + kWidth, *const shift2 = scale2 + kColumns;
-    const uint32_t full = shared_address(shift2 + kColumns);
-    __half* const met = shift2 + kColumns + 4;  // the barrier where the cluster's moments are there
+    extern __shared__ __align__(1024) unsigned char wide_shared[];
+    const uint32_t b_at = shared_address(wide_shared), a_at = b_at + Tile::kBBytes;
+    unsigned char* const a = wide_shared + Tile::kBBytes;
+    __half *const scale = reinterpret_cast<__half*>(a + Tile::kABytes), *const shift = scale + kWidth, *const bias = shift + kWidth, *const scale2 = bias + kColumns, *const shift2 = scale2 + kColumns;
+    __half *const met = shift2 + kColumns, *const moments_at = met + 8;  // the barrier where the cluster's moments are there, and then that of the weights
+    const uint32_t full = shared_address(met + 4);
+    float4* const moments = reinterpret_cast<float4*>(moments_at);
 
     const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32, g = lane / 4, t = lane % 4, group = warp / 4, n = p.end.n;
     uint32_t rank, first;
     const uint32_t bridge = p.by_groups.divmod(p.by_columns.divmod(blockIdx.x, rank), first);
     const int column = static_cast<int>(rank) * kColumns;
-    const uint32_t moment_bytes = static_cast<uint32_t>((n + 63) / 64 * (kRows / 2) * 16);
+    const uint32_t moment_bytes = static_cast<uint32_t>((n + 63) / 64 * Tile::kPartMoments);
 
     // Before the kernel before this one is done: weights. Columns beyond the last are zeros.
     if (tid == 0) {
@@ -104,7 +105,7 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kBound) tnt_words_
     for (int c = tid; c < kColumns; c += kThreads) {
         const int64_t at = int64_t{bridge} * n + column + c;
         const bool exists = column + c < n;
-        bias[c] = exists ? __half2float(p.bias[at]) : 0.f, scale2[c] = exists ? p.end.scale[at] : __half(), shift2[c] = exists ? p.end.shift[at] : __half();
+        bias[c] = exists ? p.bias[at] : __half(), scale2[c] = exists ? p.end.scale[at] : __half(), shift2[c] = exists ? p.end.shift[at] : __half();
     }
     for (int c = 8 * tid; c < 2 * kWidth; c += 8 * kThreads)
         *reinterpret_cast<uint4*>(scale + c) = *reinterpret_cast<const uint4*>((c < kWidth ? p.scale + c : p.shift + (c - kWidth)) + int64_t{bridge} * kWidth);
@@ -202,7 +203,7 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kBound) tnt_words_
         if (multiplies) {
 #pragma unroll
             for (int j = 0; j < 8; ++j) {
-                const float2 b = *reinterpret_cast<const float2*>(bias + 64 * group + 8 * j + 2 * t);
+                const float2 b = __half22float2(*reinterpret_cast<const __half2*>(bias + 64 * group + 8 * j + 2 * t));
                 acc[4 * j] = acc[4 * j + 2] = b.x, acc[4 * j + 1] = acc[4 * j + 3] = b.y;
             }
             mbarrier::wait(full, 0);
