@@ -1723,8 +1723,8 @@ void edge_cases(Checker& c) {
         check(c, WordsCase{t, 2, 20, 1, 19, 3, 16, 4, 6, 96, 3, 384, {1, 3}, true}), check(c, WordsCase{t, 2, 20, 1, 19, 1, 16, 2, 32, 256, 2, 100, {2}, true}), check(c, WordsCase{t, 2, 20, 1, 19, 1, 16, 3, 5, 60, 3, 65, {0, 2}, true});
         check(c, WordsCase{t, 2, 20, 1, 19, 1, 16, 2, 6, 17, 4, 40, {2, 4}}), check(c, WordsCase{t, 1, 20, 1, 19, 1, 16, 4, 6, 96, 2, 1032, {1, 2}});
         // All ways of the bridges
-        for (int way = 1; way <= kWordsWays; ++way) {
-            for (int64_t images : {1, 2, 32}) check(c, WordsCase{t, images, 197, 1, 196, 1, 16, 4, 6, 96, 12, 384, {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, images == 1, false, false, 0, 0.f, 0, way});
+        for (int way = 1; t == DType::kHalf && way <= kWordsWays; ++way) {
+            for (int64_t images : {1, 2, 8}) check(c, WordsCase{t, images, 197, 1, 196, 1, 16, 4, 6, 96, 12, 384, {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, images == 1, false, false, 0, 0.f, 0, way});
             check(c, WordsCase{t, 1, 197, 1, 196, 1, 16, 4, 6, 96, 12, 384, {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, false, false, false, 0, 0.f, 11, way});
             check(c, WordsCase{t, 1, 100, 2, 65, 1, 16, 4, 6, 96, 5, 384, {0, 0, 2, 2, 4}, true, false, false, 0, 0.f, 0, way}), check(c, WordsCase{t, 2, 50, 1, 49, 1, 16, 4, 6, 96, 2, 384, {0, 0}, true, false, false, 0, 20.f, 0, way});
             for (auto [covered, words, heads] : {std::tuple{256, 16, 2}, {64, 16, 4}}) check(c, WordsCase{t, 1, covered, 0, covered, 1, words, heads, 32 / heads, 128, 6, 512, {1, 2, 4, 6}, heads == 4, true, false, 0, 0.f, 0, way});
