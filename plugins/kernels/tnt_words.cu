@@ -166,7 +166,7 @@ cudaError_t bridges_in_one(const Words& words, const Shape& usual, uint32_t tell
     return cudaSuccess;
 }
 
-// Ways of all bridges at once, `way` of tnt_words: tiles of mma.sync (1), or warpgroups of 64 or 128 columns a block, by layers as the chain tells of them (2, 3) or behind the whole chain (4, 5).
+// Ways of all bridges at once (`way`): tiles of mma.sync (1), or warpgroups of 64 or 128 columns a block, by layers as the chain tells of them (2, 3) or behind the whole chain (4, 5).
 constexpr int32_t kTiles = 1, kWide64 = 2, kWide128 = 3, kWide64Behind = 4, kWide128Behind = 5;
 constexpr bool wide(int32_t way) { return way >= kWide64 && way <= kWide128Behind; }
 constexpr bool by_layers(int32_t way) { return way <= kWide128; }

@@ -44,7 +44,7 @@ bool words_wide_valid(const TntWordsProblem& q, int columns, const void* const* 
     if (!aligned_to(16, q.scale1, q.bias1, q.w)) return false;
     for (int j = 0; j < q.bridges; ++j)
         if (!aligned_to(16, words[j], q.out[j])) return false;
-    // Of more images, a launch each.
+    // Positions are 32-bit.
     return q.images * q.covered < INT32_MAX - kRows && q.images * q.tokens < INT32_MAX;
 #else
     return false;
