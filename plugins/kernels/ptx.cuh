@@ -133,6 +133,12 @@ __device__ __forceinline__ void wait_bytes(const void* barrier) {
     asm volatile("{.reg .pred p;\n\tWAIT: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], 0;\n\t@!p bra WAIT;}" ::"r"(shared_address(barrier)) : "memory");
 #endif
 }
+// The same of a barrier that opens again and again (mbarrier::expect), until the phase of this parity is over.
+__device__ __forceinline__ void wait_bytes(const void* barrier, uint32_t parity) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("{.reg .pred p;\n\tWAIT: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], %1;\n\t@!p bra WAIT;}" ::"r"(shared_address(barrier)), "r"(parity) : "memory");
+#endif
+}
 __device__ __forceinline__ uint4 load_remote(uint32_t address) {
     uint4 v;
 #if __CUDA_ARCH__ >= 900

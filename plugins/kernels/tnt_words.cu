@@ -6,6 +6,7 @@
 #include "tnt_bridge_launch.h"
 #include "tnt_inner_launch.cuh"
 #include "tnt_words_launch.h"
+#include "tnt_words_wide.h"
 
 namespace trt_opt {
 namespace {
@@ -143,7 +144,7 @@ cudaError_t bridges_in_one(const Words& words, const Shape& usual, uint32_t tell
     p.b = in(q.w), p.bias = in(q.b), p.scale = in(q.scale1), p.shift = in(q.bias1), p.epsilon = q.epsilon1, p.k = q.width, p.n = q.channels;
     p.end.scale = in(q.scale2), p.end.shift = in(q.bias2), p.end.n = q.channels, p.end.epsilon = q.epsilon2;
     if (telling > 0) p.told = words.told(), p.telling = telling;
-    std::copy_n(q.after, q.bridges, p.after);
+    std::copy_n(q.after, q.bridges, p.after), p.last = static_cast<uint32_t>(q.bridges - 1);
     WordsBridgesLaunch how;
     how.cluster = (q.channels + s.columns - 1) / s.columns, how.shared = s.shared(q.width);
     p.by_columns = FastDiv(static_cast<uint32_t>(how.cluster));
@@ -163,6 +164,22 @@ cudaError_t bridges_in_one(const Words& words, const Shape& usual, uint32_t tell
         if (const cudaError_t status = s.launch(p, how, stream); status != cudaSuccess) return status;
     }
     return cudaSuccess;
+}
+
+// Ways of all bridges at once (`way`): tiles of mma.sync (1), or warpgroups of 64 or 128 columns a block, by layers as the chain tells of them (2, 3) or behind the whole chain (4, 5).
+constexpr int32_t kTiles = 1, kWide64 = 2, kWide128 = 3, kWide64Behind = 4, kWide128Behind = 5;
+constexpr bool wide(int32_t way) { return way >= kWide64 && way <= kWide128Behind; }
+constexpr bool by_layers(int32_t way) { return way <= kWide128; }
+constexpr int wide_columns(int32_t way) { return way == kWide64 || way == kWide64Behind ? 64 : 128; }
+// What 0 is: kWide64 or kTiles. Estimated, not measured: behind the chain are a tile's rows (1 us), norm (1), product (0.5), exchange (1) and end (0.5), and the wakes before and behind, 6 to 8 us.
+constexpr int32_t kUsualWay = kWide64;
+constexpr int kWideRounds = 4;  // blocks a multiprocessor that are done while the chain goes on
+
+// The way taken if the chain's blocks tell of their layers.
+int32_t way_of(const Words& words, int32_t way, const void* const* read) {
+    const TntWordsProblem& q = words.q;
+    if (way == 0) way = kUsualWay == kWide64 && words_wide_beside(q, 64) && words_wide_blocks(q, 64) <= int64_t{kWideRounds} * device().multiprocessors ? kWide64 : kTiles;
+    return wide(way) && words_wide_valid(q, wide_columns(way), read) ? way : kTiles;
 }
 
 template <class T> __global__ void zero_kernel(T* y, int64_t count) {
@@ -185,18 +202,22 @@ cudaError_t bridge_alone(const Words& words, int j, cudaStream_t stream) {
 
 }  // namespace
 
-cudaError_t tnt_words(const TntWordsProblem& q, cudaStream_t stream) {
+cudaError_t tnt_words(const TntWordsProblem& q, cudaStream_t stream, int32_t way) {
     if (!valid(q)) return cudaErrorInvalidValue;
     if (q.inner.patches == 0) return cudaSuccess;
     const Words words(q);
     if (words.rooms.total > 0 && (!q.workspace || !aligned_to(16, q.workspace))) return cudaErrorInvalidValue;
     WordsChainArgs chain{};
     const Shape* const shape = q.bridges > 0 ? bridges_shape(words) : nullptr;
+    const void* read[kWordsMaxBridges] = {};
+    for (int j = 0; j < q.bridges; ++j) read[j] = words.read(q.after[j]);
+    const bool chosen = way == 0;
+    way = shape ? way_of(words, way, read) : kTiles;
     uint32_t telling = 0;
     if (words.layers() > 0 && chain_arguments(words, chain)) {
         const bool narrow = q.inner.channels / q.inner.heads <= 8;
         // Only one kernel behind the chain may look while it goes on.
-        if (shape && tnt_bridge_images(bridge_of(q, 0)) >= q.images) chain.told = words.told();
+        if (shape && by_layers(way) && tnt_bridge_images(bridge_of(q, 0)) >= q.images) chain.told = words.told();
         if (const cudaError_t status = narrow ? launch_words_chain_8(chain, telling, stream) : launch_words_chain_16(chain, telling, stream); status != cudaSuccess) return status;
     } else {
         for (int i = 0; i < words.layers(); ++i) {
@@ -206,6 +227,8 @@ cudaError_t tnt_words(const TntWordsProblem& q, cudaStream_t stream) {
         }
     }
     if (q.bridges == 0) return cudaSuccess;
+    // Many patches' chain does not tell, and warpgroups were not chosen for those.
+    if (shape && wide(way) && (telling > 0 || !chosen)) return words_wide(q, wide_columns(way), read, telling > 0 ? words.told() : nullptr, telling, stream);
     if (shape) return bridges_in_one(words, *shape, telling, stream);
     for (int j = 0; j < q.bridges; ++j)
         if (const cudaError_t status = bridge_alone(words, j, stream); status != cudaSuccess) return status;

@@ -19,7 +19,7 @@ struct WordsBridgesArgs {
     float epsilon;
     FastDiv by_columns;                 // blocks of a cluster
     FastDiv by_groups;                  // clusters of a bridge
-    uint32_t tiles;                     // of rows
+    uint32_t tiles, last;               // of rows; the last bridge
     const uint32_t* told;               // of the chain's blocks: whether a layer's words are there; or null, and the whole chain is waited for
     uint32_t telling;                   // such blocks
     int after[kWordsMaxBridges];        // layers
@@ -191,7 +191,8 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads) tnt_word
         end.at.others = 0;
         if (next < p.tiles) cluster_arrive();  // its moments have been read
     }
-    if (p.told) wait_for_previous();  // who waits for this kernel waits for the chain
+    // Who waits for this kernel waits for the chain. Others than the last bridge's blocks make room for those yet to come.
+    if (p.told && bridge == p.last) wait_for_previous();
 #endif
 }
 

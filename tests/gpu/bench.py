@@ -181,14 +181,14 @@ class Library:
     def block_chain(self, x, weights, vectors, between, y, workspace, tactic, slot, *shape):
         self.call("trt_opt_block_chain", *self.chain_arguments(*shape), pointer(x), pointer(weights), pointer(vectors), pointer(between), pointer(y), pointer(workspace), tactic, slot)
 
-    def tnt_words(self, x, p, bridges, after, tokens, outs, y, workspace, heads):
+    def tnt_words(self, x, p, bridges, after, tokens, outs, y, workspace, heads, way=0):
         (patches, words, channels), (_, width, out_channels) = x.shape, bridges["w"].shape
         names, bridge_names = ["scale1", "bias1", "w_qkv", "b_qkv", "w_proj", "b_proj", "scale2", "bias2", "w1", "b1", "w2", "b2"], ["scale1", "bias1", "w", "b", "scale2", "bias2"]
         weights = (ctypes.c_void_p * 18)(*[p[n].data_ptr() for n in names], *[bridges[n].data_ptr() for n in bridge_names])
         images = outs[0].shape[0]
         self.call("trt_opt_tnt_words", HALF, ctypes.c_int64(images), tokens, patches // images, words, channels, p["w1"].shape[2], heads, p["w1"].shape[0], out_channels, len(after),
                   (ctypes.c_int32 * len(after))(*after), ctypes.c_float(1e-5), pointer(x), weights, (ctypes.c_void_p * len(outs))(*[o.data_ptr() for o in outs]), pointer(y), pointer(workspace),
-                  ctypes.c_int64(workspace.numel()))
+                  ctypes.c_int64(workspace.numel()), way)
 
 
 def capture(launches):
@@ -808,8 +808,8 @@ def bench_tnt_words(lib, images, covered, words, channels, heads, layers, out_ch
     part = lambda p, j: {k: v[j] for k, v in p.items()}
     after = list(range(1, layers + 1))
 
-    def ours(i):
-        lib.tnt_words(xs[i], ps[i], bridges[i], after, tokens, outs[i], None, workspace, heads)
+    def ours(i, way=0):
+        lib.tnt_words(xs[i], ps[i], bridges[i], after, tokens, outs[i], None, workspace, heads, way)
 
     def chain_only(i):
         lib.tnt_words(xs[i], ps[i], bridges[i], [], tokens, outs[i], stream[-1], workspace, heads)
@@ -824,7 +824,8 @@ def bench_tnt_words(lib, images, covered, words, channels, heads, layers, out_ch
     expected = [torch.empty_like(o) for o in outs[0]]
     separate(0, expected)
     error = max(((o.double() - e.double()).norm() / e.double().norm()).item() for o, e in zip(outs[0], expected))
-    functions = {"ours": ours, "ours without bridges": chain_only, "block by block, bridge by bridge": separate}
+    ways = {1: "tiles", 2: "64 columns by layers", 3: "128 columns by layers", 4: "64 columns behind the chain", 5: "128 columns behind the chain"}
+    functions = {"ours": ours, "ours without bridges": chain_only, "block by block, bridge by bridge": separate, **{f"ours, bridges in {name}": lambda i, way=way: ours(i, way) for way, name in ways.items()}}
     times, failed = time_variants({k: [lambda i=i, f=f: f(i) for i in order] for k, f in functions.items()}, rounds)
     return {"op": "tnt_words", "shape": [images, covered, words, channels, heads, layers, out_channels], "error": error, "us": times, "failed": failed, "bytes": moved,
             "flop": layers * patches * words * (24 * channels * channels + 4 * words * channels + 2 * channels * out_channels)}

@@ -179,9 +179,9 @@ int trt_opt_tnt_bridge(int dtype, int64_t images, int tokens, int covered, int w
 }
 
 // Bridges behind the layers `after`, to the last `covered` of each image's tokens. `weights`: those of tnt_inner_block, each of all layers, then those of tnt_bridge, each
-// of all bridges. y null: nobody reads the last words. Returns -1 if `workspace_bytes` are too few.
+// of all bridges. y null: nobody reads the last words. `way`: of tnt_words. Returns -1 if `workspace_bytes` are too few.
 int trt_opt_tnt_words(int dtype, int64_t images, int tokens, int covered, int words, int word_channels, int hidden, int heads, int layers, int channels, int bridges, const int32_t* after, float epsilon,
-                      const void* x, const void* const* weights, void* const* out, void* y, void* workspace, int64_t workspace_bytes, void* stream) {
+                      const void* x, const void* const* weights, void* const* out, void* y, void* workspace, int64_t workspace_bytes, int way, void* stream) {
     TntWordsProblem p;
     TntInnerBlockProblem& i = p.inner;
     i.dtype = static_cast<DType>(dtype), i.patches = images * covered, i.tokens = words, i.channels = word_channels, i.hidden = hidden, i.heads = heads;
@@ -192,7 +192,7 @@ int trt_opt_tnt_words(int dtype, int64_t images, int tokens, int covered, int wo
     const void** const to[] = {&i.scale1, &i.bias1, &i.w_qkv, &i.b_qkv, &i.w_proj, &i.b_proj, &i.scale2, &i.bias2, &i.w1, &i.b1, &i.w2, &i.b2, &p.scale1, &p.bias1, &p.w, &p.b, &p.scale2, &p.bias2};
     for (const void** w : to) *w = *weights++;
     if (tnt_words_workspace(p) > workspace_bytes) return -1;
-    return tnt_words(p, static_cast<cudaStream_t>(stream));
+    return tnt_words(p, static_cast<cudaStream_t>(stream), way);
 }
 
 // `image`: type of x. tokens: x and w have the channels innermost. scale and bias null: no norm.

@@ -1062,6 +1062,7 @@ struct WordsCase {
     int shift = 0;
     float offset = 0;
     int stacked = 0;  // results of so many of the last bridges lie behind each other
+    int way = 0;      // of tnt_words
 };
 void check(Checker& c, const WordsCase& a) {
     char text[200];
@@ -1070,6 +1071,7 @@ void check(Checker& c, const WordsCase& a) {
     std::string name = text;
     for (int after : a.after) name += "," + std::to_string(after);
     if (a.stacked) name += " stacked" + std::to_string(a.stacked);
+    if (a.way) name += " way" + std::to_string(a.way);
     if (!c.wanted(name)) return;
     TntWordsProblem p;
     TntInnerBlockProblem& i = p.inner;
@@ -1104,7 +1106,7 @@ void check(Checker& c, const WordsCase& a) {
     Tensor y = tensor(a.type, size, a.shift), workspace = tensor(DType::kFloat, (tnt_words_workspace(p) + 3) / 4);
     p.y = a.last ? y->data() : nullptr, p.workspace = workspace->data();
 
-    const cudaError_t status = c.run([&](cudaStream_t s) { return tnt_words(p, s); });
+    const cudaError_t status = c.run([&](cudaStream_t s) { return tnt_words(p, s, a.way); });
     if (status != cudaSuccess) return c.report(name, a.type, 1e30, 0, 0, cudaGetErrorString(status));
     Doubles words(size), ref(out_size), stack(a.stacked * out_size);
     auto compare = [&](auto type) {
@@ -1720,6 +1722,15 @@ void edge_cases(Checker& c) {
         check(c, WordsCase{t, 2, 20, 1, 19, 1, 16, 4, 16, 256, 3, 384, {1, 2, 3}}), check(c, WordsCase{t, 2, 20, 1, 19, 1, 16, 16, 3, 192, 3, 96, {1, 3}, true}), check(c, WordsCase{t, 2, 20, 1, 19, 1, 17, 4, 6, 96, 3, 384, {1, 2, 3}});
         check(c, WordsCase{t, 2, 20, 1, 19, 3, 16, 4, 6, 96, 3, 384, {1, 3}, true}), check(c, WordsCase{t, 2, 20, 1, 19, 1, 16, 2, 32, 256, 2, 100, {2}, true}), check(c, WordsCase{t, 2, 20, 1, 19, 1, 16, 3, 5, 60, 3, 65, {0, 2}, true});
         check(c, WordsCase{t, 2, 20, 1, 19, 1, 16, 2, 6, 17, 4, 40, {2, 4}}), check(c, WordsCase{t, 1, 20, 1, 19, 1, 16, 4, 6, 96, 2, 1032, {1, 2}});
+        // All ways of the bridges
+        for (int way = 1; t == DType::kHalf && way <= kWordsWays; ++way) {
+            for (int64_t images : {1, 2, 8}) check(c, WordsCase{t, images, 197, 1, 196, 1, 16, 4, 6, 96, 12, 384, {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, images == 1, false, false, 0, 0.f, 0, way});
+            check(c, WordsCase{t, 1, 197, 1, 196, 1, 16, 4, 6, 96, 12, 384, {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, false, false, false, 0, 0.f, 11, way});
+            check(c, WordsCase{t, 1, 100, 2, 65, 1, 16, 4, 6, 96, 5, 384, {0, 0, 2, 2, 4}, true, false, false, 0, 0.f, 0, way}), check(c, WordsCase{t, 2, 50, 1, 49, 1, 16, 4, 6, 96, 2, 384, {0, 0}, true, false, false, 0, 20.f, 0, way});
+            for (auto [covered, words, heads] : {std::tuple{256, 16, 2}, {64, 16, 4}}) check(c, WordsCase{t, 1, covered, 0, covered, 1, words, heads, 32 / heads, 128, 6, 512, {1, 2, 4, 6}, heads == 4, true, false, 0, 0.f, 0, way});
+            for (int channels = 56; channels <= 1024; channels += channels < 128 ? 8 : 56) check(c, WordsCase{t, 2, 40, 3, 33, 1, 16, 4, 6, 96, 3, channels, {0, 1, 3}, false, false, false, 0, 0.f, 0, way});
+            for (int shift : {1, 4}) check(c, WordsCase{t, 2, 20, 1, 19, 1, 16, 4, 6, 96, 3, 384, {0, 1, 3}, true, false, false, shift, 0.f, 0, way});
+        }
         for (int shift : {1, 2, 4}) check(c, WordsCase{t, 2, 20, 1, 19, 1, 16, 4, 6, 96, 3, 192, {0, 1, 3}, shift == 2, false, false, shift}), check(c, WordsCase{t, 2, 20, 1, 19, 1, 16, 3, 8, 96, 3, 192, {0, 2}, shift == 1, false, false, shift});
         {
             WordsCase most{t, 1, 30, 0, 30, 1, 4, 2, 4, 32, kWordsMaxLayers, 64, {}, true};
