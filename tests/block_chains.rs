@@ -656,6 +656,173 @@ fn hold_weights_as_documented<const WINDOWS: bool>(forms: [(Form<WINDOWS>, bool)
     }
 }
 
+// ---- position encodings ----
+
+const CONV: &str = "TrtOptDepthwiseConv";
+const GRID: [i64; 2] = [2, 3];
+const UNIFORMER: Form<false> = Form { grid: [1, GRID[0] * GRID[1]], ..VIT };
+
+impl Parts<false> {
+    /// With an encoding `p1`, `p2`, ... before each of these pairs.
+    fn positioned(pairs: usize, of: &[usize]) -> Self {
+        let mut net = Self::new(UNIFORMER, &vec![false; pairs]);
+        of.iter().for_each(|&i| net.position(i));
+        net
+    }
+
+    fn position(&mut self, i: usize) {
+        let (c, [x, p, a]) = (self.block.channels, [format!("v{}", i - 1), format!("p{i}"), format!("a{i}")]);
+        let attributes = vec![
+            AttributeProto::ints("grid", &GRID),
+            AttributeProto::int("kernel", 3),
+            AttributeProto::int("bias", 1),
+            AttributeProto::int("residual", 1),
+        ];
+        self.plugin(CONV, &x, vec![("w", vec![9, c]), ("b", vec![c])], &p, attributes);
+        let node = self.nodes.pop().unwrap();
+        self.before(&a, vec![node]);
+        self.input(&a, 0, &p);
+    }
+}
+
+/// What is left, by op, and the grid of each chain.
+fn placed(net: &Parts<false>) -> (Vec<String>, Vec<Vec<i64>>) {
+    let (model, _) = net.fuse();
+    let grids = nodes(&model, OP).into_iter().map(|node| attribute(node, "position").ints.clone()).collect();
+    (ops(&model), grids)
+}
+
+#[test]
+fn encodings_before_all_pairs_are_of_the_chain() {
+    let net = Parts::positioned(3, &[1, 2, 3]);
+    let (model, ledger) = net.fuse();
+    let node = nodes(&model, OP)[0];
+    assert_eq!((ops(&model), shifted(node), node.input.len()), (vec![OP.to_owned()], vec![0; 3], 3));
+    assert_eq!((&node.input[0][..], &attribute(node, "position").ints[..]), ("v0", &GRID[..]));
+    let sites: Vec<_> = ledger.sites.iter().map(|site| (site.kind, site.status, site.node.as_str())).collect();
+    assert_eq!(sites, [(Kind::SequenceChain, Status::Fused, "TrtOptAttnBlock_a1")]);
+    // Weights and offset are behind the others of each pair.
+    let graph = model.graph.as_ref().unwrap();
+    let vectors = graph.initializer.iter().find(|t| t.name() == node.input[2]).unwrap().to_f64_vec().unwrap();
+    let Form { channels: c, hidden, heads, head, .. } = UNIFORMER;
+    let pair = usize::try_from(3 * heads * head + 2 * c + hidden + 10 * c).unwrap();
+    assert_eq!(vectors.len(), 3 * pair);
+    for (i, of_pair) in vectors.chunks(pair).enumerate() {
+        let expected = ["w", "b"].map(|name| net.values(&format!("p{}_{name}", i + 1))).concat();
+        assert_eq!(of_pair[pair - expected.len()..], expected);
+    }
+    // Without an offset, and with a bias of the scores.
+    let mut net = Parts::positioned(2, &[1, 2]);
+    net.attribute("p2", AttributeProto::int("bias", 0));
+    net.node("p2").input.pop();
+    assert_eq!(placed(&net), (vec![OP.into()], vec![GRID.to_vec()]));
+    let biased = Form { bias: Bias::Dense { heads: true, period: 1 }, ..UNIFORMER };
+    let mut net = Parts::new(biased, &[false; 2]);
+    [1, 2].map(|i| net.position(i));
+    assert_eq!(placed(&net), (vec![OP.into()], vec![GRID.to_vec()]));
+}
+
+#[test]
+fn chains_with_encodings_in_float16_compute_the_same() {
+    let rewrite = rewritten(Parts::positioned(2, &[1, 2]).half(), &with(&[Kind::SequenceChain]));
+    assert_eq!(ops(&rewrite.model().proto), [OP]);
+    let options = verify::Options { rtol: Some(1e-2), ..verify::Options::default() };
+    rewrite.compare(&options).unwrap().check().unwrap();
+}
+
+/// One before the first pair alone stays outside; between pairs that have none, or another, a chain ends.
+#[test]
+fn all_pairs_have_an_encoding_or_none() {
+    let none = vec![0, 0];
+    let check = |net: &Parts<false>, left: &[&str], grids: &[Vec<i64>]| {
+        assert_eq!(placed(net), (left.iter().map(|&op| op.to_owned()).collect(), grids.to_vec()));
+    };
+    check(&Parts::positioned(3, &[1]), &[CONV, OP], &[none.clone()]);
+    check(&Parts::positioned(3, &[2, 3]), &[OF_SEQUENCES, MLP, OP], &[GRID.to_vec()]);
+    check(&Parts::positioned(4, &[1, 3, 4]), &[CONV, OP, OP], &[none.clone(), GRID.to_vec()]);
+    check(&Parts::positioned(4, &[1, 2]), &[OP, OP], &[GRID.to_vec(), none.clone()]);
+    check(&Parts::positioned(3, &[1, 3]), &[CONV, OP, CONV, OF_SEQUENCES, MLP], &[none]);
+    let mut other = Parts::positioned(4, &[1, 2, 3, 4]);
+    for p in ["p3", "p4"] {
+        other.attribute(p, AttributeProto::ints("grid", &[3, 2]));
+    }
+    check(&other, &[OP, OP], &[GRID.to_vec(), vec![3, 2]]);
+}
+
+#[test]
+fn other_convolutions_end_a_chain() {
+    let left = [CONV, OF_SEQUENCES, MLP];
+    let check = |spoil: &dyn Fn(&mut Parts<false>), expected: &[&str]| {
+        let mut net = Parts::positioned(3, &[1, 2, 3]);
+        spoil(&mut net);
+        assert_eq!(placed(&net).0, expected);
+    };
+    check(&|_| (), &[OP]);
+    check(&|net| net.attribute("p3", AttributeProto::int("residual", 0)), &[&[OP], &left[..]].concat());
+    check(
+        &|net| {
+            net.attribute("p3", AttributeProto::int("kernel", 5));
+            net.set(weight("p3_w", &[25, UNIFORMER.channels]));
+        },
+        &[&[OP], &left[..]].concat(),
+    );
+    // What is read otherwise: what an encoding gives, and what it reads.
+    for value in ["p3", "v2"] {
+        check(&|net| net.outputs.push((value, UNIFORMER.map())), &[&[OP], &left[..]].concat());
+    }
+    // That of the first.
+    check(&|net| net.outputs.push(("p1", UNIFORMER.map())), &[&left[..], &[OP]].concat());
+    // In windows they are of no chain.
+    let mut net = Parts::positioned(3, &[]);
+    net.block.grid = [2, 3];
+    net.block.window = Some([2, 3]);
+    net.nodes.clear();
+    net.weights.clear();
+    for i in 1..=2 {
+        net.attention(i, false);
+        net.mlp(i);
+        net.position(i);
+    }
+    net.outputs[0].0 = "v2";
+    net.block.head = 32;
+    let model = net.rewrite(&with(&[Kind::BlockChain, Kind::SequenceChain])).model().proto.clone();
+    assert!(nodes(&model, OP).iter().all(|node| attribute(node, "position").ints == [0, 0]));
+    assert_eq!(nodes(&model, CONV).len(), 2);
+}
+
+#[test]
+fn encodings_whose_weights_are_computed_are_missed() {
+    let mut net = Parts::positioned(2, &[1, 2]);
+    let dims = vec![9, UNIFORMER.channels];
+    net.weights.retain(|w| w.name() != "p2_w");
+    net.inputs.push(("p2_w", dims));
+    let reason = "a weight that has to be known is computed (at p2_w)";
+    net.missed_because(reason, ["a constant", "a computed value"]);
+}
+
+/// A node whose inputs do not fit its attributes has no body, and its result no shape.
+#[test]
+fn other_positions_are_refused() {
+    let bodies = |net: &Parts<false>, grid: &[i64]| {
+        let mut model = net.fuse().0;
+        let node = model.graph.as_mut().unwrap().node.iter_mut().find(|n| n.op_type() == OP).unwrap();
+        node.attribute.iter_mut().find(|a| a.name() == "position").unwrap().ints = grid.to_vec();
+        trt_opt::rewrite::ops::add_reference_bodies(&mut model)
+    };
+    let net = Parts::positioned(2, &[1, 2]);
+    bodies(&net, &[1, 6]).unwrap();
+    for (net, grid) in [(&net, [2, 2]), (&net, [0, 0]), (&net, [-2, -3]), (&Parts::positioned(2, &[]), GRID)] {
+        let error = bodies(net, &grid).unwrap_err().to_string();
+        assert!(error.contains("its inputs do not fit its attributes"), "{grid:?}: {error}");
+    }
+}
+
+#[test]
+fn the_cost_of_a_chain_with_encodings_is_less_than_that_of_its_blocks() {
+    let [parts, chain] = costs_less_than_its_parts(&Parts::positioned(3, &[1, 2, 3]));
+    assert_eq!(parts, chain);
+}
+
 // ---- whole layers of standard ops ----
 
 /// Layers of a vision transformer: two blocks each, of heads of 32.

@@ -5,8 +5,8 @@ use super::body::Body;
 use super::mlp_block::is_tanh;
 use super::window::MAP_ATTRIBUTES;
 use super::{
-    Attention, AttnBlock, AttributeKind, DepthwiseConv, Layout, MlpBlock, OpDef, Shapes, WindowMap, attn_block, attribute,
-    count, depthwise_conv, is, mlp_block, optional, pair, plugin_node, port,
+    Attention, AttnBlock, AttributeKind, DepthwiseConv, Layout, MlpBlock, OpDef, Shapes, WindowMap, attn_block,
+    attribute, count, depthwise_conv, is, mlp_block, optional, pair, plugin_node, port,
 };
 use crate::ir::{Dim, Graph, Node, ValueId};
 use crate::onnx::DType;
@@ -22,7 +22,10 @@ pub static DEF: OpDef = OpDef {
     inputs: &[
         port("x", "[B, N, C]; in windows [B, H*W, C] or [B, H, W, C]"),
         port("weights", "[L*(C*3*h*d + h*d*C + C*H + H*C)], packed matrices of each pair: w_qkv, w_proj, w1, w2"),
-        port("vectors", "[L*(3*h*d + C + H + C)], of each pair: b_qkv, b_proj, b1, b2; with bias = 1 h*T*Tp more, with position 10*C"),
+        port(
+            "vectors",
+            "[L*(3*h*d + C + H + C)], of each pair: b_qkv, b_proj, b1, b2; with bias = 1 h*T*Tp more, with position 10*C",
+        ),
         optional("between", "[L-1, B, N, C], added to what each pair but the last gives; there if between = 1"),
     ],
     outputs: &[port("y", "shape of x")],
@@ -150,9 +153,8 @@ impl BlockChain {
         // Without windows there is nothing to shift.
         let shifts = !chain.shifted.contains(&true) || !chain.map.is_none();
         let added = !chain.between || (chain.map.is_none() && pairs > 1);
-        let placed = chain.position.is_none_or(|map| {
-            chain.map.is_none() && !chain.between && map.iter().all(|&n| n > 0)
-        });
+        let placed =
+            chain.position.is_none_or(|map| chain.map.is_none() && !chain.between && map.iter().all(|&n| n > 0));
         (given && pairs > 0 && shifts && added && placed).then_some(chain)
     }
 
