@@ -950,6 +950,51 @@ fn layers_become_blocks_and_these_a_chain() {
     assert_eq!(layers(2).rewrite(&options).ledger().count(Kind::SequenceChain).total, 0);
 }
 
+/// As exports have them: of a map that is made of tokens and back. Without the kind of their convolutions the blocks are of no chain.
+#[test]
+fn layers_with_encodings_become_a_chain() {
+    let mut net = layers(3);
+    net.weights.extend([ints("map", &[IMAGES, CHANNELS, 1, TOKENS]), ints("line", &[IMAGES, CHANNELS, TOKENS])]);
+    for i in 1..=3 {
+        let (x, y) = (format!("v{}", i - 1), format!("placed{i}"));
+        for node in &mut net.nodes {
+            let reads = ["n", "a"].iter().any(|what| node.output[0] == format!("{what}{i}"));
+            node.input.iter_mut().filter(|input| reads && **input == x).for_each(|input| input.clone_from(&y));
+        }
+        let [line, map, conv, sum, flat] = ["line", "map", "conv", "sum", "flat"].map(|what| format!("{what}_{i}"));
+        let (w, b) = (format!("place{i}_w"), format!("place{i}_b"));
+        net.weights.extend([weight(&w, &[CHANNELS, 1, 3, 3]), weight(&b, &[CHANNELS])]);
+        let of_conv = vec![AttributeProto::int("group", CHANNELS), AttributeProto::ints("pads", &[1; 4])];
+        net.before(
+            &format!("n{i}"),
+            vec![
+                common::transpose(&x, &[0, 2, 1], &line),
+                common::reshape(&line, "map", &map),
+                NodeProto { attribute: of_conv, ..common::node("Conv", &[&map, &w, &b], &[&conv]) },
+                common::node("Add", &[&map, &conv], &[&sum]),
+                common::reshape(&sum, "line", &flat),
+                common::transpose(&flat, &[0, 2, 1], &y),
+            ],
+        );
+    }
+    let options = with(&[Kind::SequenceChain, Kind::DepthwiseConv]);
+    let rewrite = net.rewrite(&options);
+    rewrite.compare(&verify::Options::default()).unwrap().check().unwrap();
+    let model = &rewrite.model().proto;
+    assert_eq!(ops(model), ["Add", OP]);
+    let node = nodes(model, OP)[0];
+    assert_eq!(attribute(node, "position").ints, [1, TOKENS]);
+    let sites = &rewrite.ledger().sites;
+    assert_eq!(rewrite.ledger().count(Kind::DepthwiseConv).fused, 3);
+    assert!(sites.iter().all(|s| s.into.as_deref() == node.name.as_deref()), "{sites:?}");
+    let without = net.rewrite(&with(&[Kind::SequenceChain]));
+    assert!(nodes(&without.model().proto, OP).is_empty());
+    // Left to TensorRT, the chain leaves its parts.
+    let standard = vec![trt_opt::rewrite::Standard { kind: Kind::SequenceChain, node: None, reason: "slower".into() }];
+    let model = net.rewrite(&Options { standard, ..options }).model().proto.clone();
+    assert_eq!([OP, CONV, OF_SEQUENCES, MLP].map(|op| nodes(&model, op).len()), [0, 3, 3, 3]);
+}
+
 /// Converted after the rewrite, as `fuse --fp16` does it.
 #[test]
 fn chains_are_converted_to_float16() {
