@@ -585,18 +585,21 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
             p.by_grid.divmod(token, place);
             const int y = static_cast<int>(p.by_grid_w.divmod(place, right)), x = static_cast<int>(right), c = static_cast<int>(column) * 4;
             const __half* const weights = vectors + place_at() + c;
+            const int at = static_cast<int>(token) * p.channels + c;
             uint2 w[kPlaces], in[kPlaces];
-#pragma unroll
-            for (int j = 0; j < kPlaces; ++j) w[j] = __ldg(reinterpret_cast<const uint2*>(weights + j * p.channels));
-            const uint2 offset = __ldg(reinterpret_cast<const uint2*>(weights + kPlaces * p.channels));
-            if (waits && begin == first) wait_for_phase();
-            const int64_t at = int64_t{token} * p.channels + c;
+            int from[kPlaces];
+            // A place beyond the grid is the token itself with weights of zero, so that no load behind the wait has a condition.
 #pragma unroll
             for (int j = 0; j < kPlaces; ++j) {
                 const int dy = j / 3 - 1, dx = j % 3 - 1;
                 const bool inside = y + dy >= 0 && y + dy < p.grid_h && x + dx >= 0 && x + dx < p.grid_w;
-                in[j] = inside ? __ldcg(reinterpret_cast<const uint2*>(stream + at + int64_t{dy * p.grid_w + dx} * p.channels)) : make_uint2(0, 0);
+                from[j] = inside ? at + (dy * p.grid_w + dx) * p.channels : at, w[j] = make_uint2(0, 0);
+                if (inside) w[j] = __ldg(reinterpret_cast<const uint2*>(weights + j * p.channels));
             }
+            const uint2 offset = __ldg(reinterpret_cast<const uint2*>(weights + kPlaces * p.channels));
+            if (waits && begin == first) wait_for_phase();
+#pragma unroll
+            for (int j = 0; j < kPlaces; ++j) in[j] = __ldcg(reinterpret_cast<const uint2*>(stream + from[j]));
             float acc[4], v[4], f[4];
             floats_of(offset, acc);
 #pragma unroll
