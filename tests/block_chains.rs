@@ -773,9 +773,8 @@ fn other_convolutions_end_a_chain() {
     // That of the first.
     check(&|net| net.outputs.push(("p1", UNIFORMER.map())), &[&left[..], &[OP]].concat());
     // In windows they are of no chain.
-    let mut net = Parts::positioned(3, &[]);
-    net.block.grid = [2, 3];
-    net.block.window = Some([2, 3]);
+    let mut net = Parts::positioned(2, &[]);
+    net.block = Form { head: 32, grid: GRID, window: Some(GRID), ..net.block };
     net.nodes.clear();
     net.weights.clear();
     for i in 1..=2 {
@@ -783,11 +782,11 @@ fn other_convolutions_end_a_chain() {
         net.mlp(i);
         net.position(i);
     }
-    net.outputs[0].0 = "v2";
-    net.block.head = 32;
-    let model = net.rewrite(&with(&[Kind::BlockChain, Kind::SequenceChain])).model().proto.clone();
-    assert!(nodes(&model, OP).iter().all(|node| attribute(node, "position").ints == [0, 0]));
-    assert_eq!(nodes(&model, CONV).len(), 2);
+    let rewrite = net.rewrite(&with(&[Kind::BlockChain, Kind::SequenceChain]));
+    rewrite.compare(&verify::Options::default()).unwrap().check().unwrap();
+    let model = &rewrite.model().proto;
+    assert_eq!(ops(model), [CONV, OP, CONV, OP]);
+    assert!(nodes(model, OP).iter().all(|node| attribute(node, "position").ints == [0, 0]));
 }
 
 #[test]

@@ -173,8 +173,9 @@ fn next(graph: &Graph, id: NodeId, between: &mut Vec<NodeId>) -> Option<NodeId> 
     (graph.node(user).input(0) == Some(value)).then_some(user)
 }
 
-/// The position encoding that makes what a block reads, if nothing else reads that, and its grid.
+/// The position encoding that makes what a block without windows reads, if nothing else reads that, and its grid.
 fn position_of(graph: &Graph, attention: NodeId) -> Option<(NodeId, [i64; 2])> {
+    attention_of(graph, attention).filter(|block| !block.in_windows())?;
     let x = graph.node(attention).input(0)?;
     let (id, node) = graph.producer(x)?;
     let op = DepthwiseConv::of(node).filter(|op| op.residual && op.kernel == POSITION_KERNEL)?;
@@ -337,7 +338,7 @@ fn read(graph: &Graph, id: NodeId) -> Option<(Pair, Outcome<Form>, Option<Shift>
         Some(Mask::Shift(value)) => Some((map.shift, value)),
         _ => None,
     };
-    let position = position_of(graph, id).filter(|_| map.is_none());
+    let position = position_of(graph, id);
     let normalized = of_mlp.norm.is_some();
     let form = check_kinds(graph, &attention, normalized.then_some(mlp.epsilon)).map(|bias| Form {
         images: shape[0].clone(),
