@@ -241,6 +241,7 @@ cudaError_t run_kernel(const BlockChainProblem& q, const Plan& plan, int32_t slo
     }
     if (q.positioned()) {
         p.grid_h = q.position_h, p.grid_w = q.position_w;
+        p.share = static_cast<int>(parts(parts(int64_t{p.tokens} * (q.channels / 4), device().multiprocessors), 32) * 32);
         p.by_quarters = division(q.channels / 4), p.by_grid = division(q.tokens), p.by_grid_w = division(q.position_w);
     }
     const int pieces = pieces_of(q);

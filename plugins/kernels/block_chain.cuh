@@ -70,6 +70,7 @@ struct ChainArgs {
     WindowMap plain, rolled;
     const __half* between;      // [pairs - 1, tokens, channels], added to what each pair but the last gives; or null
     int grid_h, grid_w;         // of an image's tokens, where each pair begins with a convolution over them; else 0
+    int share;                  // of its work, four channels of a token each, for a block; whole warps
     FastDiv by_quarters, by_grid, by_grid_w;  // channels / 4; tokens of a grid
 };
 
@@ -471,6 +472,7 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
     __device__ __forceinline__ int merge_at() const { return bias_at() + (p.bias ? p.heads * p.group_tokens * p.bias_row : 0); }
     __device__ __forceinline__ int up_at() const { return merge_at() + p.channels; }
     __device__ __forceinline__ int down_at() const { return up_at() + p.hidden_columns; }
+    __device__ __forceinline__ bool placed() const { return !WINDOWS && p.grid_w > 0; }
     __device__ __forceinline__ int place_at() const { return down_at() + p.channels; }
     // What is added to what a pair gives; or null.
     __device__ __forceinline__ const __half* between_of(int pair) const {
@@ -571,8 +573,7 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
     // weights, which depend on nothing, are on their way before the wait for what the pair reads; all neighbours are asked for before the first is needed.
     __device__ __forceinline__ void place_tokens(const __half* stream, __half* to, bool waits) {
         constexpr int kPlaces = 9;
-        const int count = p.tokens * (p.channels / 4), blocks = static_cast<int>(gridDim.x);
-        const int share = ((count + blocks - 1) / blocks + 31) / 32 * 32, first = min(static_cast<int>(blockIdx.x) * share, count), end = min(first + share, count);
+        const int count = p.tokens * (p.channels / 4), first = min(static_cast<int>(blockIdx.x) * p.share, count), end = min(first + p.share, count);
         const auto floats_of = [](uint2 raw, float (&v)[4]) {
             const float2 a = floats(raw.x), b = floats(raw.y);
             v[0] = a.x, v[1] = a.y, v[2] = b.x, v[3] = b.y;
@@ -882,8 +883,7 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
     }
 
     __device__ __forceinline__ void run() {
-        const bool placed = !WINDOWS && p.grid_w > 0;
-        const int pair_vectors = down_at() + (placed ? 11 : 1) * p.channels;
+        const int pair_vectors = down_at() + (placed() ? 11 : 1) * p.channels;
 #pragma unroll 1
         for (int pair = 0; pair < p.pairs; ++pair) {
             from = pair == 0 ? p.x : p.y;
@@ -899,9 +899,10 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
                     pair > 0, false);
             } else {
                 // The place of what is between the two blocks is free until then; products replace there, element by element, what they are added to.
-                if (placed) {
-                    if constexpr (kScarce) m.forget();
+                if (placed()) {
+                    m.forget();
                     place_tokens(from, p.middle, pair > 0), from = p.middle;
+                    m.forget();
                 }
                 with_tile<kHeads>(p.tile_heads, [&](auto tile) {
                     each_unit<kHeads>(
@@ -915,7 +916,7 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
                                     *reinterpret_cast<uint32_t*>(p.qkv + (column * padded + static_cast<int>(part) * p.tile_rows + row) * 8 + 2 * m.t) = pack_halves(v[0], v[1]);
                             });
                         },
-                        placed || pair > 0, false);
+                        placed() || pair > 0, false);
                 });
                 each_unit<kAttend>([&](const Work<WINDOWS>&, const Unit& u, bool) { attend_unit(u); }, false, false);
             }
