@@ -718,7 +718,7 @@ fn encodings_before_all_pairs_are_of_the_chain() {
     assert_eq!(placed(&net), (vec![OP.into()], vec![GRID.to_vec()]));
     let biased = Form { bias: Bias::Dense { heads: true, period: 1 }, ..UNIFORMER };
     let mut net = Parts::new(biased, &[false; 2]);
-    [1, 2].map(|i| net.position(i));
+    (1..=2).for_each(|i| net.position(i));
     assert_eq!(placed(&net), (vec![OP.into()], vec![GRID.to_vec()]));
 }
 
@@ -737,7 +737,7 @@ fn all_pairs_have_an_encoding_or_none() {
     let check = |net: &Parts<false>, left: &[&str], grids: &[Vec<i64>]| {
         assert_eq!(placed(net), (left.iter().map(|&op| op.to_owned()).collect(), grids.to_vec()));
     };
-    check(&Parts::positioned(3, &[1]), &[CONV, OP], &[none.clone()]);
+    check(&Parts::positioned(3, &[1]), &[CONV, OP], std::slice::from_ref(&none));
     check(&Parts::positioned(3, &[2, 3]), &[OF_SEQUENCES, MLP, OP], &[GRID.to_vec()]);
     check(&Parts::positioned(4, &[1, 3, 4]), &[CONV, OP, OP], &[none.clone(), GRID.to_vec()]);
     check(&Parts::positioned(4, &[1, 2]), &[OP, OP], &[GRID.to_vec(), none.clone()]);
