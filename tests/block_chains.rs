@@ -992,6 +992,22 @@ fn layers_with_encodings_become_a_chain() {
     let standard = vec![trt_opt::rewrite::Standard { kind: Kind::SequenceChain, node: None, reason: "slower".into() }];
     let model = net.rewrite(&Options { standard, ..options }).model().proto.clone();
     assert_eq!([OP, CONV, OF_SEQUENCES, MLP].map(|op| nodes(&model, op).len()), [0, 3, 3, 3]);
+    // Groups of `tune`: where the chain is taken its encodings are in it whatever was found of them.
+    use trt_opt::ablation::tune::{self, By};
+    let graph = |of: &testing::Rewrite| trt_opt::ir::Graph::take(&mut of.model().proto.clone()).unwrap();
+    let parts = net.rewrite(&Options { kinds: tune::kinds_without_wholes(), ..Options::default() });
+    let all = net.rewrite(&with(&Kind::ALL));
+    let groups =
+        [tune::blocks(parts.ledger(), &graph(&parts), By::Kind), tune::wholes(all.ledger(), &graph(&all), By::Kind)]
+            .concat();
+    let number = |kind: Kind| groups.iter().position(|g| g.kind == kind).unwrap();
+    let (encodings, chain) = (number(Kind::DepthwiseConv), number(Kind::SequenceChain));
+    let made = |left: &[usize]| {
+        let standard = tune::standard(&groups, &left.iter().copied().collect());
+        let proto = net.rewrite(&Options { standard, ..with(&Kind::ALL) }).model().proto.clone();
+        [OP, CONV].map(|op| nodes(&proto, op).len())
+    };
+    assert_eq!([&[][..], &[encodings], &[chain], &[encodings, chain]].map(made), [[1, 0], [1, 0], [0, 3], [0, 0]]);
 }
 
 /// Converted after the rewrite, as `fuse --fp16` does it.
