@@ -656,6 +656,172 @@ fn hold_weights_as_documented<const WINDOWS: bool>(forms: [(Form<WINDOWS>, bool)
     }
 }
 
+// ---- position encodings ----
+
+const CONV: &str = "TrtOptDepthwiseConv";
+const GRID: [i64; 2] = [2, 3];
+const UNIFORMER: Form<false> = Form { grid: [1, GRID[0] * GRID[1]], ..VIT };
+
+impl Parts<false> {
+    /// With an encoding `p1`, `p2`, ... before each of these pairs.
+    fn positioned(pairs: usize, of: &[usize]) -> Self {
+        let mut net = Self::new(UNIFORMER, &vec![false; pairs]);
+        of.iter().for_each(|&i| net.position(i));
+        net
+    }
+
+    fn position(&mut self, i: usize) {
+        let (c, [x, p, a]) = (self.block.channels, [format!("v{}", i - 1), format!("p{i}"), format!("a{i}")]);
+        let attributes = vec![
+            AttributeProto::ints("grid", &GRID),
+            AttributeProto::int("kernel", 3),
+            AttributeProto::int("bias", 1),
+            AttributeProto::int("residual", 1),
+        ];
+        self.plugin(CONV, &x, vec![("w", vec![9, c]), ("b", vec![c])], &p, attributes);
+        let node = self.nodes.pop().unwrap();
+        self.before(&a, vec![node]);
+        self.input(&a, 0, &p);
+    }
+}
+
+/// What is left, by op, and the grid of each chain.
+fn placed(net: &Parts<false>) -> (Vec<String>, Vec<Vec<i64>>) {
+    let (model, _) = net.fuse();
+    let grids = nodes(&model, OP).into_iter().map(|node| attribute(node, "position").ints.clone()).collect();
+    (ops(&model), grids)
+}
+
+#[test]
+fn encodings_before_all_pairs_are_of_the_chain() {
+    let net = Parts::positioned(3, &[1, 2, 3]);
+    let (model, ledger) = net.fuse();
+    let node = nodes(&model, OP)[0];
+    assert_eq!((ops(&model), shifted(node), node.input.len()), (vec![OP.to_owned()], vec![0; 3], 3));
+    assert_eq!((&node.input[0][..], &attribute(node, "position").ints[..]), ("v0", &GRID[..]));
+    let sites: Vec<_> = ledger.sites.iter().map(|site| (site.kind, site.status, site.node.as_str())).collect();
+    assert_eq!(sites, [(Kind::SequenceChain, Status::Fused, "TrtOptAttnBlock_a1")]);
+    // Weights and offset are behind the others of each pair.
+    let graph = model.graph.as_ref().unwrap();
+    let vectors = graph.initializer.iter().find(|t| t.name() == node.input[2]).unwrap().to_f64_vec().unwrap();
+    let Form { channels: c, hidden, heads, head, .. } = UNIFORMER;
+    let pair = usize::try_from(3 * heads * head + 2 * c + hidden + 10 * c).unwrap();
+    assert_eq!(vectors.len(), 3 * pair);
+    for (i, of_pair) in vectors.chunks(pair).enumerate() {
+        let expected = ["w", "b"].map(|name| net.values(&format!("p{}_{name}", i + 1))).concat();
+        assert_eq!(of_pair[pair - expected.len()..], expected);
+    }
+    // Without an offset, and with a bias of the scores.
+    let mut net = Parts::positioned(2, &[1, 2]);
+    net.attribute("p2", AttributeProto::int("bias", 0));
+    net.node("p2").input.pop();
+    assert_eq!(placed(&net), (vec![OP.into()], vec![GRID.to_vec()]));
+    let biased = Form { bias: Bias::Dense { heads: true, period: 1 }, ..UNIFORMER };
+    let mut net = Parts::new(biased, &[false; 2]);
+    (1..=2).for_each(|i| net.position(i));
+    assert_eq!(placed(&net), (vec![OP.into()], vec![GRID.to_vec()]));
+}
+
+#[test]
+fn chains_with_encodings_in_float16_compute_the_same() {
+    let rewrite = rewritten(Parts::positioned(2, &[1, 2]).half(), &with(&[Kind::SequenceChain]));
+    assert_eq!(ops(&rewrite.model().proto), [OP]);
+    let options = verify::Options { rtol: Some(1e-2), ..verify::Options::default() };
+    rewrite.compare(&options).unwrap().check().unwrap();
+}
+
+/// One before the first pair alone stays outside; between pairs that have none, or another, a chain ends.
+#[test]
+fn all_pairs_have_an_encoding_or_none() {
+    let none = vec![0, 0];
+    let check = |net: &Parts<false>, left: &[&str], grids: &[Vec<i64>]| {
+        assert_eq!(placed(net), (left.iter().map(|&op| op.to_owned()).collect(), grids.to_vec()));
+    };
+    check(&Parts::positioned(3, &[1]), &[CONV, OP], std::slice::from_ref(&none));
+    check(&Parts::positioned(3, &[2, 3]), &[OF_SEQUENCES, MLP, OP], &[GRID.to_vec()]);
+    check(&Parts::positioned(4, &[1, 3, 4]), &[CONV, OP, OP], &[none.clone(), GRID.to_vec()]);
+    check(&Parts::positioned(4, &[1, 2]), &[OP, OP], &[GRID.to_vec(), none.clone()]);
+    check(&Parts::positioned(3, &[1, 3]), &[CONV, OP, CONV, OF_SEQUENCES, MLP], &[none]);
+    let mut other = Parts::positioned(4, &[1, 2, 3, 4]);
+    for p in ["p3", "p4"] {
+        other.attribute(p, AttributeProto::ints("grid", &[3, 2]));
+    }
+    check(&other, &[OP, OP], &[GRID.to_vec(), vec![3, 2]]);
+}
+
+#[test]
+fn other_convolutions_end_a_chain() {
+    let left = [CONV, OF_SEQUENCES, MLP];
+    let check = |spoil: &dyn Fn(&mut Parts<false>), expected: &[&str]| {
+        let mut net = Parts::positioned(3, &[1, 2, 3]);
+        spoil(&mut net);
+        assert_eq!(placed(&net).0, expected);
+    };
+    check(&|_| (), &[OP]);
+    check(&|net| net.attribute("p3", AttributeProto::int("residual", 0)), &[&[OP], &left[..]].concat());
+    check(
+        &|net| {
+            net.attribute("p3", AttributeProto::int("kernel", 5));
+            net.set(weight("p3_w", &[25, UNIFORMER.channels]));
+        },
+        &[&[OP], &left[..]].concat(),
+    );
+    // What is read otherwise: what an encoding gives, and what it reads.
+    for value in ["p3", "v2"] {
+        check(&|net| net.outputs.push((value, UNIFORMER.map())), &[&[OP], &left[..]].concat());
+    }
+    // That of the first.
+    check(&|net| net.outputs.push(("p1", UNIFORMER.map())), &[&left[..], &[OP]].concat());
+    // In windows they are of no chain.
+    let mut net = Parts::positioned(2, &[]);
+    net.block = Form { head: 32, grid: GRID, window: Some(GRID), ..net.block };
+    net.nodes.clear();
+    net.weights.clear();
+    for i in 1..=2 {
+        net.attention(i, false);
+        net.mlp(i);
+        net.position(i);
+    }
+    let rewrite = net.rewrite(&with(&[Kind::BlockChain, Kind::SequenceChain]));
+    rewrite.compare(&verify::Options::default()).unwrap().check().unwrap();
+    let model = &rewrite.model().proto;
+    assert_eq!(ops(model), [CONV, OP, CONV, OP]);
+    assert!(nodes(model, OP).iter().all(|node| attribute(node, "position").ints == [0, 0]));
+}
+
+#[test]
+fn encodings_whose_weights_are_computed_are_missed() {
+    let mut net = Parts::positioned(2, &[1, 2]);
+    let dims = vec![9, UNIFORMER.channels];
+    net.weights.retain(|w| w.name() != "p2_w");
+    net.inputs.push(("p2_w", dims));
+    let reason = "a weight that has to be known is computed (at p2_w)";
+    net.missed_because(reason, ["a constant", "a computed value"]);
+}
+
+/// A node whose inputs do not fit its attributes has no body, and its result no shape.
+#[test]
+fn other_positions_are_refused() {
+    let bodies = |net: &Parts<false>, grid: &[i64]| {
+        let mut model = net.fuse().0;
+        let node = model.graph.as_mut().unwrap().node.iter_mut().find(|n| n.op_type() == OP).unwrap();
+        node.attribute.iter_mut().find(|a| a.name() == "position").unwrap().ints = grid.to_vec();
+        trt_opt::rewrite::ops::add_reference_bodies(&mut model)
+    };
+    let net = Parts::positioned(2, &[1, 2]);
+    bodies(&net, &[1, 6]).unwrap();
+    for (net, grid) in [(&net, [2, 2]), (&net, [0, 0]), (&net, [-2, -3]), (&Parts::positioned(2, &[]), GRID)] {
+        let error = bodies(net, &grid).unwrap_err().to_string();
+        assert!(error.contains("its inputs do not fit its attributes"), "{grid:?}: {error}");
+    }
+}
+
+#[test]
+fn the_cost_of_a_chain_with_encodings_is_less_than_that_of_its_blocks() {
+    let [parts, chain] = costs_less_than_its_parts(&Parts::positioned(3, &[1, 2, 3]));
+    assert_eq!(parts, chain);
+}
+
 // ---- whole layers of standard ops ----
 
 /// Layers of a vision transformer: two blocks each, of heads of 32.
@@ -781,6 +947,67 @@ fn layers_become_blocks_and_these_a_chain() {
     let mut options = with(&[Kind::SequenceChain]);
     options.skip.insert("attn-block".into());
     assert_eq!(layers(2).rewrite(&options).ledger().count(Kind::SequenceChain).total, 0);
+}
+
+/// As exports have them: of a map that is made of tokens and back. Without the kind of their convolutions the blocks are of no chain.
+#[test]
+fn layers_with_encodings_become_a_chain() {
+    let mut net = layers(3);
+    net.weights.extend([ints("map", &[IMAGES, CHANNELS, 1, TOKENS]), ints("line", &[IMAGES, CHANNELS, TOKENS])]);
+    for i in 1..=3 {
+        let (x, y) = (format!("v{}", i - 1), format!("placed{i}"));
+        for node in &mut net.nodes {
+            let reads = ["n", "a"].iter().any(|what| node.output[0] == format!("{what}{i}"));
+            node.input.iter_mut().filter(|input| reads && **input == x).for_each(|input| input.clone_from(&y));
+        }
+        let [line, map, conv, sum, flat] = ["line", "map", "conv", "sum", "flat"].map(|what| format!("{what}_{i}"));
+        let (w, b) = (format!("place{i}_w"), format!("place{i}_b"));
+        net.weights.extend([weight(&w, &[CHANNELS, 1, 3, 3]), weight(&b, &[CHANNELS])]);
+        let of_conv = vec![AttributeProto::int("group", CHANNELS), AttributeProto::ints("pads", &[1; 4])];
+        net.before(
+            &format!("n{i}"),
+            vec![
+                common::transpose(&x, &[0, 2, 1], &line),
+                common::reshape(&line, "map", &map),
+                NodeProto { attribute: of_conv, ..common::node("Conv", &[&map, &w, &b], &[&conv]) },
+                common::node("Add", &[&map, &conv], &[&sum]),
+                common::reshape(&sum, "line", &flat),
+                common::transpose(&flat, &[0, 2, 1], &y),
+            ],
+        );
+    }
+    let options = with(&[Kind::SequenceChain, Kind::DepthwiseConv]);
+    let rewrite = net.rewrite(&options);
+    rewrite.compare(&verify::Options::default()).unwrap().check().unwrap();
+    let model = &rewrite.model().proto;
+    assert_eq!(ops(model), ["Add", OP]);
+    let node = nodes(model, OP)[0];
+    assert_eq!(attribute(node, "position").ints, [1, TOKENS]);
+    let sites = &rewrite.ledger().sites;
+    assert_eq!(rewrite.ledger().count(Kind::DepthwiseConv).fused, 3);
+    assert!(sites.iter().all(|s| s.into.as_deref() == node.name.as_deref()), "{sites:?}");
+    let without = net.rewrite(&with(&[Kind::SequenceChain]));
+    assert!(nodes(&without.model().proto, OP).is_empty());
+    // Left to TensorRT, the chain leaves its parts.
+    let standard = vec![trt_opt::rewrite::Standard { kind: Kind::SequenceChain, node: None, reason: "slower".into() }];
+    let model = net.rewrite(&Options { standard, ..options }).model().proto.clone();
+    assert_eq!([OP, CONV, OF_SEQUENCES, MLP].map(|op| nodes(&model, op).len()), [0, 3, 3, 3]);
+    // Groups of `tune`: where the chain is taken its encodings are in it whatever was found of them.
+    use trt_opt::ablation::tune::{self, By};
+    let graph = |of: &testing::Rewrite| trt_opt::ir::Graph::take(&mut of.model().proto.clone()).unwrap();
+    let parts = net.rewrite(&Options { kinds: tune::kinds_without_wholes(), ..Options::default() });
+    let all = net.rewrite(&with(&Kind::ALL));
+    let groups =
+        [tune::blocks(parts.ledger(), &graph(&parts), By::Kind), tune::wholes(all.ledger(), &graph(&all), By::Kind)]
+            .concat();
+    let number = |kind: Kind| groups.iter().position(|g| g.kind == kind).unwrap();
+    let (encodings, chain) = (number(Kind::DepthwiseConv), number(Kind::SequenceChain));
+    let made = |left: &[usize]| {
+        let standard = tune::standard(&groups, &left.iter().copied().collect());
+        let proto = net.rewrite(&Options { standard, ..with(&Kind::ALL) }).model().proto.clone();
+        [OP, CONV].map(|op| nodes(&proto, op).len())
+    };
+    assert_eq!([&[][..], &[encodings], &[chain], &[encodings, chain]].map(made), [[1, 0], [1, 0], [0, 3], [0, 0]]);
 }
 
 /// Converted after the rewrite, as `fuse --fp16` does it.

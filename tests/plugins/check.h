@@ -116,8 +116,9 @@ inline std::vector<Op> ops() {
     const Fields conv = {{"grid", ints({56, 56})}, {"kernel", ints({5})}}, conv_3 = {{"grid", ints({9, 5})}, {"kernel", ints({3})}};
     const Fields patch_conv = {{"epsilon", real(1e-5f)}, {"norm", ints({1})}, {"grid", ints({32, 32})}, {"kernel", ints({3, 3})}, {"strides", ints({2, 2})}, {"pads", ints({1, 1, 1, 1})}, {"cell", ints({1, 1})}, {"across", ints({1})}};
     const Fields patch_conv_words = {{"epsilon", real(0.f)}, {"norm", ints({0})}, {"grid", ints({8, 6})}, {"kernel", ints({2, 3})}, {"strides", ints({1, 2})}, {"pads", ints({0, 1, 1, 2})}, {"cell", ints({4, 2})}, {"across", ints({3})}};
-    const Fields chain = {{"epsilon", real(1e-5f)}, {"num_heads", ints({3})}, {"head_dim", ints({32})}, {"hidden", ints({384})}, {"scale", real(0.1767767f)}, {"approximate", text("none")}, {"bias", ints({1})}, {"mask_value", real(-100.f)}, {"grid", ints({56, 56})}, {"window", ints({7, 7})}, {"shift", ints({3, 3})}, {"pad_after_roll", ints({0})}, {"shifted", padded({0, 1})}, {"between", ints({0})}};
-    const Fields chain_plain = {{"epsilon", real(1e-6f)}, {"num_heads", ints({6})}, {"head_dim", ints({64})}, {"hidden", ints({1536})}, {"scale", real(0.125f)}, {"approximate", text("tanh")}, {"bias", ints({0})}, {"mask_value", real(0.f)}, {"grid", ints({0, 0})}, {"window", ints({0, 0})}, {"shift", ints({0, 0})}, {"pad_after_roll", ints({0})}, {"shifted", padded(std::vector<int32_t>(12, 0))}, {"between", ints({1})}};
+    const Fields chain = {{"epsilon", real(1e-5f)}, {"num_heads", ints({3})}, {"head_dim", ints({32})}, {"hidden", ints({384})}, {"scale", real(0.1767767f)}, {"approximate", text("none")}, {"bias", ints({1})}, {"mask_value", real(-100.f)}, {"grid", ints({56, 56})}, {"window", ints({7, 7})}, {"shift", ints({3, 3})}, {"pad_after_roll", ints({0})}, {"shifted", padded({0, 1})}, {"between", ints({0})}, {"position", ints({0, 0})}};
+    const Fields chain_plain = {{"epsilon", real(1e-6f)}, {"num_heads", ints({6})}, {"head_dim", ints({64})}, {"hidden", ints({1536})}, {"scale", real(0.125f)}, {"approximate", text("tanh")}, {"bias", ints({0})}, {"mask_value", real(0.f)}, {"grid", ints({0, 0})}, {"window", ints({0, 0})}, {"shift", ints({0, 0})}, {"pad_after_roll", ints({0})}, {"shifted", padded(std::vector<int32_t>(12, 0))}, {"between", ints({1})}, {"position", ints({0, 0})}};
+    const Fields chain_position = {{"epsilon", real(1e-6f)}, {"num_heads", ints({5})}, {"head_dim", ints({64})}, {"hidden", ints({1280})}, {"scale", real(0.125f)}, {"approximate", text("none")}, {"bias", ints({0})}, {"mask_value", real(0.f)}, {"grid", ints({0, 0})}, {"window", ints({0, 0})}, {"shift", ints({0, 0})}, {"pad_after_roll", ints({0})}, {"shifted", padded(std::vector<int32_t>(8, 0))}, {"between", ints({0})}, {"position", ints({14, 14})}};
     const Fields gelu = {{"bias", ints({1})}, {"approximate", text("none")}};
     const Fields gelu_plain = {{"bias", ints({0})}, {"approximate", text("tanh")}};
     return {
@@ -211,13 +212,15 @@ inline std::vector<Op> ops() {
           {"kernel", ints({0, 3}), "'kernel' must be two positive sizes"}, {"kernel", ints({129, 128}), "at most 16384 places"}, {"kernel", gone(), "'kernel' is missing"}, {"strides", ints({2, -1}), "'strides' must be two positive sizes"}, {"pads", ints({1, 1, -1, 1}), "'pads' must not be negative"}, {"pads", ints({3, 1, 1, 1}), "smaller than 'kernel'"},
           {"pads", ints({1, 1}), "'pads' must have 4 values"}, {"cell", ints({0, 1}), "'cell' must be two positive sizes"}, {"cell", ints({3, 1}), "'cell' must be two positive sizes that divide 'grid'"}, {"across", ints({0}), "'across' must be a positive number"}}},
         {"TrtOptBlockChain",
-         {chain, chain_plain},
+         {chain, chain_plain, chain_position},
          {{"epsilon", real(-1.f), "'epsilon'"}, {"num_heads", ints({0}), "'num_heads' must be positive"}, {"num_heads", ints({33}), "'num_heads' and 'head_dim' must be at most 1024"}, {"head_dim", ints({64}), "'head_dim' must be 32"}, {"hidden", ints({392}), "'hidden' must be a multiple of 16"},
           {"hidden", ints({4112}), "'hidden' must be a multiple of 16 up to 4096"}, {"hidden", gone(), "'hidden' is missing"}, {"scale", real(__builtin_inff()), "'scale'"}, {"approximate", text("erf"), "'approximate' must be none or tanh"},
           {"bias", ints({2}), "'bias' must be 0 or 1"}, {"mask_value", real(__builtin_nanf("")), "'mask_value'"}, {"grid", ints({0, 56}), "'grid'"}, {"window", ints({0, 0}), "'shifted' must be 0 where there are no windows"}, {"window", ints({8, 9}), "'window' must have at most 64 tokens"},
           {"shift", ints({-1, 0}), "'shift'"}, {"pad_after_roll", ints({2}), "'pad_after_roll'"}, {"shifted", padded({}), "'shifted' must have a value"}, {"shifted", padded({0, 2}), "'shifted' must be 0 or 1"},
           {"shifted", padded({1, -1, 0}), "'shifted' must be 0 or 1"}, {"shifted", ints({0, 1}), "'shifted' must have 32 values"},
-          {"between", ints({1}), "'between' must be 0 in windows"}, {"between", ints({2}), "'between' must be 0 or 1"}, {"between", gone(), "'between' is missing"}}},
+          {"between", ints({1}), "'between' must be 0 in windows"}, {"between", ints({2}), "'between' must be 0 or 1"}, {"between", gone(), "'between' is missing"},
+          {"position", ints({7, 7}), "'position' must be [0, 0] in windows"}, {"position", ints({0, 7}), "'position' must be two positive sizes"}, {"position", ints({-7, -7}), "'position' must be two positive sizes"},
+          {"position", ints({17, 16}), "at most 256 tokens"}, {"position", ints({7}), "'position' must have 2 values"}, {"position", gone(), "'position' is missing"}}},
     };
 }
 

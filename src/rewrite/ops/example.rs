@@ -83,6 +83,7 @@ pub fn example(def: &OpDef) -> Vec<AttributeProto> {
             map,
             shifted: vec![false, true],
             between: false,
+            position: None,
         }
         .attributes(),
         other => panic!("op {other} has no example here"),
