@@ -221,12 +221,12 @@ def cases():
 
     for name, shape, extra, normal, token in (("classifier", (2, 49, 768), False, True, -1), ("classifier_residual", (2, 7, 7, 768), True, True, -1), ("classifier_no_norm", (1, 49, 512), False, False, -1), ("classifier_token", (2, 197, 384), False, True, 0),
                                               ("classifier_rows_of_no_access", (3, 10, 30), True, True, 4)):
-        x, r, w, b = rand(*shape), rand(*shape), rand(100, shape[-1], scale=shape[-1]**-0.5), rand(100, scale=0.2)
+        x, r, weights, b = rand(*shape), rand(*shape), rand(100, shape[-1], scale=shape[-1]**-0.5), rand(100, scale=0.2)
         s = (x + r if extra else x).reshape(shape[0], -1, shape[-1])
         s = layer_norm(s, 1, 0, 1e-5, (-1,)) if normal else s
-        yield Case(name, {"x": x, "r": r} if extra else {"x": x}, {"w": w, "b": b},
+        yield Case(name, {"x": x, "r": r} if extra else {"x": x}, {"w": weights, "b": b},
                    [node("TrtOptClassifier", ["x", *(["r"] if extra else []), "w", "b"], ["y"], epsilon=1e-5, norm=int(normal), residual=int(extra), token=token)],
-                   {"y": (s.mean(1) if token < 0 else s[:, token]) @ w.T + b}, dynamic=name == "classifier_residual")
+                   {"y": (s.mean(1) if token < 0 else s[:, token]) @ weights.T + b}, dynamic=name == "classifier_residual")
 
     for name, shape, extra, form in (("gelu", (2, 784, 768), True, "none"), ("gelu_tanh", (2, 14, 14, 96), True, "tanh"), ("gelu_no_bias", (2, 49, 768), False, "none"), ("gelu_rows_of_no_access", (3, 10, 30), True, "none")):
         x, b = rand(*shape, scale=2), rand(shape[-1], scale=0.5)

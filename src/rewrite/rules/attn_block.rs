@@ -260,17 +260,8 @@ impl Block {
             w_proj: self.proj.w,
             b_proj,
         };
-        let y = patch.value_like(graph, &name, self.stream);
-        let mut fused = self.op.node(self.stream, None, &weights);
-        fused.name.clone_from(&name);
-        patch.node(fused, [y]);
-        let out = graph
-            .shape(self.out)
-            .and_then(|shape| patch.reshape(graph, y, shape, &format!("{name}/shape")))
-            .ok_or_else(|| Miss::new(label, "the shape of its result is not known"))?;
-        patch.replace(self.out, out);
-        patch.cover(self.covers.iter().copied());
-        Ok(Fusion { patch, name, covers: self.covers })
+        let fused = self.op.node(self.stream, None, &weights);
+        Fusion::reshaped(graph, patch, label, name, fused, [self.stream, self.out], self.covers)
     }
 }
 

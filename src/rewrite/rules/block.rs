@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::error::Result;
-use crate::ir::{Dim, Graph, NodeId, ValueId, shape_text};
+use crate::ir::{Dim, Graph, Node, NodeId, ValueId, shape_text};
 use crate::onnx::DType;
 use crate::onnx::proto::TensorProto;
 use crate::rewrite::engine::{Engine, Miss, Patch};
@@ -21,6 +21,30 @@ pub struct Fusion {
     pub name: String,
     /// The nodes that it stands for.
     pub covers: Vec<NodeId>,
+}
+
+impl Fusion {
+    /// By a node that gives something like `stream`, of which `out` is another shape.
+    pub fn reshaped(
+        graph: &Graph,
+        mut patch: Patch,
+        label: &str,
+        name: String,
+        mut node: Node,
+        [stream, out]: [ValueId; 2],
+        covers: Vec<NodeId>,
+    ) -> Outcome<Self> {
+        let y = patch.value_like(graph, &name, stream);
+        node.name.clone_from(&name);
+        patch.node(node, [y]);
+        let shaped = graph
+            .shape(out)
+            .and_then(|shape| patch.reshape(graph, y, shape, &format!("{name}/shape")))
+            .ok_or_else(|| Miss::new(label, "the shape of its result is not known"))?;
+        patch.replace(out, shaped);
+        patch.cover(covers.iter().copied());
+        Ok(Self { patch, name, covers })
+    }
 }
 
 /// A kind of block, and how its sites are found and matched.

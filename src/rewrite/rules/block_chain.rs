@@ -235,20 +235,10 @@ impl Chain {
         let mut patch = Patch::new(graph, rule);
         let [weights, vectors] = tensors.finish(&mut patch, &name);
         let between = self.stack(graph, &mut patch, label)?;
-        let y = patch.value_like(graph, &name, x);
-        let mut fused = op.node([x, weights, vectors], between);
-        fused.name.clone_from(&name);
-        patch.node(fused, [y]);
-        let y = graph
-            .shape(out)
-            .and_then(|shape| patch.reshape(graph, y, shape, &format!("{name}/shape")))
-            .ok_or_else(|| Miss::new(label, "the shape of its result is not known"))?;
-        patch.replace(out, y);
         let nodes =
             self.pairs.iter().flat_map(|pair| [pair.attention, pair.mlp].into_iter().chain(pair.between.clone()));
         let covers: Vec<NodeId> = nodes.collect();
-        patch.cover(covers.iter().copied());
-        Ok(Fusion { patch, name, covers })
+        Fusion::reshaped(graph, patch, label, name, op.node([x, weights, vectors], between), [x, out], covers)
     }
 
     /// What is added between the pairs as one result of its words, the node of which another of the same name takes the place of.

@@ -17,29 +17,13 @@ use crate::onnx::proto::AttributeProto;
 use crate::rewrite::engine::{Engine, Miss, Patch};
 use crate::rewrite::pattern::reduce_axes;
 use crate::rewrite::rules::block::{Outcome, output};
-use crate::rewrite::rules::token_pool::{moved_for, over};
+use crate::rewrite::rules::norm_pool::is_mean;
+use crate::rewrite::rules::token_pool::{each, moved_for, over};
 
 const RULE: &str = "token-mean";
 
 pub fn run(engine: &mut Engine) -> Result<()> {
-    let is_mean = |node: &Node| node.is("ReduceMean") || node.is("GlobalAveragePool");
-    let means: Vec<NodeId> = engine.graph().nodes().filter(|(_, node)| is_mean(node)).map(|(id, _)| id).collect();
-    for id in means {
-        if !engine.runs(RULE) {
-            return Ok(());
-        }
-        match patch(engine.graph(), id) {
-            Ok(patch) => engine.apply_or_keep(patch, "mean")?,
-            Err(miss) => tracing::debug!(
-                at = miss.at,
-                reason = miss.reason,
-                expected = miss.expected,
-                found = miss.found,
-                "mean kept"
-            ),
-        }
-    }
-    Ok(())
+    each(engine, RULE, "mean", &is_mean, &patch)
 }
 
 fn patch(graph: &Graph, id: NodeId) -> Outcome<Patch> {

@@ -23,20 +23,30 @@ use crate::rewrite::rules::token_map::{Map, ends, tokens_before};
 const RULE: &str = "token-pool";
 
 pub fn run(engine: &mut Engine) -> Result<()> {
-    let pools: Vec<NodeId> =
-        engine.graph().nodes().filter(|(_, node)| node.is("AveragePool")).map(|(id, _)| id).collect();
-    for id in pools {
-        if !engine.runs(RULE) {
+    each(engine, RULE, "average pool", &|node| node.is("AveragePool"), &patch)
+}
+
+/// Patches each of the nodes, unless it misses.
+pub fn each(
+    engine: &mut Engine,
+    rule: &'static str,
+    what: &'static str,
+    is: &dyn Fn(&Node) -> bool,
+    patch: &dyn Fn(&Graph, NodeId) -> Outcome<Patch>,
+) -> Result<()> {
+    let found: Vec<NodeId> = engine.graph().nodes().filter(|(_, node)| is(node)).map(|(id, _)| id).collect();
+    for id in found {
+        if !engine.runs(rule) {
             return Ok(());
         }
         match patch(engine.graph(), id) {
-            Ok(patch) => engine.apply_or_keep(patch, "average pool")?,
+            Ok(patch) => engine.apply_or_keep(patch, what)?,
             Err(miss) => tracing::debug!(
                 at = miss.at,
                 reason = miss.reason,
                 expected = miss.expected,
                 found = miss.found,
-                "average pool kept"
+                "{what} kept"
             ),
         }
     }
