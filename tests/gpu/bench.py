@@ -131,7 +131,7 @@ class Library:
         forms = {}
         for tactic in list(found)[:count]:
             blocks = 1 << (tactic >> 4 & 15)
-            name = f"one kernel{', ring' * (tactic & 1)}" if tactic >> 27 == 1 else f"four kernels, wide {tactic & 15} and {tactic >> 4 & 15}" if tactic >> 28 == 1 else "three kernels" if tactic & 15 else "two kernels" if blocks == 1 else f"two kernels, clusters of {blocks}"
+            name = f"one kernel{('', ', ring', ', a head a warpgroup')[tactic & 15]}" if tactic >> 27 == 1 else f"four kernels, wide {tactic & 15} and {tactic >> 4 & 15}" if tactic >> 28 == 1 else "three kernels" if tactic & 15 else "two kernels" if blocks == 1 else f"two kernels, clusters of {blocks}"
             forms.setdefault(name, tactic)
         return forms
 
@@ -629,7 +629,7 @@ def tactic_name(tactic):
     if tactic >> 28 == 1:
         return f"wide {tactic & 15}, {tactic >> 4 & 15}"
     if tactic >> 27 == 1:
-        channels, warpgroups = ((64, 2), (96, 2), (64, 3), (96, 3), (128, 3), (192, 3))[(tactic & 15) - 1]
+        channels, warpgroups = ((64, 2), (96, 2), (64, 3), (96, 3), (128, 3), (192, 3), (64, "3 sharing"), (96, "3 sharing"))[(tactic & 15) - 1]
         return f"wide kernel, up to {channels} channels, {warpgroups} warpgroups"
     if tactic >> 29 & 1:
         return f"cluster of {32 << (tactic & 1)} rows, slice {(tactic >> 4 & 15) * 32}" + (", fp16 sums" if tactic & 2 else "") + (", counted" if tactic & 4 else "")
