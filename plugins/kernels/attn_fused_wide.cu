@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t kManyRows = 1500;
 
-const AttnFusedShape* const kShapes[] = {kAttnFused96, kAttnFused128, kAttnFusedRing32, kAttnFusedRing64, kAttnFusedRing96, kAttnFusedRing128, kAttnFusedRing160, kAttnFusedRing192};
+const AttnFusedShape* const kShapes[] = {kAttnFused96, kAttnFused128, kAttnFusedRing32, kAttnFusedRing64, kAttnFusedRing96, kAttnFusedRing128, kAttnFusedRing160, kAttnFusedRing192, kAttnFusedSplit96, kAttnFusedSplit128};
 
 int planes(const AttentionProblem& a) { return a.bias_kind == AttentionBias::kTable || (a.bias_kind == AttentionBias::kDense && a.bias_heads > 1) ? a.heads : 1; }
 
@@ -27,7 +27,7 @@ const AttnFusedShape* shape(const AttnFusedPlan& plan, const AttnBlockProblem& q
     const int heads = q.attention.heads, tokens = static_cast<int>(q.group_tokens());
     for (const AttnFusedShape* sizes : kShapes)
         for (int i = 0; i < 2; ++i)
-            if (const AttnFusedShape& s = sizes[i]; s.channels == q.channels && tokens <= s.keys && (plan.loop ? s.heads == 0 : s.heads == heads))
+            if (const AttnFusedShape& s = sizes[i]; s.form == plan.form && s.channels == q.channels && tokens <= s.keys && (s.heads == 0 || s.heads == heads))
                 if (const int count = stages(s, q); s.heads > 0 ? count == heads : count >= std::min(heads, 2)) return &s;
     return nullptr;
 }
@@ -75,8 +75,9 @@ bool attn_fused_valid(const AttnFusedPlan& plan, const AttnBlockProblem& q) {
 std::vector<AttnFusedPlan> attn_fused_plans(const AttnBlockProblem& q) {
     std::vector<AttnFusedPlan> plans;
     if (product_rows(q) < kManyRows) return plans;
-    for (const AttnFusedPlan plan : {AttnFusedPlan{false}, AttnFusedPlan{true}})
-        if (attn_fused_valid(plan, q)) plans.push_back(plan);
+    for (const AttnFusedForm form : {AttnFusedForm::kStraight, AttnFusedForm::kLoop, AttnFusedForm::kSplit})
+        if (const AttnFusedPlan plan{form}; attn_fused_valid(plan, q)) plans.push_back(plan);
+    std::stable_sort(plans.begin(), plans.end(), [&](const AttnFusedPlan& a, const AttnFusedPlan& b) { return attn_fused_cost(a, q) < attn_fused_cost(b, q); });
     return plans;
 }
 
@@ -86,8 +87,9 @@ float attn_fused_cost(const AttnFusedPlan& plan, const AttnBlockProblem& q) {
     const AttnFusedShape& s = *shape(plan, q);
     constexpr float kLaunch = 6000, kWindow = 700, kChannel = 8, kHead = 500, kHeadChannel = 4;
     const auto channels = static_cast<float>(q.channels), heads = static_cast<float>(q.attention.heads);
-    const float window = kWindow + kChannel * channels + heads * (kHead + kHeadChannel * channels);
-    const auto rounds = static_cast<float>(parts(windows(q), int64_t{device().multiprocessors} * s.groups));
+    const bool split = plan.form == AttnFusedForm::kSplit;
+    const float window = kWindow + kChannel * channels + (split ? 1.f : heads) * (kHead + kHeadChannel * channels);
+    const auto rounds = static_cast<float>(parts(windows(q), int64_t{device().multiprocessors} * (split ? 1 : s.groups)));
     return kLaunch + rounds * window * static_cast<float>(std::max(s.groups, 2)) / 2.f;
 }
 

@@ -7,7 +7,8 @@
 // eight, so the copy engine fetches the rows of Wqkv in that order.
 //
 // HEADS > 0, as many as there are 32 channels: all weights stay in shared memory, heads are straight code, and what they give is kept for one product. 0: as many heads as there are, each
-// added to the block's result at once; a warp has weights fetched into a ring, or once if it has as many stages as there are heads.
+// added to the block's result at once; a warp has weights fetched into a ring, or once if it has as many stages as there are heads. SPLIT: a block has a window, a warpgroup a head of it;
+// what the heads give goes through shared memory once, and each warpgroup has 32 columns of the result.
 #pragma once
 
 #include <cuda.h>
@@ -43,18 +44,22 @@ struct AttnFusedArgs {
 };
 
 // KEYS: the window's tokens rounded up, 56 or 64. GROUPS: warpgroups.
-template <int CHUNKS, int KEYS, int GROUPS, int HEADS> struct AttnFusedTile {
+template <int CHUNKS, int KEYS, int GROUPS, int HEADS, bool SPLIT = false> struct AttnFusedTile {
+    static_assert(!SPLIT || (GROUPS == HEADS && HEADS == CHUNKS));
     static constexpr int kChunks = CHUNKS, kKeys = KEYS, kGroups = GROUPS, kHeads = HEADS, kChannels = 32 * CHUNKS;
+    static constexpr bool kSplit = SPLIT;
+    static constexpr int kOwnChunks = SPLIT ? 1 : CHUNKS;  // of 32 columns of the result, that a warpgroup has
     static constexpr int kThreads = GROUPS * 128 + (HEADS > 0 ? 0 : 128);  // the last 128 are there for their registers, and one of them to fetch weights
     // A head's weights: 32 columns each for queries, keys and values, and 32 rows of Wproj, in parts of 32 columns.
     static constexpr int kPart = kChannels * 64, kProjPart = 32 * 64, kStage = 3 * kPart + CHUNKS * kProjPart;
-    static constexpr int kPairs = 2 * 64 * 64, kPairsBytes = GROUPS * 2 * kPairs;  // a head's keys and values, twice a warpgroup
+    static constexpr int kPairs = 2 * 64 * 64, kPairsBytes = GROUPS * (SPLIT ? 1 : 2) * kPairs;  // a head's keys and values, twice a warpgroup that has several heads
+    static constexpr int kResults = GROUPS * 128 * 32, kResultsBytes = SPLIT ? 2 * kResults : 0;  // of a window's heads, by turns
     static constexpr int kBiasRow = KEYS % 16 == 8 ? KEYS : KEYS + 8;             // elements: an odd number of eight, so that eight rows lie in different banks
     using Bias = std::conditional_t<(HEADS > 0 && CHUNKS <= 3), float, __half>;   // where there is room, what need not be converted
 
     // Bytes of shared memory, and of what is behind the ring.
     static constexpr int fixed(int heads, int tokens, int planes) {
-        return 1024 + kPairsBytes + planes * tokens * kBiasRow * static_cast<int>(sizeof(Bias)) + 3 * 32 * heads * 4 + kChannels * 8;
+        return 1024 + kPairsBytes + kResultsBytes + planes * tokens * kBiasRow * static_cast<int>(sizeof(Bias)) + 3 * 32 * heads * 4 + kChannels * 8;
     }
     static constexpr int shared(int heads, int tokens, int planes, int stages) { return fixed(heads, tokens, planes) + stages * (kStage + 32); }
 };
@@ -79,6 +84,7 @@ struct Position {
 // What a block has in shared memory: addresses of what the engines use, pointers to the rest.
 template <class Tile> struct Shared {
     uint32_t ring, pairs;
+    uint4* results;
     typename Tile::Bias* bias;
     float *b_qkv, *b_proj;
     __half *norm_scale, *norm_bias;
@@ -90,7 +96,7 @@ template <class Tile> __device__ __forceinline__ int heads_of(const AttnFusedArg
 template <class Tile> __device__ __forceinline__ int stages_of(const AttnFusedArgs& p) { return Tile::kHeads > 0 ? Tile::kHeads : p.stages; }
 
 template <class Tile> struct Block {
-    static constexpr int kChunks = Tile::kChunks, kKeys = Tile::kKeys, kChannels = Tile::kChannels;
+    static constexpr int kChunks = Tile::kChunks, kKeys = Tile::kKeys, kChannels = Tile::kChannels, kOwnChunks = Tile::kOwnChunks;
     static constexpr bool kRing = Tile::kHeads == 0;
 
     const AttnFusedArgs& p;
@@ -99,6 +105,7 @@ template <class Tile> struct Block {
     uint32_t to_pairs;           // where this lane's row of a matrix of keys goes
     Position stage;
     uint32_t other_pairs = 0;    // 0 or the bytes of a head's keys and values, by turns
+    int other_results = 0;
     uint32_t a[kChunks][2][4];   // the rows
     uint32_t others[2][2];       // keys 8 j + 2 t + e, at 8 j + e, that are in other regions than the rows
 
@@ -108,6 +115,7 @@ template <class Tile> struct Block {
         return static_cast<int>(p.mapped ? p.map.source(number) : int64_t{number});
     }
     __device__ __forceinline__ int64_t offset(int of) const { return int64_t{of} * kChannels + t * 8; }
+    __device__ __forceinline__ int own_chunk(int i) const { return Tile::kSplit ? group : i; }
 
     __device__ __forceinline__ void prefetch(uint32_t window) const {
         const int of[2] = {token(window, row), token(window, row + 8)};
@@ -259,8 +267,8 @@ template <class Tile> struct Block {
         // Keys and values, while the queries are made. All warps are behind the barrier of the head before, so none reads what the head before that had here.
         warpgroup::wait<1>();
         warpgroup::settle(kv);
-        const uint32_t keys = at.pairs + group * (2 * Tile::kPairs) + other_pairs, values = keys + Tile::kPairs / 2;
-        other_pairs ^= Tile::kPairs;
+        const uint32_t keys = at.pairs + group * (Tile::kPairsBytes / Tile::kGroups) + other_pairs, values = keys + Tile::kPairs / 2;
+        if constexpr (!Tile::kSplit) other_pairs ^= Tile::kPairs;
 #pragma unroll
         for (int half = 0; half < 2; ++half)
 #pragma unroll
@@ -341,7 +349,7 @@ template <class Tile> struct Block {
         warpgroup::settle(o);
 #pragma unroll
         for (int i = 0; i < 8; ++i) out[i] = pack_halves(o[2 * i] * inverse[i % 2], o[2 * i + 1] * inverse[i % 2]);
-        if constexpr (!kRing) {
+        if constexpr (!kRing && !Tile::kSplit) {
             // Never stored. The assembler would pack them where they are used, behind the last head, and so keep twice the registers.
 #pragma unroll
             for (int i = 0; i < 8; i += 4)
@@ -349,46 +357,46 @@ template <class Tile> struct Block {
         }
     }
 
-    __device__ __forceinline__ void begin_sums(float (&y)[kChannels / 2]) const {
+    __device__ __forceinline__ void begin_sums(float (&y)[16 * kOwnChunks]) const {
 #pragma unroll
-        for (int j = 0; j < kChannels / 8; ++j) {
-            const float2 b = *reinterpret_cast<const float2*>(at.b_proj + 8 * j + 2 * t);
+        for (int j = 0; j < 4 * kOwnChunks; ++j) {
+            const float2 b = *reinterpret_cast<const float2*>(at.b_proj + 32 * own_chunk(j / 4) + 8 * (j % 4) + 2 * t);
 #pragma unroll
             for (int h = 0; h < 2; ++h) y[4 * j + 2 * h] = b.x, y[4 * j + 2 * h + 1] = b.y;
         }
     }
     // y += what a head gives, by its rows of Wproj, which are in stage `slot`.
-    __device__ __forceinline__ void project(float (&y)[kChannels / 2], const uint32_t (&out)[8], int slot) const {
-        const uint32_t weights = at.ring + slot * Tile::kStage + 3 * Tile::kPart;
+    __device__ __forceinline__ void project(float (&y)[16 * kOwnChunks], const uint32_t (&out)[8], int slot) const {
+        const uint32_t weights = at.ring + slot * Tile::kStage + 3 * Tile::kPart + own_chunk(0) * Tile::kProjPart;
 #pragma unroll
         for (int k = 0; k < 2; ++k) warpgroup::multiply_rows(y, out[4 * k], out[4 * k + 1], out[4 * k + 2], out[4 * k + 3], warpgroup::swizzled(weights + k * 1024, Tile::kProjPart), 1);
     }
 
     struct Added {
-        uint4 raw[2][kChunks];
+        uint4 raw[2][kOwnChunks];
     };
     __device__ __forceinline__ void load_added(const int (&of)[2], Added& added) const {
 #pragma unroll
         for (int h = 0; h < 2; ++h)
 #pragma unroll
-            for (int i = 0; i < kChunks; ++i) added.raw[h][i] = of[h] >= 0 ? __ldcg(reinterpret_cast<const uint4*>(p.x + offset(of[h]) + i * 32)) : make_uint4(0, 0, 0, 0);
+            for (int i = 0; i < kOwnChunks; ++i) added.raw[h][i] = of[h] >= 0 ? __ldcg(reinterpret_cast<const uint4*>(p.x + offset(of[h]) + own_chunk(i) * 32)) : make_uint4(0, 0, 0, 0);
     }
-    __device__ __forceinline__ void store(const int (&of)[2], const float (&y)[kChannels / 2], Added& added) const {
+    __device__ __forceinline__ void store(const int (&of)[2], const float (&y)[16 * kOwnChunks], Added& added) const {
         if (p.residual) {
 #pragma unroll
             for (int h = 0; h < 2; ++h)
 #pragma unroll
-                for (int i = 0; i < kChunks; ++i) {
+                for (int i = 0; i < kOwnChunks; ++i) {
                     if (of[h] < 0) continue;
                     Pack<__half, 8> s(added.raw[h][i]);
-                    add_packs<__half, 8>(s, Pack<__half, 8>(__ldcg(reinterpret_cast<const uint4*>(p.residual + offset(of[h]) + i * 32))));
+                    add_packs<__half, 8>(s, Pack<__half, 8>(__ldcg(reinterpret_cast<const uint4*>(p.residual + offset(of[h]) + own_chunk(i) * 32))));
                     added.raw[h][i] = s.raw;
                 }
         }
 #pragma unroll
         for (int h = 0; h < 2; ++h)
 #pragma unroll
-            for (int i = 0; i < kChunks; ++i) {
+            for (int i = 0; i < kOwnChunks; ++i) {
                 uint32_t r[4] = {added.raw[h][i].x, added.raw[h][i].y, added.raw[h][i].z, added.raw[h][i].w};
                 exchange_tiles(r, t);
 #pragma unroll
@@ -398,7 +406,7 @@ template <class Tile> struct Block {
                     r[j] = pack_halves(y[from] + s.x, y[from + 1] + s.y);
                 }
                 exchange_tiles(r, t);
-                if (of[h] >= 0) *reinterpret_cast<uint4*>(p.y + offset(of[h]) + i * 32) = make_uint4(r[0], r[1], r[2], r[3]);
+                if (of[h] >= 0) *reinterpret_cast<uint4*>(p.y + offset(of[h]) + own_chunk(i) * 32) = make_uint4(r[0], r[1], r[2], r[3]);
             }
     }
 
@@ -408,9 +416,34 @@ template <class Tile> struct Block {
         normalize(of);
         prefetch(next);
         find_regions(window);
-        float y[kChannels / 2];
+        float y[16 * kOwnChunks];
         Added added;
-        if constexpr (kRing) {
+        if constexpr (Tile::kSplit) {
+            uint32_t out[Tile::kHeads][8];
+            stage.slot = group, attend(group, out[0]);
+            load_added(of, added);
+            // A lane of each warpgroup has these rows. Who is behind the barrier has read what the window before last had here, and keys and values of this one.
+            uint4* const results = at.results + other_results + threadIdx.x % 128;
+            other_results ^= Tile::kResults / 16;
+            results[group * 256] = make_uint4(out[0][0], out[0][1], out[0][2], out[0][3]), results[group * 256 + 128] = make_uint4(out[0][4], out[0][5], out[0][6], out[0][7]);
+            __syncthreads();
+#pragma unroll
+            for (int head = 0; head < Tile::kHeads; ++head)
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    const uint4 r = results[head * 256 + half * 128];
+                    out[head][4 * half] = r.x, out[head][4 * half + 1] = r.y, out[head][4 * half + 2] = r.z, out[head][4 * half + 3] = r.w;
+                }
+            begin_sums(y);
+            for (int head = 0; head < Tile::kHeads; ++head) mbarrier::wait(at.full + head * 16 + 8, 0);
+            warpgroup::settle(y);
+            warpgroup::begin();
+#pragma unroll
+            for (int head = 0; head < Tile::kHeads; ++head) project(y, out[head], head);
+            warpgroup::commit();
+            warpgroup::wait<0>();
+            warpgroup::settle(y);
+        } else if constexpr (kRing) {
             begin_sums(y);
 #pragma unroll 1
             for (int head = 0; head < p.heads; ++head) {
@@ -522,13 +555,14 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) attn_
     const uint32_t unaligned_at = ptx::shared_address(unaligned), start = (unaligned_at + 1023) & ~1023u;
     Shared<Tile> at;
     const int heads = heads_of<Tile>(p), stages = stages_of<Tile>(p);
-    at.ring = start, at.pairs = at.ring + stages * Tile::kStage, at.full = at.pairs + Tile::kPairsBytes, at.empty = at.full + stages * 16;
+    at.ring = start, at.pairs = at.ring + stages * Tile::kStage, at.full = at.pairs + Tile::kPairsBytes + Tile::kResultsBytes, at.empty = at.full + stages * 16;
+    at.results = reinterpret_cast<uint4*>(unaligned + (at.pairs + Tile::kPairsBytes - unaligned_at));
     at.b_proj = reinterpret_cast<float*>(unaligned + (at.empty + stages * 16 - unaligned_at));
     at.norm_scale = reinterpret_cast<__half*>(at.b_proj + Tile::kChannels), at.norm_bias = at.norm_scale + Tile::kChannels;
     at.b_qkv = reinterpret_cast<float*>(at.norm_bias + Tile::kChannels);
     at.bias = reinterpret_cast<typename Tile::Bias*>(at.b_qkv + 96 * heads);
     const int tid = threadIdx.x, group = __shfl_sync(0xffffffffu, tid / 128, 0);  // the same in a warp, as the compiler sees then
-    const uint32_t step = gridDim.x * Tile::kGroups;
+    const uint32_t step = gridDim.x * (Tile::kSplit ? 1 : Tile::kGroups);
 
     ptx::let_next_start();
     if (tid == 0) {
@@ -547,7 +581,7 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) attn_
     const uint32_t to_pairs = static_cast<uint32_t>((tid % 128 / 32 * 16 + lane % 8) * 64 + (lane / 8 ^ lane % 8 / 2) * 16);
     Block<Tile> block{p, at, group, lane, lane % 4, row, to_pairs};
     // Windows by turns, the first of a block's warpgroups before the second of any.
-    uint32_t window = blockIdx.x + (kRing && group == Tile::kGroups ? 0 : group * gridDim.x);
+    uint32_t window = blockIdx.x + (Tile::kSplit || (kRing && group == Tile::kGroups) ? 0 : group * gridDim.x);
     ptx::wait_for_previous();
     if (!kRing || group < Tile::kGroups) block.prefetch(window);
     gather_bias<Tile>(p, at.bias, tid);

@@ -10,13 +10,15 @@
 
 namespace trt_opt {
 
-// With all weights in shared memory and heads in straight code, for some numbers of channels and as many heads of 32; or by a loop over heads.
+// With all weights in shared memory and heads in straight code, for some numbers of channels and as many heads of 32; or by a loop over heads; or, for few windows, a warpgroup for each head
+// of a window.
+enum class AttnFusedForm { kStraight, kLoop, kSplit };
 struct AttnFusedPlan {
-    bool loop = false;
+    AttnFusedForm form = AttnFusedForm::kStraight;
 
-    static bool is_id(int32_t id) { return id >> 27 == 1; }
-    static AttnFusedPlan of(int32_t id) { return {(id & 1) != 0}; }
-    int32_t id() const { return 1 << 27 | (loop ? 1 : 0); }
+    static bool is_id(int32_t id) { return id >> 27 == 1 && (id & 15) <= static_cast<int32_t>(AttnFusedForm::kSplit); }
+    static AttnFusedPlan of(int32_t id) { return {static_cast<AttnFusedForm>(id & 15)}; }
+    int32_t id() const { return 1 << 27 | static_cast<int32_t>(form); }
 };
 
 // In these the problem is valid. True if the build, the device and the sizes suit: fp16, heads of 32, channels a multiple of 32, up to 64 tokens that attend to each other, room for
@@ -32,11 +34,13 @@ cudaError_t attn_fused(const AttnBlockProblem& problem, const AttnFusedPlan& pla
 // Instances, a file each.
 struct AttnFusedArgs;
 struct AttnFusedShape {
+    AttnFusedForm form;
     int channels, keys, groups, heads;  // heads: 0 for any number
     int stage, threads, bias_row;       // bytes of a stage; elements of a row of the scores' bias
     int (*fixed)(int heads, int tokens, int planes);  // bytes of shared memory without the stages
     cudaError_t (*launch)(const AttnFusedArgs& args, int shared, uint32_t blocks, cudaStream_t stream);
 };
-extern const AttnFusedShape kAttnFused96[2], kAttnFused128[2], kAttnFusedRing32[2], kAttnFusedRing64[2], kAttnFusedRing96[2], kAttnFusedRing128[2], kAttnFusedRing160[2], kAttnFusedRing192[2];
+extern const AttnFusedShape kAttnFused96[2], kAttnFused128[2], kAttnFusedRing32[2], kAttnFusedRing64[2], kAttnFusedRing96[2], kAttnFusedRing128[2], kAttnFusedRing160[2], kAttnFusedRing192[2],
+    kAttnFusedSplit96[2], kAttnFusedSplit128[2];
 
 }  // namespace trt_opt

@@ -361,7 +361,7 @@ struct TntWordsProblem {
 // All but inner.x must be constants, as those of MlpBlockProblem. `out` and `y` are none of the inputs, nor each other.
 // `way`: 0, or how the bridges are done (tnt_words.cu); one that does not fit falls back to what always does.
 cudaError_t tnt_words(const TntWordsProblem& problem, cudaStream_t stream, int32_t way = 0);
-constexpr int32_t kWordsWays = 5;
+constexpr int32_t kWordsWays = 3;
 
 // Enough for this problem and for all with fewer patches; 0 if it is not valid, or if none is needed. Pointers are not looked at.
 int64_t tnt_words_workspace(const TntWordsProblem& problem);

@@ -166,20 +166,14 @@ cudaError_t bridges_in_one(const Words& words, const Shape& usual, uint32_t tell
     return cudaSuccess;
 }
 
-// Ways of all bridges at once (`way`): tiles of mma.sync (1), or warpgroups of 64 or 128 columns a block, by layers as the chain tells of them (2, 3) or behind the whole chain (4, 5).
-constexpr int32_t kTiles = 1, kWide64 = 2, kWide128 = 3, kWide64Behind = 4, kWide128Behind = 5;
-constexpr bool wide(int32_t way) { return way >= kWide64 && way <= kWide128Behind; }
-constexpr bool by_layers(int32_t way) { return way <= kWide128; }
-constexpr int wide_columns(int32_t way) { return way == kWide64 || way == kWide64Behind ? 64 : 128; }
-// What 0 is: kWide64 or kTiles. Estimated, not measured: behind the chain are a tile's rows (1 us), norm (1), product (0.5), exchange (1) and end (0.5), and the wakes before and behind, 6 to 8 us.
-constexpr int32_t kUsualWay = kWide64;
-constexpr int kWideRounds = 4;  // blocks a multiprocessor that are done while the chain goes on
+// Ways of all bridges at once (`way`): tiles of mma.sync (1), or warpgroups of 64 or 128 columns a block (2, 3). The most columns that there are enough of were the fastest throughout.
+constexpr int32_t kTiles = 1, kWide64 = 2, kWide128 = 3;
+constexpr int wide_columns(int32_t way) { return way == kWide64 ? 64 : 128; }
 
-// The way taken if the chain's blocks tell of their layers.
-int32_t way_of(const Words& words, int32_t way, const void* const* read) {
-    const TntWordsProblem& q = words.q;
-    if (way == 0) way = kUsualWay == kWide64 && words_wide_beside(q, 64) && words_wide_blocks(q, 64) <= int64_t{kWideRounds} * device().multiprocessors ? kWide64 : kTiles;
-    return wide(way) && words_wide_valid(q, wide_columns(way), read) ? way : kTiles;
+int32_t way_of(const TntWordsProblem& q, int32_t way, const void* const* read) {
+    for (const int32_t wide : {kWide128, kWide64})
+        if ((way == 0 || way == wide) && words_wide_valid(q, wide_columns(wide), read)) return wide;
+    return kTiles;
 }
 
 template <class T> __global__ void zero_kernel(T* y, int64_t count) {
@@ -211,13 +205,12 @@ cudaError_t tnt_words(const TntWordsProblem& q, cudaStream_t stream, int32_t way
     const Shape* const shape = q.bridges > 0 ? bridges_shape(words) : nullptr;
     const void* read[kWordsMaxBridges] = {};
     for (int j = 0; j < q.bridges; ++j) read[j] = words.read(q.after[j]);
-    const bool chosen = way == 0;
-    way = shape ? way_of(words, way, read) : kTiles;
+    way = shape ? way_of(q, way, read) : kTiles;
     uint32_t telling = 0;
     if (words.layers() > 0 && chain_arguments(words, chain)) {
         const bool narrow = q.inner.channels / q.inner.heads <= 8;
         // Only one kernel behind the chain may look while it goes on.
-        if (shape && by_layers(way) && tnt_bridge_images(bridge_of(q, 0)) >= q.images) chain.told = words.told();
+        if (shape && tnt_bridge_images(bridge_of(q, 0)) >= q.images) chain.told = words.told();
         if (const cudaError_t status = narrow ? launch_words_chain_8(chain, telling, stream) : launch_words_chain_16(chain, telling, stream); status != cudaSuccess) return status;
     } else {
         for (int i = 0; i < words.layers(); ++i) {
@@ -227,8 +220,7 @@ cudaError_t tnt_words(const TntWordsProblem& q, cudaStream_t stream, int32_t way
         }
     }
     if (q.bridges == 0) return cudaSuccess;
-    // Many patches' chain does not tell, and warpgroups were not chosen for those.
-    if (shape && wide(way) && (telling > 0 || !chosen)) return words_wide(q, wide_columns(way), read, telling > 0 ? words.told() : nullptr, telling, stream);
+    if (way != kTiles) return words_wide(q, wide_columns(way), read, telling > 0 ? words.told() : nullptr, telling, stream);
     if (shape) return bridges_in_one(words, *shape, telling, stream);
     for (int j = 0; j < q.bridges; ++j)
         if (const cudaError_t status = bridge_alone(words, j, stream); status != cudaSuccess) return status;

@@ -34,13 +34,20 @@ const Shape* shape_of(const TntWordsProblem& q, int columns) {
 }
 int64_t parts(int64_t v, int64_t of) { return (v + of - 1) / of; }
 
+int at_once(const Shape& s, int channels) {
+    constexpr int kReserved = 1024;  // of shared memory, by each block
+    return device().multiprocessors * (2 * (s.shared(channels) + kReserved) <= device().shared + kReserved ? 2 : 1);
+}
+
 }  // namespace
 
 bool words_wide_valid(const TntWordsProblem& q, int columns, const void* const* words) {
 #ifdef TRT_OPT_SM90A
     if (device().major != 9 || !encode_tiled() || q.inner.dtype != DType::kHalf || q.bridges < 1 || q.images <= 0 || q.channels % 8 != 0 || q.channels < 64) return false;
     const Shape* const s = shape_of(q, columns);
-    if (!s || s->shared(q.channels) > device().shared || parts(q.channels, columns) > kBridgeMaxCluster || words_wide_blocks(q, columns) > INT32_MAX) return false;
+    // A store that is counted where it goes is an illegal instruction outside of a cluster.
+    const int64_t cluster = parts(q.channels, columns);
+    if (!s || s->shared(q.channels) > device().shared || cluster < 2 || cluster > kBridgeMaxCluster || q.bridges * parts(q.images * q.covered, kRows) * cluster > INT32_MAX) return false;
     if (!aligned_to(16, q.scale1, q.bias1, q.w)) return false;
     for (int j = 0; j < q.bridges; ++j)
         if (!aligned_to(16, words[j], q.out[j])) return false;
@@ -49,14 +56,6 @@ bool words_wide_valid(const TntWordsProblem& q, int columns, const void* const* 
 #else
     return false;
 #endif
-}
-
-int64_t words_wide_blocks(const TntWordsProblem& q, int columns) { return q.bridges * parts(q.images * q.covered, kRows) * parts(q.channels, columns); }
-
-bool words_wide_beside(const TntWordsProblem& q, int columns) {
-    constexpr int kReserved = 1024;  // of shared memory, by each block
-    const Shape* const s = shape_of(q, columns);
-    return s && 2 * (s->shared(q.channels) + kReserved) <= device().shared + kReserved;
 }
 
 cudaError_t words_wide(const TntWordsProblem& q, int columns, const void* const* words, const uint32_t* told, uint32_t telling, cudaStream_t stream) {
@@ -73,8 +72,7 @@ cudaError_t words_wide(const TntWordsProblem& q, int columns, const void* const*
     p.rows = q.images * q.covered, p.last = static_cast<uint32_t>(q.bridges - 1), p.told = told, p.telling = telling;
     const int64_t cluster = parts(q.channels, columns), tiles = parts(p.rows, kRows);
     // A tile a block where they go while the chain does; else no more clusters than run at once, and no more than these tiles' number for each needs.
-    const int64_t at_once = device().multiprocessors * (words_wide_beside(q, columns) ? 2 : 1) / cluster;
-    const int64_t most = told ? tiles : std::clamp<int64_t>(at_once / q.bridges, 1, tiles), each = parts(tiles, most), groups = parts(tiles, each);
+    const int64_t most = told ? tiles : std::clamp<int64_t>(at_once(s, q.channels) / cluster / q.bridges, 1, tiles), each = parts(tiles, most), groups = parts(tiles, each);
     p.by_columns = FastDiv(static_cast<uint32_t>(cluster)), p.by_groups = FastDiv(static_cast<uint32_t>(groups)), p.tiles = static_cast<uint32_t>(tiles);
     return s.launch(p, static_cast<uint32_t>(q.bridges * groups * cluster), static_cast<int>(cluster), stream);
 }

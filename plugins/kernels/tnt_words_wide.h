@@ -9,10 +9,6 @@ namespace trt_opt {
 
 // Pointers are aligned to 16 bytes, and so is what bridge j reads, words[j]. Columns a block: 64 or 128. False, too, where the build or the device has no such instructions.
 bool words_wide_valid(const TntWordsProblem& q, int columns, const void* const* words);
-// Blocks of a tile each, of all bridges.
-int64_t words_wide_blocks(const TntWordsProblem& q, int columns);
-// Whether two blocks fit in a multiprocessor, or one beside a block of the chain.
-bool words_wide_beside(const TntWordsProblem& q, int columns);
 // `told`: of `telling` blocks of the chain for each layer; or null, and the whole chain is waited for.
 cudaError_t words_wide(const TntWordsProblem& q, int columns, const void* const* words, const uint32_t* told, uint32_t telling, cudaStream_t stream);
 

@@ -13,14 +13,16 @@ namespace {
 
 struct Shape {
     int channels, groups, first, second, slot, fixed;  // bytes of shared memory: a piece of W1 and one of W2 that stay, a slot, and all but the slots
+    bool split;                                        // the warpgroups of a block share a tile
     bool overlaps;                                     // a warpgroup's first products and its own GELU
     WideMlpLauncher* launch;
 };
-template <int C, int GROUPS> constexpr Shape shape(WideMlpLauncher* launch) {
-    using T = WideMlpTile<C, GROUPS>;
-    return {C, GROUPS, T::kPacked ? T::kW1Bytes : T::kSlotBytes, T::kPacked ? T::kW2Bytes : T::kSlotBytes, T::kSlotBytes, T::kFixed, T::kOverlap == WideMlpOverlap::kBoth, launch};
+template <int C, int GROUPS, bool SPLIT = false> constexpr Shape shape(WideMlpLauncher* launch) {
+    using T = WideMlpTile<C, GROUPS, SPLIT>;
+    return {C, GROUPS, T::kPacked ? T::kW1Bytes : T::kSlotBytes, T::kPacked ? T::kW2Bytes : T::kSlotBytes, T::kSlotBytes, T::kFixed, SPLIT, T::kOverlap == WideMlpOverlap::kBoth, launch};
 }
-const Shape kShapes[] = {shape<64, 2>(launch_wide_mlp_64_2), shape<96, 2>(launch_wide_mlp_96_2), shape<64, 3>(launch_wide_mlp_64_3), shape<96, 3>(launch_wide_mlp_96_3), shape<128, 3>(launch_wide_mlp_128_3), shape<192, 3>(launch_wide_mlp_192_3)};
+const Shape kShapes[] = {shape<64, 2>(launch_wide_mlp_64_2), shape<96, 2>(launch_wide_mlp_96_2), shape<64, 3>(launch_wide_mlp_64_3), shape<96, 3>(launch_wide_mlp_96_3), shape<128, 3>(launch_wide_mlp_128_3), shape<192, 3>(launch_wide_mlp_192_3),
+                         shape<64, 3, true>(launch_wide_mlp_64_split), shape<96, 3, true>(launch_wide_mlp_96_split)};
 constexpr int kShapeCount = sizeof(kShapes) / sizeof(kShapes[0]);
 constexpr int64_t kManyRows = 1500;
 
@@ -47,10 +49,11 @@ bool fits(const Shape& s, const MlpBlockProblem& q) {
 constexpr float kLaunch = 6000, kGeluClocks = 512, kAloneClocks = 700, kChannelClocks = 4, kClocks = 1.4f, kTile = 900;
 
 float cost(const Shape& s, const MlpBlockProblem& q) {
-    const int64_t each = parts(parts(q.rows, kWideMlpRows), device().multiprocessors);
+    const int64_t each = parts(parts(q.rows, kWideMlpRows), device().multiprocessors), at_once = s.split ? 1 : s.groups;
+    const int64_t chunks = s.split ? parts(chunks_of(q), s.groups) : chunks_of(q), working = s.split ? s.groups : std::min<int64_t>(each, s.groups);
     const float products = kChannelClocks * static_cast<float>(s.channels), alone = kAloneClocks + (s.overlaps ? 0 : products);
-    const float together = static_cast<float>(std::min<int64_t>(each, s.groups)) * std::max(kGeluClocks, products);
-    return kLaunch + static_cast<float>(parts(each, s.groups)) * (static_cast<float>(chunks_of(q)) * std::max(together, alone) / kClocks + kTile);
+    const float together = static_cast<float>(working) * std::max(kGeluClocks, products);
+    return kLaunch + static_cast<float>(parts(each, at_once)) * (static_cast<float>(chunks) * std::max(together, alone) / kClocks + kTile);
 }
 
 }  // namespace
@@ -61,7 +64,7 @@ bool wide_mlp_valid(const WideMlpPlan& plan, const MlpBlockProblem& q) {
     if (plan.tile < 0 || plan.tile >= kShapeCount || device().major != 9 || !encode_tiled()) return false;
     const Shape& s = kShapes[plan.tile];
     return q.dtype == DType::kHalf && q.rows > 0 && q.rows <= INT32_MAX / 2 && q.channels % 8 == 0 && q.hidden % 8 == 0 && q.hidden <= kWideMlpMaxHidden && fits(s, q) &&
-           ring_of(s, q).slots >= std::min(kLeastSlots, 2 * chunks_of(q));
+           (s.split ? chunks_of(q) >= s.groups && ring_of(s, q).slots == 2 * chunks_of(q) : ring_of(s, q).slots >= std::min(kLeastSlots, 2 * chunks_of(q)));
 #else
     return false;
 #endif

@@ -6,6 +6,9 @@
 //
 // GELU is what takes longest up to 128 channels, and what overlaps it is one warpgroup's products with another's GELU, and as far as there are registers
 // with its own.
+//
+// Of fewer tiles than there are multiprocessors, the warpgroups of a block share one (SPLIT): each takes every third chunk and has a third of the output, whose sums are
+// exchanged through shared memory.
 #pragma once
 
 #include "gelu.cuh"
@@ -38,10 +41,11 @@ constexpr int kWideMlpRows = 64, kWideMlpChunk = 64, kWideMlpMaxHidden = 1024, k
 enum class WideMlpOverlap { kBoth, kSecond, kNone };
 
 // Of up to C channels, and more than the tile before has. GROUPS warpgroups: three have 168 registers a thread, two 255. Offsets are of shared memory, in bytes.
-template <int C, int GROUPS> struct WideMlpTile {
+template <int C, int GROUPS, bool SPLIT = false> struct WideMlpTile {
     static_assert(C == 64 || C == 96 || C == 128 || C == 192);
     static_assert(GROUPS == 2 || GROUPS == 3);
     static constexpr int kChannels = C, kGroups = GROUPS, kThreads = 128 * GROUPS;
+    static constexpr bool kSplit = SPLIT;
     static constexpr int kUnits = C / 32;               // of eight channels that a thread has of a row
     static constexpr int kSureUnits = C == 64 ? 0 : C == 96 ? 64 / 32 : C == 128 ? 96 / 32 : 128 / 32;  // that are there with the fewest channels
     static constexpr int kParts = (C + 63) / 64;        // of 64 channels, of W2's and the normalized rows
@@ -50,7 +54,11 @@ template <int C, int GROUPS> struct WideMlpTile {
     static constexpr WideMlpOverlap kOverlap = GROUPS == 2 ? WideMlpOverlap::kBoth : C <= 128 ? WideMlpOverlap::kSecond : WideMlpOverlap::kNone;
 
     static constexpr int kFull = 0, kCounts = kWideMlpMaxSlots * 8, kB1 = kCounts + kWideMlpMaxSlots * 4, kB2 = kB1 + kWideMlpMaxHidden * 4, kScale = kB2 + C * 4, kShift = kScale + C * 2;
-    static constexpr int kRows = (kShift + C * 2 + 1023) / 1024 * 1024, kGroupRowsBytes = kRowsInRegisters ? 0 : kParts * kWideMlpRows * 128;
+    static constexpr int kRows = (kShift + C * 2 + 1023) / 1024 * 1024;
+    // Of a warpgroup: its rows, and then the sums of a tile that it shares that others end. A share of a thread is eight columns of a row.
+    static constexpr int kShares = 2 * kUnits, kShareBytes = 128 * 8 * 4, kOthers = SPLIT ? kShares - kShares / GROUPS : 0;
+    static constexpr int kRowBytes = kParts * kWideMlpRows * 128, kGroupRowsBytes = kRowsInRegisters ? 0 : kRowBytes > kOthers * kShareBytes ? kRowBytes : kOthers * kShareBytes;
+    static_assert(!SPLIT || (!kRowsInRegisters && kOverlap == WideMlpOverlap::kSecond));
     static constexpr int kRing = kRows + kGroups * kGroupRowsBytes;
     static constexpr bool kPacked = GROUPS == 3 && kW1Bytes < kSlotBytes && kW2Bytes == kSlotBytes;  // pieces that stay lie close to each other, for want of room
     static constexpr int kFixed = 1024 + kRing;                           // and the slots
@@ -91,6 +99,8 @@ template <class TILE, bool TANH> struct WideMlp {
     int slot = 0, old_slot = 0, coming, left;
     int saved = 0;  // bytes that the pieces before leave of their slots
     uint32_t parity = 0;
+    int chunks;  // that this warpgroup has, and the number of one of them
+    __device__ __forceinline__ int number(int chunk) const { return Tile::kSplit ? group + chunk * Tile::kGroups : chunk; }
 
     template <class T> __device__ __forceinline__ const T* shared_as(int offset) const { return reinterpret_cast<const T*>(shared + offset); }
     // What so many of a tile's first pieces leave of their slots where they stay: all of W1 do.
@@ -117,9 +127,14 @@ template <class TILE, bool TANH> struct WideMlp {
         if (Tile::kPacked && slot == 0) saved = 0;
         return piece;
     }
+    // Piece i of those that stay, when it is there.
+    __device__ __forceinline__ uint32_t await(int i) const {
+        mbarrier::wait(at + Tile::kFull + i * 8, 0);
+        return at + Tile::kRing + i * Tile::kSlotBytes - saved_by(i);
+    }
     // This warp is done with the oldest piece.
     __device__ __forceinline__ void give_back() {
-        if (left > 0) {
+        if (!Tile::kSplit && left > 0) {
             if (g + t == 0 && wide::count_round(at + Tile::kCounts + old_slot * 4, kWarps - 1) == kWarps - 1) fetch(coming, old_slot);
             --left;
             if (++coming == pieces) coming = 0;
@@ -142,6 +157,13 @@ template <class TILE, bool TANH> struct WideMlp {
 #pragma unroll
             for (int i = 0; i < kUnits; ++i) add_packs<__half, 8>(s[i], added[i]);
         }
+    }
+    // The eight of them in unit i.
+    __device__ __forceinline__ void load_unit(int row, int i, Unit& s) const {
+        const int64_t from = int64_t{row} * p.channels + (i * 4 + t) * 8;
+        const bool there = row < p.rows && exists(i);
+        s.raw = there ? *reinterpret_cast<const uint4*>(p.x + from) : make_uint4(0, 0, 0, 0);
+        if (p.residual && there) add_packs<__half, 8>(s, Unit(*reinterpret_cast<const uint4*>(p.residual + from)));
     }
     __device__ __forceinline__ void normalize(Unit (&s)[kUnits]) const {
         float sum = 0.f, squares = 0.f, v[8];
@@ -193,8 +215,9 @@ template <class TILE, bool TANH> struct WideMlp {
                 }
             wide::settle(a);
         } else {
-            // The group's products of its last tile are done.
-            ptx::barrier_wait(1 + group, 128);
+            // The group's products of its last tile are done, or what the others read of it has been read.
+            if constexpr (Tile::kSplit) __syncthreads();
+            else ptx::barrier_wait(1 + group, 128);
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
                 if (p.norm) normalize(s[h]);
@@ -211,8 +234,9 @@ template <class TILE, bool TANH> struct WideMlp {
         }
     }
 
-    __device__ __forceinline__ void start_first(float (&s)[32]) {
-        const uint32_t w = take(Tile::kW1Bytes);
+    // `chunk`: of this warpgroup's.
+    __device__ __forceinline__ void start_first(float (&s)[32], int chunk) {
+        const uint32_t w = Tile::kSplit ? await(max(2 * number(chunk) - 1, 0)) : take(Tile::kW1Bytes);
         warpgroup::begin();
 #pragma unroll
         for (int k = 0; k < kSteps; ++k) {
@@ -222,8 +246,8 @@ template <class TILE, bool TANH> struct WideMlp {
         }
         warpgroup::commit();
     }
-    __device__ __forceinline__ void start_second(float (&o)[C / 2], uint32_t (&h)[kHiddenSteps][4]) {
-        const uint32_t w = take(Tile::kW2Bytes);
+    __device__ __forceinline__ void start_second(float (&o)[C / 2], uint32_t (&h)[kHiddenSteps][4], int chunk) {
+        const uint32_t w = Tile::kSplit ? await(min(2 * number(chunk) + 2, pieces - 1)) : take(Tile::kW2Bytes);
         warpgroup::begin();
 #pragma unroll
         for (int k = 0; k < kHiddenSteps; ++k) warpgroup::multiply_rows(o, h[k][0], h[k][1], h[k][2], h[k][3], wide::descriptor(w + k * 2048, 64 * 128), 1);
@@ -231,7 +255,7 @@ template <class TILE, bool TANH> struct WideMlp {
     }
     // Rounded, as the second product's left operand: pair 2 j + i of s is that of row g + 8 i, columns 8 j + 2 t.
     __device__ __forceinline__ void activate_chunk(const float (&s)[32], int chunk, uint32_t (&h)[kHiddenSteps][4]) const {
-        const float* const bias = shared_as<float>(Tile::kB1) + chunk * kWideMlpChunk + 2 * t;
+        const float* const bias = shared_as<float>(Tile::kB1) + number(chunk) * kWideMlpChunk + 2 * t;
 #pragma unroll
         for (int j = 0; j < 8; ++j) {
             const float2 b = *reinterpret_cast<const float2*>(bias + 8 * j);
@@ -245,18 +269,65 @@ template <class TILE, bool TANH> struct WideMlp {
         wide::settle(h);
     }
 
+    // Unit i of a row, o: pairs of its columns 8 j + 2 t.
+    __device__ __forceinline__ void finish_unit(const float2 (&o)[4], int row, int i, const Unit& added) const {
+        uint32_t r[4] = {added.raw.x, added.raw.y, added.raw.z, added.raw.w};
+        exchange_tiles(r, t);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            const float2 b = *shared_as<float2>(Tile::kB2 + (i * 32 + j * 8 + 2 * t) * 4), s = __half22float2(*reinterpret_cast<const __half2*>(&r[j]));
+            r[j] = pack_halves(o[j].x + b.x + s.x, o[j].y + b.y + s.y);
+        }
+        exchange_tiles(r, t);
+        if (row < p.rows && exists(i)) *reinterpret_cast<uint4*>(p.y + int64_t{row} * p.channels + (i * 4 + t) * 8) = make_uint4(r[0], r[1], r[2], r[3]);
+    }
+    static __device__ __forceinline__ void unit_of(const float (&o)[C / 2], int i, int h, float2 (&pairs)[4]) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) pairs[j] = make_float2(o[(i * 4 + j) * 4 + 2 * h], o[(i * 4 + j) * 4 + 2 * h + 1]);
+    }
     __device__ __forceinline__ void finish_row(const float (&o)[C / 2], int row, int h, const Unit (&added)[kUnits]) const {
 #pragma unroll
         for (int i = 0; i < kUnits; ++i) {
-            uint32_t r[4] = {added[i].raw.x, added[i].raw.y, added[i].raw.z, added[i].raw.w};
-            exchange_tiles(r, t);
+            float2 pairs[4];
+            unit_of(o, i, h, pairs);
+            finish_unit(pairs, row, i, added[i]);
+        }
+    }
+
+    // Share q = 2 i + h of a tile that the warpgroups share, unit i of row 8 h, is ended by warpgroup q % GROUPS. Where one has what another ends.
+    __device__ __forceinline__ float4* share_at(int of, int q) const {
+        const int own_before = (q + Tile::kGroups - 1 - of) / Tile::kGroups;
+        return reinterpret_cast<float4*>(shared + Tile::kRows + of * Tile::kGroupRowsBytes + (q - own_before) * Tile::kShareBytes) + threadIdx.x % 128;
+    }
+    __device__ __forceinline__ void finish_shares(float (&o)[C / 2], int row) const {
+        Unit added[(Tile::kShares + Tile::kGroups - 1) / Tile::kGroups];
 #pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                const float2 b = *shared_as<float2>(Tile::kB2 + (i * 32 + j * 8 + 2 * t) * 4), s = __half22float2(*reinterpret_cast<const __half2*>(&r[j]));
-                r[j] = pack_halves(o[(i * 4 + j) * 4 + 2 * h] + b.x + s.x, o[(i * 4 + j) * 4 + 2 * h + 1] + b.y + s.y);
+        for (int q = 0; q < Tile::kShares; ++q)
+            if (q % Tile::kGroups == group) load_unit(row + q % 2 * 8, q / 2, added[q / Tile::kGroups]);
+        warpgroup::wait<0>();
+        warpgroup::settle(o);
+        ptx::barrier_wait(1 + group, 128);  // no warp's products still read the rows that shares are written over
+#pragma unroll
+        for (int q = 0; q < Tile::kShares; ++q) {
+            if (q % Tile::kGroups == group) continue;
+            float2 v[4];
+            unit_of(o, q / 2, q % 2, v);
+            float4* const to = share_at(group, q);
+            to[0] = make_float4(v[0].x, v[0].y, v[1].x, v[1].y), to[128] = make_float4(v[2].x, v[2].y, v[3].x, v[3].y);
+        }
+        __syncthreads();
+#pragma unroll
+        for (int q = 0; q < Tile::kShares; ++q) {
+            if (q % Tile::kGroups != group) continue;
+            float2 v[4];
+            unit_of(o, q / 2, q % 2, v);
+#pragma unroll
+            for (int k = 1; k < Tile::kGroups; ++k) {
+                const float4* const from = share_at((group + k) % Tile::kGroups, q);
+                const float4 a = from[0], b = from[128];
+                v[0].x += a.x, v[0].y += a.y, v[1].x += a.z, v[1].y += a.w, v[2].x += b.x, v[2].y += b.y, v[3].x += b.z, v[3].y += b.w;
             }
-            exchange_tiles(r, t);
-            if (row < p.rows && exists(i)) *reinterpret_cast<uint4*>(p.y + int64_t{row} * p.channels + (i * 4 + t) * 8) = make_uint4(r[0], r[1], r[2], r[3]);
+            finish_unit(v, row + q % 2 * 8, q / 2, added[q / Tile::kGroups]);
         }
     }
 
@@ -264,23 +335,23 @@ template <class TILE, bool TANH> struct WideMlp {
         prepare_rows(row0);
         float s[32] = {}, o[C / 2] = {};
         uint32_t even[kHiddenSteps][4], odd[kHiddenSteps][4];
-        start_first(s);
+        start_first(s, 0);
         warpgroup::wait<0>();
         warpgroup::settle(s);
         give_back();
 
         auto chunk = [&](int i, uint32_t (&h)[kHiddenSteps][4]) {
             float next[32] = {};  // the first step does not add, but without a value the compiler makes products wait for each other
-            if constexpr (kBoth) start_first(next);
+            if constexpr (kBoth) start_first(next, i + 1);
             activate_chunk(s, i, h);
             if constexpr (!kNone) warpgroup::wait<0>();
             if constexpr (kNone) {
-                start_second(o, h);
+                start_second(o, h, i);
                 warpgroup::wait<0>();
                 give_back();
             }
-            if constexpr (!kBoth) start_first(next);
-            if constexpr (!kNone) start_second(o, h);
+            if constexpr (!kBoth) start_first(next, i + 1);
+            if constexpr (!kNone) start_second(o, h, i);
             if constexpr (!kBoth) warpgroup::wait<kNone ? 0 : 1>();
             warpgroup::settle(next);
 #pragma unroll
@@ -291,21 +362,25 @@ template <class TILE, bool TANH> struct WideMlp {
         auto last = [&](int i, uint32_t (&h)[kHiddenSteps][4]) {
             activate_chunk(s, i, h);
             warpgroup::wait<0>();
-            start_second(o, h);
+            start_second(o, h, i);
         };
         int i = 0;
         if constexpr (kNone) {
 #pragma unroll 1
-            for (; i + 1 < p.chunks; ++i) chunk(i, even);
+            for (; i + 1 < chunks; ++i) chunk(i, even);
             last(i, even);
         } else {
 #pragma unroll 1
-            for (; i + 2 < p.chunks; i += 2) chunk(i, even), chunk(i + 1, odd);
-            if (i + 1 < p.chunks) chunk(i, even), last(++i, odd);
+            for (; i + 2 < chunks; i += 2) chunk(i, even), chunk(i + 1, odd);
+            if (i + 1 < chunks) chunk(i, even), last(++i, odd);
             else last(i, even);
         }
 
         const int row = row0 + warp * 16 + g;
+        if constexpr (Tile::kSplit) {
+            finish_shares(o, row);
+            return;
+        }
         Unit added[2][kUnits];
         load_row(row, added[0]);
         warpgroup::wait<0>();
@@ -329,11 +404,12 @@ template <class Tile, bool TANH> __global__ void __launch_bounds__(Tile::kThread
     unsigned char* const shared = unaligned + (at - unaligned_at);
     const int tid = threadIdx.x;
     // A round of tiles: one of each warpgroup of each block, the first warpgroups' before the second ones'.
-    const int blocks = static_cast<int>(gridDim.x), first = static_cast<int>(blockIdx.x), round = Tile::kGroups * blocks;
+    const int blocks = static_cast<int>(gridDim.x), first = static_cast<int>(blockIdx.x), round = (Tile::kSplit ? 1 : Tile::kGroups) * blocks;
 
     WideMlp<Tile, TANH> m{p, shared, at};
     m.g = tid % 32 / 4, m.t = tid % 4, m.group = __shfl_sync(0xffffffffu, tid / 128, 0), m.warp = tid / 32 % 4;
     m.pieces = 2 * p.chunks, m.stay = p.slots == m.pieces;
+    m.chunks = Tile::kSplit ? (p.chunks - m.group + Tile::kGroups - 1) / Tile::kGroups : p.chunks;
     m.left = m.stay ? 0 : (p.tiles - first + round - 1) / round * m.pieces - p.slots, m.coming = p.slots;
 
     if (tid == 0) {
@@ -357,7 +433,7 @@ template <class Tile, bool TANH> __global__ void __launch_bounds__(Tile::kThread
     ptx::wait_for_previous();
 
     for (int base = first; base < p.tiles; base += round) {
-        const int tile = base + m.group * blocks;
+        const int tile = base + (Tile::kSplit ? 0 : m.group * blocks);
         if (tile < p.tiles) {
             // The next tile's rows, to the second-level cache.
             const int64_t next = (int64_t{tile} + round) * kWideMlpRows * p.channels, end = int64_t{p.rows} * p.channels;

@@ -14,6 +14,8 @@ use super::library::{Library, plugin_paths, utf8};
 use super::progress::{Monitor, Progress};
 use super::run::Engine;
 use super::timings;
+use crate::onnx::DType;
+use crate::onnx::proto::GraphProto;
 use crate::{files, onnx};
 
 /// How to build an engine.
@@ -76,13 +78,21 @@ pub struct Plan {
     pub seconds: f64,
     pub layers: Layers,
     fp16: bool,
+    model: PathBuf,
 }
 
 /// Less than this part of the computing layers in float16 is no fp16 engine.
 const LEAST_HALF: f64 = 0.1;
 
+/// An engine that keeps the model's float32 weights has at least this part of their bytes; one with all of them in float16 half of them and some 10 %
+/// for everything else.
+const FULL_WEIGHTS: f64 = 0.75;
+/// Bytes of weights beside which the rest of an engine does not count.
+const TELLING_WEIGHTS: u64 = 16 << 20;
+
 impl Plan {
-    /// If float16 was asked for, whether the engine has it: refused if nearly all layers compute in float32.
+    /// If float16 was asked for, whether the engine has it: refused if nearly all layers compute in float32. What a layer of TensorRT's compiler computes in
+    /// does not show where it reads and writes nothing but the network's own float32 tensors, as one that is the whole network does: then the weights tell.
     pub fn check_half(&self) -> Result<()> {
         if !self.fp16 {
             return Ok(());
@@ -94,6 +104,10 @@ impl Plan {
             _ => "TensorRT found float32 faster, or the model's types hold it to float32",
         };
         match self.layers.half_share() {
+            Some((share, _)) if share < LEAST_HALF && self.weights_are_half() => {
+                tracing::info!("the layers' tensors are float32, and the weights of the engine float16");
+                Ok(())
+            }
             Some((share, all)) if share < LEAST_HALF => {
                 Err(Error::NotHalf { share: format!("{} of {all}", (share * all as f64).round()), why: why.to_owned() })
             }
@@ -106,6 +120,14 @@ impl Plan {
                 Ok(())
             }
         }
+    }
+
+    /// Whether the engine is too small to have the model's float32 weights as they are.
+    fn weights_are_half(&self) -> bool {
+        onnx::load(&self.model)
+            .ok()
+            .and_then(|model| model.proto.graph)
+            .is_some_and(|graph| too_small(self.bytes.len() as u64, float32_bytes(&graph)))
     }
 
     /// The plugins run in float16 on every input that they take, so one that does not is slower than it need be, often by
@@ -121,6 +143,17 @@ impl Plan {
             );
         }
     }
+}
+
+/// Bytes of a graph's float32 weights.
+fn float32_bytes(graph: &GraphProto) -> u64 {
+    let floats = graph.initializer.iter().filter(|t| t.data_type == Some(DType::F32 as i32));
+    floats.map(|t| t.dims.iter().fold(4, |n: u64, &d| n.saturating_mul(u64::try_from(d).unwrap_or(0)))).sum()
+}
+
+/// Whether an engine of so many bytes has not kept so many bytes of weights as they are.
+fn too_small(engine: u64, weights: u64) -> bool {
+    weights >= TELLING_WEIGHTS && (engine as f64) < FULL_WEIGHTS * weights as f64
 }
 
 /// TensorRT's builder on the first GPU. Starting it takes seconds, and what it has learnt of the times of layers serves
@@ -173,7 +206,7 @@ impl<'a> Builder<'a> {
             self.save_timings(path, (!built.timings_refused).then_some(&request.timings))?;
         }
         let layers = Engine::deserialize(self.library, &built.plan, &options.plugins)?.layers();
-        Ok(Plan { bytes: built.plan, seconds: built.seconds, layers, fp16: options.fp16 })
+        Ok(Plan { bytes: built.plan, seconds: built.seconds, layers, fp16: options.fp16, model: model.to_owned() })
     }
 
     /// Writes the timings after a build that began with `begun_with`, none if those were refused. Builds that run at
@@ -264,4 +297,34 @@ fn parse_error(model: &Path, errors: &[ffi::ParserError]) -> Error {
         }
     };
     Error::Parse { path: model.to_owned(), errors: errors.iter().map(describe).collect::<Vec<_>>().join("\n  ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::onnx::proto::TensorProto;
+
+    #[test]
+    fn weights_tell_what_an_engine_computes_in() {
+        let tensor = |dtype: DType, dims: &[i64]| TensorProto {
+            data_type: Some(dtype as i32),
+            dims: dims.to_vec(),
+            ..Default::default()
+        };
+        let graph = |initializer| GraphProto { initializer, ..Default::default() };
+        let weights = float32_bytes(&graph(vec![
+            tensor(DType::F32, &[6000, 4000]),
+            tensor(DType::F32, &[]),
+            tensor(DType::F16, &[9999, 9999]),
+            tensor(DType::I64, &[9999]),
+            tensor(DType::F32, &[-1, 7]),
+        ]));
+        assert_eq!(weights, 96_000_004);
+        // TNT-S as TensorRT 8.6 builds it, and with its weights as they are.
+        assert!(too_small(48_500_000, weights));
+        assert!(!too_small(97_000_000, weights));
+        // Too few weights to tell.
+        assert!(!too_small(1_000_000, 8_000_000));
+        assert_eq!(float32_bytes(&graph(vec![tensor(DType::F32, &[i64::MAX, i64::MAX, 8])])), u64::MAX);
+    }
 }

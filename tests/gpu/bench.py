@@ -131,7 +131,7 @@ class Library:
         forms = {}
         for tactic in list(found)[:count]:
             blocks = 1 << (tactic >> 4 & 15)
-            name = f"one kernel{', ring' * (tactic & 1)}" if tactic >> 27 == 1 else f"four kernels, wide {tactic & 15} and {tactic >> 4 & 15}" if tactic >> 28 == 1 else "three kernels" if tactic & 15 else "two kernels" if blocks == 1 else f"two kernels, clusters of {blocks}"
+            name = f"one kernel{('', ', ring', ', a head a warpgroup')[tactic & 15]}" if tactic >> 27 == 1 else f"four kernels, wide {tactic & 15} and {tactic >> 4 & 15}" if tactic >> 28 == 1 else "three kernels" if tactic & 15 else "two kernels" if blocks == 1 else f"two kernels, clusters of {blocks}"
             forms.setdefault(name, tactic)
         return forms
 
@@ -629,7 +629,7 @@ def tactic_name(tactic):
     if tactic >> 28 == 1:
         return f"wide {tactic & 15}, {tactic >> 4 & 15}"
     if tactic >> 27 == 1:
-        channels, warpgroups = ((64, 2), (96, 2), (64, 3), (96, 3), (128, 3), (192, 3))[(tactic & 15) - 1]
+        channels, warpgroups = ((64, 2), (96, 2), (64, 3), (96, 3), (128, 3), (192, 3), (64, "3 sharing"), (96, "3 sharing"))[(tactic & 15) - 1]
         return f"wide kernel, up to {channels} channels, {warpgroups} warpgroups"
     if tactic >> 29 & 1:
         return f"cluster of {32 << (tactic & 1)} rows, slice {(tactic >> 4 & 15) * 32}" + (", fp16 sums" if tactic & 2 else "") + (", counted" if tactic & 4 else "")
@@ -824,7 +824,7 @@ def bench_tnt_words(lib, images, covered, words, channels, heads, layers, out_ch
     expected = [torch.empty_like(o) for o in outs[0]]
     separate(0, expected)
     error = max(((o.double() - e.double()).norm() / e.double().norm()).item() for o, e in zip(outs[0], expected))
-    ways = {1: "tiles", 2: "64 columns by layers", 3: "128 columns by layers", 4: "64 columns behind the chain", 5: "128 columns behind the chain"}
+    ways = {1: "tiles", 2: "64 columns", 3: "128 columns"}
     functions = {"ours": ours, "ours without bridges": chain_only, "block by block, bridge by bridge": separate, **{f"ours, bridges in {name}": lambda i, way=way: ours(i, way) for way, name in ways.items()}}
     times, failed = time_variants({k: [lambda i=i, f=f: f(i) for i in order] for k, f in functions.items()}, rounds)
     return {"op": "tnt_words", "shape": [images, covered, words, channels, heads, layers, out_channels], "error": error, "us": times, "failed": failed, "bytes": moved,

@@ -633,7 +633,6 @@ std::string tactic_label(int32_t tactic) {
     if ((tactic >> 30 & 1) && !(tactic & 15)) std::snprintf(label, sizeof(label), " heads cluster%d, tile%d cluster%d", cluster(tactic), tactic >> 8 & 15, cluster(tactic >> 8));
     else if (tactic >> 27 == 1) std::snprintf(label, sizeof(label), " wide kernel%d", tactic & 15);
     else if (tactic >> 28 == 1) std::snprintf(label, sizeof(label), " wide%d, wide%d", tactic & 15, tactic >> 4 & 15);
-    else if (tactic >> 27 == 1) std::snprintf(label, sizeof(label), " one wide kernel%s", tactic & 1 ? ", ring" : "");
     else if (tactic >> 30 & 1) std::snprintf(label, sizeof(label), " tile%d cluster%d, tile%d cluster%d", tactic & 15, cluster(tactic), tactic >> 8 & 15, cluster(tactic >> 8));
     else if (tactic >> 29 & 1) std::snprintf(label, sizeof(label), " cluster of %d rows, slice%d%s%s", 32 << (tactic & 1), (tactic >> 4 & 15) * 32, tactic & 2 ? ", fp16 sums" : "", tactic & 4 ? ", counted" : "");
     else std::snprintf(label, sizeof(label), " tile%d cluster%d groups%d", tactic & 15, cluster(tactic), tactic >> 8);
@@ -702,7 +701,7 @@ void check(Checker& c, const MlpCase& a) {
         for (int tile = 1; tile <= 3; ++tile)
             if (const int32_t tactic = wide_tactic(tile, tile % 3 + 1); mlp_block_tactic_valid(p, tactic)) tactics.push_back(tactic);
     if (a.every_tactic && a.type == DType::kHalf)
-        for (int tile = 1; tile <= 6; ++tile)
+        for (int tile = 1; tile <= 8; ++tile)
             if (const int32_t tactic = wide_mlp_tactic(tile); mlp_block_tactic_valid(p, tactic)) tactics.push_back(tactic);
     for (int32_t tactic : tactics) {
         y->poison(), workspace->poison();
@@ -1852,7 +1851,9 @@ void edge_cases(Checker& c) {
         // Many rows, odd ones, padded windows, heads that share out more or fewer channels than there are
         check(c, AttnBlockCase{t, 32, 384, 12, 32, grid(14, 14, 7, 7, 3, 3), B::kTable, 1, M::kShift, 1, true}), check(c, AttnBlockCase{t, 9, 192, 3, 64, {}, B::kNone, 1, M::kNone, 1, true, 0, 0, 197});
         check(c, AttnBlockCase{t, 19, 96, 3, 32, grid(12, 9, 7, 7, 2, 3), B::kTable, 1, M::kShift, 1, true}), check(c, AttnBlockCase{t, 17, 104, 5, 24, grid(9, 12, 5, 5, 2, 2, 1), B::kTable, 1, M::kShift});
-        for (int images : {2, 3, 9}) check(c, AttnBlockCase{t, images, 96, 3, 32, grid(56, 56, 7, 7, 3, 3), B::kTable, 1, M::kShift, 1, images == 3});
+        for (int images : {1, 2, 3, 9}) check(c, AttnBlockCase{t, images, 96, 3, 32, grid(56, 56, 7, 7, 3, 3), B::kTable, 1, M::kShift, 1, images == 3});
+        for (int images : {1, 5}) check(c, AttnBlockCase{t, images, 128, 4, 32, grid(56, 56, 7, 7, 3, 3), B::kTable, 1, M::kShift, 1, images == 1, 0, images == 1 ? 20.f : 0.f});
+        check(c, AttnBlockCase{t, 3, 96, 3, 32, grid(64, 64, 8, 8, 4, 4), B::kTable, 1, M::kShift});
         // As many rows as one wide kernel takes: as many channels as the heads have and not, rounds that are no whole ones, padding, means far from zero
         if (t == DType::kHalf) {
             for (int channels = 32; channels <= 192; channels += 32)

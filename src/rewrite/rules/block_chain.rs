@@ -38,7 +38,7 @@ use crate::rewrite::ops::{
 };
 use crate::rewrite::pattern::fused_name;
 use crate::rewrite::rules::attn_block::ahead;
-use crate::rewrite::rules::block::limits::CHAIN_FLOPS;
+use crate::rewrite::rules::block::limits::{CHAIN_FLOPS, CHAIN_ONE_KERNEL_CHANNELS, WIDE_ROWS};
 use crate::rewrite::rules::block::{Fusion, Outcome, Rule, flops_text, output, rounded, single_use, weight};
 
 /// Of what sizes must be multiples, and up to where the plugin takes them.
@@ -426,6 +426,12 @@ fn check_sizes(label: &str, form: &Form, pairs: usize) -> Outcome<()> {
         return Err(Miss::new(label, "its blocks have more rows than the plugin's kernel is made for").expected(
             format!("at most {} in both products of an MLP, an open batch counted as 1", flops_text(CHAIN_FLOPS)),
             found,
+        ));
+    }
+    if !op.map.is_none() && channels <= CHAIN_ONE_KERNEL_CHANNELS && rows.is_some_and(|rows| rows >= WIDE_ROWS) {
+        return Err(Miss::new(label, "its blocks are a kernel each, which are faster by themselves").expected(
+            format!("fewer than {WIDE_ROWS} rows or more than {CHAIN_ONE_KERNEL_CHANNELS} channels"),
+            format!("{} rows of {channels} channels", rows.unwrap_or_default()),
         ));
     }
     if pairs > MAX_PAIRS {

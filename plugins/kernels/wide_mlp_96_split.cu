@@ -1,0 +1,5 @@
+#include "wide_mlp_launch.cuh"
+
+namespace trt_opt {
+cudaError_t launch_wide_mlp_96_split(const WideMlpArgs& p, const WideMlpLaunch& how, cudaStream_t stream) { return launch_wide_mlp<96, 3, true>(p, how, stream); }
+}  // namespace trt_opt
