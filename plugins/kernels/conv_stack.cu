@@ -9,6 +9,7 @@
 #include "mbarrier.cuh"
 #include "mma.cuh"
 #include "ptx.cuh"
+#include "row_pieces.h"
 
 namespace trt_opt {
 namespace {
@@ -71,11 +72,11 @@ template <int INNER, bool SPLIT, class Finish> __device__ __forceinline__ void c
             for (int i = 0; i < kSteps; ++i) a[i] = w[32 * i];
         }
     }
+    float low = 0, high = 0;
+    if (const int column = 16 * tile + g / 2 * 4 + g % 2; busy && part == 0) low = __half2float(l.bias[column]), high = __half2float(l.bias[column + 2]);
     if (meet) __syncthreads();
     if (!busy) return;
-    const int count = l.rows.count * l.columns.count, column = 16 * tile + g / 2 * 4 + g % 2;
-    float low = 0, high = 0;
-    if (part == 0) low = __half2float(l.bias[column]), high = __half2float(l.bias[column + 2]);
+    const int count = l.rows.count * l.columns.count;
 #pragma unroll 1
     for (int first = group * 8; first < count; first += groups * 8) {
         // Places past the last are copies of it.
@@ -124,6 +125,15 @@ __device__ __forceinline__ void store4(__half* to, uint2 v, int exist) {
     store_halves<4, false>(to, exist, r);
 }
 
+// Asks for so many bytes without a use for them yet.
+__device__ __forceinline__ void touch(const __half* p, int bytes) {
+    constexpr int kSector = 32;
+    for (int at = threadIdx.x * kSector; at < bytes; at += kThreads * kSector) {
+        [[maybe_unused]] unsigned short v;
+        asm volatile("ld.global.ca.u16 %0, [%1];" : "=h"(v) : "l"(reinterpret_cast<const char*>(p) + at));
+    }
+}
+
 template <class X> __global__ void __launch_bounds__(kThreads, 1) conv_stack_kernel(const __grid_constant__ StackArgs p) {
 #if __CUDA_ARCH__ >= 800
     using namespace ptx;
@@ -165,6 +175,12 @@ template <class X> __global__ void __launch_bounds__(kThreads, 1) conv_stack_ker
     }
     commit_copies();
 #endif
+    // Small constants are in the first-level cache when they are needed, each time behind a barrier.
+    for (int i = 0; i < convs; ++i) {
+        const StackConv& l = p.convs[i];
+        touch(l.staged < 0 ? l.w : l.bias, (l.staged < 0 ? bytes_of(l) : 0) + 32 * l.tiles);
+    }
+    if (p.branch >= 0) touch(p.word_offset, 2 * static_cast<int>(p.words_h.divisor * p.words_w.divisor) * p.word_columns);
     uint32_t tile_x, tile_y;
     const uint32_t image = p.tiles_h.divmod(p.tiles_w.divmod(blockIdx.x, tile_x), tile_y);
     auto place = [](const Span& s, uint32_t tile) { return s.scale * static_cast<int>(tile) + s.shift; };
@@ -326,9 +342,8 @@ int64_t element(const ConvStackProblem& q) { return q.dtype == DType::kHalf ? 2 
 
 bool valid(const ConvStackProblem& q) {
     auto within = [](int64_t v, int64_t most) { return v > 0 && v <= most; };
-    constexpr int kMostPixels = 1 << 28;
     if (!(q.image == q.dtype || (q.image == DType::kFloat && q.dtype == DType::kHalf))) return false;
-    if (q.layers < 2 || q.layers > kStackMaxLayers || !within(q.channels, kImageInner) || !within(q.height, kMostPixels) || !within(q.width, kMostPixels / q.height) || q.images < 0 || q.images > kMostPixels / (int64_t{q.height} * q.width)) return false;
+    if (q.layers < 2 || q.layers > kStackMaxLayers || !within(q.channels, kImageInner) || !within(q.height, kStackMaxPixels) || !within(q.width, kStackMaxPixels / q.height) || q.images < 0 || q.images > kStackMaxPixels / (int64_t{q.height} * q.width)) return false;
     for (int i = 0; i < q.layers; ++i)
         if (!within(q.columns[i], i + 1 < q.layers ? kStackMaxInner : kStackMaxColumns) || !within(q.strides[i], 2)) return false;
     if (!branched(q)) return q.branch == -1;
@@ -449,7 +464,15 @@ template <class X, class T> cudaError_t run_plain(const ConvStackProblem& q, con
     return cudaGetLastError();
 }
 
-template <class X, class T> cudaError_t run_plain(const ConvStackProblem& q, cudaStream_t stream) {
+// Between layers, an image, in bytes.
+int64_t between(const ConvStackProblem& q) {
+    int64_t values = 0;
+    for (int i = 0; i + 1 < q.layers; ++i) values += int64_t{conv_stack_side(q, i, 0)} * conv_stack_side(q, i, 1) * q.columns[i];
+    return values * element(q);
+}
+int64_t images_a_piece(const ConvStackProblem& q) { return std::min(q.images, std::max<int64_t>(1, kPieceBytes / between(q))); }
+
+template <class X, class T> cudaError_t run_piece(const ConvStackProblem& q, cudaStream_t stream) {
     auto* space = static_cast<T*>(q.workspace);
     const T* map = nullptr;
     for (int i = 0; i < q.layers; ++i) {
@@ -462,6 +485,19 @@ template <class X, class T> cudaError_t run_plain(const ConvStackProblem& q, cud
         if (!last) space += q.images * conv_stack_side(q, i, 0) * conv_stack_side(q, i, 1) * q.columns[i];
         if (i != q.branch) continue;
         if (const cudaError_t branch = run_plain<T, T>(q, map, q.layers, static_cast<T*>(q.words), q.word_offset, stream); branch != cudaSuccess) return branch;
+    }
+    return cudaSuccess;
+}
+
+template <class X, class T> cudaError_t run_plain(const ConvStackProblem& q, cudaStream_t stream) {
+    const auto values = [&](int layer, int columns) { return int64_t{conv_stack_side(q, layer, 0)} * conv_stack_side(q, layer, 1) * columns; };
+    const int64_t step = images_a_piece(q);
+    for (int64_t from = 0; from < q.images; from += step) {
+        ConvStackProblem p = q;
+        p.images = std::min(step, q.images - from);
+        p.x = static_cast<const X*>(q.x) + from * values(-1, q.channels), p.y = static_cast<T*>(q.y) + from * values(q.layers - 1, q.columns[q.layers - 1]);
+        if (branched(q)) p.words = static_cast<T*>(q.words) + from * values(q.branch, q.word_columns);
+        if (const cudaError_t status = run_piece<X, T>(p, stream); status != cudaSuccess) return status;
     }
     return cudaSuccess;
 }
@@ -484,10 +520,8 @@ int64_t conv_stack_weight(const ConvStackProblem& q, int32_t layer, int32_t colu
 int64_t conv_stack_bias(const ConvStackProblem& q, int32_t layer, int32_t column) { return conv_stack_begin(q, layer) + int64_t{padded_columns(q, layer)} * 16 * steps_of(inner_of(q, layer)) + column; }
 
 int64_t conv_stack_workspace(const ConvStackProblem& q) {
-    int64_t values = 0;
-    if (!valid(q)) return 0;
-    for (int i = 0; i + 1 < q.layers; ++i) values += q.images * conv_stack_side(q, i, 0) * conv_stack_side(q, i, 1) * q.columns[i];
-    return values * element(q);
+    StackArgs p{};
+    return valid(q) && plan(q, p) == 0 ? images_a_piece(q) * between(q) : 0;
 }
 
 bool conv_stack_tactic_valid(const ConvStackProblem& q, int32_t tactic) {

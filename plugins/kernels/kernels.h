@@ -451,7 +451,7 @@ cudaError_t pixel_embed(const PixelEmbedProblem& problem, cudaStream_t stream);
 // The weights are those of the layers, then of the branch, each followed by its offsets: for 16 channels of output at a time, filled up with zeros, and 16 contracted
 // elements (those of a place of the kernel, filled up with zeros to 16, 32 or 64; of the image a row of the kernel, four places of four channels each) what each of
 // 32 lanes of the tensor cores holds. conv_stack_weight says where an element is.
-constexpr int32_t kStackMaxLayers = 5, kStackMaxInner = 64, kStackMaxColumns = 128, kStackMaxPatchWords = 256;
+constexpr int32_t kStackMaxPixels = 1 << 28, kStackMaxLayers = 5, kStackMaxInner = 64, kStackMaxColumns = 128, kStackMaxPatchWords = 256;
 struct ConvStackProblem {
     DType dtype = DType::kHalf;        // of all but x
     DType image = DType::kHalf;        // of x: kFloat, whose pixels are rounded to dtype, or dtype
@@ -469,7 +469,7 @@ struct ConvStackProblem {
     const void* word_offset = nullptr;  // [words_h * words_w, word_columns]
     void* y = nullptr;                  // as offset, of each image
     void* words = nullptr;              // [patches of all images, words_h * words_w, word_columns]
-    void* workspace = nullptr;          // conv_stack_workspace bytes, aligned to 16
+    void* workspace = nullptr;          // conv_stack_workspace bytes, aligned to 16; nothing in it is kept
 };
 
 // Rows or columns of what layer `layer` gives (-1: of x).
@@ -480,6 +480,7 @@ int64_t conv_stack_weights(const ConvStackProblem& problem);
 // Where in the weights is what leads to `column` from `channel` at place (dy, dx) of the kernel; layer `layers` is the branch.
 int64_t conv_stack_weight(const ConvStackProblem& problem, int32_t layer, int32_t column, int32_t channel, int32_t dy, int32_t dx);
 int64_t conv_stack_bias(const ConvStackProblem& problem, int32_t layer, int32_t column);
+// With tensor cores there is none; without, what lies between layers of some of the images.
 int64_t conv_stack_workspace(const ConvStackProblem& problem);
 // `tactic`: 0, or blocks that share the copy of their weights: 1, 2 or 4; one that does not fit falls back to what 0 would choose.
 cudaError_t conv_stack(const ConvStackProblem& problem, cudaStream_t stream, int32_t tactic = 0);

@@ -180,7 +180,8 @@ impl ConvStack {
     /// All convolutions, that of the words last, and how many weights there are.
     fn parts(&self, image: i64) -> (Vec<Part>, i64) {
         let last = self.layers.len() - 1;
-        let layers = self.layers.iter().enumerate().map(|(i, &(columns, stride))| (i.checked_sub(1), columns, stride, i < last));
+        let layers =
+            self.layers.iter().enumerate().map(|(i, &(columns, stride))| (i.checked_sub(1), columns, stride, i < last));
         let words = self.words.iter().map(|words| (Some(words.layer), words.channels, 1, false));
         let mut begin = 0;
         let mut parts = vec![];
@@ -213,7 +214,8 @@ impl ConvStack {
         for (part, (w, b)) in parts.iter().zip(convolutions) {
             (w.len() as i64 == part.columns * part.channels * 9 && b.len() as i64 == part.columns).then_some(())?;
             for (i, &value) in (0..).zip(w) {
-                let (column, channel, down, across) = (i / (9 * part.channels), i / 9 % part.channels, i / 3 % 3, i % 3);
+                let (column, channel, down, across) =
+                    (i / (9 * part.channels), i / 9 % part.channels, i / 3 % 3, i % 3);
                 let row = if part.source.is_none() { IMAGE_INNER } else { 3 };
                 let depth = (down * row + across) * part.inner + channel;
                 packed[(part.begin + part.place(column, depth)) as usize] = value;

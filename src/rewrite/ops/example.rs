@@ -1,9 +1,9 @@
 //! A typical node of each op: what plugin libraries are tried with.
 
 use super::{
-    Attention, AttnBlock, BlockChain, Classifier, ConvBlock, ConvStack, DepthwiseConv, Gelu, LayerNorm, Layout, Mask, MlpBlock,
-    NormPool, OpDef, PatchConv, PatchEmbed, PatchMerge, PatchMergeBlock, PixelEmbed, PooledAttnBlock, StackWords, TntBridge,
-    TntInnerBlock, TntWords, Window, WindowMap,
+    Attention, AttnBlock, BlockChain, Classifier, ConvBlock, ConvStack, DepthwiseConv, Gelu, LayerNorm, Layout, Mask,
+    MlpBlock, NormPool, OpDef, PatchConv, PatchEmbed, PatchMerge, PatchMergeBlock, PixelEmbed, PooledAttnBlock,
+    StackWords, TntBridge, TntInnerBlock, TntWords, Window, WindowMap,
 };
 use crate::onnx::proto::AttributeProto;
 

@@ -33,7 +33,8 @@ pub use block_chain::{BlockChain, MAX_PAIRS, POSITION_KERNEL, packed, padded};
 pub use classifier::{Classifier, MAX_SIZES};
 pub use conv_block::{ConvBlock, ConvWeights};
 pub use conv_stack::{
-    ConvStack, MAX_BETWEEN, MAX_IMAGE_CHANNELS, MAX_LAYERS, MAX_STACK_WORDS, MAX_TILE_VALUES, MAX_TOKEN_CHANNELS, StackWords,
+    ConvStack, MAX_BETWEEN, MAX_IMAGE_CHANNELS, MAX_LAYERS, MAX_STACK_WORDS, MAX_TILE_VALUES, MAX_TOKEN_CHANNELS,
+    StackWords,
 };
 pub use depthwise_conv::{DepthwiseConv, KERNELS};
 pub use example::example;

@@ -11,7 +11,7 @@
 //! where all else is float16: a cast before the first convolution is left out.
 
 use crate::error::Result;
-use crate::ir::{Graph, Node, NodeId, ValueId, shape_text};
+use crate::ir::{Graph, Node, NodeId, ValueId};
 use crate::onnx::DType;
 use crate::rewrite::Kind;
 use crate::rewrite::engine::{Engine, Miss, Patch};
@@ -46,7 +46,10 @@ fn is_site(graph: &Graph, id: NodeId) -> bool {
     let site = || {
         let (map, shape) = (node.output(0).filter(|_| node.is("Conv"))?, graph.static_shape(node.input(1)?)?);
         let &[_, channels, ref kernel @ ..] = &shape[..] else { return None };
-        let overlaps = kernel.len() == 2 && node.ints("strides").unwrap_or(&[1; 2]) != kernel && kernel != [1, 1];
+        // The next layers are part of the first's site.
+        let next = graph.producer(node.input(0)?).is_some_and(|(_, before)| before.is("Relu"));
+        let overlaps =
+            !next && kernel.len() == 2 && node.ints("strides").unwrap_or(&[1; 2]) != kernel && kernel != [1, 1];
         let relus = graph.uses(map).iter().filter(|&&user| graph.node(user).is("Relu"));
         let mut maps = relus.filter_map(|&relu| graph.node(relu).output(0));
         let followed = maps.any(|map| !convolutions(graph, map).is_empty());
@@ -64,7 +67,6 @@ fn convolutions(graph: &Graph, map: ValueId) -> Vec<NodeId> {
 /// A convolution of three times three places with zeros around, and its ReLU.
 struct Layer {
     dtype: DType,
-    channels: i64,
     columns: i64,
     stride: i64,
     /// `[D, C, 3, 3]`, and offsets.
@@ -87,7 +89,7 @@ impl Layer {
         if group != 1 {
             return Err(miss("the convolution is in groups").expected("one group", group));
         }
-        let [columns, channels, kernel @ ..] = sizes;
+        let [columns, _, kernel @ ..] = sizes;
         if kernel != [3, 3] || node.ints("kernel_shape").is_some_and(|found| found != kernel) {
             let found = format!("{:?}", node.ints("kernel_shape").unwrap_or(&kernel));
             return Err(miss("the kernel is not of three times three places").expected("[3, 3]", found));
@@ -115,7 +117,7 @@ impl Layer {
         };
         let relu = sole_reader(graph, output(graph, conv)?, "Relu")?;
         let map = output(graph, relu)?;
-        Ok(Self { dtype, channels, columns, stride, weights: (w, b), map, covers: [conv, relu] })
+        Ok(Self { dtype, columns, stride, weights: (w, b), map, covers: [conv, relu] })
     }
 }
 
@@ -133,7 +135,10 @@ fn tokens(graph: &Graph, map: ValueId) -> Outcome<End> {
     let found = ends(graph, map, &|_| false);
     let (false, &[first]) = (found.map, &found.tokens[..]) else {
         return Err(Miss::new(label, "what the last convolution gives is read otherwise than as tokens once")
-            .expected("tokens", if found.map { "a map".to_owned() } else { format!("{} tokens", found.tokens.len()) }));
+            .expected(
+                "tokens",
+                if found.map { "a map".to_owned() } else { format!("{} tokens", found.tokens.len()) },
+            ));
     };
     let sizes = Map::of(graph, map).ok_or_else(|| Miss::new(label, "its map is of no known size"))?;
     let [_, places, columns] =
@@ -178,14 +183,8 @@ fn words(graph: &Graph, layer: &Layer) -> Option<([i64; 2], End)> {
     (layer.stride == 1).then_some(())?;
     let found = behind(graph, layer.map);
     let (last, op) = found.values.iter().enumerate().rev().find_map(|(last, &value)| {
-        let of = |(grid, patch)| PixelEmbed {
-            kernel: [3; 2],
-            strides: [1; 2],
-            pads: [1; 2],
-            grid,
-            patch,
-            within: false,
-        };
+        let of =
+            |(grid, patch)| PixelEmbed { kernel: [3; 2], strides: [1; 2], pads: [1; 2], grid, patch, within: false };
         let mut patches = cuts(graph, value, sides).into_iter().map(of);
         patches.find(|op| is_words(graph, value, layer.map, &images, op, sides)).map(|op| (last, op))
     })?;
@@ -227,7 +226,8 @@ impl Stack {
                 (&[_], &[next]) => Layer::of(graph, next)?,
                 (&[_, _], &[a, b]) if found.is_none() => {
                     // One of both makes words.
-                    let branch = |id| Layer::of(graph, id).ok().and_then(|layer| words(graph, &layer).map(|end| (layer, end)));
+                    let branch =
+                        |id| Layer::of(graph, id).ok().and_then(|layer| words(graph, &layer).map(|end| (layer, end)));
                     let (words, other) = match (branch(a), branch(b)) {
                         (Some(words), None) => (words, b),
                         (None, Some(words)) => (words, a),
@@ -302,10 +302,13 @@ impl Stack {
 
 fn several(graph: &Graph, map: ValueId) -> Miss {
     // What a graph output is says more than how many read it.
-    single_use(graph, map).err().unwrap_or_else(|| Miss::new(&graph.value(map).name, "it has another name, too")).expected(
-        "one convolution, or two of which one makes words",
-        if graph.is_output(map) { "a graph output".to_owned() } else { format!("{} uses", graph.uses(map).len()) },
-    )
+    single_use(graph, map)
+        .err()
+        .unwrap_or_else(|| Miss::new(&graph.value(map).name, "it has another name, too"))
+        .expected(
+            "one convolution, or two of which one makes words",
+            if graph.is_output(map) { "a graph output".to_owned() } else { format!("{} uses", graph.uses(map).len()) },
+        )
 }
 
 fn check_sizes(label: &str, stack: &ConvStack, image: [i64; 3]) -> Outcome<()> {
