@@ -447,6 +447,19 @@ size_t plan(const ConvStackProblem& q, StackArgs& p) {
 
 int64_t blocks_of(const ConvStackProblem& q, const StackArgs& p) { return q.images * p.tiles_h.divisor * p.tiles_w.divisor; }
 
+// Blocks in clusters of so many that run at once, as this thread found it the last time that the device or the shared memory changed.
+int64_t blocks_at_once(size_t shared, int cluster) {
+    struct Known {
+        int device = -1;
+        size_t shared = 0;
+        int clusters = 0;
+    };
+    thread_local Known known[5];
+    Known& k = known[cluster];
+    if (const int id = device().id; k.device != id || k.shared != shared || id < 0) k = {id, shared, active_clusters(conv_stack_kernel<float>, cluster, kThreads, static_cast<int>(shared))};
+    return int64_t{k.clusters} * cluster;
+}
+
 template <class X> cudaError_t launch(const ConvStackProblem& q, const StackArgs& p, size_t shared, int cluster, cudaStream_t stream) {
     return launch_ahead(conv_stack_kernel<X>, static_cast<uint32_t>(blocks_of(q, p)), kThreads, shared, stream, cluster, p);
 }
@@ -530,9 +543,19 @@ bool conv_stack_tactic_valid(const ConvStackProblem& q, int32_t tactic) {
     return tactic == 1 || ((tactic == 2 || tactic == 4) && device().major >= 9 && blocks_of(q, p) % tactic == 0);
 }
 std::vector<int32_t> conv_stack_tactics(const ConvStackProblem& q) {
+    StackArgs p{};
+    const size_t shared = valid(q) && q.images > 0 ? plan(q, p) : 0;
+    if (shared == 0) return {};
     std::vector<int32_t> tactics;
     for (int32_t tactic : {4, 2, 1})
         if (conv_stack_tactic_valid(q, tactic)) tactics.push_back(tactic);
+    if (tactics.size() == 1) return tactics;
+    // First those with the fewest blocks one after another, then those that share most.
+    const auto rounds = [&](int32_t tactic) {
+        const int64_t at_once = blocks_at_once(shared, tactic);
+        return at_once > 0 ? (blocks_of(q, p) + at_once - 1) / at_once : INT64_MAX;
+    };
+    std::stable_sort(tactics.begin(), tactics.end(), [&](int32_t a, int32_t b) { return rounds(a) < rounds(b); });
     return tactics;
 }
 

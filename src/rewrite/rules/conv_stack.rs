@@ -255,7 +255,8 @@ impl Stack {
                 patch,
             }),
         };
-        check_sizes(label, &stack, image)?;
+        let images = graph.shape(x).and_then(|shape| shape[0].eval(|_| Some(1))).unwrap_or(i64::MAX);
+        check_sizes(label, &stack, images, image)?;
         let tokens = tokens(graph, layers[layers.len() - 1].map)?;
         let (words, end) = found.map(|(_, (layer, (_, end)))| (layer, end)).unzip();
         layers.extend(words);
@@ -311,7 +312,7 @@ fn several(graph: &Graph, map: ValueId) -> Miss {
         )
 }
 
-fn check_sizes(label: &str, stack: &ConvStack, image: [i64; 3]) -> Outcome<()> {
+fn check_sizes(label: &str, stack: &ConvStack, images: i64, image: [i64; 3]) -> Outcome<()> {
     let channels: Vec<i64> = stack.layers.iter().map(|layer| layer.0).collect();
     if !stack.fits() || !(1..=MAX_IMAGE_CHANNELS).contains(&image[0]) {
         return Err(Miss::new(label, "the plugin has no such layers").expected(
@@ -329,7 +330,7 @@ fn check_sizes(label: &str, stack: &ConvStack, image: [i64; 3]) -> Outcome<()> {
         return Err(Miss::new(label, "a few tokens depend on so much that the layers are better apart")
             .expected(format!("at most {MAX_TILE_VALUES} values of all maps for 8 tokens"), values));
     }
-    let found = stack.macs(image).and_then(|macs| macs.checked_mul(2));
+    let found = stack.macs(image).and_then(|macs| macs.checked_mul(2)?.checked_mul(images));
     if found.is_none_or(|flops| flops > limits::STACK_FLOPS) {
         return Err(Miss::new(label, "its convolutions are so large that TensorRT's are faster").expected(
             format!("at most {} in all of them, an open batch counted as 1", flops_text(limits::STACK_FLOPS)),
