@@ -1483,10 +1483,11 @@ public:
         while (sized_.layers < kStackMaxLayers && channels[sized_.layers] > 0) ++sized_.layers;
         expect(sized_.layers >= 2, "attribute 'channels' must be 2 to 5 positive numbers, then 0");
         for (int i = 0; i < kStackMaxLayers; ++i) {
-            const bool layer = i < sized_.layers;
-            expect(layer || channels[i] == 0, "attribute 'channels' must be 2 to 5 positive numbers, then 0");
+            expect(i < sized_.layers || channels[i] == 0, "attribute 'channels' must be 2 to 5 positive numbers, then 0");
             expect(channels[i] <= (i + 1 < sized_.layers ? kStackMaxInner : kStackMaxColumns), "attribute 'channels' must be at most 64, of the last layer at most 128");
-            expect(layer ? strides[i] == 1 || strides[i] == 2 : strides[i] == 0, "attribute 'strides' must be 1 or 2 for each layer, then 0");
+        }
+        for (int i = 0; i < kStackMaxLayers; ++i) {
+            expect(i < sized_.layers ? strides[i] == 1 || strides[i] == 2 : strides[i] == 0, "attribute 'strides' must be 1 or 2 for each layer, then 0");
             sized_.columns[i] = channels[i], sized_.strides[i] = strides[i];
         }
         sized_.branch = attributes_.integer("word_layer"), sized_.word_columns = attributes_.integer("word_channels");

@@ -180,7 +180,8 @@ fn tokens(graph: &Graph, map: ValueId) -> Outcome<End> {
 /// The words that the map of a convolution becomes, with what is added to each; `images`: the axis of the image.
 fn words(graph: &Graph, layer: &Layer) -> Option<([i64; 2], End)> {
     let Map { images, sides, .. } = Map::of(graph, layer.map)?;
-    (layer.stride == 1).then_some(())?;
+    // Tokens are words of patches, too, of a whole map or a row of it.
+    (layer.stride == 1 && tokens(graph, layer.map).is_err()).then_some(())?;
     let found = behind(graph, layer.map);
     let (last, op) = found.values.iter().enumerate().rev().find_map(|(last, &value)| {
         let of =
