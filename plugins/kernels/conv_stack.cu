@@ -16,6 +16,7 @@ namespace {
 
 constexpr int kThreads = 512, kWarps = kThreads / 32, kTileH = 2, kTileW = 4, kTile = kTileH * kTileW;
 constexpr int kImageInner = 4, kMaxConvs = kStackMaxLayers + 1;
+constexpr int kBarriers = 64, kScratch = 2 * kThreads;  // halves
 
 // Channels that a place of what a convolution reads is filled up to.
 __host__ __device__ constexpr int inner_of(int channels) { return channels <= 16 ? 16 : channels <= 32 ? 32 : 64; }
@@ -63,7 +64,7 @@ template <int INNER, bool SPLIT, class Finish> __device__ __forceinline__ void c
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     const int units = l.tiles * kParts, group = warp / units, groups = kWarps / units, unit = warp - group * units, part = unit / l.tiles, tile = unit - part * l.tiles;
     const bool busy = group < groups;
-    const uint4* const w = reinterpret_cast<const uint4*>(l.staged >= 0 ? shared + l.staged : l.w) + (tile * kSteps * kParts + part * kSteps) * 32 + lane;
+    const uint4* const w = reinterpret_cast<const uint4*>(l.staged >= 0 ? shared + l.staged : l.w) + (tile * kSteps * kParts + 2 * part) * 32 + lane;
     uint4 a[kWide ? 1 : kSteps];  // few enough to stay in registers, and to be on their way before the barrier
     if (busy) {
         if (l.staged >= 0) mbarrier::wait(barrier, 0);  // before sm_90 nothing: those copies were before a barrier of all
@@ -82,20 +83,20 @@ template <int INNER, bool SPLIT, class Finish> __device__ __forceinline__ void c
         // Places past the last are copies of it.
         uint32_t x;
         const int y = static_cast<int>(l.by_columns.divmod(static_cast<uint32_t>(min(first + g, count - 1)), x));
-        const __half* const b = shared + l.in + (y * l.stride * l.in_width + static_cast<int>(x) * l.stride) * l.in_pitch + (kWide ? 8 : 4) * t;
+        const __half* const b = shared + l.in + (y * l.stride * l.in_width + static_cast<int>(x) * l.stride) * l.in_pitch + (kWide ? 8 : 4) * t + 32 * part;
         const int pitch = l.in_pitch, row = l.in_width * l.in_pitch;
+        // Of a place of the kernel, and of a place's 64 channels the second half; parts are one of these halves each.
         auto at = [&](int i) {
             if constexpr (INNER == kImageInner) return i * row;
-            else if constexpr (INNER < 64) return i / 3 * row + i % 3 * pitch;
-            const int load = part * kLoads + i, place = load / 2, down = place * 11 >> 5;  // thirds
-            return down * row + (place - 3 * down) * pitch + load % 2 * 32;
+            constexpr int kHalves = INNER == 64 && kParts == 1 ? 2 : 1;
+            return i / kHalves / 3 * row + i / kHalves % 3 * pitch + i % kHalves * 32;
         };
         float acc[2][4] = {{low, low, high, high}, {}};  // of every second step, to wait for fewer
 #pragma unroll
         for (int i = 0; i < kLoads; ++i) {
             if constexpr (kWide) {
                 const uint4 v = *reinterpret_cast<const uint4*>(b + at(i));
-                const uint4 p = w[64 * i], q = w[64 * i + 32];
+                const uint4 p = w[64 * kParts * i], q = w[64 * kParts * i + 32];
                 multiply(acc[0], {p.x, p.z, p.y, p.w}, {v.x, v.y});
                 multiply(acc[1], {q.x, q.z, q.y, q.w}, {v.z, v.w});
             } else {
@@ -110,8 +111,7 @@ template <int INNER, bool SPLIT, class Finish> __device__ __forceinline__ void c
 }
 
 template <bool SPLIT, class Finish> __device__ __forceinline__ void convolve(const StackConv& l, __half* shared, uint32_t barrier, bool meet, Finish&& finish) {
-    if (l.inner == kImageInner) convolve<kImageInner, SPLIT>(l, shared, barrier, meet, finish);
-    else if (l.inner == 16) convolve<16, SPLIT>(l, shared, barrier, meet, finish);
+    if (l.inner == 16) convolve<16, SPLIT>(l, shared, barrier, meet, finish);
     else if (l.inner == 32) convolve<32, SPLIT>(l, shared, barrier, meet, finish);
     else convolve<64, SPLIT>(l, shared, barrier, meet, finish);
 }
@@ -125,12 +125,13 @@ __device__ __forceinline__ void store4(__half* to, uint2 v, int exist) {
     store_halves<4, false>(to, exist, r);
 }
 
-// Asks for so many bytes without a use for them yet.
-__device__ __forceinline__ void touch(const __half* p, int bytes) {
+// Brings so many bytes into the first-level cache. A load would need a register, and the next one to it the end of the one before.
+__device__ __forceinline__ void touch(const __half* p, int bytes, __half* scratch) {
     constexpr int kSector = 32;
+#pragma unroll 1
     for (int at = threadIdx.x * kSector; at < bytes; at += kThreads * kSector) {
-        [[maybe_unused]] unsigned short v;
-        asm volatile("ld.global.ca.u16 %0, [%1];" : "=h"(v) : "l"(reinterpret_cast<const char*>(p) + at));
+        const auto address = reinterpret_cast<uintptr_t>(p) + at;
+        ptx::copy<4>(scratch + 2 * threadIdx.x, reinterpret_cast<const void*>(address & ~uintptr_t{3}));
     }
 }
 
@@ -147,6 +148,7 @@ template <class X> __global__ void __launch_bounds__(kThreads, 1) conv_stack_ker
 #if __CUDA_ARCH__ >= 900
     const uint32_t blocks = cluster_blocks(), rank = cluster_rank();
     if (tid == 0) {
+#pragma unroll 1
         for (int i = 0; i < convs; ++i) {
             if (p.convs[i].staged < 0) continue;
             mbarrier::init(barriers + 8 * i, 1);
@@ -155,32 +157,34 @@ template <class X> __global__ void __launch_bounds__(kThreads, 1) conv_stack_ker
         }
     }
     // Another block's copy counts at a barrier that is there.
-    if (blocks > 1) cluster_arrive(), cluster_wait();
+    if (blocks > 1) cluster_arrive_relaxed(), cluster_wait();
     else __syncthreads();
-    if (tid == 0) {
-        for (int i = 0; i < convs; ++i) {
-            const StackConv& l = p.convs[i];
-            if (l.staged < 0) continue;
-            const uint32_t bytes = bytes_of(l) / blocks, to = shared_address(shared + l.staged) + rank * bytes;
-            const char* const from = reinterpret_cast<const char*>(l.w) + rank * bytes;
-            if (blocks > 1) mbarrier::copy_to_all(to, from, bytes, barriers + 8 * i, (1u << blocks) - 1);
-            else mbarrier::copy(to, from, bytes, barriers + 8 * i);
-        }
-    }
+    auto fetch = [&](int i) {
+        const StackConv& l = p.convs[i];
+        if (tid != 0 || l.staged < 0) return;
+        const uint32_t bytes = bytes_of(l) / blocks, to = shared_address(shared + l.staged) + rank * bytes;
+        const char* const from = reinterpret_cast<const char*>(l.w) + rank * bytes;
+        if (blocks > 1) mbarrier::copy_to_all(to, from, bytes, barriers + 8 * i, (1u << blocks) - 1);
+        else mbarrier::copy(to, from, bytes, barriers + 8 * i);
+    };
+#pragma unroll 1
+    for (int i = 1; i + 1 < p.layers; ++i) fetch(i);
 #else
     for (int i = 0; i < convs; ++i) {
         const StackConv& l = p.convs[i];
         if (l.staged < 0) continue;
         for (int j = tid; j < bytes_of(l) / 16; j += kThreads) copy16(shared + l.staged + 8 * j, l.w + 8 * j, true);
     }
-    commit_copies();
 #endif
     // Small constants are in the first-level cache when they are needed, each time behind a barrier.
+    __half* const scratch = shared + p.barriers + kBarriers;
+#pragma unroll 1
     for (int i = 0; i < convs; ++i) {
         const StackConv& l = p.convs[i];
-        touch(l.staged < 0 ? l.w : l.bias, (l.staged < 0 ? bytes_of(l) : 0) + 32 * l.tiles);
+        touch(l.staged < 0 ? l.w : l.bias, (l.staged < 0 ? bytes_of(l) : 0) + 32 * l.tiles, scratch);
     }
-    if (p.branch >= 0) touch(p.word_offset, 2 * static_cast<int>(p.words_h.divisor * p.words_w.divisor) * p.word_columns);
+    if (p.branch >= 0) touch(p.word_offset, 2 * static_cast<int>(p.words_h.divisor * p.words_w.divisor) * p.word_columns, scratch);
+    commit_copies();
     uint32_t tile_x, tile_y;
     const uint32_t image = p.tiles_h.divmod(p.tiles_w.divmod(blockIdx.x, tile_x), tile_y);
     auto place = [](const Span& s, uint32_t tile) { return s.scale * static_cast<int>(tile) + s.shift; };
@@ -202,8 +206,12 @@ template <class X> __global__ void __launch_bounds__(kThreads, 1) conv_stack_ker
                 const bool exists = at < pixels && y >= 0 && y < p.height && x >= 0 && x < p.width;
                 const X* const pixel = from + int64_t{y} * p.width + x;
 #pragma unroll
-                for (int c = 0; c < kImageInner; ++c) v[i][c] = exists && c < p.channels ? pixel[c * plane] : X(0.f);
+                for (int c = 0; c < kImageInner; ++c) v[i][c] = exists && c < p.channels ? __ldcg(pixel + c * plane) : X(0.f);  // past the cache that has the constants
             }
+#if __CUDA_ARCH__ >= 900
+            // The most, behind the pixels that are asked for.
+            if (first == tid) fetch(p.layers - 1);
+#endif
 #pragma unroll
             for (int i = 0; i < kBatch; ++i)
                 if (const int at = first + i * kThreads; at <= pixels)
@@ -211,20 +219,20 @@ template <class X> __global__ void __launch_bounds__(kThreads, 1) conv_stack_ker
         }
     }
 
-#if __CUDA_ARCH__ < 900
     wait_copies<0>();
-#endif
     bool meet = true;
 #pragma unroll 1
     for (int i = 0; i + 1 < p.layers; ++i) {
         const StackConv& l = p.convs[i];
         const int top = place(l.rows, tile_y), left = place(l.columns, tile_x), count = l.rows.count * l.columns.count;
-        convolve<false>(l, shared, barriers + 8 * i, meet, [&](float (&acc)[4], int first, int y, int x, int tile, int) {
+        auto store = [&](float (&acc)[4], int first, int y, int x, int tile, int) {
             uint2 v = make_uint2(transposed(pack_halves(relu(acc[0]), relu(acc[1]))), transposed(pack_halves(relu(acc[2]), relu(acc[3]))));
             const bool inside = top + y >= 0 && top + y < l.height && left + x >= 0 && left + x < l.width;
             if (!inside) v = make_uint2(0, 0);
             if (first + g < count) *reinterpret_cast<uint2*>(shared + l.out + (first + g) * l.out_pitch + 16 * tile + 4 * t) = v;
-        });
+        };
+        if (i == 0) convolve<kImageInner, false>(l, shared, barriers, meet, store);
+        else convolve<false>(l, shared, barriers + 8 * i, meet, store);
         meet = true;
         if (i != p.branch) continue;
         const StackConv& b = p.convs[p.layers];
@@ -415,7 +423,7 @@ size_t plan(const ConvStackProblem& q, StackArgs& p) {
     }
     int64_t used = 0;
     for (int i = 0; i < count; ++i) used = std::max(used, uses[i].end);
-    p.barriers = static_cast<int>(used), used += 64;
+    p.barriers = static_cast<int>(used), used += kBarriers + kScratch;
     if (2 * used > device().shared) return 0;
     const auto* const w = static_cast<const __half*>(q.w);
     for (int i = convs - 1; i >= 0; --i) {
