@@ -276,9 +276,9 @@ def cases():
         yield Case(name, {"x": x}, constants, [node("TrtOptPatchConv", ["x", *constants], ["y"], epsilon=1e-5, norm=int(norm), grid=[gh, gw], kernel=[kh, kw], strides=[sh, sw], pads=[top, left, below, right],
                                                     cell=[ch, cw], across=across)], {"y": y}, dynamic=images == 2)
 
-    for name, images, channels, (h, w), layers, strides, word_layer, word_channels, (ph, pw) in (("conv_stack", 2, 3, (64, 32), (16, 32, 64, 128), (2, 2, 2, 1), 0, 8, (4, 4)), ("conv_stack_plain", 1, 3, (22, 30), (10, 48), (1, 2), -1, 0, (1, 1)),
+    for name, images, channels, (height, width), layers, strides, word_layer, word_channels, (ph, pw) in (("conv_stack", 2, 3, (64, 32), (16, 32, 64, 128), (2, 2, 2, 1), 0, 8, (4, 4)), ("conv_stack_plain", 1, 3, (22, 30), (10, 48), (1, 2), -1, 0, (1, 1)),
                                                                                                   ("conv_stack_odd", 1, 2, (9, 24), (5, 20, 33), (1, 1, 2), 1, 7, (3, 2))):
-        x = rand(images, channels, h, w)
+        x = rand(images, channels, height, width)
         inner = lambda n: 16 if n <= 16 else 32 if n <= 32 else 64
         up = lambda n, m: -(-n // m) * m
 
@@ -298,16 +298,16 @@ def cases():
 
         maps, depth, weights = [x], channels, []
         for i, (columns, stride) in enumerate(zip(layers, strides)):
-            y, packed = convolution(maps[-1], depth, columns, stride, i == 0, inner(columns) if i + 1 < len(layers) else up(columns, 16))
+            y, own = convolution(maps[-1], depth, columns, stride, i == 0, inner(columns) if i + 1 < len(layers) else up(columns, 16))
             maps.append(y)
-            weights += packed
+            weights += own
             depth = columns
         tokens = maps[-1].reshape(images, depth, -1).transpose(0, 2, 1)
         outputs, offsets = {}, {"o": rand(*tokens.shape[1:], scale=0.2)}
         outputs["y"] = tokens + offsets["o"]
         if word_layer >= 0:
-            y, packed = convolution(maps[word_layer + 1], layers[word_layer], word_channels, 1, False, up(word_channels, 16))
-            weights += packed
+            y, own = convolution(maps[word_layer + 1], layers[word_layer], word_channels, 1, False, up(word_channels, 16))
+            weights += own
             offsets["q"] = rand(ph * pw, word_channels, scale=0.2)
             cut = y.reshape(images, word_channels, y.shape[2] // ph, ph, y.shape[3] // pw, pw).transpose(0, 2, 4, 3, 5, 1)
             outputs["z"] = cut.reshape(-1, ph * pw, word_channels) + offsets["q"]
