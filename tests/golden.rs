@@ -88,6 +88,12 @@ fn classifiers() {
     }
 }
 
+/// With the stem as one node.
+#[test]
+fn conv_stacks() {
+    with_kind(Kind::ConvStack, "conv_stack", "ptnt_ts17_dyn");
+}
+
 /// With the merges of patches and words as one node each.
 #[test]
 fn patch_convs() {

@@ -1476,6 +1476,96 @@ private:
     bool norm_;
 };
 
+class ConvStack final : public Op {
+public:
+    explicit ConvStack(Attributes given) : Op(std::move(given)) {
+        const auto &channels = attributes_.integers("channels"), &strides = attributes_.integers("strides"), &patch = attributes_.integers("patch");
+        while (sized_.layers < kStackMaxLayers && channels[sized_.layers] > 0) ++sized_.layers;
+        expect(sized_.layers >= 2, "attribute 'channels' must be 2 to 5 positive numbers, then 0");
+        for (int i = 0; i < kStackMaxLayers; ++i) {
+            expect(i < sized_.layers || channels[i] == 0, "attribute 'channels' must be 2 to 5 positive numbers, then 0");
+            expect(channels[i] <= (i + 1 < sized_.layers ? kStackMaxInner : kStackMaxColumns), "attribute 'channels' must be at most 64, of the last layer at most 128");
+        }
+        for (int i = 0; i < kStackMaxLayers; ++i) {
+            expect(i < sized_.layers ? strides[i] == 1 || strides[i] == 2 : strides[i] == 0, "attribute 'strides' must be 1 or 2 for each layer, then 0");
+            sized_.columns[i] = channels[i], sized_.strides[i] = strides[i];
+        }
+        sized_.branch = attributes_.integer("word_layer"), sized_.word_columns = attributes_.integer("word_channels");
+        expect(sized_.branch >= -1 && sized_.branch <= sized_.layers - 2, "attribute 'word_layer' must be a layer before the last, or -1");
+        expect(words() ? sized_.word_columns >= 1 && sized_.word_columns <= kStackMaxInner : sized_.word_columns == 0, "attribute 'word_channels' must be 1 to 64, without words 0");
+        expect(patch[0] >= 1 && patch[1] >= 1 && int64_t{patch[0]} * patch[1] <= kStackMaxPatchWords, "attribute 'patch' must be two positive sizes, of at most 256 words");
+        expect(words() || (patch[0] == 1 && patch[1] == 1), "attribute 'patch' must be 1, 1 without words");
+        sized_.words_h = patch[0], sized_.words_w = patch[1];
+    }
+    std::unique_ptr<Op> clone() const override { return std::make_unique<ConvStack>(*this); }
+    int32_t inputs() const override { return words() ? 4 : 3; }
+    int32_t outputs() const override { return words() ? 2 : 1; }
+    // The image may be fp32 where all else is fp16.
+    bool supports(int32_t pos, const PluginTensorDesc* tensors) const override {
+        if (!linear_float(tensors[pos])) return false;
+        if (pos == 1) return tensors[1].type == DataType::kHALF || tensors[0].type == DataType::kFLOAT;
+        return pos == 0 || tensors[pos].type == tensors[1].type;
+    }
+    int32_t typed_by() const override { return 1; }
+    void shapes(const DimsExprs* in, DimsExprs* out, IExprBuilder& build) const override {
+        const DimsExprs& x = in[0];
+        expect(x.nbDims == 4, "input x must be [B, C, H, W]");
+        int32_t sizes[3];
+        for (int i = 0; i < 3; ++i) {
+            expect(x.d[i + 1]->isConstant() && x.d[i + 1]->getConstantValue() > 0, "the channels and sides of input x must be known");
+            sizes[i] = static_cast<int32_t>(x.d[i + 1]->getConstantValue());
+        }
+        const ConvStackProblem p = of_image(sizes);
+        const int32_t last = p.layers - 1;
+        auto constant = [&](int64_t v) { return build.constant(static_cast<int32_t>(v)); };
+        out[0].nbDims = 3;
+        out[0].d[0] = x.d[0], out[0].d[1] = constant(int64_t{conv_stack_side(p, last, 0)} * conv_stack_side(p, last, 1)), out[0].d[2] = constant(p.columns[last]);
+        if (!words()) return;
+        out[1].nbDims = 3;
+        out[1].d[0] = times(x.d[0], patches(p), build), out[1].d[1] = constant(int64_t{p.words_h} * p.words_w), out[1].d[2] = constant(p.word_columns);
+    }
+    cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, void* workspace, int32_t tactic, cudaStream_t stream) const override {
+        ConvStackProblem p = problem(in_desc);
+        p.x = in[0], p.w = in[1], p.offset = in[2], p.y = out[0];
+        if (words()) p.word_offset = in[3], p.words = out[1];
+        p.workspace = workspace;
+        return conv_stack(p, stream, tactic);
+    }
+    std::vector<int32_t> tactics(const PluginTensorDesc* in_desc) const override { return conv_stack_tactics(problem(in_desc)); }
+    size_t workspace(const PluginTensorDesc* in_desc) const override {
+        ConvStackProblem p = problem(in_desc);
+        // As many as a piece has, where their number is not known.
+        if (p.images < 0) p.images = kStackMaxPixels / (int64_t{p.height} * p.width);
+        return static_cast<size_t>(conv_stack_workspace(p));
+    }
+
+private:
+    bool words() const { return sized_.branch >= 0; }
+    static int64_t patches(const ConvStackProblem& p) { return int64_t{conv_stack_side(p, p.branch, 0) / p.words_h} * (conv_stack_side(p, p.branch, 1) / p.words_w); }
+    ConvStackProblem of_image(const int32_t* sizes) const {
+        ConvStackProblem p = sized_;
+        p.channels = sizes[0], p.height = sizes[1], p.width = sizes[2];
+        expect(p.channels >= 1 && p.channels <= 4 && p.height >= 1 && p.width >= 1 && int64_t{p.height} * p.width <= kStackMaxPixels, "input x must have 1 to 4 channels, and at most 2^28 pixels");
+        expect(!words() || (conv_stack_side(p, p.branch, 0) % p.words_h == 0 && conv_stack_side(p, p.branch, 1) % p.words_w == 0), "attribute 'patch' must divide the map of 'word_layer'");
+        return p;
+    }
+    // Everything but the pointers.
+    ConvStackProblem problem(const PluginTensorDesc* in) const {
+        const Dims& x = in[0].dims;
+        expect(x.nbDims == 4, "input x must be [B, C, H, W]");
+        const int32_t sizes[3] = {static_cast<int32_t>(x.d[1]), static_cast<int32_t>(x.d[2]), static_cast<int32_t>(x.d[3])};
+        ConvStackProblem p = of_image(sizes);
+        p.image = dtype(in[0]), p.dtype = dtype(in[1]), p.images = x.d[0];
+        const auto elements = [&](int i) { return volume(in[i].dims, 0, in[i].dims.nbDims); };
+        expect(elements(1) == conv_stack_weights(p), "input weights must have those of all layers and of the words");
+        expect(elements(2) == int64_t{conv_stack_side(p, p.layers - 1, 0)} * conv_stack_side(p, p.layers - 1, 1) * p.columns[p.layers - 1], "input offset must be [h*w, D]");
+        if (words()) expect(elements(3) == int64_t{p.words_h} * p.words_w * p.word_columns, "input word_offset must be [ph*pw, E]");
+        return p;
+    }
+
+    ConvStackProblem sized_;  // what the attributes say
+};
+
 // A barrier of the chains' kernel. Copies have one of their own, so that no two launches share it: TensorRT clones a plugin for each execution context.
 class ChainSlot {
 public:
@@ -1632,6 +1722,7 @@ const std::vector<OpDef>& op_definitions() {
         {"TrtOptConvBlock", {{"grid", kInts, 2}, {"kernel", kInt, 1}}, make<ConvBlock>},
         {"TrtOptClassifier", {{"epsilon", kFloat, 1}, {"norm", kInt, 1}, {"residual", kInt, 1}, {"token", kInt, 1}}, make<Classifier>},
         {"TrtOptPatchConv", {{"epsilon", kFloat, 1}, {"norm", kInt, 1}, {"grid", kInts, 2}, {"kernel", kInts, 2}, {"strides", kInts, 2}, {"pads", kInts, 4}, {"cell", kInts, 2}, {"across", kInt, 1}}, make<PatchConv>},
+        {"TrtOptConvStack", {{"channels", kInts, kStackMaxLayers}, {"strides", kInts, kStackMaxLayers}, {"word_layer", kInt, 1}, {"word_channels", kInt, 1}, {"patch", kInts, 2}}, make<ConvStack>},
         {"TrtOptBlockChain",
          {{"epsilon", kFloat, 1}, {"num_heads", kInt, 1}, {"head_dim", kInt, 1}, {"hidden", kInt, 1}, {"scale", kFloat, 1}, {"approximate", kText, 1}, {"bias", kInt, 1}, {"mask_value", kFloat, 1}, {"grid", kInts, 2}, {"window", kInts, 2}, {"shift", kInts, 2}, {"pad_after_roll", kInt, 1}, {"shifted", kInts, 32}, {"between", kInt, 1}, {"position", kInts, 2}},
          make<BlockChain>},

@@ -444,6 +444,49 @@ constexpr int32_t kPixelMaxRows = 128, kPixelSlots = 8, kPixelMaxWords = 256, kP
 
 cudaError_t pixel_embed(const PixelEmbedProblem& problem, cudaStream_t stream);
 
+// Convolutions of an image one behind another, each 3 x 3 with a row of zeros around what it is of, an offset a channel and ReLU. y are the places of the last
+// as tokens, plus `offset`; with `branch` there is one more convolution, of stride 1, of what layer `branch` gives, whose places are the words of patches, plus
+// `word_offset`. What a layer gives is rounded to dtype, sums are fp32. All but x must be constants, as those of MlpBlockProblem.
+//
+// The weights are those of the layers, then of the branch, each followed by its offsets: for 16 channels of output at a time, filled up with zeros, and 16 contracted
+// elements (those of a place of the kernel, filled up with zeros to 16, 32 or 64; of the image a row of the kernel, four places of four channels each) what each of
+// 32 lanes of the tensor cores holds. conv_stack_weight says where an element is.
+constexpr int32_t kStackMaxPixels = 1 << 28, kStackMaxLayers = 5, kStackMaxInner = 64, kStackMaxColumns = 128, kStackMaxPatchWords = 256;
+struct ConvStackProblem {
+    DType dtype = DType::kHalf;        // of all but x
+    DType image = DType::kHalf;        // of x: kFloat, whose pixels are rounded to dtype, or dtype
+    int64_t images = 0;
+    int32_t channels = 0, height = 0, width = 0;  // of x, up to 4 channels
+    int32_t layers = 0;                           // 2 up to kStackMaxLayers
+    int32_t columns[kStackMaxLayers] = {};        // up to kStackMaxInner, of the last up to kStackMaxColumns
+    int32_t strides[kStackMaxLayers] = {};        // 1 or 2
+    int32_t branch = -1;                          // of all layers but the last, or -1
+    int32_t word_columns = 0;                     // up to kStackMaxInner
+    int32_t words_h = 1, words_w = 1;             // of a patch
+    const void* x = nullptr;            // [images, channels, height, width]
+    const void* w = nullptr;            // conv_stack_weights
+    const void* offset = nullptr;       // [places of the last layer, its columns]
+    const void* word_offset = nullptr;  // [words_h * words_w, word_columns]
+    void* y = nullptr;                  // as offset, of each image
+    void* words = nullptr;              // [patches of all images, words_h * words_w, word_columns]
+    void* workspace = nullptr;          // conv_stack_workspace bytes, aligned to 16; nothing in it is kept
+};
+
+// Rows or columns of what layer `layer` gives (-1: of x).
+int32_t conv_stack_side(const ConvStackProblem& problem, int32_t layer, int axis);
+// Elements of the weights and offsets of the layers before `layer`, up to layers + 1 where there is a branch: all.
+int64_t conv_stack_begin(const ConvStackProblem& problem, int32_t layer);
+int64_t conv_stack_weights(const ConvStackProblem& problem);
+// Where in the weights is what leads to `column` from `channel` at place (dy, dx) of the kernel; layer `layers` is the branch.
+int64_t conv_stack_weight(const ConvStackProblem& problem, int32_t layer, int32_t column, int32_t channel, int32_t dy, int32_t dx);
+int64_t conv_stack_bias(const ConvStackProblem& problem, int32_t layer, int32_t column);
+// With tensor cores there is none; without, what lies between layers of some of the images.
+int64_t conv_stack_workspace(const ConvStackProblem& problem);
+// `tactic`: 0, or blocks that share the copy of their weights: 1, 2 or 4; one that does not fit falls back to what 0 would choose.
+cudaError_t conv_stack(const ConvStackProblem& problem, cudaStream_t stream, int32_t tactic = 0);
+std::vector<int32_t> conv_stack_tactics(const ConvStackProblem& problem);
+bool conv_stack_tactic_valid(const ConvStackProblem& problem, int32_t tactic);
+
 // y = [x +] b + the convolution of each channel of a map of tokens by itself, with zeros around the map. Sums are fp32 and rounded once. The weights must be
 // constants, as those of MlpBlockProblem.
 struct DepthwiseConvProblem {

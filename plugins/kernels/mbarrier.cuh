@@ -35,5 +35,11 @@ __device__ __forceinline__ void copy(uint32_t to, const void* from, uint32_t byt
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
 #endif
 }
+// The same to that place of the shared memory of each block of the cluster that `mask` has a bit of; counts at that barrier of each.
+__device__ __forceinline__ void copy_to_all(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier, uint32_t mask) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(to), "l"(from), "r"(bytes), "r"(barrier), "h"(static_cast<uint16_t>(mask)) : "memory");
+#endif
+}
 
 }  // namespace trt_opt::mbarrier

@@ -91,6 +91,21 @@ __device__ __forceinline__ void cluster_wait() {
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 #endif
 }
+// Blocks of the cluster, and which of them this is.
+__device__ __forceinline__ uint32_t cluster_blocks() {
+    uint32_t blocks = 1;
+#if __CUDA_ARCH__ >= 900
+    asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(blocks));
+#endif
+    return blocks;
+}
+__device__ __forceinline__ uint32_t cluster_rank() {
+    uint32_t rank = 0;
+#if __CUDA_ARCH__ >= 900
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+#endif
+    return rank;
+}
 // Where block `rank` of the cluster has what this block has at `address` of its shared memory.
 __device__ __forceinline__ uint32_t remote(uint32_t address, uint32_t rank) {
 #if __CUDA_ARCH__ >= 900

@@ -40,8 +40,15 @@ const FOR_TUNE: [Kind; 1] = [Kind::SequenceChain];
 
 /// In [`BLOCKS`] in float16 on Hopper alone. Elsewhere chains are their blocks, with weights that are laid out anew each time, convolution blocks
 /// and convolutions of tokens have no tensor cores, and TNT's words and pixels were measured on Hopper alone.
-const FOR_HOPPER: [Kind; 6] =
-    [Kind::BlockChain, Kind::ConvBlock, Kind::PatchConv, Kind::TntWords, Kind::TokenChain, Kind::PixelEmbed];
+const FOR_HOPPER: [Kind; 7] = [
+    Kind::BlockChain,
+    Kind::ConvBlock,
+    Kind::PatchConv,
+    Kind::TntWords,
+    Kind::TokenChain,
+    Kind::PixelEmbed,
+    Kind::ConvStack,
+];
 
 /// `blocks-with-KIND` and `blocks-without-KIND`: blocks with one kind of them more, or one less.
 const MORE: &str = "blocks-with-";

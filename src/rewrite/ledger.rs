@@ -59,10 +59,12 @@ pub enum Kind {
     PatchConv,
     /// A convolution that makes the words of patches, such as those of TNT, with what is added to them, as one op.
     PixelEmbed,
+    /// Convolutions of an image one behind another with their ReLUs, such as the stem of PyramidTNT, which make tokens and words of patches, as one op.
+    ConvStack,
 }
 
 impl Kind {
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::LayerNorm,
         Self::Attention,
         Self::Gelu,
@@ -86,6 +88,7 @@ impl Kind {
         Self::Classifier,
         Self::PatchConv,
         Self::PixelEmbed,
+        Self::ConvStack,
     ];
     /// The kinds that are fused unless something else is asked for: blocks are not, since whether one is faster than
     /// its parts depends on the sizes and the GPU.
@@ -135,6 +138,7 @@ impl Kind {
             Self::Classifier => "classifier",
             Self::PatchConv => "patch-conv",
             Self::PixelEmbed => "pixel-embed",
+            Self::ConvStack => "conv-stack",
         }
     }
 }

@@ -160,6 +160,26 @@ class Library:
         self.call("trt_opt_pixel_embed", HALF if x.dtype == torch.float16 else FLOAT, HALF, ctypes.c_int64(images), channels, height, width, sizes, int(within), p["w"].shape[0], pointer(x), pointer(p["packed"]),
                   pointer(p["offset"]), pointer(y))
 
+    @staticmethod
+    def stack_arguments(x, columns, strides, branch, words):
+        images, channels, height, width = x.shape
+        ints = lambda values: (ctypes.c_int32 * len(values))(*values)
+        return HALF if x.dtype == torch.float16 else FLOAT, ctypes.c_int64(images), channels, height, width, len(columns), ints(columns), ints(strides), branch, ints(words)
+
+    def conv_stack_weights(self, x, ps, columns, strides, branch, words):
+        """Of convolutions' weights and offsets, the branch's last, as conv_stack takes them."""
+        values = torch.cat([v.flatten() for p in ps for v in p]).cpu()
+        places = (ctypes.c_int64 * values.numel())()
+        self.lib.trt_opt_conv_stack_places.restype = ctypes.c_int64
+        total = self.lib.trt_opt_conv_stack_places(*self.stack_arguments(x, columns, strides, branch, words), places)
+        packed = torch.zeros(total, dtype=torch.float16)
+        packed[torch.tensor(list(places))] = values
+        return packed.cuda()
+
+    def conv_stack(self, x, w, offset, word_offset, y, word, shape, tactic=0):
+        """`shape`: columns, strides, branch, and of words columns, down and across."""
+        self.call("trt_opt_conv_stack", *self.stack_arguments(x, *shape), pointer(x), pointer(w), pointer(offset), pointer(word_offset), pointer(y), pointer(word), tactic)
+
     def tnt_bridge(self, x, words, p, y, workspace):
         (images, tokens, channels), (_, covered, width) = x.shape, words.shape
         self.call("trt_opt_tnt_bridge", HALF, ctypes.c_int64(images), tokens, covered, width, channels, ctypes.c_float(1e-5), pointer(x), pointer(words),
@@ -1147,6 +1167,51 @@ def bench_tnt_inner(lib, patches, tokens, channels, heads, rounds):
                           2 * (2 * patches * tokens * channels + 12 * channels * channels), rounds, order)
 
 
+def bench_stack(lib, images, side, columns, strides, words, rounds, tactics):
+    """PyramidTNT's stem of a float image against torch's convolutions, cut into words and adds, and against single convolutions. Inputs and weights rotate."""
+    shape = (columns, strides, 0, [words, 4, 4])
+    grid, maps = side, [side]
+    for stride in strides:
+        maps.append(maps[-1] // stride)
+    grid = maps[-1]
+    depths = [3, *columns[:-1], columns[0]]
+    outs, steps = [*columns, words], [*strides, 1]
+    flop = sum(2 * 9 * c * d * s * s for c, d, s in zip(depths, outs, [*maps[1:], maps[1]])) * images
+    size = images * (4 * 3 * side * side + 2 * grid * grid * columns[-1] + 2 * maps[1] ** 2 * words)
+    sets, order = rotation(size + 2 * sum(9 * c * d for c, d in zip(depths, outs)))
+    floats = [torch.randn(images, 3, side, side, device="cuda") for _ in range(sets)]
+    ps = [[(rand(d, c, 3, 3) * (4.5 * c) ** -0.5, rand(d) * 0.5) for c, d in zip(depths, outs)] for _ in range(sets)]
+    packed = [lib.conv_stack_weights(floats[0], p, *shape) for p in ps]
+    offsets, kinds = [rand(grid * grid, columns[-1]) for _ in range(sets)], [rand(16, words) for _ in range(sets)]
+    ys, word = [torch.empty(images, grid * grid, columns[-1], device="cuda", dtype=torch.float16) for _ in range(sets)], [torch.empty(images * (maps[1] // 4) ** 2, 16, words, device="cuda", dtype=torch.float16) for _ in range(sets)]
+
+    def ours(i, tactic=0):
+        lib.conv_stack(floats[i], packed[i], offsets[i], kinds[i], ys[i], word[i], shape, tactic)
+
+    def convolved(x, p, channels_last):
+        x, common = (x.contiguous(memory_format=torch.channels_last) if channels_last else x), None
+        for j in range(len(columns)):
+            x = F.relu(F.conv2d(x, *p[j], stride=steps[j], padding=1))
+            common = x if j == 0 else common
+        return x, F.relu(F.conv2d(common, *p[-1], padding=1))
+
+    def torch_of(x, i, p, channels_last=True):
+        tokens, cut = convolved(x, p, channels_last)
+        patches = maps[1] // 4
+        cut = cut.reshape(images, words, patches, 4, patches, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, words)
+        return tokens.flatten(2).transpose(1, 2) + offsets[i], cut + kinds[i]
+
+    ours(0)
+    reference = torch_of(floats[0].half().float(), 0, [(w.float(), b.float()) for w, b in ps[0]], False)
+    error = max(((a.float() - b).norm() / b.norm()).item() for a, b in zip((ys[0], word[0]), reference))
+    layouts = [[(w.contiguous(memory_format=torch.channels_last), b) for w, b in p] for p in ps]
+    functions = {"ours": ours, "torch": lambda i: torch_of(floats[i].half(), i, layouts[i]), "torch's convolutions alone": lambda i: convolved(floats[i].half(), layouts[i], True)}
+    for t in (1, 2, 4) if tactics else ():
+        functions[f"clusters of {t}"] = lambda i, t=t: ours(i, t)
+    times, failed = time_variants({k: [lambda i=i, f=f: f(i) for i in order] for k, f in functions.items()}, rounds)
+    return {"op": "conv_stack", "shape": [images, side, columns, strides, words], "error": error, "us": times, "failed": failed, "bytes": size, "flop": flop, "speedup_over_torch": times["torch"] / times["ours"]}
+
+
 def bench_pixels(lib, images, side, grid, columns, within, rounds, kernel=7, stride=4, pad=3):
     """TNT's words of a float image, and of a half one, against torch's patches, convolution and add. Inputs and weights rotate."""
     words, patch = side // grid // stride, side // grid
@@ -1279,7 +1344,7 @@ def main():
     parser.add_argument("--json")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--tactics", action="store_true", help="time every tactic too")
-    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, patch_merge_block, norm_pool, classifier, gelu, depthwise_conv, conv_block, patch_conv, block_chain, sequence, stage, wide_gemm, mlp_block, attn_block, pooled_attn_block, tnt_inner_block, tnt_bridge, tnt_words, patch_embed or pixel_embed")
+    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, patch_merge_block, norm_pool, classifier, gelu, depthwise_conv, conv_block, patch_conv, block_chain, sequence, stage, wide_gemm, mlp_block, attn_block, pooled_attn_block, tnt_inner_block, tnt_bridge, tnt_words, patch_embed, pixel_embed or conv_stack")
     parser.add_argument("--batch", type=int, action="append", help="batch sizes of blocks [default: 1 and 32]")
     args = parser.parse_args()
     lib = Library(args.lib)
@@ -1412,6 +1477,11 @@ def main():
             for batch in args.batch or (1, 32):
                 for columns, within in [(24, True), (40, True), (24, False)]:
                     add(bench_pixels(lib, batch, 224, 14, columns, within, args.rounds))
+        if wanted("conv_stack"):
+            # PyramidTNT-S and Ti.
+            for batch in args.batch or (1, 4, 32):
+                for side, columns, words in [(256, [16, 32, 64, 128], 8), (192, [10, 20, 40, 80], 5)]:
+                    add(bench_stack(lib, batch, side, columns, [2, 2, 2, 1], words, args.rounds, args.tactics))
     if args.json:
         with open(args.json, "w") as f:
             json.dump({"device": torch.cuda.get_device_name(), "torch": torch.__version__, "results": results}, f, indent=1)

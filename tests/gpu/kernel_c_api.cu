@@ -215,6 +215,33 @@ int trt_opt_pixel_embed(int image, int dtype, int64_t images, int channels, int 
     return pixel_embed(p, static_cast<cudaStream_t>(stream));
 }
 
+static ConvStackProblem stack_problem(int image, int64_t images, int channels, int height, int width, int layers, const int32_t* columns, const int32_t* strides, int branch, const int32_t* words) {
+    ConvStackProblem p;
+    p.image = static_cast<DType>(image), p.images = images, p.channels = channels, p.height = height, p.width = width, p.layers = layers, p.branch = branch;
+    for (int i = 0; i < layers; ++i) p.columns[i] = columns[i], p.strides[i] = strides[i];
+    if (branch >= 0) p.word_columns = words[0], p.words_h = words[1], p.words_w = words[2];
+    return p;
+}
+// In float16. `words`: columns, and words of a patch down and across. `places`: for each convolution [columns, channels, 3, 3] and then the offsets, where they are
+// among the weights. Returns how many weights there are.
+int64_t trt_opt_conv_stack_places(int image, int64_t images, int channels, int height, int width, int layers, const int32_t* columns, const int32_t* strides, int branch, const int32_t* words, int64_t* places) {
+    const ConvStackProblem p = stack_problem(image, images, channels, height, width, layers, columns, strides, branch, words);
+    for (int conv = 0; conv < layers + (branch >= 0 ? 1 : 0); ++conv) {
+        const int from = conv == layers ? branch : conv - 1, depth = from < 0 ? channels : columns[from], count = conv == layers ? words[0] : columns[conv];
+        for (int i = 0; i < count * depth * 9; ++i) *places++ = conv_stack_weight(p, conv, i / 9 / depth, i / 9 % depth, i / 3 % 3, i % 3);
+        for (int i = 0; i < count; ++i) *places++ = conv_stack_bias(p, conv, i);
+    }
+    return conv_stack_weights(p);
+}
+// Returns -1 if `tactic` does not fit.
+int trt_opt_conv_stack(int image, int64_t images, int channels, int height, int width, int layers, const int32_t* columns, const int32_t* strides, int branch, const int32_t* words, const void* x, const void* w,
+                       const void* offset, const void* word_offset, void* y, void* word, int tactic, void* stream) {
+    ConvStackProblem p = stack_problem(image, images, channels, height, width, layers, columns, strides, branch, words);
+    p.x = x, p.w = w, p.offset = offset, p.word_offset = word_offset, p.y = y, p.words = word;
+    if (tactic != 0 && !conv_stack_tactic_valid(p, tactic)) return -1;
+    return conv_stack(p, static_cast<cudaStream_t>(stream), tactic);
+}
+
 int trt_opt_depthwise_conv(int dtype, int64_t images, int height, int width, int channels, int kernel, int residual, const void* x, const void* w, const void* b, void* y, void* stream) {
     DepthwiseConvProblem p;
     p.dtype = static_cast<DType>(dtype), p.images = images, p.height = height, p.width = width, p.channels = channels, p.kernel = kernel, p.residual = residual != 0;

@@ -1303,6 +1303,93 @@ void check(Checker& c, const PixelCase& a) {
     c.compare(name, *y, ref);
 }
 
+struct StackCase {
+    DType image, type;
+    int64_t images;
+    int channels, height, width;
+    std::vector<int> columns, strides;
+    int branch = -1, word_columns = 8, words_h = 4, words_w = 4;
+    int shift = 0;
+};
+void check(Checker& c, const StackCase& a) {
+    ConvStackProblem p;
+    p.image = a.image, p.dtype = a.type, p.images = a.images, p.channels = a.channels, p.height = a.height, p.width = a.width, p.layers = static_cast<int32_t>(a.columns.size());
+    std::string name = "conv_stack " + std::string(a.image == a.type ? "" : "of_float ") + "b" + std::to_string(a.images) + " c" + std::to_string(a.channels) + " " + std::to_string(a.height) + "x" + std::to_string(a.width);
+    for (int i = 0; i < p.layers; ++i) p.columns[i] = a.columns[i], p.strides[i] = a.strides[i], name += " d" + std::to_string(a.columns[i]) + "s" + std::to_string(a.strides[i]);
+    if (a.branch >= 0) {
+        p.branch = a.branch, p.word_columns = a.word_columns, p.words_h = a.words_h, p.words_w = a.words_w;
+        name += " branch" + std::to_string(a.branch) + " d" + std::to_string(a.word_columns) + " words" + std::to_string(a.words_h) + "x" + std::to_string(a.words_w);
+    }
+    name += " off" + std::to_string(a.shift);
+    if (!c.wanted(name)) return;
+    const int last = p.layers - 1, convs = p.layers + (a.branch >= 0 ? 1 : 0);
+    auto side = [&](int conv, int axis) { return conv_stack_side(p, conv == p.layers ? p.branch : conv, axis); };
+    auto columns = [&](int conv) { return conv == p.layers ? p.word_columns : p.columns[conv]; };
+    auto source = [&](int conv) { return conv == p.layers ? p.branch : conv - 1; };
+    auto values = [&](int conv) { return a.images * side(conv, 0) * side(conv, 1) * columns(conv); };
+    const int64_t tokens = int64_t{side(last, 0)} * side(last, 1) * columns(last), words = a.branch >= 0 ? values(p.layers) : 0, kinds = a.branch >= 0 ? p.words_h * p.words_w * p.word_columns : 0;
+    Tensor x = tensor(a.image, a.images * a.channels * a.height * a.width, a.shift), raw = tensor(a.type, conv_stack_weights(p)), w = tensor(a.type, conv_stack_weights(p)), offset = tensor(a.type, tokens, a.shift),
+           y = tensor(a.type, a.images * tokens, a.shift), word_offset = tensor(a.type, kinds, a.shift), word = tensor(a.type, words, a.shift), workspace = tensor(a.type, conv_stack_workspace(p) / static_cast<int64_t>(size_of(a.type)));
+    x->fill(c.next_seed(), 1.5f), raw->fill(c.next_seed(), 1.f), offset->fill(c.next_seed(), 0.5f), word_offset->fill(c.next_seed(), 0.5f);
+    // What is no weight is zero.
+    std::vector<unsigned char> random(static_cast<size_t>(w->bytes)), host(static_cast<size_t>(w->bytes), 0);
+    CUDA_OK(cudaMemcpy(random.data(), raw->data(), random.size(), cudaMemcpyDeviceToHost));
+    auto set = [&](int64_t at, float scale) {
+        if (a.type == DType::kFloat) reinterpret_cast<float*>(host.data())[at] = reinterpret_cast<float*>(random.data())[at] * scale;
+        else reinterpret_cast<__half*>(host.data())[at] = __float2half(__half2float(reinterpret_cast<__half*>(random.data())[at]) * scale);
+    };
+    std::vector<std::vector<int64_t>> places(static_cast<size_t>(convs));
+    for (int conv = 0; conv < convs; ++conv) {
+        const int from = source(conv), channels = from < 0 ? a.channels : p.columns[from];
+        auto& at = places[static_cast<size_t>(conv)];
+        for (int i = 0; i < columns(conv) * channels * 9; ++i) at.push_back(conv_stack_weight(p, conv, i / 9 / channels, i / 9 % channels, i / 3 % 3, i % 3)), set(at.back(), 1.4f / std::sqrt(9.f * static_cast<float>(channels)));
+        for (int i = 0; i < columns(conv); ++i) at.push_back(conv_stack_bias(p, conv, i)), set(at.back(), 0.5f);
+    }
+    if (w->bytes > 0) CUDA_OK(cudaMemcpy(w->data(), host.data(), host.size(), cudaMemcpyHostToDevice));
+    p.x = x->data(), p.w = w->data(), p.offset = offset->data(), p.y = y->data(), p.word_offset = word_offset->data(), p.words = word->data(), p.workspace = workspace->data();
+    Doubles ref(a.images * tokens), ref_words(words);
+    auto reference = [&](auto image, auto type) {
+        using X = decltype(image);
+        using T = decltype(type);
+        std::vector<std::unique_ptr<Doubles>> maps;
+        for (int conv = 0; conv < convs; ++conv) {
+            const int from = source(conv), channels = from < 0 ? a.channels : p.columns[from], height = from < 0 ? a.height : side(from, 0), width = from < 0 ? a.width : side(from, 1);
+            maps.push_back(std::make_unique<Doubles>(values(conv)));
+            const auto& at = places[static_cast<size_t>(conv)];
+            int64_t* device = nullptr;
+            CUDA_OK(cudaMalloc(&device, at.size() * sizeof(int64_t)));
+            CUDA_OK(cudaMemcpy(device, at.data(), at.size() * sizeof(int64_t), cudaMemcpyHostToDevice));
+            double* const out = maps.back()->p;
+            reference::stack_conv<X, T><<<blocks_for(values(conv)), 128>>>(p, from < 0 ? nullptr : maps[static_cast<size_t>(from)]->p, device, channels, height, width, columns(conv), side(conv, 0), side(conv, 1), conv == p.layers ? 1 : p.strides[conv], out);
+            if (conv < last) reference::round_all<T><<<blocks_for(values(conv)), 128>>>(out, values(conv));
+            else if (conv == last) reference::stack_words<T><<<blocks_for(values(conv)), 128>>>(out, a.images, side(conv, 0), side(conv, 1), columns(conv), side(conv, 0), side(conv, 1), p.offset, ref.p);
+            else reference::stack_words<T><<<blocks_for(values(conv)), 128>>>(out, a.images, side(conv, 0), side(conv, 1), columns(conv), p.words_h, p.words_w, p.word_offset, ref_words.p);
+            CUDA_OK(cudaGetLastError());
+            CUDA_OK(cudaDeviceSynchronize());
+            CUDA_OK(cudaFree(device));
+        }
+    };
+    if (a.images > 0) {
+        if (a.type == DType::kFloat) reference(float(), float());
+        else if (a.image == DType::kFloat) reference(float(), __half());
+        else reference(__half(), __half());
+    }
+    std::vector<int32_t> tactics = conv_stack_tactics(p);
+    tactics.insert(tactics.begin(), 0);
+    for (int32_t tactic : tactics) {
+        y->poison(), word->poison(), workspace->poison();
+        const std::string label = tactic ? name + " cluster" + std::to_string(tactic) : name;
+        const cudaError_t status = c.run([&](cudaStream_t s) { return conv_stack(p, s, tactic); });
+        if (status != cudaSuccess) {
+            c.report(label, a.type, 1e30, 0, 0, cudaGetErrorString(status));
+            continue;
+        }
+        c.compare(label, *y, ref);
+        if (a.branch >= 0) c.compare(label + " words", *word, ref_words);
+    }
+    c.enclosed(name, a.type, *workspace);
+}
+
 struct DepthwiseCase {
     DType type;
     int64_t images;
@@ -1786,6 +1873,19 @@ void edge_cases(Checker& c) {
             }
             if (t == DType::kFloat) break;
         }
+        // PyramidTNT-S and Ti, and with words of another map; then all numbers of channels, strides, sizes that fill no tile, no words, alignment
+        for (DType x : {DType::kFloat, DType::kHalf}) {
+            const std::vector<int> small{16, 32, 64, 128}, halving{2, 2, 2, 1};
+            for (int64_t images : {1, 2, 9}) check(c, StackCase{x, t, images, 3, 256, 256, small, halving, 0}), check(c, StackCase{x, t, images, 3, 192, 192, {10, 20, 40, 80}, halving, 0, 5});
+            for (int branch : {-1, 0, 1, 2}) check(c, StackCase{x, t, 2, 3, 64, 96, small, halving, branch, 24}), check(c, StackCase{x, t, 1, 3, 64, 64, {32, 64, 64, 64}, {2, 2, 1, 1}, branch, 64, 2, 8}), check(c, StackCase{x, t, 1, 4, 40, 24, {8, 16}, {2, 2}, std::min(branch, 0), 8, 4, 4});
+            for (auto [h, w] : {std::pair{1, 1}, {2, 3}, {5, 4}, {17, 9}, {33, 70}, {3, 130}}) check(c, StackCase{x, t, 3, 3, h, w, small, halving, 0, 8, 1, 1}), check(c, StackCase{x, t, 2, 1, h, w, {7, 33}, {1, 2}, 0, 3, h, 1}), check(c, StackCase{x, t, 1, 2, h, w, {16, 64, 17}, {2, 1, 1}, 1, 64, 1, 1});
+            for (int first : {1, 16, 17, 32})
+                for (int second : {4, 16, 20, 32, 33, 64})
+                    for (int third : {8, 50, 128}) check(c, StackCase{x, t, 1, first % 4 + 1, 24, 16, {first, second, third}, {2, second % 2 + 1, third % 3 % 2 + 1}, first % 2, 12, 1, 2});
+            check(c, StackCase{x, t, 1, 3, 48, 48, {8, 16, 16, 32, 64}, {2, 1, 2, 1, 1}, 2, 16, 3, 4}), check(c, StackCase{x, t, 0, 3, 64, 64, small, halving, 0}), check(c, StackCase{x, t, 1, 3, 64, 64, {64, 64, 64, 64, 64}, {2, 2, 2, 2, 1}});
+            for (int shift : {1, 2, 4}) check(c, StackCase{x, t, 2, 3, 64, 32, small, halving, 0, 8, 4, 4, shift});
+            if (t == DType::kFloat) break;
+        }
         auto of_tokens = [&](EmbedCase e) { e.image = e.type = t, e.tokens = true, check(c, e); };
         // UniFormer; then kernels and channels of any size, grids that fill no patch, means far from zero, alignment
         for (int64_t images : {1, 2, 32}) of_tokens({t, t, images, 64, 56, 56, 2, 2, 128}), of_tokens({t, t, images, 128, 28, 28, 2, 2, 320}), of_tokens({t, t, images, 320, 14, 14, 2, 2, 512});
@@ -1971,6 +2071,20 @@ void random_cases(Checker& c, int count, uint64_t seed) {
         }
         conv.across = pick(1, 3), conv.images = conv.across * pick(1, 3), conv.shift = shift, conv.offset = pick(0, 3) ? 0.f : 20.f;
         check(c, conv);
+        StackCase stack{pick(0, 1) ? DType::kFloat : t, t, pick(1, 3), pick(1, 4), pick(1, 80), pick(1, 80), {}, {}};
+        for (int layers = pick(2, 4), i = 0; i < layers; ++i) stack.columns.push_back(i + 1 < layers ? pick(1, 2) * pick(1, 32) : pick(1, 128)), stack.strides.push_back(pick(1, 2));
+        if (pick(0, 2)) {
+            stack.branch = pick(0, static_cast<int>(stack.columns.size()) - 2), stack.word_columns = pick(1, 64), stack.words_h = stack.words_w = 1;
+            ConvStackProblem of;
+            of.height = stack.height, of.width = stack.width;
+            for (int i = 0; i <= stack.branch; ++i) of.strides[i] = stack.strides[static_cast<size_t>(i)];
+            for (int words : {2, 3, 4}) {
+                if (conv_stack_side(of, stack.branch, 0) % words == 0) stack.words_h = words;
+                if (conv_stack_side(of, stack.branch, 1) % words == 0) stack.words_w = words;
+            }
+        }
+        stack.shift = shift;
+        check(c, stack);
         MergeBlockCase merge{t, pick(1, 4), pick(0, 3) ? 8 * pick(1, 60) : pick(1, 200), pick(0, 3) ? 8 * pick(1, 80) : pick(1, 300), pick(1, 20), pick(1, 20), pick(0, 1) == 1, shift, pick(0, 3) ? 0.f : 20.f};
         std::copy(m.order, m.order + 4, merge.order);
         check(c, merge);
@@ -2252,6 +2366,25 @@ void refusals(Checker& c) {
     expect("refuse patches of too many words", pixel_embed(px, nullptr));
     px.words_h = 4, px.dtype = DType::kFloat;
     expect("refuse an image of less precision than its words", pixel_embed(px, nullptr));
+    ConvStackProblem st;
+    st.images = 1, st.channels = 3, st.height = st.width = 16, st.layers = 1, st.columns[0] = st.columns[1] = 16, st.strides[0] = st.strides[1] = 2;
+    expect("refuse a stack of one convolution", conv_stack(st, nullptr));
+    st.layers = 2, st.columns[0] = kStackMaxInner + 1;
+    expect("refuse a stack of too many channels between", conv_stack(st, nullptr));
+    st.columns[0] = 16, st.columns[1] = kStackMaxColumns + 1;
+    expect("refuse a stack of too many columns", conv_stack(st, nullptr));
+    st.columns[1] = 16, st.strides[1] = 3;
+    expect("refuse a stack of another stride", conv_stack(st, nullptr));
+    st.strides[1] = 2, st.channels = 5;
+    expect("refuse a stack of too many channels", conv_stack(st, nullptr));
+    st.channels = 3, st.branch = 1, st.word_columns = 8;
+    expect("refuse words of the last convolution", conv_stack(st, nullptr));
+    st.branch = 0, st.words_h = 3;
+    expect("refuse words that do not fill the map", conv_stack(st, nullptr));
+    st.words_h = 4, st.dtype = DType::kFloat;
+    expect("refuse a stack of an image of less precision", conv_stack(st, nullptr));
+    st.image = DType::kFloat;
+    expect("refuse a stack in float without workspace", conv_stack(st, nullptr));
     PatchEmbedProblem e;
     e.images = 1, e.channels = 3, e.height = 3, e.width = 8, e.patch_h = e.patch_w = 4, e.columns = 8;
     expect("refuse an image lower than a patch", patch_embed(e, nullptr));

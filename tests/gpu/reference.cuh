@@ -25,6 +25,7 @@ using trt_opt::ClassifierProblem;
 using trt_opt::DepthwiseConvProblem;
 using trt_opt::PatchConvProblem;
 using trt_opt::PatchEmbedProblem;
+using trt_opt::ConvStackProblem;
 using trt_opt::PixelEmbedProblem;
 using trt_opt::TntBridgeProblem;
 using trt_opt::WindowGrid;
@@ -378,6 +379,37 @@ template <class X, class T> __global__ void pixel_words(PixelEmbedProblem p, dou
                 sum += rounded<T>(get<X>(p.x, ((image * p.channels + c) * p.height + row) * p.width + pixel)) * get<T>(p.w, ((column * p.channels + c) * p.kernel_h + ky) * 8 + kx);
             }
     y[i] = sum;
+}
+
+// Convolution `conv` of a stack, a thread a value [images, out_h, out_w, columns], before anything is added: `map` has the values that it reads, channels last, or
+// is null for the image, whose pixels are X. `weights`: that of each [columns, channels, 3, 3] and then the offsets, by where they are in the problem's.
+template <class X, class T> __global__ void stack_conv(ConvStackProblem p, const double* map, const int64_t* weights, int channels, int height, int width, int columns, int out_h, int out_w, int stride, double* y) {
+    const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+    if (i >= p.images * out_h * out_w * columns) return;
+    const int64_t column = i % columns, across = i / columns % out_w, down = i / columns / out_w % out_h, image = i / columns / out_w / out_h;
+    double sum = get<T>(p.w, weights[int64_t{columns} * channels * 9 + column]);
+    for (int64_t c = 0; c < channels; ++c)
+        for (int64_t ky = 0; ky < 3; ++ky)
+            for (int64_t kx = 0; kx < 3; ++kx) {
+                const int64_t row = down * stride + ky - 1, place = across * stride + kx - 1;
+                if (row < 0 || row >= height || place < 0 || place >= width) continue;
+                const double v = map ? map[((image * height + row) * width + place) * channels + c] : rounded<T>(get<X>(p.x, ((image * channels + c) * height + row) * width + place));
+                sum += v * get<T>(p.w, weights[((column * channels + c) * 3 + ky) * 3 + kx]);
+            }
+    y[i] = sum > 0 ? sum : 0;
+}
+// What a layer gives as the next reads it.
+template <class T> __global__ void round_all(double* x, int64_t count) {
+    const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+    if (i < count) x[i] = rounded<T>(x[i]);
+}
+// The places of a map in the order of the words of patches, plus what is added to each word; with one patch of one word an image's places stay in order and `offset` is of a place.
+template <class T> __global__ void stack_words(const double* map, int64_t images, int height, int width, int columns, int words_h, int words_w, const void* offset, double* y) {
+    const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+    if (i >= images * height * width * columns) return;
+    const int64_t column = i % columns, across = i / columns % width, down = i / columns / width % height, image = i / columns / width / height;
+    const int64_t word = down % words_h * words_w + across % words_w, patch = (image * (height / words_h) + down / words_h) * (width / words_w) + across / words_w;
+    y[(patch * words_h * words_w + word) * columns + column] = map[i] + get<T>(offset, word * columns + column);
 }
 
 __device__ inline double gelu_of(double v, bool tanh_form) {

@@ -276,6 +276,45 @@ def cases():
         yield Case(name, {"x": x}, constants, [node("TrtOptPatchConv", ["x", *constants], ["y"], epsilon=1e-5, norm=int(norm), grid=[gh, gw], kernel=[kh, kw], strides=[sh, sw], pads=[top, left, below, right],
                                                     cell=[ch, cw], across=across)], {"y": y}, dynamic=images == 2)
 
+    for name, images, channels, (height, width), layers, strides, word_layer, word_channels, (ph, pw) in (("conv_stack", 2, 3, (64, 32), (16, 32, 64, 128), (2, 2, 2, 1), 0, 8, (4, 4)), ("conv_stack_plain", 1, 3, (22, 30), (10, 48), (1, 2), -1, 0, (1, 1)),
+                                                                                                  ("conv_stack_odd", 1, 2, (9, 24), (5, 20, 33), (1, 1, 2), 1, 7, (3, 2))):
+        x = rand(images, channels, height, width)
+        inner = lambda n: 16 if n <= 16 else 32 if n <= 32 else 64
+        up = lambda n, m: -(-n // m) * m
+
+        def convolution(map_, depth, columns, stride, image, padded):
+            """The map of a 3 x 3 convolution with zeros around and ReLU, and its weights and offsets as the plugin takes them."""
+            weight, bias = rand(columns, depth, 3, 3, scale=(4.5 * depth) ** -0.5), rand(columns, scale=0.2)
+            oh, ow = (map_.shape[2] - 1) // stride + 1, (map_.shape[3] - 1) // stride + 1
+            wide = np.pad(map_, ((0, 0), (0, 0), (1, 2), (1, 2)))
+            seen = np.stack([wide[:, :, i:i + stride * (oh - 1) + 1:stride, j:j + stride * (ow - 1) + 1:stride] for i in range(3) for j in range(3)], -1)
+            y = np.maximum(np.einsum("bcijk,dck->bdij", seen, weight.reshape(columns, depth, 9)) + bias[None, :, None, None], 0)
+            places = np.zeros((padded, 3, 4 if image else 3, 4 if image else inner(depth)), weight.dtype)
+            places[:columns, :, :3, :depth] = weight.transpose(0, 2, 3, 1)
+            twice = 2 if not image and depth > 16 else 1
+            # Columns as tile, four of them, half and pair; contracted elements as chunk, lane, step and four.
+            lanes = places.reshape(padded // 16, 4, 2, 2, -1, 4, twice, 4).transpose(0, 4, 6, 1, 3, 5, 2, 7)
+            return y, [lanes.reshape(-1), np.pad(bias, (0, padded - columns))]
+
+        maps, depth, weights = [x], channels, []
+        for i, (columns, stride) in enumerate(zip(layers, strides)):
+            y, own = convolution(maps[-1], depth, columns, stride, i == 0, inner(columns) if i + 1 < len(layers) else up(columns, 16))
+            maps.append(y)
+            weights += own
+            depth = columns
+        tokens = maps[-1].reshape(images, depth, -1).transpose(0, 2, 1)
+        outputs, offsets = {}, {"o": rand(*tokens.shape[1:], scale=0.2)}
+        outputs["y"] = tokens + offsets["o"]
+        if word_layer >= 0:
+            y, own = convolution(maps[word_layer + 1], layers[word_layer], word_channels, 1, False, up(word_channels, 16))
+            weights += own
+            offsets["q"] = rand(ph * pw, word_channels, scale=0.2)
+            cut = y.reshape(images, word_channels, y.shape[2] // ph, ph, y.shape[3] // pw, pw).transpose(0, 2, 4, 3, 5, 1)
+            outputs["z"] = cut.reshape(-1, ph * pw, word_channels) + offsets["q"]
+        fill = lambda values: [*values, *[0] * (5 - len(values))]
+        yield Case(name, {"x": x}, {"w": np.concatenate(weights), **offsets}, [node("TrtOptConvStack", ["x", "w", *offsets], [*outputs], channels=fill(layers), strides=fill(strides), word_layer=word_layer,
+                                                                              word_channels=word_channels, patch=[ph, pw])], outputs, dynamic=images == 2)
+
     heads3 = {"num_heads": 3, "scale": 32**-0.5}
     qkv, table = rand(128, 49, 3 * 96), rand(169, 3)
     q, k, v = (heads(qkv[..., i * 96:(i + 1) * 96], 3) for i in range(3))

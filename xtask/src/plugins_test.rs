@@ -205,7 +205,8 @@ fn machine_code(environment: &Environment, library: &Path, archs: &[String]) -> 
             // Empty for sm_75, where the plain kernel runs, and for all before sm_90.
             let mlp = (name.contains("mlp_block_kernel")
                 || name.contains("tnt_inner_kernel")
-                || name.contains("pixel_embed_kernel"))
+                || name.contains("pixel_embed_kernel")
+                || name.contains("conv_stack_kernel"))
                 && arch != "75";
             let product = (name.contains("block_gemm_kernel")
                 || name.contains("attn_heads_kernel")

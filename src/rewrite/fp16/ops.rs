@@ -3,7 +3,7 @@
 //! The table holds for opsets 11 to 23. An op that it does not name stays in float32.
 
 use crate::ir::Node;
-use crate::rewrite::ops::{self, PatchEmbed, PixelEmbed};
+use crate::rewrite::ops::{self, ConvStack, PatchEmbed, PixelEmbed};
 
 /// Which float32 ports of a node become float16 if the node does; all of them but for those listed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,7 +30,11 @@ pub fn ports(node: &Node, opset: i64) -> Result<Ports, &'static str> {
         // Plugin ops take float16 and compute statistics, softmax and sums in float32.
         return match ops::definition(node) {
             // Rounds its image itself.
-            Some(_) if PatchEmbed::of(node).is_some_and(|op| op.grid.is_none()) || PixelEmbed::of(node).is_some() => {
+            Some(_)
+                if PatchEmbed::of(node).is_some_and(|op| op.grid.is_none())
+                    || PixelEmbed::of(node).is_some()
+                    || ConvStack::of(node).is_some() =>
+            {
                 Ok(Ports { any_inputs: &[0], ..ALL })
             }
             Some(_) => Ok(ALL),

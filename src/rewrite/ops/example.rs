@@ -1,9 +1,9 @@
 //! A typical node of each op: what plugin libraries are tried with.
 
 use super::{
-    Attention, AttnBlock, BlockChain, Classifier, ConvBlock, DepthwiseConv, Gelu, LayerNorm, Layout, Mask, MlpBlock,
-    NormPool, OpDef, PatchConv, PatchEmbed, PatchMerge, PatchMergeBlock, PixelEmbed, PooledAttnBlock, TntBridge,
-    TntInnerBlock, TntWords, Window, WindowMap,
+    Attention, AttnBlock, BlockChain, Classifier, ConvBlock, ConvStack, DepthwiseConv, Gelu, LayerNorm, Layout, Mask,
+    MlpBlock, NormPool, OpDef, PatchConv, PatchEmbed, PatchMerge, PatchMergeBlock, PixelEmbed, PooledAttnBlock,
+    StackWords, TntBridge, TntInnerBlock, TntWords, Window, WindowMap,
 };
 use crate::onnx::proto::AttributeProto;
 
@@ -71,6 +71,10 @@ pub fn example(def: &OpDef) -> Vec<AttributeProto> {
             across: 1,
         }
         .attributes(true),
+        "TrtOptConvStack" => {
+            let words = Some(StackWords { layer: 0, channels: 8, patch: [4; 2] });
+            ConvStack { layers: vec![(16, 2), (32, 2), (64, 2), (128, 1)], words }.attributes()
+        }
         "TrtOptBlockChain" => BlockChain {
             epsilon: 1e-5,
             num_heads: 3,

@@ -7,6 +7,7 @@ mod block_chain;
 mod body;
 mod classifier;
 mod conv_block;
+mod conv_stack;
 mod depthwise_conv;
 mod example;
 mod gelu;
@@ -31,6 +32,10 @@ pub use attn_block::{AttnBlock, AttnWeights};
 pub use block_chain::{BlockChain, MAX_PAIRS, POSITION_KERNEL, packed, padded};
 pub use classifier::{Classifier, MAX_SIZES};
 pub use conv_block::{ConvBlock, ConvWeights};
+pub use conv_stack::{
+    ConvStack, MAX_BETWEEN, MAX_IMAGE_CHANNELS, MAX_LAYERS, MAX_STACK_WORDS, MAX_TILE_VALUES, MAX_TOKEN_CHANNELS,
+    StackWords,
+};
 pub use depthwise_conv::{DepthwiseConv, KERNELS};
 pub use example::example;
 pub use gelu::Gelu;
@@ -145,6 +150,7 @@ pub static OPS: &[&OpDef] = &[
     &conv_block::DEF,
     &classifier::DEF,
     &patch_conv::DEF,
+    &conv_stack::DEF,
     &block_chain::DEF,
 ];
 

@@ -334,6 +334,9 @@ pub mod limits {
     /// FLOPs of the product that a convolution of tokens is. Not measured: they are as those of a patch merge. The largest of PyramidTNT-S have 0.151e9 at
     /// batch 1.
     pub const PATCH_CONV_FLOPS: i64 = MERGE_FLOPS;
+    /// FLOPs of all convolutions of a stack, without those that blocks share. Not measured: they are as those of an attention block. The stem of
+    /// PyramidTNT-S has 0.280e9 at batch 1; with more images launches are not what its convolutions cost.
+    pub const STACK_FLOPS: i64 = ATTN_FLOPS;
     /// FLOPs of a patch embedding's product. Not measured: ViT-B/16 has 0.23e9 at batch 1, where its own reading of the image, conversion
     /// and transposition are what is saved; with many rows the product is what counts, and TensorRT's is the better one.
     pub const EMBED_FLOPS: i64 = 250_000_000;

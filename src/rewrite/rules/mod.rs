@@ -10,6 +10,7 @@ mod block;
 mod block_chain;
 mod classifier;
 mod conv_block;
+mod conv_stack;
 mod depthwise_conv;
 mod gelu;
 mod layer_norm;
@@ -93,6 +94,8 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     classifier::run(engine)?;
     // The movements around a convolution, behind the words that it makes.
     pixel_embed::run(engine)?;
+    // Likewise, and with the adds that follow.
+    conv_stack::run(engine)?;
     // Behind all that know a movement as part of their pattern.
     permutation::run(engine)?;
     // Last: the others leave Reshapes behind each other.

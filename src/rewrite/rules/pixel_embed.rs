@@ -63,7 +63,7 @@ fn before(graph: &Graph, value: ValueId) -> Option<ValueId> {
 }
 
 /// The input of a cast from float32 to float16.
-fn rounding(graph: &Graph, id: NodeId) -> Option<ValueId> {
+pub(super) fn rounding(graph: &Graph, id: NodeId) -> Option<ValueId> {
     let node = graph.node(id);
     let x = node.input(0).filter(|_| is_float_cast(graph, node))?;
     let types = [Some(x), node.output(0)].map(|v| v.and_then(|v| graph.dtype(v)));
@@ -71,23 +71,23 @@ fn rounding(graph: &Graph, id: NodeId) -> Option<ValueId> {
 }
 
 /// The constant that an Add adds to the value.
-fn added(graph: &Graph, node: &Node, value: ValueId) -> Option<ValueId> {
+pub(super) fn added(graph: &Graph, node: &Node, value: ValueId) -> Option<ValueId> {
     let (a, b) = (node.input(0).filter(|_| node.is("Add"))?, node.input(1)?);
     let other = if a == value { b } else { a };
     graph.constant(other).map(|_| other)
 }
 
 /// What is made of a map by moves and adds of constants, as long as nothing else reads it.
-struct Behind {
+pub(super) struct Behind {
     /// In order, the map not among them.
-    values: Vec<ValueId>,
+    pub values: Vec<ValueId>,
     /// Makes each value.
-    nodes: Vec<NodeId>,
+    pub nodes: Vec<NodeId>,
     /// What is added to which value, and how many values there are before.
-    adds: Vec<(usize, ValueId, ValueId)>,
+    pub adds: Vec<(usize, ValueId, ValueId)>,
 }
 
-fn behind(graph: &Graph, map: ValueId) -> Behind {
+pub(super) fn behind(graph: &Graph, map: ValueId) -> Behind {
     let mut behind = Behind { values: vec![], nodes: vec![], adds: vec![] };
     let mut value = map;
     while let Some(id) = only_user(graph, value)
@@ -303,7 +303,7 @@ fn image(graph: &Graph, input: ValueId, channels: i64, label: &str) -> Outcome<(
 }
 
 /// The ways to cut a map into patches of as many words as the value has: patches down and across, and the words of one.
-fn cuts(graph: &Graph, value: ValueId, sizes: [i64; 2]) -> Vec<([i64; 2], [i64; 2])> {
+pub(super) fn cuts(graph: &Graph, value: ValueId, sizes: [i64; 2]) -> Vec<([i64; 2], [i64; 2])> {
     let words = match graph.shape(value) {
         Some([.., Dim::Int(words), _]) if (1..=MAX_PATCH_WORDS).contains(words) => *words,
         _ => return vec![],
@@ -321,7 +321,7 @@ fn axes(images: &Dim, op: &PixelEmbed, columns: i64) -> Vec<Dim> {
 }
 
 /// Whether the value is the map in the order of patches and words, with the channels last.
-fn is_words(
+pub(super) fn is_words(
     graph: &Graph,
     value: ValueId,
     map: ValueId,
@@ -354,7 +354,7 @@ fn source_of_add(graph: &Graph, id: NodeId) -> Option<ValueId> {
 }
 
 /// What the constant that is added to `at` adds to each word and channel of `out`, where that is the same for all patches.
-fn position(
+pub(super) fn position(
     graph: &Graph,
     at: ValueId,
     constant: ValueId,

@@ -89,7 +89,8 @@ fn collect(graph: &Graph, map: ValueId, value: ValueId, own: &dyn Fn(NodeId) -> 
     }
 }
 
-fn is_tokens(graph: &Graph, map: ValueId, value: ValueId) -> bool {
+/// Whether the value is the tokens of the map, channels last.
+pub fn is_tokens(graph: &Graph, map: ValueId, value: ValueId) -> bool {
     let view = || {
         let shape = Map::of(graph, map)?.tokens()?;
         let (line, channels) = (shape[1].int()?, shape[2].int()?);
