@@ -1,6 +1,6 @@
 // Queries, and keys and values of pooled tokens, as one kernel: what a block with pooled keys needs before its attention.
 //
-// A block of the first kind has 16 pooled tokens and 64 columns of keys and values: it normalizes and averages the tokens of its windows, multiplies by all of
+// A block of the first kind has 8 pooled tokens and 64 columns of keys and values: it normalizes and averages the tokens of its windows, multiplies by all of
 // Wpool, normalizes again and multiplies by its slice of Wkv. What is before the slice is done anew for each, which costs less than a kernel or a cluster's
 // exchange would. One of the second kind has 32 tokens and 64 columns of queries. Weights are constants, so they are on their way before the wait for the
 // kernel ahead.
@@ -8,6 +8,7 @@
 
 #include "common.cuh"
 #include "mma.cuh"
+#include "pooled_product.cuh"
 #include "ptx.cuh"
 
 namespace trt_opt {
@@ -26,53 +27,55 @@ struct PooledHeads {
     int inner;                          // columns of all heads, a multiple of 8
     int tokens, width;                  // of an image, of a line of its map
     int pool_h, pool_w;
-    float epsilon, pool_epsilon;
+    float epsilon, pool_epsilon, each;  // each: 1 / (pool_h * pool_w)
     int key_blocks, key_slices, query_slices;
     FastDiv by_image, by_across, by_pool_w;  // pooled tokens of an image, and of a line; tokens of a window's line
 };
 
-constexpr int kPooledThreads = 512, kPooledKeyRows = 16, kPooledQueryRows = 32, kPooledSlice = 64, kPooledSliceStride = kPooledSlice + 8;
+constexpr int kPooledThreads = 512, kPooledKeyRows = 8, kPooledQueryRows = 32, kPooledSlice = 64, kPooledSliceStride = kPooledSlice + 8;
 
 template <int C> struct PooledShape {
     static_assert(C == 64 || C == 128 || C == 256);
     static constexpr int kStride = C + 8;            // of rows in shared memory: their pieces of 16 bytes fall on different banks
     static constexpr int kLanes = C / 8;             // of a row: 16 bytes each
     static constexpr int kSlots = 32 / kLanes;       // rows that a warp has at once
-    static constexpr int kAhead = C == 256 ? 4 : 8;  // of these under way at once
+    static constexpr int kAhead = C == 256 ? 2 : 4;  // of these under way at once
     static constexpr int kWarps = C / 16;            // that share the columns of Wpool
     static constexpr int kSliceHalves = C * kPooledSliceStride, kRowHalves = kPooledQueryRows * kStride, kPoolHalves = C * kStride;
     static constexpr int kBytes = (kSliceHalves + kRowHalves + kPoolHalves) * 2 + 2 * kPooledKeyRows * kWarps * 4;
 };
 
-// What is normalized of a row, 8 elements a lane of kLanes, without scale and shift; zeros of zeros.
-template <int C> __device__ __forceinline__ void pooled_normal(const Pack<__half, 8>& row, float epsilon, float (&f)[8]) {
+// What is normalized of rows of which a lane of kLanes has 8 elements each, without scale and shift; zeros of zeros. The sums of all rows are made side by side, so
+// that no row waits for another's shuffles.
+template <int C, int ROWS> __device__ __forceinline__ void pooled_normal(const Pack<__half, 8> (&rows)[ROWS], float epsilon, float (&f)[ROWS][8]) {
     constexpr int kLanes = PooledShape<C>::kLanes;
-    row.floats(f);
-    float sum = 0, squares = 0;
+    float sum[ROWS];
 #pragma unroll
-    for (int e = 0; e < 8; ++e) sum += f[e];
-    const float mean = group_sum<kLanes>(sum) / C;
-#pragma unroll
-    for (int e = 0; e < 8; ++e) f[e] -= mean, squares = fmaf(f[e], f[e], squares);
-    const float factor = rsqrtf(group_sum<kLanes>(squares) / C + epsilon);
-#pragma unroll
-    for (int e = 0; e < 8; ++e) f[e] *= factor;
-}
-
-// 16 rows of C by 8 columns of a slice.
-template <int C> __device__ __forceinline__ void pooled_product(const __half* rows, const __half* slice, int lane, float (&sum)[4]) {
-    constexpr int kStride = PooledShape<C>::kStride;
-    float other[4] = {};
-#pragma unroll
-    for (int k = 0; k < C; k += 32) {
-        uint32_t a[4], a2[4], b[2], b2[2];
-        const __half* const from = rows + lane % 16 * kStride + lane / 16 * 8 + k;
-        ptx::load_matrices4(a, from), ptx::load_matrices4(a2, from + 16);
-        ptx::load_transposed4(b[0], b[1], b2[0], b2[1], slice + (k + lane) * kPooledSliceStride);
-        multiply(sum, a, b), multiply(other, a2, b2);
+    for (int j = 0; j < ROWS; ++j) {
+        rows[j].floats(f[j]);
+        sum[j] = ((f[j][0] + f[j][1]) + (f[j][2] + f[j][3])) + ((f[j][4] + f[j][5]) + (f[j][6] + f[j][7]));
     }
+    auto over_lanes = [&] {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) sum[i] += other[i];
+        for (int step = kLanes / 2; step > 0; step /= 2)
+#pragma unroll
+            for (int j = 0; j < ROWS; ++j) sum[j] += __shfl_xor_sync(0xffffffffu, sum[j], step);
+    };
+    over_lanes();
+#pragma unroll
+    for (int j = 0; j < ROWS; ++j) {
+        const float mean = sum[j] * (1.f / C);
+        sum[j] = 0;
+#pragma unroll
+        for (int e = 0; e < 8; ++e) f[j][e] -= mean, sum[j] = fmaf(f[j][e], f[j][e], sum[j]);
+    }
+    over_lanes();
+#pragma unroll
+    for (int j = 0; j < ROWS; ++j) {
+        const float factor = rsqrtf(fmaf(sum[j], 1.f / C, epsilon));
+#pragma unroll
+        for (int e = 0; e < 8; ++e) f[j][e] *= factor;
+    }
 }
 
 template <int C> __global__ void __launch_bounds__(kPooledThreads) pooled_heads_kernel(const __grid_constant__ PooledHeads p) {
@@ -104,125 +107,150 @@ template <int C> __global__ void __launch_bounds__(kPooledThreads) pooled_heads_
     float scale[8], shift[8], bias[2] = {};
     Row(*reinterpret_cast<const uint4*>(p.scale + part)).floats(scale), Row(*reinterpret_cast<const uint4*>(p.shift + part)).floats(shift);
     if (column < columns) Pack<__half, 2>(*reinterpret_cast<const uint32_t*>((keys ? p.b_kv : p.b_q) + column)).floats(bias);
+    // Of the pooled tokens' own product a warp has 16 columns, and this lane two pairs of them.
+    const bool active = keys && warp < S::kWarps;
+    const int own = warp * 16 + 2 * t;
+    uint32_t pool_offset[2], pool_by[2], pool_plus[2];
+    if (active) {
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+            auto pair = [&](const __half* from) { return *reinterpret_cast<const uint32_t*>(from + own + 8 * n); };
+            pool_offset[n] = pair(p.b_pool), pool_by[n] = pair(p.pool_scale), pool_plus[n] = pair(p.pool_shift);
+        }
+    }
+    // Where this lane's elements of the rows are: those of every second token of the window of two warps, or of a warp's two tokens.
+    const int window = p.pool_h * p.pool_w, part_of_window = warp / kPooledKeyRows, pooled_row = tile * kPooledKeyRows + warp % kPooledKeyRows, query_row = tile * kPooledQueryRows + warp * 2;
+    int64_t first = query_row;
+    if (keys) {
+        uint32_t within, across;
+        const uint32_t image = p.by_image.divmod(static_cast<uint32_t>(pooled_row < p.pooled ? pooled_row : 0), within), down = p.by_across.divmod(within, across);
+        first = int64_t{image} * p.tokens + int64_t{down} * p.pool_h * p.width + across * p.pool_w;
+    }
+    const __half *x = p.x + first * C + part, *residual = p.residual ? p.residual + first * C + part : nullptr;
+    int place[S::kAhead];  // behind x, or -1
+    auto places = [&](int from) {
+#pragma unroll
+        for (int j = 0; j < S::kAhead; ++j) {
+            const int i = from + j * S::kSlots + slot, token = 2 * i + part_of_window;
+            uint32_t dx;
+            const int dy = static_cast<int>(p.by_pool_w.divmod(static_cast<uint32_t>(token), dx));
+            if (keys) place[j] = token < window ? (dy * p.width + static_cast<int>(dx)) * C : -1;
+            else place[j] = i < 2 && query_row + i < p.rows ? i * C : -1;
+        }
+    };
+    places(0);
+    // Else the compiler does this behind the wait.
+    asm volatile("" : "+l"(x), "+l"(residual));
+#pragma unroll
+    for (int j = 0; j < S::kAhead; ++j) asm volatile("" : "+r"(place[j]));
     ptx::wait_for_previous();
 
-    auto fetch = [&](const __half* from, int64_t token) { return Row(*reinterpret_cast<const uint4*>(from + token * C + part)); };
     const __half* left = rows;  // of the last product
     if (keys) {
-        // A warp has a window.
-        const int row = tile * kPooledKeyRows + warp, window = p.pool_h * p.pool_w;
-        uint32_t within, across;
-        const uint32_t image = p.by_image.divmod(static_cast<uint32_t>(row < p.pooled ? row : 0), within), down = p.by_across.divmod(within, across);
-        const int64_t first = int64_t{image} * p.tokens + int64_t{down} * p.pool_h * p.width + across * p.pool_w;
         float sum[8] = {};
-        for (int from = 0; from < window; from += S::kAhead * S::kSlots) {
+        for (int from = 0; from < (window + 1) / 2; from += S::kAhead * S::kSlots) {
+            if (from > 0) places(from);
             Row s[S::kAhead], r[S::kAhead];
 #pragma unroll
             for (int j = 0; j < S::kAhead; ++j)
-                if (const int i = from + j * S::kSlots + slot; i < window) {
-                    uint32_t dx;
-                    const uint32_t dy = p.by_pool_w.divmod(static_cast<uint32_t>(i), dx);
-                    const int64_t token = first + int64_t{dy} * p.width + dx;
-                    s[j] = fetch(p.x, token);
-                    if (p.residual) r[j] = fetch(p.residual, token);
+                if (place[j] >= 0) {
+                    s[j] = Row(*reinterpret_cast<const uint4*>(x + place[j]));
+                    if (residual) r[j] = Row(*reinterpret_cast<const uint4*>(residual + place[j]));
                 }
             __syncwarp();
+            if (residual) {
 #pragma unroll
-            for (int j = 0; j < S::kAhead; ++j) {
-                if (p.residual) add_packs(s[j], r[j]);
-                float f[8];
-                pooled_normal<C>(s[j], p.epsilon, f);
-#pragma unroll
-                for (int e = 0; e < 8; ++e) sum[e] += f[e];
+                for (int j = 0; j < S::kAhead; ++j) add_packs(s[j], r[j]);
             }
+            float f[S::kAhead][8];
+            pooled_normal<C>(s, p.epsilon, f);
+#pragma unroll
+            for (int j = 0; j < S::kAhead; ++j)
+#pragma unroll
+                for (int e = 0; e < 8; ++e) sum[e] += f[j][e];
         }
+        // The two parts of a window's mean are rows 8 apart, whose products are added.
         float mean[8];
 #pragma unroll
         for (int e = 0; e < 8; ++e) {
 #pragma unroll
             for (int step = S::kLanes; step < 32; step *= 2) sum[e] += __shfl_xor_sync(0xffffffffu, sum[e], step);
-            mean[e] = fmaf(sum[e] / static_cast<float>(window), scale[e], shift[e]);
+            mean[e] = fmaf(sum[e] * p.each, scale[e], part_of_window == 0 ? shift[e] : 0.f);
         }
         if (slot == 0) *reinterpret_cast<uint4*>(rows + warp * S::kStride + part) = Row::of(mean).raw;
         ptx::wait_copies<1>();
         __syncthreads();
 
-        // A warp has 16 columns of the pooled tokens' own product.
-        const bool active = warp < S::kWarps;
-        float made[2][4] = {};
-        const int own = warp * 16 + 2 * t;  // and the 8th after
+        float made[2][4] = {}, other[2][4] = {};
         if (active) {
 #pragma unroll
             for (int k = 0; k < C; k += 16) {
                 uint32_t a[4], b[2][2];
                 ptx::load_matrices4(a, rows + lane % 16 * S::kStride + lane / 16 * 8 + k);
                 ptx::load_transposed4(b[0][0], b[0][1], b[1][0], b[1][1], pool + (k + lane % 16) * S::kStride + warp * 16 + lane / 16 * 8);
-                multiply(made[0], a, b[0]), multiply(made[1], a, b[1]);
+                float(&to)[2][4] = k % 32 ? other : made;
+                multiply(to[0], a, b[0]), multiply(to[1], a, b[1]);
             }
-            float low = 0, high = 0;
+            // A row's mean over the warp's columns, and squares about that: they are put together behind one barrier.
+            float mean = 0, square = 0;
 #pragma unroll
             for (int n = 0; n < 2; ++n) {
                 float offset[2];
-                Pack<__half, 2>(*reinterpret_cast<const uint32_t*>(p.b_pool + own + 8 * n)).floats(offset);
+                Pack<__half, 2>(pool_offset[n]).floats(offset);
 #pragma unroll
-                for (int e = 0; e < 2; ++e) low += made[n][e] += offset[e], high += made[n][2 + e] += offset[e];
+                for (int e = 0; e < 2; ++e) mean += made[n][e] = ((made[n][e] + other[n][e]) + (made[n][2 + e] + other[n][2 + e])) + offset[e];
             }
-            low = group_sum<4>(low), high = group_sum<4>(high);
-            if (t == 0) sums[g * S::kWarps + warp] = low, sums[(g + 8) * S::kWarps + warp] = high;
-        }
-        __syncthreads();
-        auto total = [&](const float* of, int r) {
-            float sum = 0;
-#pragma unroll
-            for (int i = 0; i < S::kWarps; ++i) sum += of[r * S::kWarps + i];
-            return sum / C;
-        };
-        if (active) {
-            const float below[2] = {total(sums, g), total(sums, g + 8)};
-            float low = 0, high = 0;
+            mean = group_sum<4>(mean) * (1.f / 16);
 #pragma unroll
             for (int n = 0; n < 2; ++n)
 #pragma unroll
-                for (int e = 0; e < 2; ++e) {
-                    made[n][e] -= below[0], made[n][2 + e] -= below[1];
-                    low = fmaf(made[n][e], made[n][e], low), high = fmaf(made[n][2 + e], made[n][2 + e], high);
-                }
-            low = group_sum<4>(low), high = group_sum<4>(high);
-            if (t == 0) squares[g * S::kWarps + warp] = low, squares[(g + 8) * S::kWarps + warp] = high;
+                for (int e = 0; e < 2; ++e) square = fmaf(made[n][e] - mean, made[n][e] - mean, square);
+            square = group_sum<4>(square);
+            if (t == 0) sums[g * S::kWarps + warp] = mean, squares[g * S::kWarps + warp] = square;
         }
         __syncthreads();
-        __half* const normal = rows + kPooledKeyRows * S::kStride;
+        __half* const normal = rows + 2 * kPooledKeyRows * S::kStride;
         if (active) {
-            const float factor[2] = {rsqrtf(total(squares, g) + p.pool_epsilon), rsqrtf(total(squares, g + 8) + p.pool_epsilon)};
+            float means[S::kWarps], mean = 0, square = 0, between = 0;
+#pragma unroll
+            for (int i = 0; i < S::kWarps; i += 4) {
+                const float4 four = *reinterpret_cast<const float4*>(sums + g * S::kWarps + i), spread = *reinterpret_cast<const float4*>(squares + g * S::kWarps + i);
+                means[i] = four.x, means[i + 1] = four.y, means[i + 2] = four.z, means[i + 3] = four.w;
+                mean += (four.x + four.y) + (four.z + four.w), square += (spread.x + spread.y) + (spread.z + spread.w);
+            }
+            mean *= 1.f / S::kWarps;
+#pragma unroll
+            for (int i = 0; i < S::kWarps; ++i) between = fmaf(means[i] - mean, means[i] - mean, between);
+            const float factor = rsqrtf(fmaf(between, 16, square) * (1.f / C) + p.pool_epsilon);
 #pragma unroll
             for (int n = 0; n < 2; ++n) {
                 float by[2], plus[2];
-                Pack<__half, 2>(*reinterpret_cast<const uint32_t*>(p.pool_scale + own + 8 * n)).floats(by), Pack<__half, 2>(*reinterpret_cast<const uint32_t*>(p.pool_shift + own + 8 * n)).floats(plus);
-#pragma unroll
-                for (int r = 0; r < 2; ++r)
-                    *reinterpret_cast<uint32_t*>(normal + (g + 8 * r) * S::kStride + own + 8 * n) = pack_halves(fmaf(made[n][2 * r] * factor[r], by[0], plus[0]), fmaf(made[n][2 * r + 1] * factor[r], by[1], plus[1]));
+                Pack<__half, 2>(pool_by[n]).floats(by), Pack<__half, 2>(pool_plus[n]).floats(plus);
+                *reinterpret_cast<uint32_t*>(normal + g * S::kStride + own + 8 * n) = pack_halves(fmaf((made[n][0] - mean) * factor, by[0], plus[0]), fmaf((made[n][1] - mean) * factor, by[1], plus[1]));
             }
         }
         left = normal;
     } else {
         // A warp has two rows.
         constexpr int kLoads = S::kSlots > 1 ? 1 : 2;
-        const int first = tile * kPooledQueryRows + warp * 2;
         Row s[kLoads], r[kLoads];
 #pragma unroll
         for (int j = 0; j < kLoads; ++j)
-            if (const int i = j * S::kSlots + slot; i < 2 && first + i < p.rows) {
-                s[j] = fetch(p.x, first + i);
-                if (p.residual) r[j] = fetch(p.residual, first + i);
+            if (place[j] >= 0) {
+                s[j] = Row(*reinterpret_cast<const uint4*>(x + place[j]));
+                if (residual) r[j] = Row(*reinterpret_cast<const uint4*>(residual + place[j]));
             }
+        if (residual) {
+#pragma unroll
+            for (int j = 0; j < kLoads; ++j) add_packs(s[j], r[j]);
+        }
+        float f[kLoads][8];
+        pooled_normal<C>(s, p.epsilon, f);
 #pragma unroll
         for (int j = 0; j < kLoads; ++j) {
-            if (p.residual) add_packs(s[j], r[j]);
-            float f[8];
-            pooled_normal<C>(s[j], p.epsilon, f);
 #pragma unroll
-            for (int e = 0; e < 8; ++e) f[e] = fmaf(f[e], scale[e], shift[e]);
-            if (const int i = j * S::kSlots + slot; i < 2) *reinterpret_cast<uint4*>(rows + (warp * 2 + i) * S::kStride + part) = Row::of(f).raw;
+            for (int e = 0; e < 8; ++e) f[j][e] = fmaf(f[j][e], scale[e], shift[e]);
+            if (const int i = j * S::kSlots + slot; i < 2) *reinterpret_cast<uint4*>(rows + (warp * 2 + i) * S::kStride + part) = Row::of(f[j]).raw;
         }
         left = rows + warp / 8 * 16 * S::kStride;
     }
@@ -231,9 +259,9 @@ template <int C> __global__ void __launch_bounds__(kPooledThreads) pooled_heads_
     if (keys && warp >= 8) return;
 
     float sum[4] = {};
-    pooled_product<C>(left, slice + warp % 8 * 8, lane, sum);
+    pooled_product(left, S::kStride, slice + warp % 8 * 8, kPooledSliceStride, C, lane, sum);
     if (column >= columns) return;
-    const int limit = keys ? p.pooled : p.rows, row = tile * (keys ? kPooledKeyRows : kPooledQueryRows) + warp / 8 * 16 + g;
+    const int limit = keys ? min(p.pooled, (tile + 1) * kPooledKeyRows) : p.rows, row = tile * (keys ? kPooledKeyRows : kPooledQueryRows) + warp / 8 * 16 + g;
     __half* const out = (keys ? p.kv : p.q) + column;
 #pragma unroll
     for (int r = 0; r < 2; ++r)
