@@ -8,8 +8,8 @@
 
 #include "common.cuh"
 #include "mma.cuh"
-#include "pooled_product.cuh"
 #include "ptx.cuh"
+#include "row_tile.cuh"
 
 namespace trt_opt {
 
@@ -44,39 +44,6 @@ template <int C> struct PooledShape {
     static constexpr int kSliceHalves = C * kPooledSliceStride, kRowHalves = kPooledQueryRows * kStride, kPoolHalves = C * kStride;
     static constexpr int kBytes = (kSliceHalves + kRowHalves + kPoolHalves) * 2 + 2 * kPooledKeyRows * kWarps * 4;
 };
-
-// What is normalized of rows of which a lane of kLanes has 8 elements each, without scale and shift; zeros of zeros. The sums of all rows are made side by side, so
-// that no row waits for another's shuffles.
-template <int C, int ROWS> __device__ __forceinline__ void pooled_normal(const Pack<__half, 8> (&rows)[ROWS], float epsilon, float (&f)[ROWS][8]) {
-    constexpr int kLanes = PooledShape<C>::kLanes;
-    float sum[ROWS];
-#pragma unroll
-    for (int j = 0; j < ROWS; ++j) {
-        rows[j].floats(f[j]);
-        sum[j] = ((f[j][0] + f[j][1]) + (f[j][2] + f[j][3])) + ((f[j][4] + f[j][5]) + (f[j][6] + f[j][7]));
-    }
-    auto over_lanes = [&] {
-#pragma unroll
-        for (int step = kLanes / 2; step > 0; step /= 2)
-#pragma unroll
-            for (int j = 0; j < ROWS; ++j) sum[j] += __shfl_xor_sync(0xffffffffu, sum[j], step);
-    };
-    over_lanes();
-#pragma unroll
-    for (int j = 0; j < ROWS; ++j) {
-        const float mean = sum[j] * (1.f / C);
-        sum[j] = 0;
-#pragma unroll
-        for (int e = 0; e < 8; ++e) f[j][e] -= mean, sum[j] = fmaf(f[j][e], f[j][e], sum[j]);
-    }
-    over_lanes();
-#pragma unroll
-    for (int j = 0; j < ROWS; ++j) {
-        const float factor = rsqrtf(fmaf(sum[j], 1.f / C, epsilon));
-#pragma unroll
-        for (int e = 0; e < 8; ++e) f[j][e] *= factor;
-    }
-}
 
 template <int C> __global__ void __launch_bounds__(kPooledThreads) pooled_heads_kernel(const __grid_constant__ PooledHeads p) {
 #if __CUDA_ARCH__ >= 900
@@ -163,7 +130,7 @@ template <int C> __global__ void __launch_bounds__(kPooledThreads) pooled_heads_
                 for (int j = 0; j < S::kAhead; ++j) add_packs(s[j], r[j]);
             }
             float f[S::kAhead][8];
-            pooled_normal<C>(s, p.epsilon, f);
+            normalize_rows<C>(s, p.epsilon, f);
 #pragma unroll
             for (int j = 0; j < S::kAhead; ++j)
 #pragma unroll
@@ -181,16 +148,9 @@ template <int C> __global__ void __launch_bounds__(kPooledThreads) pooled_heads_
         ptx::wait_copies<1>();
         __syncthreads();
 
-        float made[2][4] = {}, other[2][4] = {};
+        float made[2][4] = {};
         if (active) {
-#pragma unroll
-            for (int k = 0; k < C; k += 16) {
-                uint32_t a[4], b[2][2];
-                ptx::load_matrices4(a, rows + lane % 16 * S::kStride + lane / 16 * 8 + k);
-                ptx::load_transposed4(b[0][0], b[0][1], b[1][0], b[1][1], pool + (k + lane % 16) * S::kStride + warp * 16 + lane / 16 * 8);
-                float(&to)[2][4] = k % 32 ? other : made;
-                multiply(to[0], a, b[0]), multiply(to[1], a, b[1]);
-            }
+            wide_tile_product<C>(rows, S::kStride, pool + warp * 16, S::kStride, lane, made);
             // A row's mean over the warp's columns, and squares about that: they are put together behind one barrier.
             float mean = 0, square = 0;
 #pragma unroll
@@ -198,7 +158,7 @@ template <int C> __global__ void __launch_bounds__(kPooledThreads) pooled_heads_
                 float offset[2];
                 Pack<__half, 2>(pool_offset[n]).floats(offset);
 #pragma unroll
-                for (int e = 0; e < 2; ++e) mean += made[n][e] = ((made[n][e] + other[n][e]) + (made[n][2 + e] + other[n][2 + e])) + offset[e];
+                for (int e = 0; e < 2; ++e) mean += made[n][e] = (made[n][e] + made[n][2 + e]) + offset[e];
             }
             mean = group_sum<4>(mean) * (1.f / 16);
 #pragma unroll
@@ -245,7 +205,7 @@ template <int C> __global__ void __launch_bounds__(kPooledThreads) pooled_heads_
             for (int j = 0; j < kLoads; ++j) add_packs(s[j], r[j]);
         }
         float f[kLoads][8];
-        pooled_normal<C>(s, p.epsilon, f);
+        normalize_rows<C>(s, p.epsilon, f);
 #pragma unroll
         for (int j = 0; j < kLoads; ++j) {
 #pragma unroll
@@ -259,7 +219,7 @@ template <int C> __global__ void __launch_bounds__(kPooledThreads) pooled_heads_
     if (keys && warp >= 8) return;
 
     float sum[4] = {};
-    pooled_product(left, S::kStride, slice + warp % 8 * 8, kPooledSliceStride, C, lane, sum);
+    tile_product(left, S::kStride, slice + warp % 8 * 8, kPooledSliceStride, C, lane, sum);
     if (column >= columns) return;
     const int limit = keys ? min(p.pooled, (tile + 1) * kPooledKeyRows) : p.rows, row = tile * (keys ? kPooledKeyRows : kPooledQueryRows) + warp / 8 * 16 + g;
     __half* const out = (keys ? p.kv : p.q) + column;

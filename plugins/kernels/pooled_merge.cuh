@@ -7,8 +7,8 @@
 
 #include "attention_common.cuh"
 #include "mma.cuh"
-#include "pooled_product.cuh"
 #include "ptx.cuh"
+#include "row_tile.cuh"
 #include "score_weights.cuh"
 
 namespace trt_opt {
@@ -171,7 +171,7 @@ template <int HEADS> __global__ void __launch_bounds__(kPooledMergeThreads) pool
     __syncthreads();
 
     float sum[4] = {};
-    pooled_product(rows + tile * 16 * S::kStride, S::kStride, slice + head * 8, S::kSliceStride, S::kInner, lane, sum);
+    tile_product(rows + tile * 16 * S::kStride, S::kStride, slice + head * 8, S::kSliceStride, S::kInner, lane, sum);
 #pragma unroll
     for (int r = 0; r < 2; ++r)
         if (owns[r]) {
