@@ -16,7 +16,7 @@ struct MlpRowsPlan {
     int32_t id() const { return 1 << 26 | 1; }
 };
 
-// In these the problem is valid, all sizes are multiples of 8, pointers aligned to 16 bytes, elements fp16. True if the device can run it: 128 or 256 channels with
+// In these the problem is valid, all sizes are multiples of 8, pointers aligned to 16 bytes, elements fp16. True if the device can run it: 128, 256 or 512 channels with
 // four times as many hidden ones, and a norm.
 bool mlp_rows_valid(const MlpBlockProblem& problem);
 // One where all clusters run at once, so that the time is latency, which the kernel is made for; else none.

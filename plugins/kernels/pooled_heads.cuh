@@ -117,24 +117,24 @@ template <int C> __global__ void __launch_bounds__(kPooledThreads) pooled_heads_
         float sum[8] = {};
         for (int from = 0; from < (window + 1) / 2; from += S::kAhead * S::kSlots) {
             if (from > 0) places(from);
-            Row s[S::kAhead], r[S::kAhead];
+            Row s[S::kAhead][1], r[S::kAhead];
 #pragma unroll
             for (int j = 0; j < S::kAhead; ++j)
                 if (place[j] >= 0) {
-                    s[j] = Row(*reinterpret_cast<const uint4*>(x + place[j]));
+                    s[j][0] = Row(*reinterpret_cast<const uint4*>(x + place[j]));
                     if (residual) r[j] = Row(*reinterpret_cast<const uint4*>(residual + place[j]));
                 }
             __syncwarp();
             if (residual) {
 #pragma unroll
-                for (int j = 0; j < S::kAhead; ++j) add_packs(s[j], r[j]);
+                for (int j = 0; j < S::kAhead; ++j) add_packs(s[j][0], r[j]);
             }
-            float f[S::kAhead][8];
+            float f[S::kAhead][1][8];
             normalize_rows<C>(s, p.epsilon, f);
 #pragma unroll
             for (int j = 0; j < S::kAhead; ++j)
 #pragma unroll
-                for (int e = 0; e < 8; ++e) sum[e] += f[j][e];
+                for (int e = 0; e < 8; ++e) sum[e] += f[j][0][e];
         }
         // The two parts of a window's mean are rows 8 apart, whose products are added.
         float mean[8];
@@ -193,24 +193,24 @@ template <int C> __global__ void __launch_bounds__(kPooledThreads) pooled_heads_
     } else {
         // A warp has two rows.
         constexpr int kLoads = S::kSlots > 1 ? 1 : 2;
-        Row s[kLoads], r[kLoads];
+        Row s[kLoads][1], r[kLoads];
 #pragma unroll
         for (int j = 0; j < kLoads; ++j)
             if (place[j] >= 0) {
-                s[j] = Row(*reinterpret_cast<const uint4*>(x + place[j]));
+                s[j][0] = Row(*reinterpret_cast<const uint4*>(x + place[j]));
                 if (residual) r[j] = Row(*reinterpret_cast<const uint4*>(residual + place[j]));
             }
         if (residual) {
 #pragma unroll
-            for (int j = 0; j < kLoads; ++j) add_packs(s[j], r[j]);
+            for (int j = 0; j < kLoads; ++j) add_packs(s[j][0], r[j]);
         }
-        float f[kLoads][8];
+        float f[kLoads][1][8];
         normalize_rows<C>(s, p.epsilon, f);
 #pragma unroll
         for (int j = 0; j < kLoads; ++j) {
 #pragma unroll
-            for (int e = 0; e < 8; ++e) f[j][e] = fmaf(f[j][e], scale[e], shift[e]);
-            if (const int i = j * S::kSlots + slot; i < 2) *reinterpret_cast<uint4*>(rows + (warp * 2 + i) * S::kStride + part) = Row::of(f[j]).raw;
+            for (int e = 0; e < 8; ++e) f[j][0][e] = fmaf(f[j][0][e], scale[e], shift[e]);
+            if (const int i = j * S::kSlots + slot; i < 2) *reinterpret_cast<uint4*>(rows + (warp * 2 + i) * S::kStride + part) = Row::of(f[j][0]).raw;
         }
         left = rows + warp / 8 * 16 * S::kStride;
     }

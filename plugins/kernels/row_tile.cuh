@@ -7,15 +7,20 @@
 
 namespace trt_opt {
 
-// What is normalized of rows of C elements, of which a lane has 8 each, without scale and shift; zeros of zeros. The sums of all rows are made side by side, so
-// that no row waits for another's shuffles.
-template <int C, int ROWS> __device__ __forceinline__ void normalize_rows(const Pack<__half, 8> (&rows)[ROWS], float epsilon, float (&f)[ROWS][8]) {
-    constexpr int kLanes = C / 8;
+// What is normalized of rows of C elements, of which a lane has PIECES of 8 each, without scale and shift; zeros of zeros. The sums of all rows are made side by side,
+// so that no row waits for another's shuffles.
+template <int C, int ROWS, int PIECES> __device__ __forceinline__ void normalize_rows(const Pack<__half, 8> (&rows)[ROWS][PIECES], float epsilon, float (&f)[ROWS][PIECES][8]) {
+    constexpr int kLanes = C / 8 / PIECES;
     float sum[ROWS];
 #pragma unroll
     for (int j = 0; j < ROWS; ++j) {
-        rows[j].floats(f[j]);
-        sum[j] = ((f[j][0] + f[j][1]) + (f[j][2] + f[j][3])) + ((f[j][4] + f[j][5]) + (f[j][6] + f[j][7]));
+        sum[j] = 0;
+#pragma unroll
+        for (int i = 0; i < PIECES; ++i) {
+            float(&v)[8] = f[j][i];
+            rows[j][i].floats(v);
+            sum[j] += ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
+        }
     }
     auto over_lanes = [&] {
 #pragma unroll
@@ -29,14 +34,18 @@ template <int C, int ROWS> __device__ __forceinline__ void normalize_rows(const 
         const float mean = sum[j] * (1.f / C);
         sum[j] = 0;
 #pragma unroll
-        for (int e = 0; e < 8; ++e) f[j][e] -= mean, sum[j] = fmaf(f[j][e], f[j][e], sum[j]);
+        for (int i = 0; i < PIECES; ++i)
+#pragma unroll
+            for (int e = 0; e < 8; ++e) f[j][i][e] -= mean, sum[j] = fmaf(f[j][i][e], f[j][i][e], sum[j]);
     }
     over_lanes();
 #pragma unroll
     for (int j = 0; j < ROWS; ++j) {
         const float factor = rsqrtf(fmaf(sum[j], 1.f / C, epsilon));
 #pragma unroll
-        for (int e = 0; e < 8; ++e) f[j][e] *= factor;
+        for (int i = 0; i < PIECES; ++i)
+#pragma unroll
+            for (int e = 0; e < 8; ++e) f[j][i][e] *= factor;
     }
 }
 

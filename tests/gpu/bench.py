@@ -1406,7 +1406,7 @@ def main():
                         add(bench_wide_gemm(lib, batch * rows, k, n, end, args.rounds))
         if wanted("mlp_block"):
             for batch in args.batch or (1, 32):
-                for rows, channels in [(3136, 96), (784, 192), (196, 384), (49, 768), (197, 384), (3136, 24), (1024, 128), (256, 256)]:
+                for rows, channels in [(3136, 96), (784, 192), (196, 384), (49, 768), (197, 384), (3136, 24), (1024, 128), (256, 256), (64, 512), (16, 512)]:
                     add(bench_mlp(lib, batch * rows, channels, 4 * channels, args.rounds, args.tactics))
                 # UniFormer-S's convolution blocks
                 for rows, channels in [(3136, 64), (784, 128)]:

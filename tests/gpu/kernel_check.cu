@@ -1674,8 +1674,8 @@ void edge_cases(Checker& c) {
         for (auto [channels, hidden] : {std::pair{24, 1000}, {200, 776}, {256, 1024}, {320, 1144}, {512, 520}}) check(c, MlpCase{t, 50, channels, hidden, channels == 200, channels == 320, 0, true, channels == 256 ? 20.f : 0.f});
         check(c, MlpCase{t, 5, 2048, 8192, true});
         // Those that have sizes of their own (mlp_rows.h), and near misses; rows that fill no tile, more clusters than run at once
-        for (int64_t rows : {1, 31, 32, 33, 256, 1000, 1024, 3000})
-            for (int channels : {128, 256}) check(c, MlpCase{t, rows, channels, 4 * channels, rows % 3 == 1, rows % 5 == 0, 0, rows < 100, rows == 33 ? 20.f : 0.f});
+        for (int64_t rows : {1, 16, 31, 32, 33, 64, 256, 1000, 1024, 3000})
+            for (int channels : {128, 256, 512}) check(c, MlpCase{t, rows, channels, 4 * channels, rows % 3 == 1, rows % 5 == 0, 0, rows < 100, rows == 33 ? 20.f : 0.f});
         check(c, MlpCase{t, 40, 128, 1024, true, false, 0, true}), check(c, MlpCase{t, 40, 256, 768, false, true, 0, true}), check(c, MlpCase{t, 40, 64, 256, false, false, 0, true});
         // Many rows: whole tiles and not, contracted elements and columns that fill no stage and no tile, and more rows than one piece has
         for (auto [rows, channels, hidden] : {std::tuple{1536, 128, 384}, {1571, 96, 384}, {1999, 200, 328}, {1601, 40, 72}, {2100, 64, 8}, {3000, 8, 200}, {6304, 384, 1536}})
