@@ -35,6 +35,7 @@ template <int C> struct MlpRowsShape {
     static constexpr int kOwnColumns = C / kCluster, kOwn = kRowTiles * kOwnColumns / 16, kTileBytes = 512, kWords = kOwn * kTileBytes / 4, kReceived = kCluster * kOwn * kTileBytes;
     static_assert(kOwnColumns == 32 && kWords <= kMlpRowsThreads);
     static constexpr int kFirstHalves = C * kSliceStride, kSecondHalves = kEarly * kStride, kRowHalves = kRows * kStride, kHiddenHalves = kRows * kSliceStride;
+    // W1 is in registers when the rows are there, and free then.
     static_assert((kSlice - kEarly) * kStride <= kFirstHalves && kReceived <= 2 * kRowHalves);
     static constexpr int kBytes = 2 * (kFirstHalves + kSecondHalves + kRowHalves + kHiddenHalves) + 16;
 };
@@ -105,6 +106,11 @@ template <int C> __global__ void __launch_bounds__(kMlpRowsThreads) mlp_rows_ker
         stream.raw = *reinterpret_cast<const uint32_t*>(own_x);
         if (own_residual) more.raw = *reinterpret_cast<const uint32_t*>(own_residual);
     }
+    // While the rows are on their way.
+    ptx::wait_copies<1>();
+    __syncthreads();
+    TileColumns<C, kN> w1;
+    w1.load(first + group * kN * 8, S::kSliceStride, lane);
     if (residual) {
 #pragma unroll
         for (int j = 0; j < kLoads; ++j)
@@ -126,18 +132,15 @@ template <int C> __global__ void __launch_bounds__(kMlpRowsThreads) mlp_rows_ker
             }
         }
     }
-    ptx::wait_copies<1>();
+    ptx::wait_copies<0>();
     __syncthreads();
 
+    if constexpr (kLate > 0) fetch(first, S::kStride, late, C, Columns{}, std::integral_constant<int, kLate>{});
+    TileColumns<S::kEarly, kN2> w2;
     {
         float sum[kN][4] = {};
-        const __half* const left = rows + tile * 16 * S::kStride;
-        if constexpr (kN == 1) tile_product(left, S::kStride, first + group * 8, S::kSliceStride, C, lane, sum[0]);
-        else wide_tile_product<C>(left, S::kStride, first + group * kN * 8, S::kSliceStride, lane, sum);
-        if constexpr (kLate > 0) {
-            __syncthreads();
-            fetch(first, S::kStride, late, C, Columns{}, std::integral_constant<int, kLate>{});
-        }
+        w1.multiply_rows(rows + tile * 16 * S::kStride, S::kStride, lane, sum);
+        w2.load(second + group * kN2 * 8, S::kStride, lane);
         float v[4 * kN];
 #pragma unroll
         for (int n = 0; n < kN; ++n)
@@ -152,16 +155,17 @@ template <int C> __global__ void __launch_bounds__(kMlpRowsThreads) mlp_rows_ker
         }
     }
     ptx::cluster_arrive_relaxed();  // this block's rows may be written to, and it has begun to count
-    ptx::wait_copies<(kLate > 0 ? 1 : 0)>();
     __syncthreads();
 
     float sum[kN2][4] = {};
     const __half* const left = hidden + tile * 16 * S::kSliceStride;
-    wide_tile_product<S::kEarly>(left, S::kSliceStride, second + group * kN2 * 8, S::kStride, lane, sum);
+    w2.multiply_rows(left, S::kSliceStride, lane, sum);
     if constexpr (kLate > 0) {
         ptx::wait_copies<0>();
         __syncthreads();
-        wide_tile_product<kLate>(left + S::kEarly, S::kSliceStride, first + group * kN2 * 8, S::kStride, lane, sum);
+        TileColumns<kLate, kN2> rest;
+        rest.load(first + group * kN2 * 8, S::kStride, lane);
+        rest.multiply_rows(left + S::kEarly, S::kSliceStride, lane, sum);
     }
     ptx::cluster_wait();
 #pragma unroll

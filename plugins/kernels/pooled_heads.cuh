@@ -71,8 +71,8 @@ template <int C> __global__ void __launch_bounds__(kPooledThreads) pooled_heads_
 
     // This lane's columns of rows, and its two of the product's result.
     const int slot = lane / S::kLanes, part = lane % S::kLanes * 8, column = column0 + warp % 8 * 8 + 2 * t;
-    float scale[8], shift[8], bias[2] = {};
-    Row(*reinterpret_cast<const uint4*>(p.scale + part)).floats(scale), Row(*reinterpret_cast<const uint4*>(p.shift + part)).floats(shift);
+    float bias[2] = {};
+    const Row packed_scale(*reinterpret_cast<const uint4*>(p.scale + part)), packed_shift(*reinterpret_cast<const uint4*>(p.shift + part));
     if (column < columns) Pack<__half, 2>(*reinterpret_cast<const uint32_t*>((keys ? p.b_kv : p.b_q) + column)).floats(bias);
     // Of the pooled tokens' own product a warp has 16 columns, and this lane two pairs of them.
     const bool active = keys && warp < S::kWarps;
@@ -113,8 +113,10 @@ template <int C> __global__ void __launch_bounds__(kPooledThreads) pooled_heads_
     ptx::wait_for_previous();
 
     const __half* left = rows;  // of the last product
+    TileColumns<C, 1> own_slice;
     if (keys) {
         float sum[8] = {};
+        TileColumns<C, 2> own_pool;
         for (int from = 0; from < (window + 1) / 2; from += S::kAhead * S::kSlots) {
             if (from > 0) places(from);
             Row s[S::kAhead][1], r[S::kAhead];
@@ -125,6 +127,11 @@ template <int C> __global__ void __launch_bounds__(kPooledThreads) pooled_heads_
                     if (residual) r[j] = Row(*reinterpret_cast<const uint4*>(residual + place[j]));
                 }
             __syncwarp();
+            if (from == 0) {  // while the rows are on their way
+                ptx::wait_copies<0>();
+                __syncthreads();
+                if (active) own_pool.load(pool + warp * 16, S::kStride, lane);
+            }
             if (residual) {
 #pragma unroll
                 for (int j = 0; j < S::kAhead; ++j) add_packs(s[j][0], r[j]);
@@ -137,7 +144,8 @@ template <int C> __global__ void __launch_bounds__(kPooledThreads) pooled_heads_
                 for (int e = 0; e < 8; ++e) sum[e] += f[j][0][e];
         }
         // The two parts of a window's mean are rows 8 apart, whose products are added.
-        float mean[8];
+        float mean[8], scale[8], shift[8];
+        packed_scale.floats(scale), packed_shift.floats(shift);
 #pragma unroll
         for (int e = 0; e < 8; ++e) {
 #pragma unroll
@@ -145,12 +153,11 @@ template <int C> __global__ void __launch_bounds__(kPooledThreads) pooled_heads_
             mean[e] = fmaf(sum[e] * p.each, scale[e], part_of_window == 0 ? shift[e] : 0.f);
         }
         if (slot == 0) *reinterpret_cast<uint4*>(rows + warp * S::kStride + part) = Row::of(mean).raw;
-        ptx::wait_copies<1>();
         __syncthreads();
 
         float made[2][4] = {};
         if (active) {
-            wide_tile_product<C>(rows, S::kStride, pool + warp * 16, S::kStride, lane, made);
+            own_pool.multiply_rows(rows, S::kStride, lane, made);
             // A row's mean over the warp's columns, and squares about that: they are put together behind one barrier.
             float mean = 0, square = 0;
 #pragma unroll
@@ -168,6 +175,7 @@ template <int C> __global__ void __launch_bounds__(kPooledThreads) pooled_heads_
             square = group_sum<4>(square);
             if (t == 0) sums[g * S::kWarps + warp] = mean, squares[g * S::kWarps + warp] = square;
         }
+        if (warp < 8) own_slice.load(slice + warp * 8, kPooledSliceStride, lane);
         __syncthreads();
         __half* const normal = rows + 2 * kPooledKeyRows * S::kStride;
         if (active) {
@@ -200,11 +208,15 @@ template <int C> __global__ void __launch_bounds__(kPooledThreads) pooled_heads_
                 s[j][0] = Row(*reinterpret_cast<const uint4*>(x + place[j]));
                 if (residual) r[j] = Row(*reinterpret_cast<const uint4*>(residual + place[j]));
             }
+        ptx::wait_copies<0>();
+        __syncthreads();
+        own_slice.load(slice + warp % 8 * 8, kPooledSliceStride, lane);
         if (residual) {
 #pragma unroll
             for (int j = 0; j < kLoads; ++j) add_packs(s[j][0], r[j]);
         }
-        float f[kLoads][1][8];
+        float f[kLoads][1][8], scale[8], shift[8];
+        packed_scale.floats(scale), packed_shift.floats(shift);
         normalize_rows<C>(s, p.epsilon, f);
 #pragma unroll
         for (int j = 0; j < kLoads; ++j) {
@@ -214,18 +226,17 @@ template <int C> __global__ void __launch_bounds__(kPooledThreads) pooled_heads_
         }
         left = rows + warp / 8 * 16 * S::kStride;
     }
-    ptx::wait_copies<0>();
     __syncthreads();
     if (keys && warp >= 8) return;
 
-    float sum[4] = {};
-    tile_product(left, S::kStride, slice + warp % 8 * 8, kPooledSliceStride, C, lane, sum);
+    float sum[1][4] = {};
+    own_slice.multiply_rows(left, S::kStride, lane, sum);
     if (column >= columns) return;
     const int limit = keys ? min(p.pooled, (tile + 1) * kPooledKeyRows) : p.rows, row = tile * (keys ? kPooledKeyRows : kPooledQueryRows) + warp / 8 * 16 + g;
     __half* const out = (keys ? p.kv : p.q) + column;
 #pragma unroll
     for (int r = 0; r < 2; ++r)
-        if (row + 8 * r < limit) *reinterpret_cast<uint32_t*>(out + int64_t{row + 8 * r} * columns) = pack_halves(sum[2 * r] + bias[0], sum[2 * r + 1] + bias[1]);
+        if (row + 8 * r < limit) *reinterpret_cast<uint32_t*>(out + int64_t{row + 8 * r} * columns) = pack_halves(sum[0][2 * r] + bias[0], sum[0][2 * r + 1] + bias[1]);
 #endif
 }
 

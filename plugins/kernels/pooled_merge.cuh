@@ -149,6 +149,9 @@ template <int HEADS> __global__ void __launch_bounds__(kPooledMergeThreads) pool
     uint32_t weights[kTiles][2];
     score_weights<kTiles>(s, weights, low_sum, high_sum);
     low_sum = group_sum<4>(low_sum), high_sum = group_sum<4>(high_sum);
+    // While other warps have their softmax, and shared memory has time.
+    TileColumns<S::kInner, 1> columns;
+    columns.load(slice + head * 8, S::kSliceStride, lane);
     ptx::wait_copies<0>();
     __syncthreads();
     float o[kPooledMergeDim / 8][4] = {};
@@ -170,15 +173,15 @@ template <int HEADS> __global__ void __launch_bounds__(kPooledMergeThreads) pool
         for (int r = 0; r < 2; ++r) *reinterpret_cast<uint32_t*>(own + (g + 8 * r) * S::kStride + 8 * j + 2 * t) = pack_halves(o[j][2 * r] * factor[r], o[j][2 * r + 1] * factor[r]);
     __syncthreads();
 
-    float sum[4] = {};
-    tile_product(rows + tile * 16 * S::kStride, S::kStride, slice + head * 8, S::kSliceStride, S::kInner, lane, sum);
+    float sum[1][4] = {};
+    columns.multiply_rows(rows + tile * 16 * S::kStride, S::kStride, lane, sum);
 #pragma unroll
     for (int r = 0; r < 2; ++r)
         if (owns[r]) {
             if (more_from) add_packs(stream[r], more[r]);
             float f[2];
             stream[r].floats(f);
-            *reinterpret_cast<uint32_t*>(p.y + at + 8 * r * p.channels) = pack_halves(f[0] + (sum[2 * r] + offset[0]), f[1] + (sum[2 * r + 1] + offset[1]));
+            *reinterpret_cast<uint32_t*>(p.y + at + 8 * r * p.channels) = pack_halves(f[0] + (sum[0][2 * r] + offset[0]), f[1] + (sum[0][2 * r + 1] + offset[1]));
         }
 #endif
 }

@@ -1,4 +1,4 @@
-// Kernels over a few rows of sizes known when they are compiled: the norm of rows in registers, and a warp's tile of a product of operands in shared memory.
+// Kernels over a few rows of sizes known when they are compiled: the norm of rows in registers, and a warp's tile of a product.
 #pragma once
 
 #include "common.cuh"
@@ -49,41 +49,40 @@ template <int C, int ROWS, int PIECES> __device__ __forceinline__ void normalize
     }
 }
 
-// 16 rows by 8 columns; `depth` contracted elements, a multiple of 32.
-__device__ __forceinline__ void tile_product(const __half* rows, int stride, const __half* columns, int column_stride, int depth, int lane, float (&sum)[4]) {
-    float other[4] = {};
-#pragma unroll
-    for (int k = 0; k < depth; k += 32) {
-        uint32_t a[4], a2[4], b[2], b2[2];
-        const __half* const from = rows + lane % 16 * stride + lane / 16 * 8 + k;
-        ptx::load_matrices4(a, from), ptx::load_matrices4(a2, from + 16);
-        ptx::load_transposed4(b[0], b[1], b2[0], b2[1], columns + (k + lane) * column_stride);
-        multiply(sum, a, b), multiply(other, a2, b2);
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) sum[i] += other[i];
-}
+// A warp's right operand of DEPTH contracted elements and N times 8 columns. It is of constants, so that it may be fetched while rows are on their way: shared memory
+// gives a warp's tile no faster than the tensor cores take it.
+template <int DEPTH, int N> struct TileColumns {
+    static_assert(DEPTH % 32 == 0 && (N == 1 || N % 2 == 0));
+    uint32_t b[DEPTH / 16][N][2];
 
-// 16 rows by 16 columns a pair of `sum`, DEPTH contracted elements.
-template <int DEPTH, int N> __device__ __forceinline__ void wide_tile_product(const __half* rows, int stride, const __half* columns, int column_stride, int lane, float (&sum)[N][4]) {
-    static_assert(DEPTH % 32 == 0 && N % 2 == 0);
-    float other[N][4] = {};
+    __device__ __forceinline__ void load(const __half* columns, int stride, int lane) {
+        if constexpr (N == 1) {
 #pragma unroll
-    for (int k = 0; k < DEPTH; k += 16) {
-        float(&to)[N][4] = k % 32 ? other : sum;
-        uint32_t a[4];
-        ptx::load_matrices4(a, rows + lane % 16 * stride + lane / 16 * 8 + k);
+            for (int k = 0; k < DEPTH / 16; k += 2) ptx::load_transposed4(b[k][0][0], b[k][0][1], b[k + 1][0][0], b[k + 1][0][1], columns + (k * 16 + lane) * stride);
+        } else {
 #pragma unroll
-        for (int n = 0; n < N; n += 2) {
-            uint32_t b[2][2];
-            ptx::load_transposed4(b[0][0], b[0][1], b[1][0], b[1][1], columns + (k + lane % 16) * column_stride + n * 8 + lane / 16 * 8);
-            multiply(to[n], a, b[0]), multiply(to[n + 1], a, b[1]);
+            for (int k = 0; k < DEPTH / 16; ++k)
+#pragma unroll
+                for (int n = 0; n < N; n += 2) ptx::load_transposed4(b[k][n][0], b[k][n][1], b[k][n + 1][0], b[k][n + 1][1], columns + (k * 16 + lane % 16) * stride + n * 8 + lane / 16 * 8);
         }
     }
+    // sum += 16 rows times these.
+    __device__ __forceinline__ void multiply_rows(const __half* rows, int stride, int lane, float (&sum)[N][4]) const {
+        float other[N][4] = {};
+        const __half* const from = rows + lane % 16 * stride + lane / 16 * 8;
 #pragma unroll
-    for (int n = 0; n < N; ++n)
+        for (int k = 0; k < DEPTH / 16; ++k) {
+            float(&to)[N][4] = k % 2 ? other : sum;
+            uint32_t a[4];
+            ptx::load_matrices4(a, from + k * 16);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) sum[n][i] += other[n][i];
-}
+            for (int n = 0; n < N; ++n) multiply(to[n], a, b[k][n]);
+        }
+#pragma unroll
+        for (int n = 0; n < N; ++n)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) sum[n][i] += other[n][i];
+    }
+};
 
 }  // namespace trt_opt
