@@ -57,14 +57,17 @@ GemmPlan last_plan(const PooledAttnBlockProblem& q, const Plan& plan) {
     return pair.first.tile >= 0 && pair.second.tile >= 0 ? pair.second : block_gemm_best(last_product(q, plan));
 }
 
-template <int C> cudaError_t heads_of(const PooledHeads& p, int64_t blocks, cudaStream_t stream) {
-    return launch_ahead(pooled_heads_kernel<C>, static_cast<uint32_t>(blocks), kPooledThreads, PooledShape<C>::kBytes, stream, 1, p);
+template <int C, bool SHARED> cudaError_t heads_of(const PooledHeads& p, int64_t blocks, cudaStream_t stream) {
+    using S = PooledShape<C, SHARED>;
+    return launch_ahead(pooled_heads_kernel<C, SHARED>, static_cast<uint32_t>((blocks + S::kCluster - 1) / S::kCluster * S::kCluster), kPooledThreads, S::kBytes, stream, S::kCluster, p);
 }
 
 int64_t key_blocks(const Plan& plan) { return (plan.pooled + kPooledKeyRows - 1) / kPooledKeyRows * ((2 * plan.inner + kPooledSlice - 1) / kPooledSlice); }
 int64_t query_blocks(const Plan& plan) { return (plan.rows + kPooledQueryRows - 1) / kPooledQueryRows * ((plan.inner + kPooledSlice - 1) / kPooledSlice); }
 
-int shared_of(int32_t channels) { return channels == 64 ? PooledShape<64>::kBytes : channels == 128 ? PooledShape<128>::kBytes : channels == 256 ? PooledShape<256>::kBytes : INT32_MAX; }
+// Wpool is shared out where a cluster's blocks have all columns of keys and values, too.
+bool pool_shared(const PooledAttnBlockProblem& q, const Plan& plan) { return q.channels == 256 && plan.inner == 256; }
+int shared_of(int32_t channels) { return channels == 64 ? PooledShape<64, false>::kBytes : channels == 128 ? PooledShape<128, false>::kBytes : channels == 256 ? PooledShape<256, false>::kBytes : INT32_MAX; }
 
 // More blocks than two a multiprocessor fetch weights too often to be worth it: an estimate.
 bool heads_fit(const PooledAttnBlockProblem& q, const Plan& plan) {
@@ -85,7 +88,8 @@ cudaError_t heads(const PooledAttnBlockProblem& q, const Plan& plan, cudaStream_
     p.key_blocks = static_cast<int>(key_blocks(plan)), p.key_slices = (2 * plan.inner + kPooledSlice - 1) / kPooledSlice, p.query_slices = (plan.inner + kPooledSlice - 1) / kPooledSlice;
     p.by_image = FastDiv(static_cast<uint32_t>(q.pooled())), p.by_across = FastDiv(static_cast<uint32_t>(q.grid_w / q.pool_w)), p.by_pool_w = FastDiv(static_cast<uint32_t>(q.pool_w));
     const int64_t blocks = key_blocks(plan) + query_blocks(plan);
-    return q.channels == 64 ? heads_of<64>(p, blocks, stream) : q.channels == 128 ? heads_of<128>(p, blocks, stream) : heads_of<256>(p, blocks, stream);
+    if (pool_shared(q, plan)) return heads_of<256, true>(p, blocks, stream);
+    return q.channels == 64 ? heads_of<64, false>(p, blocks, stream) : q.channels == 128 ? heads_of<128, false>(p, blocks, stream) : heads_of<256, false>(p, blocks, stream);
 }
 
 // Calls f(shape, kernel) with the instance for so many heads, 2, 4 or 8.

@@ -1,8 +1,8 @@
 // Queries, and keys and values of pooled tokens, as one kernel: what a block with pooled keys needs before its attention.
 //
 // A block of the first kind has 8 pooled tokens and 64 columns of keys and values: it normalizes and averages the tokens of its windows, multiplies by all of
-// Wpool, normalizes again and multiplies by its slice of Wkv. What is before the slice is done anew for each, which costs less than a kernel or a cluster's
-// exchange would. One of the second kind has 32 tokens and 64 columns of queries. Weights are constants, so they are on their way before the wait for the
+// Wpool, normalizes again and multiplies by its slice of Wkv. What is before the slice is done anew for each. Of 256 channels, where Wpool is large, the blocks of a
+// cluster, which have the same pooled tokens, share out its columns instead and send each other what they make (SHARED). One of the second kind has 32 tokens and 64 columns of queries. Weights are constants, so they are on their way before the wait for the
 // kernel ahead.
 #pragma once
 
@@ -34,32 +34,47 @@ struct PooledHeads {
 
 constexpr int kPooledThreads = 512, kPooledKeyRows = 8, kPooledQueryRows = 32, kPooledSlice = 64, kPooledSliceStride = kPooledSlice + 8;
 
-template <int C> struct PooledShape {
+template <int C, bool SHARED> struct PooledShape {
     static_assert(C == 64 || C == 128 || C == 256);
     static constexpr int kStride = C + 8;            // of rows in shared memory: their pieces of 16 bytes fall on different banks
     static constexpr int kLanes = C / 8;             // of a row: 16 bytes each
     static constexpr int kSlots = 32 / kLanes;       // rows that a warp has at once
     static constexpr int kAhead = C == 256 ? 2 : 4;  // of these under way at once
     static constexpr int kWarps = C / 16;            // that share the columns of Wpool
-    static constexpr int kSliceHalves = C * kPooledSliceStride, kRowHalves = kPooledQueryRows * kStride, kPoolHalves = C * kStride;
-    static constexpr int kBytes = (kSliceHalves + kRowHalves + kPoolHalves) * 2 + 2 * kPooledKeyRows * kWarps * 4;
+    static constexpr int kCluster = SHARED ? C / 32 : 1, kPoolColumns = C / kCluster, kPoolStride = kPoolColumns + 8;
+    // SHARED: sums of kParts parts of the contracted index, [kParts][kPooledKeyRows][kPartStride], then what the cluster made, [kPooledKeyRows][C], and what counts it.
+    static constexpr int kParts = 8, kPartStride = kPoolColumns + 4, kPartFloats = kParts * kPooledKeyRows * kPartStride;
+    static constexpr int kFloats = SHARED ? kPartFloats + kPooledKeyRows * C + 4 : 2 * kPooledKeyRows * kWarps;
+    static constexpr int kSliceHalves = C * kPooledSliceStride, kRowHalves = kPooledQueryRows * kStride, kPoolHalves = C * kPoolStride;
+    static constexpr int kBytes = (kSliceHalves + kRowHalves + kPoolHalves) * 2 + kFloats * 4;
 };
 
-template <int C> __global__ void __launch_bounds__(kPooledThreads) pooled_heads_kernel(const __grid_constant__ PooledHeads p) {
+template <int C, bool SHARED> __global__ void __launch_bounds__(kPooledThreads) pooled_heads_kernel(const __grid_constant__ PooledHeads p) {
 #if __CUDA_ARCH__ >= 900
-    using S = PooledShape<C>;
+    using S = PooledShape<C, SHARED>;
     using Row = Pack<__half, 8>;
     extern __shared__ __align__(16) unsigned char pooled_shared[];
     __half *const slice = reinterpret_cast<__half*>(pooled_shared), *const rows = slice + S::kSliceHalves, *const pool = rows + S::kRowHalves;
-    float *const sums = reinterpret_cast<float*>(pool + S::kPoolHalves), *const squares = sums + kPooledKeyRows * S::kWarps;
+    float* const sums = reinterpret_cast<float*>(pool + S::kPoolHalves);
+    [[maybe_unused]] float *const squares = sums + kPooledKeyRows * S::kWarps, *const received = sums + S::kPartFloats, *const counter = received + kPooledKeyRows * C;
     ptx::let_next_start();
     const int tid = static_cast<int>(threadIdx.x), warp = tid / 32, lane = tid % 32, g = lane / 4, t = lane % 4;
     const bool keys = static_cast<int>(blockIdx.x) < p.key_blocks;
     const int index = static_cast<int>(blockIdx.x) - (keys ? 0 : p.key_blocks), slices = keys ? p.key_slices : p.query_slices, tile = index / slices;
     const int columns = keys ? 2 * p.inner : p.inner, column0 = index % slices * kPooledSlice;
 
+    const int rank = index % slices;
+    if constexpr (SHARED) {
+        if (keys) {
+            if (tid == 0) ptx::expect_bytes(counter, kPooledKeyRows * C * 4);
+            ptx::cluster_arrive_relaxed();  // nothing is sent before all blocks have begun
+        } else if (tile * kPooledQueryRows >= p.rows) {
+            return;  // fills a cluster
+        }
+    }
+    constexpr int kPoolPieces = S::kPoolColumns / 8, kPoolBegin = SHARED ? S::kPoolColumns : 0;
     if (keys)
-        for (int i = tid; i < C * S::kLanes; i += kPooledThreads) ptx::copy16(pool + i / S::kLanes * S::kStride + i % S::kLanes * 8, p.w_pool + i * 8, true);
+        for (int i = tid; i < C * kPoolPieces; i += kPooledThreads) ptx::copy16(pool + i / kPoolPieces * S::kPoolStride + i % kPoolPieces * 8, p.w_pool + i / kPoolPieces * C + rank * kPoolBegin + i % kPoolPieces * 8, true);
     ptx::commit_copies();
     const __half* const w = keys ? p.w_kv : p.w_q;
     for (int i = tid; i < C * (kPooledSlice / 8); i += kPooledThreads) {
@@ -75,10 +90,18 @@ template <int C> __global__ void __launch_bounds__(kPooledThreads) pooled_heads_
     const Row packed_scale(*reinterpret_cast<const uint4*>(p.scale + part)), packed_shift(*reinterpret_cast<const uint4*>(p.shift + part));
     if (column < columns) Pack<__half, 2>(*reinterpret_cast<const uint32_t*>((keys ? p.b_kv : p.b_q) + column)).floats(bias);
     // Of the pooled tokens' own product a warp has 16 columns, and this lane two pairs of them.
-    const bool active = keys && warp < S::kWarps;
-    const int own = warp * 16 + 2 * t;
-    uint32_t pool_offset[2], pool_by[2], pool_plus[2];
-    if (active) {
+    [[maybe_unused]] const bool active = keys && warp < S::kWarps;
+    [[maybe_unused]] const int own = warp * 16 + 2 * t;
+    [[maybe_unused]] uint32_t pool_offset[2], pool_by[2], pool_plus[2];
+    // Where it is shared, four columns of a row of what this block makes, and then what this lane has of a row.
+    [[maybe_unused]] uint2 shared_offset{};
+    [[maybe_unused]] Row row_by, row_plus;
+    if constexpr (SHARED) {
+        if (keys) {
+            shared_offset = *reinterpret_cast<const uint2*>(p.b_pool + rank * S::kPoolColumns + tid % 8 * 4);
+            row_by.raw = *reinterpret_cast<const uint4*>(p.pool_scale + part), row_plus.raw = *reinterpret_cast<const uint4*>(p.pool_shift + part);
+        }
+    } else if (active) {
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
             auto pair = [&](const __half* from) { return *reinterpret_cast<const uint32_t*>(from + own + 8 * n); };
@@ -116,7 +139,8 @@ template <int C> __global__ void __launch_bounds__(kPooledThreads) pooled_heads_
     TileColumns<C, 1> own_slice;
     if (keys) {
         float sum[8] = {};
-        TileColumns<C, 2> own_pool;
+        // All of Wpool's rows; or those of a part of the contracted index, where warps share out a few columns.
+        TileColumns<SHARED ? C / S::kParts : C, 2> own_pool;
         for (int from = 0; from < (window + 1) / 2; from += S::kAhead * S::kSlots) {
             if (from > 0) places(from);
             Row s[S::kAhead][1], r[S::kAhead];
@@ -130,7 +154,8 @@ template <int C> __global__ void __launch_bounds__(kPooledThreads) pooled_heads_
             if (from == 0) {  // while the rows are on their way
                 ptx::wait_copies<0>();
                 __syncthreads();
-                if (active) own_pool.load(pool + warp * 16, S::kStride, lane);
+                if constexpr (SHARED) own_pool.load(pool + warp / 2 * (C / S::kParts) * S::kPoolStride + warp % 2 * 16, S::kPoolStride, lane);
+                else if (active) own_pool.load(pool + warp * 16, S::kPoolStride, lane);
             }
             if (residual) {
 #pragma unroll
@@ -155,46 +180,79 @@ template <int C> __global__ void __launch_bounds__(kPooledThreads) pooled_heads_
         if (slot == 0) *reinterpret_cast<uint4*>(rows + warp * S::kStride + part) = Row::of(mean).raw;
         __syncthreads();
 
-        float made[2][4] = {};
-        if (active) {
-            own_pool.multiply_rows(rows, S::kStride, lane, made);
-            // A row's mean over the warp's columns, and squares about that: they are put together behind one barrier.
-            float mean = 0, square = 0;
-#pragma unroll
-            for (int n = 0; n < 2; ++n) {
-                float offset[2];
-                Pack<__half, 2>(pool_offset[n]).floats(offset);
-#pragma unroll
-                for (int e = 0; e < 2; ++e) mean += made[n][e] = (made[n][e] + made[n][2 + e]) + offset[e];
-            }
-            mean = group_sum<4>(mean) * (1.f / 16);
-#pragma unroll
-            for (int n = 0; n < 2; ++n)
-#pragma unroll
-                for (int e = 0; e < 2; ++e) square = fmaf(made[n][e] - mean, made[n][e] - mean, square);
-            square = group_sum<4>(square);
-            if (t == 0) sums[g * S::kWarps + warp] = mean, squares[g * S::kWarps + warp] = square;
-        }
-        if (warp < 8) own_slice.load(slice + warp * 8, kPooledSliceStride, lane);
-        __syncthreads();
         __half* const normal = rows + 2 * kPooledKeyRows * S::kStride;
-        if (active) {
-            float means[S::kWarps], mean = 0, square = 0, between = 0;
+        float made[2][4] = {};
+        if constexpr (SHARED) {
+            own_pool.multiply_rows(rows + warp / 2 * (C / S::kParts), S::kStride, lane, made);
+            float* const to = sums + (warp / 2 * kPooledKeyRows + g) * S::kPartStride + warp % 2 * 16 + 2 * t;
 #pragma unroll
-            for (int i = 0; i < S::kWarps; i += 4) {
-                const float4 four = *reinterpret_cast<const float4*>(sums + g * S::kWarps + i), spread = *reinterpret_cast<const float4*>(squares + g * S::kWarps + i);
-                means[i] = four.x, means[i + 1] = four.y, means[i + 2] = four.z, means[i + 3] = four.w;
-                mean += (four.x + four.y) + (four.z + four.w), square += (spread.x + spread.y) + (spread.z + spread.w);
+            for (int n = 0; n < 2; ++n) *reinterpret_cast<float2*>(to + 8 * n) = make_float2(made[n][0] + made[n][2], made[n][1] + made[n][3]);
+            if (warp < 8) own_slice.load(slice + warp * 8, kPooledSliceStride, lane);
+            __syncthreads();
+            // Each thread has four columns of a row for one of the blocks.
+            static_assert(S::kPoolColumns == 32 && S::kCluster * kPooledKeyRows * 8 == kPooledThreads);
+            const int row = tid % 64 / 8, from = tid % 8 * 4;
+            float f[4];
+            Pack<__half, 4>(shared_offset).floats(f);
+#pragma unroll
+            for (int i = 0; i < S::kParts; ++i) {
+                const float4 v = *reinterpret_cast<const float4*>(sums + (i * kPooledKeyRows + row) * S::kPartStride + from);
+                f[0] += v.x, f[1] += v.y, f[2] += v.z, f[3] += v.w;
             }
-            mean *= 1.f / S::kWarps;
+            ptx::cluster_wait();
+            const auto owner = static_cast<uint32_t>(tid / 64);
+            ptx::store_counted(ptx::remote(ptx::shared_address(received + row * C + rank * S::kPoolColumns + from), owner), uint4{__float_as_uint(f[0]), __float_as_uint(f[1]), __float_as_uint(f[2]), __float_as_uint(f[3])},
+                               ptx::remote(ptx::shared_address(counter), owner));
+            ptx::wait_bytes(counter);
+            if (warp < kPooledKeyRows) {
+                const float4 low = *reinterpret_cast<const float4*>(received + warp * C + part), high = *reinterpret_cast<const float4*>(received + warp * C + part + 4);
+                float v[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}, by[8], plus[8];
+                normalize_floats<C>(v, p.pool_epsilon);
+                row_by.floats(by), row_plus.floats(plus);
 #pragma unroll
-            for (int i = 0; i < S::kWarps; ++i) between = fmaf(means[i] - mean, means[i] - mean, between);
-            const float factor = rsqrtf(fmaf(between, 16, square) * (1.f / C) + p.pool_epsilon);
+                for (int e = 0; e < 8; ++e) v[e] = fmaf(v[e], by[e], plus[e]);
+                *reinterpret_cast<uint4*>(normal + warp * S::kStride + part) = Row::of(v).raw;
+            }
+        } else {
+            if (active) {
+                own_pool.multiply_rows(rows, S::kStride, lane, made);
+                // A row's mean over the warp's columns, and squares about that: they are put together behind one barrier.
+                float mean = 0, square = 0;
 #pragma unroll
-            for (int n = 0; n < 2; ++n) {
-                float by[2], plus[2];
-                Pack<__half, 2>(pool_by[n]).floats(by), Pack<__half, 2>(pool_plus[n]).floats(plus);
-                *reinterpret_cast<uint32_t*>(normal + g * S::kStride + own + 8 * n) = pack_halves(fmaf((made[n][0] - mean) * factor, by[0], plus[0]), fmaf((made[n][1] - mean) * factor, by[1], plus[1]));
+                for (int n = 0; n < 2; ++n) {
+                    float offset[2];
+                    Pack<__half, 2>(pool_offset[n]).floats(offset);
+#pragma unroll
+                    for (int e = 0; e < 2; ++e) mean += made[n][e] = (made[n][e] + made[n][2 + e]) + offset[e];
+                }
+                mean = group_sum<4>(mean) * (1.f / 16);
+#pragma unroll
+                for (int n = 0; n < 2; ++n)
+#pragma unroll
+                    for (int e = 0; e < 2; ++e) square = fmaf(made[n][e] - mean, made[n][e] - mean, square);
+                square = group_sum<4>(square);
+                if (t == 0) sums[g * S::kWarps + warp] = mean, squares[g * S::kWarps + warp] = square;
+            }
+            if (warp < 8) own_slice.load(slice + warp * 8, kPooledSliceStride, lane);
+            __syncthreads();
+            if (active) {
+                float means[S::kWarps], mean = 0, square = 0, between = 0;
+#pragma unroll
+                for (int i = 0; i < S::kWarps; i += 4) {
+                    const float4 four = *reinterpret_cast<const float4*>(sums + g * S::kWarps + i), spread = *reinterpret_cast<const float4*>(squares + g * S::kWarps + i);
+                    means[i] = four.x, means[i + 1] = four.y, means[i + 2] = four.z, means[i + 3] = four.w;
+                    mean += (four.x + four.y) + (four.z + four.w), square += (spread.x + spread.y) + (spread.z + spread.w);
+                }
+                mean *= 1.f / S::kWarps;
+#pragma unroll
+                for (int i = 0; i < S::kWarps; ++i) between = fmaf(means[i] - mean, means[i] - mean, between);
+                const float factor = rsqrtf(fmaf(between, 16, square) * (1.f / C) + p.pool_epsilon);
+#pragma unroll
+                for (int n = 0; n < 2; ++n) {
+                    float by[2], plus[2];
+                    Pack<__half, 2>(pool_by[n]).floats(by), Pack<__half, 2>(pool_plus[n]).floats(plus);
+                    *reinterpret_cast<uint32_t*>(normal + g * S::kStride + own + 8 * n) = pack_halves(fmaf((made[n][0] - mean) * factor, by[0], plus[0]), fmaf((made[n][1] - mean) * factor, by[1], plus[1]));
+                }
             }
         }
         left = normal;

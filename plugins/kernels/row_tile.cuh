@@ -49,6 +49,17 @@ template <int C, int ROWS, int PIECES> __device__ __forceinline__ void normalize
     }
 }
 
+// The same of one row that is in fp32, 8 elements a lane of C / 8.
+template <int C> __device__ __forceinline__ void normalize_floats(float (&f)[8], float epsilon) {
+    const float mean = group_sum<C / 8>(((f[0] + f[1]) + (f[2] + f[3])) + ((f[4] + f[5]) + (f[6] + f[7]))) * (1.f / C);
+    float square = 0;
+#pragma unroll
+    for (int e = 0; e < 8; ++e) f[e] -= mean, square = fmaf(f[e], f[e], square);
+    const float factor = rsqrtf(fmaf(group_sum<C / 8>(square), 1.f / C, epsilon));
+#pragma unroll
+    for (int e = 0; e < 8; ++e) f[e] *= factor;
+}
+
 // A warp's right operand of DEPTH contracted elements and N times 8 columns. It is of constants, so that it may be fetched while rows are on their way: shared memory
 // gives a warp's tile no faster than the tensor cores take it.
 template <int DEPTH, int N> struct TileColumns {
