@@ -1,4 +1,4 @@
-// Chooses between one kernel, one of clusters for a few rows, two, and for many rows a norm with two wide products or a wide kernel of all, for an MLP block and how the one is cut up, and sums
+// Chooses between one kernel, ones of clusters for a few rows, two, and for many rows a norm with two wide products or a wide kernel of all, for an MLP block and how the one is cut up, and sums
 // what its groups of blocks give. Without a norm there are two kernels, of few rows or wide, or the wide one.
 #include <algorithm>
 #include <cmath>
@@ -9,6 +9,7 @@
 #include "mlp_block_launch.cuh"
 #include "mlp_chain.h"
 #include "mlp_cluster.h"
+#include "mlp_rows.h"
 #include "wide_blocks.h"
 #include "wide_mlp.h"
 
@@ -176,6 +177,7 @@ std::vector<int32_t> candidates(const MlpBlockProblem& q, size_t most) {
     const std::vector<Plan> one = plans(q);
     const std::vector<GemmPair> two = mlp_chain_plans(q);
     const std::vector<MlpClusterPlan> clusters = mlp_cluster_plans(q);
+    const std::vector<MlpRowsPlan> rows = mlp_rows_plans(q);
     float others = std::numeric_limits<float>::infinity();
     if (!one.empty()) others = one.front().cost;
     if (!two.empty()) others = std::min(others, two.front().cost);
@@ -189,6 +191,7 @@ std::vector<int32_t> candidates(const MlpBlockProblem& q, size_t most) {
     const std::vector<WideMlpPlan> kernel = wide_mlp_plans(q);
     const bool before = !kernel.empty() && (wide.empty() || kernel.front().cost <= wide.front().cost);
     for (bool first : {true, false}) {
+        add(rows, first);
         add(clusters, first);
         if (before) add(kernel, first);
         add(wide, first);
@@ -234,6 +237,7 @@ cudaError_t mlp_block(const MlpBlockProblem& q, void* workspace, cudaStream_t st
     if (!mlp_block_tactic_valid(q, tactic)) tactic = best_tactic(q);
     if (tactic == 0) return mlp_plain_f16(q, stream);
     if (GemmPair::is_id(tactic)) return workspace && aligned_to(16, workspace) ? mlp_chain(q, GemmPair::of(tactic), workspace, stream) : cudaErrorInvalidValue;
+    if (MlpRowsPlan::is_id(tactic)) return mlp_rows(q, stream);
     if (MlpClusterPlan::is_id(tactic)) return mlp_cluster(q, MlpClusterPlan::of(tactic), stream);
     if (WideMlpPlan::is_id(tactic)) return wide_mlp(q, WideMlpPlan::of(tactic), stream);
     if (WidePair::is_id(tactic)) return workspace && aligned_to(16, workspace) ? mlp_wide(q, WidePair::of(tactic), workspace, stream) : cudaErrorInvalidValue;
@@ -260,7 +264,7 @@ std::vector<int32_t> mlp_block_tactics(const MlpBlockProblem& q) {
     std::vector<int32_t> tactics = candidates(q, kWorthTiming);
     // Among kernels of other layers the one kernel takes half as long again as behind itself, which is how tactics are timed.
     if (std::any_of(tactics.begin(), tactics.end(), GemmPair::is_id))
-        tactics.erase(std::remove_if(tactics.begin(), tactics.end(), [](int32_t id) { return !MlpClusterPlan::is_id(id) && !GemmPair::is_id(id) && !WidePair::is_id(id) && !WideMlpPlan::is_id(id); }), tactics.end());
+        tactics.erase(std::remove_if(tactics.begin(), tactics.end(), [](int32_t id) { return !MlpRowsPlan::is_id(id) && !MlpClusterPlan::is_id(id) && !GemmPair::is_id(id) && !WidePair::is_id(id) && !WideMlpPlan::is_id(id); }), tactics.end());
     return tactics;
 }
 
@@ -268,6 +272,7 @@ bool mlp_block_tactic_valid(const MlpBlockProblem& q, int32_t tactic) {
     if (GemmPair::is_id(tactic)) return valid(q) && tiled(q) && q.rows > 0 && mlp_chain_valid(GemmPair::of(tactic), q);
     if (WideMlpPlan::is_id(tactic)) return valid(q) && tiled(q) && wide_mlp_valid(WideMlpPlan::of(tactic), q);
     if (WidePair::is_id(tactic)) return valid(q) && tiled(q) && mlp_wide_valid(WidePair::of(tactic), q);
+    if (MlpRowsPlan::is_id(tactic)) return tactic == MlpRowsPlan{}.id() && valid(q) && tiled(q) && mlp_rows_valid(q);
     if (MlpClusterPlan::is_id(tactic)) return valid(q) && tiled(q) && mlp_cluster_valid(MlpClusterPlan::of(tactic), q);
     return tactic > 0 && valid(q) && tiled(q) && sizes_fit(Plan::of(tactic), q, device()) && runs(Plan::of(tactic), q);
 }

@@ -7,6 +7,7 @@
 #include "kernels.h"
 #include "launch.cuh"
 #include "pooled_heads.cuh"
+#include "pooled_merge.cuh"
 
 namespace trt_opt {
 namespace {
@@ -56,14 +57,17 @@ GemmPlan last_plan(const PooledAttnBlockProblem& q, const Plan& plan) {
     return pair.first.tile >= 0 && pair.second.tile >= 0 ? pair.second : block_gemm_best(last_product(q, plan));
 }
 
-template <int C> cudaError_t heads_of(const PooledHeads& p, int64_t blocks, cudaStream_t stream) {
-    return launch_ahead(pooled_heads_kernel<C>, static_cast<uint32_t>(blocks), kPooledThreads, PooledShape<C>::kBytes, stream, 1, p);
+template <int C, bool SHARED> cudaError_t heads_of(const PooledHeads& p, int64_t blocks, cudaStream_t stream) {
+    using S = PooledShape<C, SHARED>;
+    return launch_ahead(pooled_heads_kernel<C, SHARED>, static_cast<uint32_t>((blocks + S::kCluster - 1) / S::kCluster * S::kCluster), kPooledThreads, S::kBytes, stream, S::kCluster, p);
 }
 
 int64_t key_blocks(const Plan& plan) { return (plan.pooled + kPooledKeyRows - 1) / kPooledKeyRows * ((2 * plan.inner + kPooledSlice - 1) / kPooledSlice); }
 int64_t query_blocks(const Plan& plan) { return (plan.rows + kPooledQueryRows - 1) / kPooledQueryRows * ((plan.inner + kPooledSlice - 1) / kPooledSlice); }
 
-int shared_of(int32_t channels) { return channels == 64 ? PooledShape<64>::kBytes : channels == 128 ? PooledShape<128>::kBytes : channels == 256 ? PooledShape<256>::kBytes : INT32_MAX; }
+// Wpool is shared out where a cluster's blocks have all columns of keys and values, too.
+bool pool_shared(const PooledAttnBlockProblem& q, const Plan& plan) { return q.channels == 256 && plan.inner == 256; }
+int shared_of(int32_t channels) { return channels == 64 ? PooledShape<64, false>::kBytes : channels == 128 ? PooledShape<128, false>::kBytes : channels == 256 ? PooledShape<256, false>::kBytes : INT32_MAX; }
 
 // More blocks than two a multiprocessor fetch weights too often to be worth it: an estimate.
 bool heads_fit(const PooledAttnBlockProblem& q, const Plan& plan) {
@@ -80,11 +84,46 @@ cudaError_t heads(const PooledAttnBlockProblem& q, const Plan& plan, cudaStream_
     p.w_kv = in(q.w_kv), p.b_kv = in(q.b_kv), p.q = work + plan.q, p.kv = work + plan.kv;
     p.next = static_cast<const unsigned char*>(q.w_proj), p.next_lines = plan.inner * q.channels * 2 / 128;
     p.rows = static_cast<int>(plan.rows), p.pooled = static_cast<int>(plan.pooled), p.inner = plan.inner;
-    p.tokens = static_cast<int>(q.tokens()), p.width = q.grid_w, p.pool_h = q.pool_h, p.pool_w = q.pool_w, p.epsilon = q.epsilon, p.pool_epsilon = q.pool_epsilon;
+    p.tokens = static_cast<int>(q.tokens()), p.width = q.grid_w, p.pool_h = q.pool_h, p.pool_w = q.pool_w, p.epsilon = q.epsilon, p.pool_epsilon = q.pool_epsilon, p.each = 1.f / static_cast<float>(q.pool_h * q.pool_w);
     p.key_blocks = static_cast<int>(key_blocks(plan)), p.key_slices = (2 * plan.inner + kPooledSlice - 1) / kPooledSlice, p.query_slices = (plan.inner + kPooledSlice - 1) / kPooledSlice;
     p.by_image = FastDiv(static_cast<uint32_t>(q.pooled())), p.by_across = FastDiv(static_cast<uint32_t>(q.grid_w / q.pool_w)), p.by_pool_w = FastDiv(static_cast<uint32_t>(q.pool_w));
     const int64_t blocks = key_blocks(plan) + query_blocks(plan);
-    return q.channels == 64 ? heads_of<64>(p, blocks, stream) : q.channels == 128 ? heads_of<128>(p, blocks, stream) : heads_of<256>(p, blocks, stream);
+    if (pool_shared(q, plan)) return heads_of<256, true>(p, blocks, stream);
+    return q.channels == 64 ? heads_of<64, false>(p, blocks, stream) : q.channels == 128 ? heads_of<128, false>(p, blocks, stream) : heads_of<256, false>(p, blocks, stream);
+}
+
+// Calls f(shape, kernel) with the instance for so many heads, 2, 4 or 8.
+template <class F> auto with_merge(int32_t heads, F&& f) {
+    return heads == 2 ? f(PooledMergeShape<2>{}, pooled_merge_kernel<2>) : heads == 4 ? f(PooledMergeShape<4>{}, pooled_merge_kernel<4>) : f(PooledMergeShape<8>{}, pooled_merge_kernel<8>);
+}
+struct MergeBlocks {
+    int64_t rows, slices;  // blocks of rows of an image, slices of columns
+
+    explicit MergeBlocks(const PooledAttnBlockProblem& q) {
+        with_merge(q.attention.heads, [&](auto shape, auto) { return rows = (q.tokens() + shape.kRows - 1) / shape.kRows, slices = (q.channels + shape.kColumns - 1) / shape.kColumns; });
+    }
+};
+bool merge_fits(const PooledAttnBlockProblem& q) {
+    const AttentionProblem& a = q.attention;
+    if ((a.heads != 2 && a.heads != 4 && a.heads != 8) || a.dim != kPooledMergeDim || q.pooled() % 8 != 0 || q.pooled() > kPooledMergeKeys) return false;
+    if (a.bias_kind == AttentionBias::kDense && (a.bias_period < 1 || (a.bias_heads != 1 && a.bias_heads != a.heads) || !aligned_to(16, a.bias))) return false;
+    const MergeBlocks blocks(q);
+    return with_merge(a.heads, [](auto shape, auto) { return shape.kBytes; }) <= device().shared && q.images * blocks.rows * blocks.slices <= 2 * int64_t{device().multiprocessors};
+}
+
+cudaError_t merge(const PooledAttnBlockProblem& q, const Plan& plan, cudaStream_t stream) {
+    auto in = [](const void* p) { return static_cast<const __half*>(p); };
+    const auto* const work = static_cast<const __half*>(q.workspace);
+    const AttentionProblem& a = q.attention;
+    PooledMerge p;
+    p.q = work + plan.q, p.kv = work + plan.kv, p.bias = a.bias_kind == AttentionBias::kDense ? in(a.bias) : nullptr;
+    p.w = in(q.w_proj), p.offset = in(q.b_proj), p.x = in(q.x), p.residual = in(q.residual), p.y = static_cast<__half*>(q.y);
+    p.tokens = static_cast<int>(q.tokens()), p.keys = static_cast<int>(q.pooled()), p.channels = q.channels, p.bias_heads = a.bias_heads, p.scale = a.scale * kLog2e;
+    const MergeBlocks blocks(q);
+    p.by_slices = FastDiv(static_cast<uint32_t>(blocks.slices)), p.by_row_blocks = FastDiv(static_cast<uint32_t>(blocks.rows));
+    if (p.bias) p.by_period = FastDiv(static_cast<uint32_t>(std::min<int64_t>(a.bias_period, INT32_MAX)));
+    const auto all = static_cast<uint32_t>(q.images * blocks.rows * blocks.slices);
+    return with_merge(a.heads, [&](auto shape, auto kernel) { return launch_ahead(kernel, all, kPooledMergeThreads, shape.kBytes, stream, 1, p); });
 }
 
 template <class T> struct MeansProblem {
@@ -136,6 +175,7 @@ template <class T> cudaError_t run(const PooledAttnBlockProblem& q, cudaStream_t
     bool summed = false;  // x + residual waits in y
     if (tensor_cores && heads_fit(q, plan)) {
         if (const cudaError_t status = heads(q, plan, stream); status != cudaSuccess) return status;
+        if (merge_fits(q)) return merge(q, plan, stream);
     } else {
         auto linear = [&](const T* a, const void* w, const void* b, int64_t rows, int k, int n, T* out) {
             const BlockGemmProblem g = product(rows, k, n, a, w, b, out);

@@ -965,6 +965,41 @@ def bench_stage(lib, stage, rounds):
     return {"op": "stage", "stage": stage + 1, "us": times, "failed": failed}
 
 
+def bench_pooled_stage(lib, side, pool, channels, heads, rounds):
+    """Attention with pooled keys and MLP by turns, as in a stage of PyramidTNT-S at batch 1, with the MLP's tactics."""
+    rows, keys, c = side * side, (side // pool) ** 2, channels
+    sets, order = rotation(2 * (13 * c * c + heads * rows * keys))
+    workspace = torch.empty(256 << 20, device="cuda", dtype=torch.uint8)
+    attn, mlp = [], []
+    for _ in range(sets):
+        p = linears(("q", (c, c)), ("pool", (c, c)), ("kv", (c, 2 * c)), ("proj", (c, c)), ("1", (c, 4 * c)), ("2", (4 * c, c)))
+        names = ("b_q", "b_pool", "b_kv", "b_proj")
+        vectors = [rand(c), rand(c), p[names[0]], p[names[1]], rand(c), rand(c), p[names[2]], p[names[3]]]
+        attn.append({**p, "vectors": torch.cat(vectors), "position": rand(1, heads, rows, keys)})
+        mlp.append({"scale": rand(c), "bias": rand(c), "w1": p["w_1"], "b1": p["b_1"], "w2": p["w_2"], "b2": p["b_2"]})
+    x, y = rand(1, rows, c), rand(1, rows, c)
+
+    def by_turns(i, tactic=0):
+        lib.pooled_attn_block(x, None, attn[i], y, workspace, side, pool, heads)
+        lib.mlp_block(y[0], None, mlp[i], x[0], workspace, tactic)
+
+    def mlp_twice(i, tactic=0):
+        lib.mlp_block(x[0], None, mlp[i], y[0], workspace, tactic)
+        lib.mlp_block(y[0], None, mlp[i], x[0], workspace, tactic)
+
+    found = lib.mlp_block_tactics(rows, c, 4 * c)
+    # A few of each kind.
+    kinds = {"rows": [t for t in found if t >> 26 == 1], "clusters": [t for t in found if t >> 29 == 1], "two products": [t for t in found if t >> 30 & 1]}
+    functions = {}
+    for name, tactics in kinds.items():
+        for n, t in enumerate(tactics[:3]):
+            functions[f"by turns, MLP {name} {n}"] = lambda i, t=t: by_turns(i, t)
+        if tactics:
+            functions[f"MLP twice, {name} 0"] = lambda i, t=tactics[0]: mlp_twice(i, t)
+    times, failed = time_variants({k: [lambda i=i, f=f: f(i) for i in order] for k, f in functions.items()}, rounds)
+    return {"op": "pooled_stage", "shape": [rows, c, heads, keys], "us": times, "failed": failed}
+
+
 def bench_network(lib, rounds):
     """The twelve blocks of Swin-T at batch 1 in their order, and each stage's share by itself; without embedding, merges and head."""
     workspace = torch.empty(256 << 20, device="cuda", dtype=torch.uint8)
@@ -1344,7 +1379,7 @@ def main():
     parser.add_argument("--json")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--tactics", action="store_true", help="time every tactic too")
-    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, patch_merge_block, norm_pool, classifier, gelu, depthwise_conv, conv_block, patch_conv, block_chain, sequence, stage, wide_gemm, mlp_block, attn_block, pooled_attn_block, tnt_inner_block, tnt_bridge, tnt_words, patch_embed, pixel_embed or conv_stack")
+    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, patch_merge_block, norm_pool, classifier, gelu, depthwise_conv, conv_block, patch_conv, block_chain, sequence, stage, wide_gemm, mlp_block, attn_block, pooled_attn_block, pooled_stage, tnt_inner_block, tnt_bridge, tnt_words, patch_embed, pixel_embed or conv_stack")
     parser.add_argument("--batch", type=int, action="append", help="batch sizes of blocks [default: 1 and 32]")
     args = parser.parse_args()
     lib = Library(args.lib)
@@ -1436,7 +1471,7 @@ def main():
                         add(bench_wide_gemm(lib, batch * rows, k, n, end, args.rounds))
         if wanted("mlp_block"):
             for batch in args.batch or (1, 32):
-                for rows, channels in [(3136, 96), (784, 192), (196, 384), (49, 768), (197, 384), (3136, 24)]:
+                for rows, channels in [(3136, 96), (784, 192), (196, 384), (49, 768), (197, 384), (3136, 24), (1024, 128), (256, 256), (64, 512), (16, 512)]:
                     add(bench_mlp(lib, batch * rows, channels, 4 * channels, args.rounds, args.tactics))
                 # UniFormer-S's convolution blocks
                 for rows, channels in [(3136, 64), (784, 128)]:
@@ -1454,6 +1489,9 @@ def main():
             for batch in args.batch or (1, 32):
                 for side, pool, channels, heads in [(32, 4, 128, 4), (16, 2, 256, 8)]:
                     add(bench_pooled_attn_block(lib, batch, side, pool, channels, heads, args.rounds))
+        if wanted("pooled_stage"):
+            for side, pool, channels, heads in [(32, 4, 128, 4), (16, 2, 256, 8)]:
+                add(bench_pooled_stage(lib, side, pool, channels, heads, args.rounds))
         if wanted("tnt_inner_block"):
             for batch in args.batch or (1, 32):
                 for patches, tokens, channels, heads in [(196, 16, 24, 4), (256, 16, 32, 2)]:

@@ -620,6 +620,7 @@ void check(Checker& c, AttentionCase a) {
 }
 
 // The kernel of clusters: rows of a tile, 32 or 64, hidden columns of a block, and whether sums are sent in fp16 and counted (plugins/kernels/mlp_cluster.h).
+constexpr int32_t kRowsTactic = 1 << 26 | 1;
 int32_t cluster_tactic(int rows, int slice, bool half_sums, bool counted) { return 1 << 29 | (slice / 32) << 4 | (counted ? 4 : 0) | (half_sums ? 2 : 0) | (rows == 64 ? 1 : 0); }
 // Two products: tile and cluster of each (plugins/kernels/mlp_chain.h); attn_heads stands in place of a first one without a tile.
 int32_t chain_tactic(int tile, int cluster, int tile2, int cluster2) { return 1 << 30 | (tile2 | cluster2 << 4) << 8 | tile | cluster << 4; }
@@ -633,6 +634,7 @@ std::string tactic_label(int32_t tactic) {
     if ((tactic >> 30 & 1) && !(tactic & 15)) std::snprintf(label, sizeof(label), " heads cluster%d, tile%d cluster%d", cluster(tactic), tactic >> 8 & 15, cluster(tactic >> 8));
     else if (tactic >> 27 == 1) std::snprintf(label, sizeof(label), " wide kernel%d", tactic & 15);
     else if (tactic >> 28 == 1) std::snprintf(label, sizeof(label), " wide%d, wide%d", tactic & 15, tactic >> 4 & 15);
+    else if (tactic >> 26 == 1) std::snprintf(label, sizeof(label), " cluster of rows of this size");
     else if (tactic >> 30 & 1) std::snprintf(label, sizeof(label), " tile%d cluster%d, tile%d cluster%d", tactic & 15, cluster(tactic), tactic >> 8 & 15, cluster(tactic >> 8));
     else if (tactic >> 29 & 1) std::snprintf(label, sizeof(label), " cluster of %d rows, slice%d%s%s", 32 << (tactic & 1), (tactic >> 4 & 15) * 32, tactic & 2 ? ", fp16 sums" : "", tactic & 4 ? ", counted" : "");
     else std::snprintf(label, sizeof(label), " tile%d cluster%d groups%d", tactic & 15, cluster(tactic), tactic >> 8);
@@ -697,6 +699,7 @@ void check(Checker& c, const MlpCase& a) {
             for (int slice = 96; slice <= 256; slice += 32)
                 for (auto [half_sums, counted] : {std::pair{false, false}, {true, false}, {false, true}, {true, true}})
                     if (const int32_t tactic = cluster_tactic(rows, slice, half_sums, counted); mlp_block_tactic_valid(p, tactic)) tactics.push_back(tactic);
+    if (a.every_tactic && mlp_block_tactic_valid(p, kRowsTactic)) tactics.push_back(kRowsTactic);
     if (a.every_tactic && a.type == DType::kHalf)
         for (int tile = 1; tile <= 3; ++tile)
             if (const int32_t tactic = wide_tactic(tile, tile % 3 + 1); mlp_block_tactic_valid(p, tactic)) tactics.push_back(tactic);
@@ -1756,6 +1759,10 @@ void edge_cases(Checker& c) {
         for (int64_t rows : {1, 31, 33, 65}) check(c, MlpCase{t, rows, 384, 1536, rows % 4 == 1, rows == 31, 0, true, rows == 33 ? 20.f : 0.f});
         for (auto [channels, hidden] : {std::pair{24, 1000}, {200, 776}, {256, 1024}, {320, 1144}, {512, 520}}) check(c, MlpCase{t, 50, channels, hidden, channels == 200, channels == 320, 0, true, channels == 256 ? 20.f : 0.f});
         check(c, MlpCase{t, 5, 2048, 8192, true});
+        // Those that have sizes of their own (mlp_rows.h), and near misses; rows that fill no tile, more clusters than run at once
+        for (int64_t rows : {1, 16, 31, 32, 33, 64, 256, 1000, 1024, 3000})
+            for (int channels : {128, 256, 512}) check(c, MlpCase{t, rows, channels, 4 * channels, rows % 3 == 1, rows % 5 == 0, 0, rows < 100, rows == 33 ? 20.f : 0.f});
+        check(c, MlpCase{t, 40, 128, 1024, true, false, 0, true}), check(c, MlpCase{t, 40, 256, 768, false, true, 0, true}), check(c, MlpCase{t, 40, 64, 256, false, false, 0, true});
         // Many rows: whole tiles and not, contracted elements and columns that fill no stage and no tile, and more rows than one piece has
         for (auto [rows, channels, hidden] : {std::tuple{1536, 128, 384}, {1571, 96, 384}, {1999, 200, 328}, {1601, 40, 72}, {2100, 64, 8}, {3000, 8, 200}, {6304, 384, 1536}})
             check(c, MlpCase{t, rows, channels, hidden, rows % 2 == 1, rows % 3 == 0, 0, rows < 3000, rows == 1571 ? 20.f : 0.f});
@@ -1988,6 +1995,10 @@ void edge_cases(Checker& c) {
             for (int channels : {8, 72, 192, 320, 512}) check(c, PooledAttnCase{t, 2, 8, 12, 2, 4, channels, 2, 24, residual});
             for (auto [channels, d] : {std::pair{20, 5}, {128, 5}, {33, 32}, {1, 1}}) check(c, PooledAttnCase{t, 2, 6, 4, 2, 2, channels, 3, d, residual});
             for (int shift : {1, 2, 4}) check(c, PooledAttnCase{t, 2, 8, 8, 2, 2, 128, 4, 32, residual, true, 1, shift});
+            // The attention with the last product, and near misses: 2, 4 and 8 heads of 32, multiples of 8 keys up to 64; rows, keys and columns that fill no tiles
+            for (int channels : {64, 128, 256})
+                for (int heads : {1, 2, 3, 4, 8, 16})
+                    for (auto [h, w, k, l] : {std::array{4, 4, 2, 1}, {12, 4, 1, 2}, {9, 8, 3, 1}, {14, 8, 2, 1}, {16, 16, 2, 2}, {12, 12, 1, 2}}) check(c, PooledAttnCase{t, 1 + h % 3, h, w, k, l, channels, heads, 32, residual, h != 9, 1 + h % 2});
         }
         check(c, PooledAttnCase{t, 0, 16, 16, 2, 2, 256, 8, 32}), check(c, PooledAttnCase{t, 1, 16, 16, 2, 2, 2048, 16, 128});
 

@@ -211,7 +211,9 @@ fn machine_code(environment: &Environment, library: &Path, archs: &[String]) -> 
             let product = (name.contains("block_gemm_kernel")
                 || name.contains("attn_heads_kernel")
                 || name.contains("pooled_heads_kernel")
-                || name.contains("mlp_cluster_kernel"))
+                || name.contains("pooled_merge_kernel")
+                || name.contains("mlp_cluster_kernel")
+                || name.contains("mlp_rows_kernel"))
                 && arch.parse().is_ok_and(|a: u32| a >= 90);
             if attention || mlp || product {
                 kernels += 1;
