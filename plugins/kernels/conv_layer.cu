@@ -6,6 +6,7 @@
 
 #include "kernels.h"
 #include "launch.cuh"
+#include "row_pieces.h"
 #include "tensor_map.h"
 
 namespace trt_opt {
@@ -43,8 +44,15 @@ MlpBlockProblem mlp_of(const ConvLayerProblem& q) {
     m.dtype = q.conv.dtype, m.rows = q.conv.images * tokens(q), m.channels = q.conv.channels, m.norm = false, m.residual = nullptr, m.y = q.y;
     return m;
 }
-// Of a map, in bytes.
-int64_t map_bytes(const ConvLayerProblem& q) { return parts(q.conv.images * tokens(q) * q.conv.channels * (q.conv.dtype == DType::kHalf ? 2 : 4), 16) * 16; }
+// Of the tokens of an image, and in a workspace of all of a problem's, in bytes.
+int64_t image_bytes(const ConvLayerProblem& q) { return tokens(q) * q.conv.channels * (q.conv.dtype == DType::kHalf ? 2 : 4); }
+int64_t map_bytes(const ConvLayerProblem& q) { return parts(q.conv.images * image_bytes(q), 16) * 16; }
+// As many images as go from op to op at a time.
+ConvLayerProblem piece(const ConvLayerProblem& q) {
+    ConvLayerProblem p = q;
+    p.conv.images = std::min(q.conv.images, std::max<int64_t>(1, kPieceBytes / image_bytes(q)));
+    return p;
+}
 
 bool valid(const ConvLayerProblem& q) {
     // Of a convolution block that is not valid no workspace is needed.
@@ -73,8 +81,7 @@ cudaError_t one_kernel(const ConvLayerProblem& q, const Shape& s, cudaStream_t s
 }
 
 // What is encoded lies where the result will, until the convolution block has read it.
-cudaError_t one_by_one(const ConvLayerProblem& q, cudaStream_t stream) {
-    if (!q.workspace || !aligned_to(16, q.workspace)) return cudaErrorInvalidValue;
+cudaError_t piece_by_ops(const ConvLayerProblem& q, cudaStream_t stream) {
     unsigned char* const behind = static_cast<unsigned char*>(q.workspace) + map_bytes(q);
     DepthwiseConvProblem position;
     position.dtype = q.conv.dtype, position.images = q.conv.images, position.height = q.conv.height, position.width = q.conv.width, position.channels = q.conv.channels;
@@ -89,6 +96,17 @@ cudaError_t one_by_one(const ConvLayerProblem& q, cudaStream_t stream) {
     MlpBlockProblem mlp = mlp_of(q);
     mlp.x = q.workspace;
     return mlp_block(mlp, behind, stream);
+}
+cudaError_t one_by_one(const ConvLayerProblem& q, cudaStream_t stream) {
+    if (!q.workspace || !aligned_to(16, q.workspace)) return cudaErrorInvalidValue;
+    const int64_t step = piece(q).conv.images;
+    for (int64_t from = 0; from < q.conv.images; from += step) {
+        ConvLayerProblem p = q;
+        p.conv.images = std::min(step, q.conv.images - from);
+        p.conv.x = static_cast<const unsigned char*>(q.conv.x) + from * image_bytes(q), p.y = static_cast<unsigned char*>(q.y) + from * image_bytes(q);
+        if (const cudaError_t status = piece_by_ops(p, stream); status != cudaSuccess) return status;
+    }
+    return cudaSuccess;
 }
 
 // The one kernel where its blocks are all there at once: it goes through what is around its tiles more than once.
@@ -113,7 +131,9 @@ std::vector<int32_t> conv_layer_tactics(const ConvLayerProblem& q) {
 bool conv_layer_tactic_valid(const ConvLayerProblem& q, int32_t tactic) { return (tactic == kOneKernel || tactic == kOneByOne) && valid(q) && shape_of(q); }
 
 int64_t conv_layer_workspace(const ConvLayerProblem& q) {
-    return valid(q) ? map_bytes(q) + std::max(conv_block_workspace(q.conv), static_cast<int64_t>(mlp_block_workspace(mlp_of(q)))) : 0;
+    if (!valid(q)) return 0;
+    const ConvLayerProblem p = piece(q);
+    return map_bytes(p) + std::max(conv_block_workspace(p.conv), static_cast<int64_t>(mlp_block_workspace(mlp_of(p))));
 }
 
 }  // namespace trt_opt

@@ -137,11 +137,12 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, Tile::kB
         for (int i = 0; i < kUp / 8; ++i)
             if (const int at = group * Tile::kGroup + warp * kUp + i * 8 + 2 * t; at < p.hidden) up_b[i] = pair(p.up_b, at);
     };
-    fetch_up_b(0);
+    // Those of the MLP are read when there are registers for them.
+    if (warp * kUp < p.hidden) ptx::prefetch_l2(p.up_b + warp * kUp);
     constexpr int kEnd = Tile::kTokens * C / Tile::kThreads;  // columns of the result that a thread has
     using End = Pack<__half, kEnd>;
     const int end_c = thread % (C / kEnd) * kEnd, end_token = thread / (C / kEnd);
-    const End down_b{__ldg(reinterpret_cast<const typename End::Raw*>(p.down_b + end_c))};
+    ptx::prefetch_l2(p.down_b + end_c);
 
     uint32_t across, down;
     const uint32_t image = p.by_down.divmod(p.by_across.divmod(blockIdx.x, across), down);
@@ -295,6 +296,7 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, Tile::kB
 
     // The MLP, a group of columns between its products at a time: a warp has some of the first's columns, and of the second a quarter of what is contracted and 32 columns.
     float out[kTokenTiles][4][4] = {};
+    fetch_up_b(0);
     const int part = warp % Tile::kParts, columns = warp / Tile::kParts * 32;
     uint32_t a[C / 16][kTokenTiles][4];
 #pragma unroll
@@ -356,6 +358,7 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, Tile::kB
             }
         }
     }
+    const End down_b{__ldg(reinterpret_cast<const typename End::Raw*>(p.down_b + end_c))};
     __syncthreads();
     float* const parts = reinterpret_cast<float*>(slots);
 #pragma unroll

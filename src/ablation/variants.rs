@@ -35,8 +35,8 @@ impl Variant {
 /// The variant with all kinds of site fused, blocks and chains of them too, but for those that only `tune` tries.
 pub const BLOCKS: &str = "blocks";
 
-/// Not in [`BLOCKS`]: by themselves they were slower than the blocks that they are made of.
-const FOR_TUNE: [Kind; 1] = [Kind::SequenceChain];
+/// Not in [`BLOCKS`]: by themselves they were slower than the blocks that they are made of, or were not measured yet.
+const FOR_TUNE: [Kind; 2] = [Kind::SequenceChain, Kind::ConvLayer];
 
 /// In [`BLOCKS`] in float16 on Hopper alone. Elsewhere chains are their blocks, with weights that are laid out anew each time, convolution blocks
 /// and convolutions of tokens have no tensor cores, and TNT's words and pixels were measured on Hopper alone.

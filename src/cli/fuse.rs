@@ -48,7 +48,7 @@ pub struct Args {
     output: Option<PathBuf>,
     /// Kinds of site to fuse [default: all but mlp-block, swin-attn-block, attn-block, tnt-inner-block, tnt-bridge,
     /// patch-merge-block, patch-embed, tnt-words, bias-gelu,
-    /// depthwise-conv, token-conv, conv-block, classifier, patch-conv, block-chain, sequence-chain, token-chain and pixel-embed]
+    /// depthwise-conv, token-conv, conv-block, conv-layer, classifier, patch-conv, block-chain, sequence-chain, token-chain and pixel-embed]
     #[arg(long, value_name = "KIND,...", value_delimiter = ',')]
     fuse: Vec<Kind>,
     /// Kinds to fuse besides: blocks made of the others, up to the size where they pay (an open batch counts as 1). Of a

@@ -7,6 +7,7 @@ mod block_chain;
 mod body;
 mod classifier;
 mod conv_block;
+mod conv_layer;
 mod depthwise_conv;
 mod example;
 mod gelu;
@@ -31,6 +32,7 @@ pub use attn_block::{AttnBlock, AttnWeights};
 pub use block_chain::{BlockChain, MAX_PAIRS, POSITION_KERNEL, packed, padded};
 pub use classifier::{Classifier, MAX_SIZES};
 pub use conv_block::{ConvBlock, ConvWeights};
+pub use conv_layer::{ConvLayer, ConvLayerWeights};
 pub use depthwise_conv::{DepthwiseConv, KERNELS};
 pub use example::example;
 pub use gelu::Gelu;
@@ -143,6 +145,7 @@ pub static OPS: &[&OpDef] = &[
     &gelu::DEF,
     &depthwise_conv::DEF,
     &conv_block::DEF,
+    &conv_layer::DEF,
     &classifier::DEF,
     &patch_conv::DEF,
     &block_chain::DEF,
