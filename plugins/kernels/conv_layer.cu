@@ -1,4 +1,4 @@
-// A convolution layer of tokens: as one kernel where there is one of its sizes, or as its three ops one by one.
+// A convolution layer of tokens: as one kernel where there is one of its sizes, or as its three ops one by one. TRT_OPT_SM90A: this file is compiled for sm_90a.
 #include "conv_layer.cuh"
 
 #include <algorithm>
@@ -32,11 +32,15 @@ int64_t tokens(const ConvLayerProblem& q) { return int64_t{q.conv.height} * q.co
 int64_t blocks_of(const Shape& s, const ConvLayerProblem& q) { return q.conv.images * parts(q.conv.height, s.high) * parts(q.conv.width, s.wide); }
 
 const Shape* shape_of(const ConvLayerProblem& q) {
+#ifdef TRT_OPT_SM90A
     const ConvBlockProblem& c = q.conv;
     if (c.dtype != DType::kHalf || c.hidden != c.channels || c.images < 1 || device().major != 9 || !encode_tiled()) return nullptr;
     if (q.mlp.hidden < kConvLayerSide || q.mlp.hidden % kConvLayerSide != 0 || q.mlp.hidden > kMlpMaxHidden) return nullptr;
     const auto found = std::find_if(std::begin(kShapes), std::end(kShapes), [&](const Shape& s) { return s.channels == c.channels && s.kernel == c.kernel; });
     return found != std::end(kShapes) && blocks_of(*found, q) <= INT32_MAX ? found : nullptr;
+#else
+    return nullptr;
+#endif
 }
 
 MlpBlockProblem mlp_of(const ConvLayerProblem& q) {

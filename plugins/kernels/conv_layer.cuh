@@ -11,6 +11,8 @@
 #include "mbarrier.cuh"
 #include "ptx.cuh"
 #include "tensor_copy.cuh"
+#include "warpgroup.cuh"
+#include "wide_mma.cuh"
 
 namespace trt_opt {
 
@@ -35,39 +37,47 @@ template <int C_, int HIGH, int K_> struct ConvLayerTile {
     static_assert(kWide + 2 * R <= kMapWide && kMapHigh % 2 == 0 && kHigh % 4 == 0 && C % kConvLayerSide == 0);
     // In halves: a token; a row of the map, whose neighbour is four banks' width of 16 bytes away.
     static constexpr int kPitch = C + 8, kMapLine = kMapWide * kPitch + 32;
-    static constexpr int kGroup = 256, kHiddenPitch = kGroup + 8;  // columns between the MLP's products at a time
+    static constexpr int kGroup = 256;  // columns between the MLP's products at a time
+    static constexpr int kSides = C / kConvLayerSide, kWarpgroups = kWarps / 4;  // squares of the channels
+    // Bytes. Operands of the tensor cores lie 64 columns after the other as swizzled rows of 128 bytes, a token each, that begin at multiples of 1024: what is encoded, in tiles of 64
+    // rows, the last of which run on into what is behind; what the convolution gives; what the MLP reads; the columns between its products.
+    static constexpr int kRow = 128, kUnit = 1024;
+    static constexpr int units(int bytes) { return (bytes + kUnit - 1) / kUnit * kUnit; }
+    static constexpr int kMapTokens = kMapHigh * kMapWide, kMapTiles = (kMapTokens + 63) / 64, kTile = kTokens * kRow * kSides, kHidden = kTokens * kRow * (kGroup / kConvLayerSide);
     // x; behind the encoding, in its place the map, behind that what the convolution gives; behind those the columns between the MLP's products.
-    static constexpr int kIn = kInHigh * kInWide * kPitch, kMixed = kMapHigh * kMapLine, kEncoded = kMapHigh * kMapWide * kPitch, kTile = kTokens * kPitch;
-    static constexpr int kHiddenBuffers = 2 * kTokens * kHiddenPitch <= kIn ? 2 : 1;
-    static_assert(kMixed + kTile <= kIn && kTokens * kHiddenPitch <= kIn);
-    // Bytes. Blocks of 256 threads share a multiprocessor with those of the next kernel.
-    static constexpr int kSquare = kConvLayerSide * kConvLayerSide * 2, kHalves = (kIn + kEncoded + kTile) * 2;
+    static constexpr int kIn = units(kInHigh * kInWide * kPitch * 2), kMixed = units(kMapHigh * kMapLine * 2);
+    static constexpr int kEncoded = units(kMapTokens * kRow * kSides), kOver = (kMapTiles * 64 - kMapTokens) * kRow, kPad = kOver > kTile ? units(kOver - kTile) : 0;
+    static constexpr int kHiddenBuffers = 2 * kHidden <= kIn ? 2 : 1;
+    static_assert(kMixed + kTile <= kIn && kHidden <= kIn && kMapTiles * kSides == 2 && kTokens % 16 == 0);
+    // Blocks of 256 threads share a multiprocessor with those of the next kernel.
+    static constexpr int kSquare = kConvLayerSide * kConvLayerSide * 2, kHalves = kIn + kEncoded + kTile + kPad;
     static constexpr int kBlocks = kThreads <= 256 ? 2 : 1, kReserved = 1024, kAlign = 1024, kBarriers = 256;
     static constexpr int kRoom = kBlocks == 2 ? (228 * 1024) / 2 - kReserved : 227 * 1024;
     static constexpr int kSlots = (kRoom - kAlign - kBarriers - kHalves) / kSquare;
     static_assert(kSlots * 8 <= kBarriers);
     static constexpr int kShared = kAlign + kSlots * kSquare + kHalves + kBarriers;
-    // fp32 sums of four parts of what is contracted, in place of the weights.
-    static constexpr int kParts = 4, kSumPitch = C + 8;
+    // fp32 sums of two parts of what is contracted, in place of the weights.
+    static constexpr int kParts = 2, kSumPitch = C + 4;
     static_assert(kParts * kTokens * kSumPitch * 4 <= kSlots * kSquare);
-    static constexpr int kSides = C / kConvLayerSide, kMix = 2 * kSides * kSides;  // squares of the channels; of both products around the convolution
+    static constexpr int kMix = 2 * kSides * kSides;  // squares of both products around the convolution
     static_assert(kSlots >= 2 * kSides * (kGroup / kConvLayerSide));  // a group's
 };
 
 template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) conv_layer_kernel(const __grid_constant__ ConvLayerArgs p) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
     constexpr int C = Tile::C, K = Tile::K, R = Tile::R, kPitch = Tile::kPitch, kSides = Tile::kSides, kMapHigh = Tile::kMapHigh, kMapWide = Tile::kMapWide, kSide = kConvLayerSide;
-    constexpr int kTokenTiles = Tile::kTokens / 16, kMapTiles = kMapHigh / 2, kMix = Tile::kMix, kSteps = kSide / 16;
+    constexpr int kTokens = Tile::kTokens, kTokenTiles = kTokens / 16, kMapTiles = kMapHigh / 2, kMix = Tile::kMix, kSteps = kSide / 16, kSums = kTokens / 2;
     extern __shared__ unsigned char conv_layer_shared[];
     ptx::let_next_start();
     unsigned char* const slots = conv_layer_shared + (0u - ptx::shared_address(conv_layer_shared)) % Tile::kAlign;
     __half* const in = reinterpret_cast<__half*>(slots + Tile::kSlots * Tile::kSquare);
     __half* const map = in;
-    __half* const mixed = in + Tile::kMixed;
-    __half* const encoded = in + Tile::kIn;
-    __half* const mid = encoded + Tile::kEncoded;  // what the MLP reads
-    const uint32_t barriers = ptx::shared_address(mid + Tile::kTile), slots_at = ptx::shared_address(slots);
-    const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
+    unsigned char* const mixed = slots + Tile::kSlots * Tile::kSquare + Tile::kMixed;
+    unsigned char* const encoded = mixed - Tile::kMixed + Tile::kIn;
+    unsigned char* const mid = encoded + Tile::kEncoded;  // what the MLP reads
+    const uint32_t barriers = ptx::shared_address(mid + Tile::kTile + Tile::kPad), slots_at = ptx::shared_address(slots);
+    const int thread = static_cast<int>(threadIdx.x), warp = __shfl_sync(0xffffffffu, thread / 32, 0), lane = thread % 32, g = lane / 4, t = lane % 4;
+    const int warpgroup = warp / 4, quarter = warp % 4 * 16;  // its rows of a tile of 64
     const int groups = (p.hidden + Tile::kGroup - 1) / Tile::kGroup, total = kMix + 2 * kSides * (p.hidden / kSide);
     // Squares of a matrix with as many columns of squares as the group has, and what they begin with.
     auto blocks_of = [&](int group) { return min(Tile::kGroup / kSide, p.hidden / kSide - group * (Tile::kGroup / kSide)); };
@@ -108,10 +118,16 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, Tile::kB
     auto weights = [&](int square) {
         const uint32_t slot = static_cast<uint32_t>(square) % Tile::kSlots, round = static_cast<uint32_t>(square) / Tile::kSlots;
         mbarrier::wait(barriers + slot * 8, round & 1);
-        return reinterpret_cast<const __half*>(slots + slot * Tile::kSquare);
+        return slots_at + slot * Tile::kSquare;
     };
-    // Eight columns of a row of a square.
-    auto place = [](const __half* square, int row, int eighth) { return square + row * kSide + ((eighth ^ (row & 7)) << 3); };
+    // Eight columns of a row of an operand of so many rows.
+    auto place = [](unsigned char* operand, int rows, int row, int eighth) { return reinterpret_cast<__half*>(operand + (eighth / 8 * rows + row) * Tile::kRow + ((eighth % 8 ^ (row & 7)) << 4)); };
+    // Contracted elements from a square's or an operand's on.
+    auto columns_of = [](uint32_t square, int step) { return wide::descriptor(square + step * 16 * Tile::kRow, Tile::kSquare); };
+    auto rows_of = [](uint32_t operand, int step) { return wide::descriptor(operand + step * 32, Tile::kSquare); };
+    // The sums of a tile of 64 columns by all tokens: two by two eight by eight of them, columns first, as matrices of pairs of tokens.
+    auto tokens_of = [&](int j) { return 8 * j + lane / 16 * 8 + lane % 8; };
+    auto eighth_of = [&](int block) { return block * 8 + quarter / 8 + lane / 8 % 2; };
 
     // Of a channel's weights at a place of the kernel: those of the matrix whose diagonal they are that a lane has.
     const int c0 = warp * 8, c = c0 + 2 * t;
@@ -123,22 +139,20 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, Tile::kB
     for (int i = 0; i < 9; ++i) position[i] = pair(p.position_w, i * C + c) & diagonal;
 #pragma unroll
     for (int i = 0; i < K * K; ++i) conv[i] = pair(p.w, i * C + c) & diagonal;
-    const uint32_t position_b = pair(p.position_b, c), conv_b = pair(p.b, c), b2 = pair(p.b2, c);
-    // The first product's columns are 16 a warp, of half of the rows.
-    constexpr int kSixteens = C / 16, kHalfTiles = (kMapTiles + 1) / 2;
-    const int half = warp / kSixteens, sixteen = warp % kSixteens;
-    uint32_t b1[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) b1[i] = pair(p.b1, sixteen * 16 + i * 8 + 2 * t);
-    constexpr int kUp = Tile::kGroup / Tile::kWarps;  // columns of a group that a warp has
-    uint32_t up_b[kUp / 8];
+    const uint32_t position_b = pair(p.position_b, c), conv_b = pair(p.b, c);
+    auto single = [](const __half* from, int at) { return __half2float(from[at]); };
+    constexpr int kUp = Tile::kGroup / kSide / Tile::kWarpgroups;  // squares of columns of a group that a warpgroup has
+    float up_b[kUp][2];
     auto fetch_up_b = [&](int group) {
 #pragma unroll
-        for (int i = 0; i < kUp / 8; ++i)
-            if (const int at = group * Tile::kGroup + warp * kUp + i * 8 + 2 * t; at < p.hidden) up_b[i] = pair(p.up_b, at);
+        for (int i = 0; i < kUp; ++i)
+#pragma unroll
+            for (int h = 0; h < 2; ++h)
+                if (const int at = group * Tile::kGroup + (warpgroup * kUp + i) * kSide + quarter + 8 * h + g; at < p.hidden) up_b[i][h] = single(p.up_b, at);
     };
-    // Those of the MLP are read when there are registers for them.
-    if (warp * kUp < p.hidden) ptx::prefetch_l2(p.up_b + warp * kUp);
+    // Those of the products are read when there are registers for them.
+    if (thread * 16 < p.hidden) ptx::prefetch_l2(p.up_b + thread * 16);
+    if (thread * 16 < C) ptx::prefetch_l2(p.b1 + thread * 16), ptx::prefetch_l2(p.b2 + thread * 16);
     constexpr int kEnd = Tile::kTokens * C / Tile::kThreads;  // columns of the result that a thread has
     using End = Pack<__half, kEnd>;
     const int end_c = thread % (C / kEnd) * kEnd, end_token = thread / (C / kEnd);
@@ -190,43 +204,40 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, Tile::kB
         for (int j = 0; j < kMapTiles; ++j)
 #pragma unroll
             for (int lower = 0; lower < 2; ++lower)
-                *reinterpret_cast<uint32_t*>(encoded + ((2 * j + lower) * kMapWide + g) * kPitch + c) = pack_halves(sums[j][2 * lower] + b.x, sums[j][2 * lower + 1] + b.y);
+                *reinterpret_cast<uint32_t*>(place(encoded, Tile::kMapTokens, (2 * j + lower) * kMapWide + g, warp) + 2 * t) = pack_halves(sums[j][2 * lower] + b.x, sums[j][2 * lower + 1] + b.y);
+        tensor_copy::fence_shared();
         __syncthreads();
     }
 
-    // The first product, zeros outside of the image.
+    // The first product, zeros outside of the image: a tile of 64 tokens and 64 columns for each of two warpgroups.
     {
-        float sums[kHalfTiles][2][4] = {};
+        constexpr bool kTall = Tile::kSides == 1;
+        const int rows = kTall ? warpgroup * 64 : 0, block = kTall ? 0 : warpgroup;
+        if (warpgroup < 2) {
+            uint32_t b1[kSide / 8];
 #pragma unroll
-        for (int k = 0; k < kSides; ++k) {
-            const __half* const w = weights(sixteen / 4 * kSides + k);
+            for (int i = 0; i < kSide / 8; ++i) b1[i] = pair(p.b1, block * kSide + i * 8 + 2 * t);
+            float sums[kSide / 2] = {};
 #pragma unroll
-            for (int step = 0; step < kSteps; ++step) {
-                uint32_t b[2][2];
-                ptx::load_transposed4(b[0][0], b[0][1], b[1][0], b[1][1], place(w, step * 16 + lane % 16, sixteen % 4 * 2 + lane / 16));
+            for (int k = 0; k < kSides; ++k) {
+                const uint32_t w = weights(block * kSides + k), tokens = ptx::shared_address(encoded) + (k * Tile::kMapTokens + rows) * Tile::kRow;
+                warpgroup::begin();
 #pragma unroll
-                for (int i = 0; i < kHalfTiles; ++i) {
-                    const int j = half * kHalfTiles + i;
-                    if (j >= kMapTiles) break;
-                    uint32_t a[4];
-                    ptx::load_matrices4(a, encoded + (j * 16 + lane % 16) * kPitch + k * kSide + step * 16 + lane / 16 * 8);
-                    multiply(sums[i][0], a, b[0]), multiply(sums[i][1], a, b[1]);
-                }
+                for (int step = 0; step < kSteps; ++step) wide::multiply(sums, rows_of(tokens, step), columns_of(w, step), 1);
             }
-        }
-#pragma unroll
-        for (int i = 0; i < kHalfTiles; ++i) {
-            const int j = half * kHalfTiles + i;
-            if (j >= kMapTiles) break;
+            warpgroup::commit();
+            warpgroup::wait<0>();
+            warpgroup::settle(sums);
 #pragma unroll
             for (int lower = 0; lower < 2; ++lower) {
-                const int row = 2 * j + lower;
+                const int row = (rows + quarter) / kMapWide + lower;
                 const bool there = exists(y0 - R + row, x0 - R + g);
+                if (row >= kMapHigh) break;
 #pragma unroll
-                for (int n = 0; n < 2; ++n) {
+                for (int n = 0; n < kSide / 8; ++n) {
                     const float2 b = floats(b1[n]);
-                    const uint32_t v = pack_halves(sums[i][n][2 * lower] + b.x, sums[i][n][2 * lower + 1] + b.y);
-                    *reinterpret_cast<uint32_t*>(map + row * Tile::kMapLine + g * kPitch + sixteen * 16 + n * 8 + 2 * t) = there ? v : 0u;
+                    const uint32_t v = pack_halves(sums[4 * n + 2 * lower] + b.x, sums[4 * n + 2 * lower + 1] + b.y);
+                    *reinterpret_cast<uint32_t*>(map + row * Tile::kMapLine + g * kPitch + block * kSide + n * 8 + 2 * t) = there ? v : 0u;
                 }
             }
         }
@@ -256,118 +267,114 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, Tile::kB
         for (int j = 0; j < kTokenTiles; ++j)
 #pragma unroll
             for (int lower = 0; lower < 2; ++lower)
-                *reinterpret_cast<uint32_t*>(mixed + (16 * j + 8 * lower + g) * kPitch + c) =
+                *reinterpret_cast<uint32_t*>(place(mixed, kTokens, 16 * j + 8 * lower + g, warp) + 2 * t) =
                     pack_halves(sums[j][0][2 * lower] + sums[j][1][2 * lower] + b.x, sums[j][0][2 * lower + 1] + sums[j][1][2 * lower + 1] + b.y);
+        tensor_copy::fence_shared();
         __syncthreads();
     }
 
-    // The second product, eight columns a warp, and the encoded tokens.
+    // The second product and the encoded tokens, 64 columns a warpgroup. From here on the weights are left operands, and the tokens columns.
     {
-        float sums[kTokenTiles][2][4] = {};
+        if (warpgroup < kSides) {
+            const float b2[2] = {single(p.b2, warpgroup * kSide + quarter + g), single(p.b2, warpgroup * kSide + quarter + 8 + g)};
+            float sums[kSums] = {};
 #pragma unroll
-        for (int k = 0; k < kSides; ++k) {
-            const __half* const w = weights(kMix / 2 + warp / 8 * kSides + k);
+            for (int k = 0; k < kSides; ++k) {
+                const uint32_t w = weights(kMix / 2 + warpgroup * kSides + k), tokens = ptx::shared_address(mixed) + k * kTokens * Tile::kRow;
+                warpgroup::begin();
 #pragma unroll
-            for (int step = 0; step < kSteps; step += 2) {
-                uint32_t b[2][2];
-                ptx::load_transposed4(b[0][0], b[0][1], b[1][0], b[1][1], place(w, step * 16 + lane, warp % 8));
-#pragma unroll
-                for (int j = 0; j < kTokenTiles; ++j)
-#pragma unroll
-                    for (int s = 0; s < 2; ++s) {
-                        uint32_t a[4];
-                        ptx::load_matrices4(a, mixed + (j * 16 + lane % 16) * kPitch + k * kSide + (step + s) * 16 + lane / 16 * 8);
-                        multiply(sums[j][s], a, b[s]);
-                    }
+                for (int step = 0; step < kSteps; ++step) wide::multiply_turned(sums, columns_of(w, step), rows_of(tokens, step));
             }
+            warpgroup::commit();
+            warpgroup::wait<0>();
+            warpgroup::settle(sums);
+#pragma unroll
+            for (int j = 0; j < kTokens / 8; j += 2) {
+                const int token = tokens_of(j), eighth = eighth_of(warpgroup);
+                uint32_t v[4];
+                ptx::load_transposed4(v[0], v[1], v[2], v[3], place(encoded, Tile::kMapTokens, (token / 4 + R) * kMapWide + token % 4 + R, eighth));
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    const float2 was = floats(v[i]);
+                    const int at = 4 * (j + i / 2) + 2 * (i % 2);
+                    v[i] = pack_halves(was.x + (sums[at] + b2[i % 2]), was.y + (sums[at + 1] + b2[i % 2]));
+                }
+                ptx::store_transposed4(place(mid, kTokens, token, eighth), v[0], v[1], v[2], v[3]);
+            }
+            tensor_copy::fence_shared();
         }
-        const float2 b = floats(b2);
-#pragma unroll
-        for (int j = 0; j < kTokenTiles; ++j)
-#pragma unroll
-            for (int lower = 0; lower < 2; ++lower) {
-                const int token = 16 * j + 8 * lower + g;
-                const float2 was = floats(*reinterpret_cast<const uint32_t*>(encoded + ((token / 4 + R) * kMapWide + token % 4 + R) * kPitch + c));
-                *reinterpret_cast<uint32_t*>(mid + token * kPitch + c) = pack_halves(was.x + (sums[j][0][2 * lower] + sums[j][1][2 * lower] + b.x), was.y + (sums[j][0][2 * lower + 1] + sums[j][1][2 * lower + 1] + b.y));
-            }
         __syncthreads();
         fetch_behind(kMix);
     }
 
-    // The MLP, a group of columns between its products at a time: a warp has some of the first's columns, and of the second a quarter of what is contracted and 32 columns.
-    float out[kTokenTiles][4][4] = {};
+    // The MLP, a group of columns between its products at a time, 64 columns a warpgroup; of the second product a half of what is contracted.
     fetch_up_b(0);
-    const int part = warp % Tile::kParts, columns = warp / Tile::kParts * 32;
-    uint32_t a[C / 16][kTokenTiles][4];
-#pragma unroll
-    for (int k = 0; k < C / 16; ++k)
-#pragma unroll
-        for (int j = 0; j < kTokenTiles; ++j) ptx::load_matrices4(a[k][j], mid + (j * 16 + lane % 16) * kPitch + k * 16 + lane / 16 * 8);
+    float out[kSums] = {};
+    const int part = warpgroup / kSides, block = warpgroup % kSides;
 #pragma unroll 1
     for (int group = 0; group < groups; ++group) {
-        const int blocks = blocks_of(group), base = base_of(group), column = warp * kUp;
-        __half* const between = in + (Tile::kHiddenBuffers == 2 ? group % 2 * (Tile::kTokens * Tile::kHiddenPitch) : 0);
-        float sums[kTokenTiles][kUp / 8][4] = {};
-        if (column < blocks * kSide) {
+        const int blocks = blocks_of(group), base = base_of(group);
+        unsigned char* const between = reinterpret_cast<unsigned char*>(in) + (Tile::kHiddenBuffers == 2 ? group % 2 * Tile::kHidden : 0);
+        float sums[kUp][kSums] = {};
+        // Where some of its columns are none, their sums are of others and not kept.
+        if (warpgroup * kUp < blocks) {
 #pragma unroll
-            for (int k = 0; k < kSides; ++k) {
-                const __half* const w = weights(base + column / kSide * kSides + k);
+            for (int i = 0; i < kUp; ++i)
 #pragma unroll
-                for (int step = 0; step < kSteps; ++step)
+                for (int k = 0; k < kSides; ++k) {
+                    const uint32_t w = weights(base + min(warpgroup * kUp + i, blocks - 1) * kSides + k), tokens = ptx::shared_address(mid) + k * kTokens * Tile::kRow;
+                    warpgroup::begin();
 #pragma unroll
-                    for (int n = 0; n < kUp / 8; n += 2) {
-                        uint32_t b[2][2];
-                        ptx::load_transposed4(b[0][0], b[0][1], b[1][0], b[1][1], place(w, step * 16 + lane % 16, column % kSide / 8 + n + lane / 16));
+                    for (int step = 0; step < kSteps; ++step) wide::multiply_turned(sums[i], columns_of(w, step), rows_of(tokens, step));
+                }
+            warpgroup::commit();
+            warpgroup::wait<0>();
 #pragma unroll
-                        for (int j = 0; j < kTokenTiles; ++j) multiply(sums[j][n], a[k * kSteps + step][j], b[0]), multiply(sums[j][n + 1], a[k * kSteps + step][j], b[1]);
-                    }
-            }
+            for (int i = 0; i < kUp; ++i) warpgroup::settle(sums[i]);
         }
         // The group before has been read.
         if (Tile::kHiddenBuffers == 1 && group > 0) __syncthreads();
-        if (column < blocks * kSide) {
 #pragma unroll
-            for (int n = 0; n < kUp / 8; ++n) {
-                const float2 b = floats(up_b[n]);
+        for (int i = 0; i < kUp; ++i) {
+            if (warpgroup * kUp + i >= blocks) break;
 #pragma unroll
-                for (int j = 0; j < kTokenTiles; ++j) {
-                    float v[4] = {sums[j][n][0] + b.x, sums[j][n][1] + b.y, sums[j][n][2] + b.x, sums[j][n][3] + b.y};
-                    activate(v, p.activation);
-                    __half* const to = between + (16 * j + g) * Tile::kHiddenPitch + column + n * 8 + 2 * t;
-                    *reinterpret_cast<uint32_t*>(to) = pack_halves(v[0], v[1]), *reinterpret_cast<uint32_t*>(to + 8 * Tile::kHiddenPitch) = pack_halves(v[2], v[3]);
+            for (int j = 0; j < kTokens / 8; j += 2) {
+                uint32_t v[4];
+#pragma unroll
+                for (int m = 0; m < 4; ++m) {
+                    const int at = 4 * (j + m / 2) + 2 * (m % 2);
+                    float e[2] = {sums[i][at] + up_b[i][m % 2], sums[i][at + 1] + up_b[i][m % 2]};
+                    activate(e, p.activation);
+                    v[m] = pack_halves(e[0], e[1]);
                 }
+                ptx::store_transposed4(place(between, kTokens, tokens_of(j), eighth_of(warpgroup * kUp + i)), v[0], v[1], v[2], v[3]);
             }
         }
+        tensor_copy::fence_shared();
         if (group + 1 < groups) fetch_up_b(group + 1);
         __syncthreads();
         fetch_behind(base + blocks * kSides);
-        if (part < blocks) {
-            const __half* const w = weights(base + blocks * kSides + part * kSides + columns / kSide);
+        constexpr int kPartBlocks = Tile::kGroup / kSide / Tile::kParts;
+        if (part * kPartBlocks < blocks) {
 #pragma unroll
-            for (int step = 0; step < kSteps; ++step) {
-                uint32_t rows[kTokenTiles][4];
+            for (int k = 0; k < kPartBlocks; ++k) {
+                const int row = part * kPartBlocks + k;
+                if (row >= blocks) break;
+                const uint32_t w = weights(base + blocks * kSides + row * kSides + block), tokens = ptx::shared_address(between) + row * kTokens * Tile::kRow;
+                warpgroup::begin();
 #pragma unroll
-                for (int j = 0; j < kTokenTiles; ++j) ptx::load_matrices4(rows[j], between + (j * 16 + lane % 16) * Tile::kHiddenPitch + part * kSide + step * 16 + lane / 16 * 8);
-#pragma unroll
-                for (int n = 0; n < 4; n += 2) {
-                    uint32_t b[2][2];
-                    ptx::load_transposed4(b[0][0], b[0][1], b[1][0], b[1][1], place(w, step * 16 + lane % 16, columns % kSide / 8 + n + lane / 16));
-#pragma unroll
-                    for (int j = 0; j < kTokenTiles; ++j) multiply(out[j][n], rows[j], b[0]), multiply(out[j][n + 1], rows[j], b[1]);
-                }
+                for (int step = 0; step < kSteps; ++step) wide::multiply_turned(out, columns_of(w, step), rows_of(tokens, step));
             }
+            warpgroup::commit();
+            warpgroup::wait<0>();
+            warpgroup::settle(out);
         }
     }
     const End down_b{__ldg(reinterpret_cast<const typename End::Raw*>(p.down_b + end_c))};
     __syncthreads();
     float* const parts = reinterpret_cast<float*>(slots);
 #pragma unroll
-    for (int j = 0; j < kTokenTiles; ++j)
-#pragma unroll
-        for (int n = 0; n < 4; ++n)
-#pragma unroll
-            for (int lower = 0; lower < 2; ++lower)
-                *reinterpret_cast<float2*>(parts + (part * Tile::kTokens + 16 * j + 8 * lower + g) * Tile::kSumPitch + columns + n * 8 + 2 * t) = float2{out[j][n][2 * lower], out[j][n][2 * lower + 1]};
+    for (int i = 0; i < kSums; ++i) parts[(part * kTokens + i / 4 * 8 + 2 * t + i % 2) * Tile::kSumPitch + block * kSide + quarter + i / 2 % 2 * 8 + g] = out[i];
     __syncthreads();
     float sum[kEnd], was[kEnd];
     down_b.floats(sum);
@@ -378,7 +385,7 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, Tile::kB
             const float4 v = *reinterpret_cast<const float4*>(parts + (i * Tile::kTokens + end_token) * Tile::kSumPitch + end_c + e);
             sum[e] += v.x, sum[e + 1] += v.y, sum[e + 2] += v.z, sum[e + 3] += v.w;
         }
-    End(*reinterpret_cast<const typename End::Raw*>(mid + end_token * kPitch + end_c)).floats(was);
+    End(*reinterpret_cast<const typename End::Raw*>(place(mid, kTokens, end_token, end_c / 8) + end_c % 8)).floats(was);
 #pragma unroll
     for (int e = 0; e < kEnd; ++e) sum[e] += was[e];
     const int y = y0 + end_token / Tile::kWide, x = x0 + end_token % Tile::kWide;
