@@ -102,19 +102,17 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, Tile::kB
         mbarrier::expect(barrier, Tile::kSquare);
         tensor_copy::load(slots_at + slot * Tile::kSquare, *from, column * kSide, row * kSide, barrier);
     };
-    // Those before `done` have been used by all.
-    int fetched = min(total, Tile::kSlots);
+    // Those before `done` have been used by all. The warps take turns: asking for one takes a thread a while.
+    int fetched = 0;
     auto fetch_behind = [&](int done) {
         const int end = min(total, done + Tile::kSlots);
-        if (thread == 0)
-            for (int s = fetched; s < end; ++s) fetch(s);
+        if (lane == 0)
+            for (int s = fetched + warp; s < end; s += Tile::kWarps) fetch(s);
         fetched = max(fetched, end);
     };
-    if (thread == 0) {
-        for (int s = 0; s < Tile::kSlots; ++s) mbarrier::init(barriers + s * 8, 1);
-        mbarrier::publish();
-        for (int s = 0; s < fetched; ++s) fetch(s);
-    }
+    if (thread < Tile::kSlots) mbarrier::init(barriers + thread * 8, 1), mbarrier::publish();
+    __syncthreads();
+    fetch_behind(0);
     auto weights = [&](int square) {
         const uint32_t slot = static_cast<uint32_t>(square) % Tile::kSlots, round = static_cast<uint32_t>(square) / Tile::kSlots;
         mbarrier::wait(barriers + slot * 8, round & 1);
