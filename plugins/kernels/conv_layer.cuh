@@ -49,21 +49,22 @@ template <int C_, int HIGH, int K_> struct ConvLayerTile {
     static constexpr int kEncoded = units(kMapTokens * kRow * kSides), kOver = (kMapTiles * 64 - kMapTokens) * kRow, kPad = kOver > kTile ? units(kOver - kTile) : 0;
     static constexpr int kHiddenBuffers = 2 * kHidden <= kIn ? 2 : 1;
     static_assert(kMixed + kTile <= kIn && kHidden <= kIn && kMapTiles * kSides == 2 && kTokens % 16 == 0);
-    // Blocks of 256 threads share a multiprocessor with those of the next kernel.
     static constexpr int kSquare = kConvLayerSide * kConvLayerSide * 2, kHalves = kIn + kEncoded + kTile + kPad;
-    static constexpr int kBlocks = kThreads <= 256 ? 2 : 1, kReserved = 1024, kAlign = 1024, kBarriers = 256;
-    static constexpr int kRoom = kBlocks == 2 ? (228 * 1024) / 2 - kReserved : 227 * 1024;
-    static constexpr int kSlots = (kRoom - kAlign - kBarriers - kHalves) / kSquare;
+    static constexpr int kMix = 2 * kSides * kSides;  // squares of both products around the convolution
+    // All squares with the usual MLP of four times as many columns, or as many as there is room for.
+    static constexpr int kAlign = 1024, kBarriers = 256, kRoom = 227 * 1024, kUsual = kMix + 2 * kSides * (4 * C / kConvLayerSide), kMost = (kRoom - kAlign - kBarriers - kHalves) / kSquare;
+    static constexpr int kSlots = kUsual < kMost ? kUsual : kMost;
     static_assert(kSlots * 8 <= kBarriers);
     static constexpr int kShared = kAlign + kSlots * kSquare + kHalves + kBarriers;
+    // No two blocks on a multiprocessor: where they begin while the kernel before has others, some would have two and others none.
+    static_assert(kShared > 228 * 1024 / 2);
     // fp32 sums of two parts of what is contracted, in place of the weights.
     static constexpr int kParts = 2, kSumPitch = C + 4;
     static_assert(kParts * kTokens * kSumPitch * 4 <= kSlots * kSquare);
-    static constexpr int kMix = 2 * kSides * kSides;  // squares of both products around the convolution
     static_assert(kSlots >= 2 * kSides * (kGroup / kConvLayerSide));  // a group's
 };
 
-template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) conv_layer_kernel(const __grid_constant__ ConvLayerArgs p) {
+template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) conv_layer_kernel(const __grid_constant__ ConvLayerArgs p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     constexpr int C = Tile::C, K = Tile::K, R = Tile::R, kPitch = Tile::kPitch, kSides = Tile::kSides, kMapHigh = Tile::kMapHigh, kMapWide = Tile::kMapWide, kSide = kConvLayerSide;
     constexpr int kTokens = Tile::kTokens, kTokenTiles = kTokens / 16, kMapTiles = kMapHigh / 2, kMix = Tile::kMix, kSteps = kSide / 16, kSums = kTokens / 2;

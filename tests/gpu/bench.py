@@ -10,6 +10,7 @@ the median per launch is reported in microseconds.
 import argparse
 import ctypes
 import json
+import os
 import statistics
 
 import torch
@@ -24,7 +25,7 @@ def pointer(t):
 
 class Library:
     def __init__(self, path):
-        self.lib = ctypes.CDLL(path)
+        self.lib = ctypes.CDLL(os.path.abspath(path))  # a name alone would be looked up elsewhere
 
     def call(self, name, *args):
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
