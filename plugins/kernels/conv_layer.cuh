@@ -31,7 +31,7 @@ constexpr int kConvLayerSide = 64;  // of a square of weights
 template <int C_, int HIGH, int K_> struct ConvLayerTile {
     static constexpr int C = C_, K = K_, R = K / 2;
     static constexpr int kHigh = HIGH, kWide = 4, kTokens = kHigh * kWide;
-    static constexpr int kWarps = C / 8, kThreads = 32 * kWarps;
+    static constexpr int kWarps = 16, kThreads = 32 * kWarps, kShares = kWarps / (C / 8);  // kShares: warps with the same eight channels of a depthwise convolution
     // Of the map that the convolution reads; its rows have 8 tokens, the last of which none reads where the kernel is small.
     static constexpr int kMapHigh = kHigh + 2 * R, kMapWide = 8, kInHigh = kMapHigh + 2, kInWide = kMapWide + 2;
     static_assert(kWide + 2 * R <= kMapWide && kMapHigh % 2 == 0 && kHigh % 4 == 0 && C % kConvLayerSide == 0);
@@ -48,7 +48,7 @@ template <int C_, int HIGH, int K_> struct ConvLayerTile {
     static constexpr int kIn = units(kInHigh * kInWide * kPitch * 2), kMixed = units(kMapHigh * kMapLine * 2);
     static constexpr int kEncoded = units(kMapTokens * kRow * kSides), kOver = (kMapTiles * 64 - kMapTokens) * kRow, kPad = kOver > kTile ? units(kOver - kTile) : 0;
     static constexpr int kHiddenBuffers = 2 * kHidden <= kIn ? 2 : 1;
-    static_assert(kMixed + kTile <= kIn && kHidden <= kIn && kMapTiles * kSides == 2 && kTokens % 16 == 0);
+    static_assert(kMixed + kTile <= kIn && kHidden <= kIn && kMapTiles * kSides == 2 && kTokens % (16 * kShares) == 0);
     static constexpr int kSquare = kConvLayerSide * kConvLayerSide * 2, kHalves = kIn + kEncoded + kTile + kPad;
     static constexpr int kMix = 2 * kSides * kSides;  // squares of both products around the convolution
     // All squares with the usual MLP of four times as many columns, or as many as there is room for.
@@ -58,8 +58,8 @@ template <int C_, int HIGH, int K_> struct ConvLayerTile {
     static constexpr int kShared = kAlign + kSlots * kSquare + kHalves + kBarriers;
     // No two blocks on a multiprocessor: where they begin while the kernel before has others, some would have two and others none.
     static_assert(kShared > 228 * 1024 / 2);
-    // fp32 sums of two parts of what is contracted, in place of the weights.
-    static constexpr int kParts = 2, kSumPitch = C + 4;
+    // fp32 sums of parts of what is contracted, in place of the weights.
+    static constexpr int kParts = kWarpgroups / kSides, kSumPitch = C + 4;
     static_assert(kParts * kTokens * kSumPitch * 4 <= kSlots * kSquare);
     static_assert(kSlots >= 2 * kSides * (kGroup / kConvLayerSide));  // a group's
 };
@@ -67,7 +67,7 @@ template <int C_, int HIGH, int K_> struct ConvLayerTile {
 template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) conv_layer_kernel(const __grid_constant__ ConvLayerArgs p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     constexpr int C = Tile::C, K = Tile::K, R = Tile::R, kPitch = Tile::kPitch, kSides = Tile::kSides, kMapHigh = Tile::kMapHigh, kMapWide = Tile::kMapWide, kSide = kConvLayerSide;
-    constexpr int kTokens = Tile::kTokens, kTokenTiles = kTokens / 16, kMapTiles = kMapHigh / 2, kMix = Tile::kMix, kSteps = kSide / 16, kSums = kTokens / 2;
+    constexpr int kTokens = Tile::kTokens, kTokenTiles = kTokens / 16, kRowPairs = kMapHigh / 2, kMix = Tile::kMix, kSteps = kSide / 16, kSums = kTokens / 2;
     extern __shared__ unsigned char conv_layer_shared[];
     ptx::let_next_start();
     unsigned char* const slots = conv_layer_shared + (0u - ptx::shared_address(conv_layer_shared)) % Tile::kAlign;
@@ -129,7 +129,7 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) conv_
     auto eighth_of = [&](int block) { return block * 8 + quarter / 8 + lane / 8 % 2; };
 
     // Of a channel's weights at a place of the kernel: those of the matrix whose diagonal they are that a lane has.
-    const int c0 = warp * 8, c = c0 + 2 * t;
+    const int channels = warp % (C / 8), share = warp / (C / 8), c0 = channels * 8, c = c0 + 2 * t;
     const uint32_t diagonal = g == 2 * t ? 0xffffu : g == 2 * t + 1 ? 0xffff0000u : 0u;
     auto pair = [](const __half* from, int at) { return __ldg(reinterpret_cast<const uint32_t*>(from + at)); };
     auto floats = [](uint32_t v) { return __half22float2(*reinterpret_cast<const __half2*>(&v)); };
@@ -179,20 +179,21 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) conv_
         __syncthreads();
     }
 
-    // The encoding of eight channels of all of the map's tokens.
+    // The encoding of eight channels of the map's tokens, or of a share of its rows.
     {
-        constexpr int kFours = (Tile::kInHigh + 3) / 4;
+        constexpr int kPairs = (kRowPairs + Tile::kShares - 1) / Tile::kShares, kFours = (2 * kPairs + 2 + 3) / 4;
         constexpr uint32_t kOnes = 0x3c003c00u;
-        float sums[kMapTiles][4] = {};
+        const int first_row = share * 2 * kPairs;
+        float sums[kPairs][4] = {};
 #pragma unroll
         for (int dx = 0; dx < 3; ++dx) {
             uint32_t m[kFours][4];  // a row of eight tokens each
 #pragma unroll
-            for (int i = 0; i < kFours; ++i) ptx::load_matrices4(m[i], in + (min(4 * i + lane / 8, Tile::kInHigh - 1) * Tile::kInWide + dx + lane % 8) * kPitch + c0);
+            for (int i = 0; i < kFours; ++i) ptx::load_matrices4(m[i], in + (min(first_row + 4 * i + lane / 8, Tile::kInHigh - 1) * Tile::kInWide + dx + lane % 8) * kPitch + c0);
 #pragma unroll
             for (int dy = 0; dy < 3; ++dy)
 #pragma unroll
-                for (int j = 0; j < kMapTiles; ++j) {
+                for (int j = 0; j < kPairs; ++j) {
                     const uint32_t upper = m[(2 * j + dy) / 4][(2 * j + dy) % 4], lower = m[(2 * j + 1 + dy) / 4][(2 * j + 1 + dy) % 4];
                     multiply_k8(sums[j], upper, lower, position[dy * 3 + dx]);
                     if (dy == 1 && dx == 1) multiply_k8(sums[j], upper, lower, kOnes & diagonal);  // the residual
@@ -200,10 +201,12 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) conv_
         }
         const float2 b = floats(position_b);
 #pragma unroll
-        for (int j = 0; j < kMapTiles; ++j)
+        for (int j = 0; j < kPairs; ++j) {
+            if (first_row + 2 * j >= kMapHigh) break;
 #pragma unroll
             for (int lower = 0; lower < 2; ++lower)
-                *reinterpret_cast<uint32_t*>(place(encoded, Tile::kMapTokens, (2 * j + lower) * kMapWide + g, warp) + 2 * t) = pack_halves(sums[j][2 * lower] + b.x, sums[j][2 * lower + 1] + b.y);
+                *reinterpret_cast<uint32_t*>(place(encoded, Tile::kMapTokens, (first_row + 2 * j + lower) * kMapWide + g, channels) + 2 * t) = pack_halves(sums[j][2 * lower] + b.x, sums[j][2 * lower + 1] + b.y);
+        }
         tensor_copy::fence_shared();
         __syncthreads();
     }
@@ -244,29 +247,30 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) conv_
         fetch_behind(kMix / 2);
     }
 
-    // The convolution of eight channels of the tile's tokens: matrices of two rows of four tokens.
+    // The convolution of eight channels of the tile's tokens, or of a share of its rows: matrices of two rows of four tokens.
     {
-        constexpr int kFours = (kMapHigh - 1 + 3) / 4;
-        float sums[kTokenTiles][2][4] = {};  // of even and odd rows of the kernel: shorter chains
+        constexpr int kTiles = kTokenTiles / Tile::kShares, kFours = (4 * kTiles + K - 2 + 3) / 4;
+        const int first_row = share * 4 * kTiles;
+        float sums[kTiles][2][4] = {};  // of even and odd rows of the kernel: shorter chains
 #pragma unroll
         for (int dx = 0; dx < K; ++dx) {
             uint32_t m[kFours][4];
 #pragma unroll
             for (int i = 0; i < kFours; ++i) {
-                const int row = min(4 * i + lane / 8 + lane % 8 / 4, kMapHigh - 1);
+                const int row = min(first_row + 4 * i + lane / 8 + lane % 8 / 4, kMapHigh - 1);
                 ptx::load_matrices4(m[i], map + row * Tile::kMapLine + (dx + lane % 4) * kPitch + c0);
             }
 #pragma unroll
             for (int dy = 0; dy < K; ++dy)
 #pragma unroll
-                for (int j = 0; j < kTokenTiles; ++j) multiply_k8(sums[j][dy % 2], m[(4 * j + dy) / 4][(4 * j + dy) % 4], m[(4 * j + 2 + dy) / 4][(4 * j + 2 + dy) % 4], conv[dy * K + dx]);
+                for (int j = 0; j < kTiles; ++j) multiply_k8(sums[j][dy % 2], m[(4 * j + dy) / 4][(4 * j + dy) % 4], m[(4 * j + 2 + dy) / 4][(4 * j + 2 + dy) % 4], conv[dy * K + dx]);
         }
         const float2 b = floats(conv_b);
 #pragma unroll
-        for (int j = 0; j < kTokenTiles; ++j)
+        for (int j = 0; j < kTiles; ++j)
 #pragma unroll
             for (int lower = 0; lower < 2; ++lower)
-                *reinterpret_cast<uint32_t*>(place(mixed, kTokens, 16 * j + 8 * lower + g, warp) + 2 * t) =
+                *reinterpret_cast<uint32_t*>(place(mixed, kTokens, 4 * first_row + 16 * j + 8 * lower + g, channels) + 2 * t) =
                     pack_halves(sums[j][0][2 * lower] + sums[j][1][2 * lower] + b.x, sums[j][0][2 * lower + 1] + sums[j][1][2 * lower + 1] + b.y);
         tensor_copy::fence_shared();
         __syncthreads();
