@@ -16,16 +16,17 @@ constexpr int32_t kOneKernel = 1, kOneByOne = 2;  // tactics
 
 struct Shape {
     int channels, kernel, high, wide;  // high, wide: of a block's tokens
+    int rounds;                        // of blocks on all multiprocessors, up to which it is faster than the ops, whose time grows less with the images
     cudaError_t (*launch)(const ConvLayerArgs&, uint32_t blocks, cudaStream_t);
 };
 template <class Tile> cudaError_t launch(const ConvLayerArgs& p, uint32_t blocks, cudaStream_t stream) {
     return launch_ahead(conv_layer_kernel<Tile>, blocks, Tile::kThreads, Tile::kShared, stream, 1, p);
 }
-template <int C, int HIGH, int K> constexpr Shape shape() {
+template <int C, int HIGH, int K> constexpr Shape shape(int rounds) {
     using Tile = ConvLayerTile<C, HIGH, K>;
-    return {C, K, Tile::kHigh, Tile::kWide, launch<Tile>};
+    return {C, K, Tile::kHigh, Tile::kWide, rounds, launch<Tile>};
 }
-const Shape kShapes[] = {shape<64, 8, 3>(), shape<64, 8, 5>(), shape<128, 4, 3>(), shape<128, 4, 5>()};
+const Shape kShapes[] = {shape<64, 8, 3>(6), shape<64, 8, 5>(6), shape<128, 4, 3>(2), shape<128, 4, 5>(2)};
 
 int64_t parts(int64_t v, int64_t of) { return (v + of - 1) / of; }
 int64_t tokens(const ConvLayerProblem& q) { return int64_t{q.conv.height} * q.conv.width; }
@@ -113,8 +114,7 @@ cudaError_t one_by_one(const ConvLayerProblem& q, cudaStream_t stream) {
     return cudaSuccess;
 }
 
-// The one kernel where its blocks are all there at once: it goes through what is around its tiles more than once.
-bool few(const Shape& s, const ConvLayerProblem& q) { return blocks_of(s, q) <= 2 * device().multiprocessors; }
+bool few(const Shape& s, const ConvLayerProblem& q) { return blocks_of(s, q) <= int64_t{s.rounds} * device().multiprocessors; }
 
 }  // namespace
 

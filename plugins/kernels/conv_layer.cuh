@@ -131,7 +131,8 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) conv_
     // Of a channel's weights at a place of the kernel: those of the matrix whose diagonal they are that a lane has.
     const int channels = warp % (C / 8), share = warp / (C / 8), c0 = channels * 8, c = c0 + 2 * t;
     const uint32_t diagonal = g == 2 * t ? 0xffffu : g == 2 * t + 1 ? 0xffff0000u : 0u;
-    auto pair = [](const __half* from, int at) { return __ldg(reinterpret_cast<const uint32_t*>(from + at)); };
+    // Not by the path of constants, whose loads the compiler takes to behind the wait.
+    auto pair = [](const __half* from, int at) { return *reinterpret_cast<const uint32_t*>(from + at); };
     auto floats = [](uint32_t v) { return __half22float2(*reinterpret_cast<const __half2*>(&v)); };
     uint32_t position[9], conv[K * K];
 #pragma unroll
@@ -149,9 +150,20 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) conv_
             for (int h = 0; h < 2; ++h)
                 if (const int at = group * Tile::kGroup + (warpgroup * kUp + i) * kSide + quarter + 8 * h + g; at < p.hidden) up_b[i][h] = single(p.up_b, at);
     };
-    // Those of the products are read when there are registers for them.
-    if (thread * 16 < p.hidden) ptx::prefetch_l2(p.up_b + thread * 16);
-    if (thread * 16 < C) ptx::prefetch_l2(p.b1 + thread * 16), ptx::prefetch_l2(p.b2 + thread * 16);
+    fetch_up_b(0);
+    // The first product: a tile of 64 tokens and 64 columns for each of two warpgroups; the second: 64 columns a warpgroup.
+    constexpr bool kTall = kSides == 1;
+    const int rows = kTall ? warpgroup * 64 : 0, columns = kTall ? 0 : warpgroup * kSide;
+    uint32_t b1[kSide / 8] = {};
+    float b2[2] = {};
+    if (warpgroup < 2) {
+#pragma unroll
+        for (int i = 0; i < kSide / 8; ++i) b1[i] = pair(p.b1, columns + i * 8 + 2 * t);
+    }
+    if (warpgroup < kSides) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) b2[h] = single(p.b2, warpgroup * kSide + quarter + 8 * h + g);
+    }
     constexpr int kEnd = Tile::kTokens * C / Tile::kThreads;  // columns of the result that a thread has
     using End = Pack<__half, kEnd>;
     const int end_c = thread % (C / kEnd) * kEnd, end_token = thread / (C / kEnd);
@@ -162,17 +174,25 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) conv_
     const int x0 = static_cast<int>(across) * Tile::kWide, y0 = static_cast<int>(down) * Tile::kHigh;
     const int64_t first = int64_t{image} * p.height * p.width;
     auto exists = [&](int y, int x) { return static_cast<unsigned>(y) < static_cast<unsigned>(p.height) && static_cast<unsigned>(x) < static_cast<unsigned>(p.width); };
-    ptx::wait_for_previous();
-
     {
-        constexpr int kEighths = C / 8, kStep = Tile::kThreads / kEighths;
+        constexpr int kEighths = C / 8, kStep = Tile::kThreads / kEighths, kInTokens = Tile::kInHigh * Tile::kInWide, kCopies = (kInTokens + kStep - 1) / kStep;
         const int eighth = thread % kEighths * 8;
+        const __half* from[kCopies];
+        int there = 0;
 #pragma unroll
-        for (int from = 0; from < Tile::kInHigh * Tile::kInWide; from += kStep) {
-            const int token = from + thread / kEighths, y = y0 - R - 1 + token / Tile::kInWide, x = x0 - R - 1 + token % Tile::kInWide;
-            if (token >= Tile::kInHigh * Tile::kInWide) break;
-            const bool there = exists(y, x);
-            ptx::copy16(in + token * kPitch + eighth, p.x + (there ? (first + int64_t{y} * p.width + x) * C + eighth : 0), there);
+        for (int i = 0; i < kCopies; ++i) {
+            const int token = i * kStep + thread / kEighths, y = y0 - R - 1 + token / Tile::kInWide, x = x0 - R - 1 + token % Tile::kInWide;
+            const bool inside = exists(y, x);
+            there |= static_cast<int>(inside) << i;
+            from[i] = p.x + (inside ? (first + int64_t{y} * p.width + x) * C + eighth : 0);
+            // Found before the wait.
+            asm volatile("" : "+l"(from[i]), "+r"(there));
+        }
+        ptx::wait_for_previous();
+#pragma unroll
+        for (int i = 0; i < kCopies; ++i) {
+            const int token = i * kStep + thread / kEighths;
+            if (token < kInTokens) ptx::copy16(in + token * kPitch + eighth, from[i], there >> i & 1);
         }
         ptx::commit_copies();
         ptx::wait_copies<0>();
@@ -211,18 +231,13 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) conv_
         __syncthreads();
     }
 
-    // The first product, zeros outside of the image: a tile of 64 tokens and 64 columns for each of two warpgroups.
+    // The first product, zeros outside of the image.
     {
-        constexpr bool kTall = Tile::kSides == 1;
-        const int rows = kTall ? warpgroup * 64 : 0, block = kTall ? 0 : warpgroup;
         if (warpgroup < 2) {
-            uint32_t b1[kSide / 8];
-#pragma unroll
-            for (int i = 0; i < kSide / 8; ++i) b1[i] = pair(p.b1, block * kSide + i * 8 + 2 * t);
             float sums[kSide / 2] = {};
 #pragma unroll
             for (int k = 0; k < kSides; ++k) {
-                const uint32_t w = weights(block * kSides + k), tokens = ptx::shared_address(encoded) + (k * Tile::kMapTokens + rows) * Tile::kRow;
+                const uint32_t w = weights(columns / kSide * kSides + k), tokens = ptx::shared_address(encoded) + (k * Tile::kMapTokens + rows) * Tile::kRow;
                 warpgroup::begin();
 #pragma unroll
                 for (int step = 0; step < kSteps; ++step) wide::multiply(sums, rows_of(tokens, step), columns_of(w, step), 1);
@@ -239,7 +254,7 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) conv_
                 for (int n = 0; n < kSide / 8; ++n) {
                     const float2 b = floats(b1[n]);
                     const uint32_t v = pack_halves(sums[4 * n + 2 * lower] + b.x, sums[4 * n + 2 * lower + 1] + b.y);
-                    *reinterpret_cast<uint32_t*>(map + row * Tile::kMapLine + g * kPitch + block * kSide + n * 8 + 2 * t) = there ? v : 0u;
+                    *reinterpret_cast<uint32_t*>(map + row * Tile::kMapLine + g * kPitch + columns + n * 8 + 2 * t) = there ? v : 0u;
                 }
             }
         }
@@ -276,10 +291,9 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) conv_
         __syncthreads();
     }
 
-    // The second product and the encoded tokens, 64 columns a warpgroup. From here on the weights are left operands, and the tokens columns.
+    // The second product and the encoded tokens. From here on the weights are left operands, and the tokens columns.
     {
         if (warpgroup < kSides) {
-            const float b2[2] = {single(p.b2, warpgroup * kSide + quarter + g), single(p.b2, warpgroup * kSide + quarter + 8 + g)};
             float sums[kSums] = {};
 #pragma unroll
             for (int k = 0; k < kSides; ++k) {
@@ -311,7 +325,6 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) conv_
     }
 
     // The MLP, a group of columns between its products at a time, 64 columns a warpgroup; of the second product a half of what is contracted.
-    fetch_up_b(0);
     float out[kSums] = {};
     const int part = warpgroup / kSides, block = warpgroup % kSides;
 #pragma unroll 1
@@ -373,7 +386,7 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) conv_
             warpgroup::settle(out);
         }
     }
-    const End down_b{__ldg(reinterpret_cast<const typename End::Raw*>(p.down_b + end_c))};
+    const End down_b{*reinterpret_cast<const typename End::Raw*>(p.down_b + end_c)};
     __syncthreads();
     float* const parts = reinterpret_cast<float*>(slots);
 #pragma unroll

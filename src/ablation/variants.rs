@@ -35,13 +35,20 @@ impl Variant {
 /// The variant with all kinds of site fused, blocks and chains of them too, but for those that only `tune` tries.
 pub const BLOCKS: &str = "blocks";
 
-/// Not in [`BLOCKS`]: by themselves they were slower than the blocks that they are made of, or were not measured yet.
-const FOR_TUNE: [Kind; 2] = [Kind::SequenceChain, Kind::ConvLayer];
+/// Not in [`BLOCKS`]: by themselves they were slower than the blocks that they are made of.
+const FOR_TUNE: [Kind; 1] = [Kind::SequenceChain];
 
 /// In [`BLOCKS`] in float16 on Hopper alone. Elsewhere chains are their blocks, with weights that are laid out anew each time, convolution blocks
-/// and convolutions of tokens have no tensor cores, and TNT's words and pixels were measured on Hopper alone.
-const FOR_HOPPER: [Kind; 6] =
-    [Kind::BlockChain, Kind::ConvBlock, Kind::PatchConv, Kind::TntWords, Kind::TokenChain, Kind::PixelEmbed];
+/// and convolutions of tokens have no tensor cores, convolution layers no kernel of their own, and TNT's words and pixels were measured on Hopper alone.
+const FOR_HOPPER: [Kind; 7] = [
+    Kind::BlockChain,
+    Kind::ConvBlock,
+    Kind::ConvLayer,
+    Kind::PatchConv,
+    Kind::TntWords,
+    Kind::TokenChain,
+    Kind::PixelEmbed,
+];
 
 /// `blocks-with-KIND` and `blocks-without-KIND`: blocks with one kind of them more, or one less.
 const MORE: &str = "blocks-with-";
