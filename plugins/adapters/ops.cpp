@@ -1285,67 +1285,130 @@ private:
     bool offset_, residual_;
 };
 
-class ConvBlock final : public Op {
+// What has a convolution block over a map of tokens in it.
+class OfConvBlock : public Op {
 public:
-    explicit ConvBlock(Attributes given) : Op(std::move(given)) {
+    explicit OfConvBlock(Attributes given) : Op(std::move(given)) {
         grid_ = attributes_.integers("grid");
         kernel_ = attributes_.integer("kernel");
         expect(grid_[0] >= 1 && grid_[1] >= 1, "attribute 'grid' must be two positive sizes");
         expect(tokens() <= kConvMaxTokens, "attribute 'grid' is too large");
         expect(kernel_ == 3 || kernel_ == 5 || kernel_ == 7, "attribute 'kernel' must be 3, 5 or 7");
     }
-    std::unique_ptr<Op> clone() const override { return std::make_unique<ConvBlock>(*this); }
-    int32_t inputs() const override { return 7; }
     int32_t outputs() const override { return 1; }
     void shapes(const DimsExprs* in, DimsExprs* out, IExprBuilder&) const override {
         expect(in[0].nbDims == 3 && may_be(in[0].d[1], tokens()), "input x must be [B, H*W, C] with H, W of attribute 'grid'");
-        for (int i : {1, 3, 5}) expect(in[i].nbDims == 2, "inputs w1, w and w2 must be matrices");
+        for (int i : {0, 2, 4}) expect(in[first_weight() + i].nbDims == 2, "inputs w1, w and w2 must be matrices");
         out[0] = in[0];
     }
-    cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, void* workspace, int32_t tactic,
-                    cudaStream_t stream) const override {
-        ConvBlockProblem p = sized_problem(in_desc);
-        p.x = in[0], p.w1 = in[1], p.b1 = in[2], p.w = in[3], p.b = in[4], p.w2 = in[5], p.b2 = in[6];
-        p.y = out[0];
-        p.workspace = workspace;
-        return conv_block(p, stream, tactic);
-    }
-    std::vector<int32_t> tactics(const PluginTensorDesc* in_desc) const override { return conv_block_tactics(sized_problem(in_desc)); }
-    size_t workspace(const PluginTensorDesc* in_desc) const override {
-        ConvBlockProblem p = problem(in_desc);
-        const int64_t images = in_desc[0].dims.d[0];
-        // More than a piece has, where their number is not known.
-        p.images = images >= 0 ? images : kConvMaxTokens / tokens();
-        return static_cast<size_t>(conv_block_workspace(p));
-    }
 
-private:
+protected:
+    // The input that is the block's w1; the others are behind it.
+    virtual int first_weight() const = 0;
     int64_t tokens() const { return int64_t{grid_[0]} * grid_[1]; }
-    // Everything but the pointers.
-    ConvBlockProblem sized_problem(const PluginTensorDesc* in) const {
-        ConvBlockProblem p = problem(in);
-        p.images = in[0].dims.d[0];
-        return p;
+    // More than a piece has, where their number is not known.
+    int64_t most_images(const PluginTensorDesc* in) const {
+        const int64_t images = in[0].dims.d[0];
+        return images >= 0 ? images : kConvMaxTokens / tokens();
     }
+    static bool matrix(const PluginTensorDesc& in, int64_t rows, int64_t columns) { return in.dims.nbDims == 2 && in.dims.d[0] == rows && in.dims.d[1] == columns; }
+    static int64_t elements(const PluginTensorDesc& in) { return volume(in.dims, 0, in.dims.nbDims); }
     // Everything but the images and the pointers.
-    ConvBlockProblem problem(const PluginTensorDesc* in) const {
+    ConvBlockProblem block_problem(const PluginTensorDesc* in) const {
         const Dims& x = in[0].dims;
         expect(x.nbDims == 3 && x.d[1] == tokens(), "input x must be [B, H*W, C] with H, W of attribute 'grid'");
-        const int64_t channels = x.d[2], hidden = in[1].dims.nbDims == 2 ? int64_t{in[1].dims.d[1]} : 0;
-        const auto matrix = [&](int i, int64_t rows, int64_t columns) { return in[i].dims.nbDims == 2 && in[i].dims.d[0] == rows && in[i].dims.d[1] == columns; };
-        expect(matrix(1, channels, hidden) && matrix(5, hidden, channels), "inputs w1 and w2 must be [C, D] and [D, C], where C is the last axis of x");
-        expect(matrix(3, int64_t{kernel_} * kernel_, hidden), "input w must be [k*k, D]");
-        const auto elements = [&](int i) { return volume(in[i].dims, 0, in[i].dims.nbDims); };
-        expect(elements(2) == hidden && elements(4) == hidden && elements(6) == channels, "inputs b1, b and b2 must have D, D and C elements");
+        const PluginTensorDesc* const w = in + first_weight();
+        const int64_t channels = x.d[2], hidden = w[0].dims.nbDims == 2 ? int64_t{w[0].dims.d[1]} : 0;
+        expect(matrix(w[0], channels, hidden) && matrix(w[4], hidden, channels), "inputs w1 and w2 must be [C, D] and [D, C], where C is the last axis of x");
+        expect(matrix(w[2], int64_t{kernel_} * kernel_, hidden), "input w must be [k*k, D]");
+        expect(elements(w[1]) == hidden && elements(w[3]) == hidden && elements(w[5]) == channels, "inputs b1, b and b2 must have D, D and C elements");
         expect(channels >= 1 && channels <= kMlpMaxChannels && hidden >= 1 && hidden <= kMlpMaxChannels, "at most 2048 channels, and as many between the products, are possible");
         ConvBlockProblem p;
         p.dtype = dtype(in[0]);
         p.height = grid_[0], p.width = grid_[1], p.channels = static_cast<int32_t>(channels), p.hidden = static_cast<int32_t>(hidden), p.kernel = kernel_;
         return p;
     }
+    void set_block(ConvBlockProblem& p, const void* const* in) const {
+        const void* const* const w = in + first_weight();
+        p.x = in[0], p.w1 = w[0], p.b1 = w[1], p.w = w[2], p.b = w[3], p.w2 = w[4], p.b2 = w[5];
+    }
 
+private:
     std::vector<int32_t> grid_;
     int32_t kernel_;
+};
+
+class ConvBlock final : public OfConvBlock {
+public:
+    using OfConvBlock::OfConvBlock;
+    std::unique_ptr<Op> clone() const override { return std::make_unique<ConvBlock>(*this); }
+    int32_t inputs() const override { return 7; }
+    cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, void* workspace, int32_t tactic,
+                    cudaStream_t stream) const override {
+        ConvBlockProblem p = sized_problem(in_desc);
+        set_block(p, in);
+        p.y = out[0];
+        p.workspace = workspace;
+        return conv_block(p, stream, tactic);
+    }
+    std::vector<int32_t> tactics(const PluginTensorDesc* in_desc) const override { return conv_block_tactics(sized_problem(in_desc)); }
+    size_t workspace(const PluginTensorDesc* in_desc) const override {
+        ConvBlockProblem p = block_problem(in_desc);
+        p.images = most_images(in_desc);
+        return static_cast<size_t>(conv_block_workspace(p));
+    }
+
+private:
+    int first_weight() const override { return 1; }
+    // Everything but the pointers.
+    ConvBlockProblem sized_problem(const PluginTensorDesc* in) const {
+        ConvBlockProblem p = block_problem(in);
+        p.images = in[0].dims.d[0];
+        return p;
+    }
+};
+
+class ConvLayer final : public OfConvBlock {
+public:
+    explicit ConvLayer(Attributes given) : OfConvBlock(std::move(given)) { tanh_ = tanh_gelu(attributes_); }
+    std::unique_ptr<Op> clone() const override { return std::make_unique<ConvLayer>(*this); }
+    int32_t inputs() const override { return 13; }
+    void shapes(const DimsExprs* in, DimsExprs* out, IExprBuilder& builder) const override {
+        OfConvBlock::shapes(in, out, builder);
+        expect(in[1].nbDims == 2 && in[kUp].nbDims == 2 && in[kUp + 2].nbDims == 2, "inputs position_w, up and down must be matrices");
+    }
+    cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, void* workspace, int32_t tactic,
+                    cudaStream_t stream) const override {
+        ConvLayerProblem p = problem(in_desc, in_desc[0].dims.d[0]);
+        set_block(p.conv, in);
+        p.position_w = in[1], p.position_b = in[2];
+        const void* const* const w = in + kUp;
+        p.mlp.w1 = w[0], p.mlp.b1 = w[1], p.mlp.w2 = w[2], p.mlp.b2 = w[3];
+        p.y = out[0];
+        p.workspace = workspace;
+        return conv_layer(p, stream, tactic);
+    }
+    std::vector<int32_t> tactics(const PluginTensorDesc* in_desc) const override { return conv_layer_tactics(problem(in_desc, in_desc[0].dims.d[0])); }
+    size_t workspace(const PluginTensorDesc* in_desc) const override { return static_cast<size_t>(conv_layer_workspace(problem(in_desc, most_images(in_desc)))); }
+
+private:
+    static constexpr int kUp = 9;
+    int first_weight() const override { return 3; }
+    // Everything but the pointers.
+    ConvLayerProblem problem(const PluginTensorDesc* in, int64_t images) const {
+        ConvLayerProblem p;
+        p.conv = block_problem(in);
+        p.conv.images = images;
+        const int64_t channels = p.conv.channels, hidden = in[kUp].dims.nbDims == 2 ? int64_t{in[kUp].dims.d[1]} : 0;
+        expect(matrix(in[1], kLayerPositionKernel * kLayerPositionKernel, channels) && elements(in[2]) == channels, "inputs position_w and position_b must be [9, C] and have C elements");
+        expect(matrix(in[kUp], channels, hidden) && matrix(in[kUp + 2], hidden, channels), "inputs up and down must be [C, H] and [H, C]");
+        expect(elements(in[kUp + 1]) == hidden && elements(in[kUp + 3]) == channels, "inputs up_b and down_b must have H and C elements");
+        expect(hidden >= 1 && hidden <= kMlpMaxHidden, "at most 16384 hidden columns are possible");
+        p.mlp.hidden = static_cast<int32_t>(hidden), p.mlp.tanh_gelu = tanh_;
+        return p;
+    }
+
+    bool tanh_;
 };
 
 class Classifier final : public Op {
@@ -1720,6 +1783,7 @@ const std::vector<OpDef>& op_definitions() {
         {"TrtOptGelu", {{"bias", kInt, 1}, {"approximate", kText, 1}}, make<Gelu>},
         {"TrtOptDepthwiseConv", {{"grid", kInts, 2}, {"kernel", kInt, 1}, {"bias", kInt, 1}, {"residual", kInt, 1}}, make<DepthwiseConv>},
         {"TrtOptConvBlock", {{"grid", kInts, 2}, {"kernel", kInt, 1}}, make<ConvBlock>},
+        {"TrtOptConvLayer", {{"grid", kInts, 2}, {"kernel", kInt, 1}, {"approximate", kText, 1}}, make<ConvLayer>},
         {"TrtOptClassifier", {{"epsilon", kFloat, 1}, {"norm", kInt, 1}, {"residual", kInt, 1}, {"token", kInt, 1}}, make<Classifier>},
         {"TrtOptPatchConv", {{"epsilon", kFloat, 1}, {"norm", kInt, 1}, {"grid", kInts, 2}, {"kernel", kInts, 2}, {"strides", kInts, 2}, {"pads", kInts, 4}, {"cell", kInts, 2}, {"across", kInt, 1}}, make<PatchConv>},
         {"TrtOptConvStack", {{"channels", kInts, kStackMaxLayers}, {"strides", kInts, kStackMaxLayers}, {"word_layer", kInt, 1}, {"word_channels", kInt, 1}, {"patch", kInts, 2}}, make<ConvStack>},

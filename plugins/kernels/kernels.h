@@ -534,6 +534,30 @@ bool conv_block_tactic_valid(const ConvBlockProblem& problem, int32_t tactic);
 // Enough for this problem and for all with fewer images, under any tactic; 0 if it is not valid. Pointers are not looked at.
 int64_t conv_block_workspace(const ConvBlockProblem& problem);
 
+// A whole layer of convolution over tokens: the position encoding e = x + conv3(x), a depthwise convolution of kLayerPositionKernel x kLayerPositionKernel as DepthwiseConvProblem has it,
+// the block of `conv` on that, and `mlp` without a norm on what it gives. Each of the three rounds what it gives to dtype. All but x must be constants, as those of MlpBlockProblem.
+struct ConvLayerProblem {
+    ConvBlockProblem conv;             // of the layer's x; its y and workspace are the function's to fill in
+    const void* position_w = nullptr;  // [kLayerPositionKernel^2, channels]
+    const void* position_b = nullptr;  // [channels]
+    MlpBlockProblem mlp;               // hidden, tanh_gelu and its weights; the rest is the function's to fill in
+    void* y = nullptr;                 // as conv.x, and not it
+    void* workspace = nullptr;         // conv_layer_workspace bytes, aligned to 16; nothing in it is kept
+};
+constexpr int32_t kLayerPositionKernel = 3;
+
+// `tactic`: 0 or one of conv_layer_tactics; one that does not fit falls back to what 0 would choose.
+cudaError_t conv_layer(const ConvLayerProblem& problem, cudaStream_t stream, int32_t tactic = 0);
+
+// Ways to go about it on the current device that are worth timing, best guess first: as one kernel, and as the three ops one by one. Pointers are not looked at.
+std::vector<int32_t> conv_layer_tactics(const ConvLayerProblem& problem);
+
+// True if the current device can run the problem's sizes under `tactic` (above 0).
+bool conv_layer_tactic_valid(const ConvLayerProblem& problem, int32_t tactic);
+
+// Enough for this problem and for all with fewer images, under any tactic; 0 if it is not valid. Pointers are not looked at.
+int64_t conv_layer_workspace(const ConvLayerProblem& problem);
+
 // y = W conv_rows(norm(x)) + b: a convolution over the tokens of `images` maps, which makes tokens, norm over the channels before it where there is a scale; outside of a map are
 // zeros, behind the norm. What the norm gives is rounded to dtype. A map is height / cell[0] x width / cell[1] cells of cell[0] x cell[1] tokens each, and `across` maps lie side by side: the tokens lie as
 // [images / across, height / cell[0], across, width / cell[1], cell[0], cell[1]]. All but x must be constants, as those of MlpBlockProblem.

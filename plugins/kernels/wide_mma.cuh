@@ -42,6 +42,20 @@ template <int COUNT> __device__ __forceinline__ void multiply(float (&d)[COUNT],
     }
 #endif
 }
+
+// The same of operands the other way: d += A (64 x 16) B (16 x 2 COUNT), A is what lies as [k, 64 columns], read transposed, and B what lies as rows of contracted elements.
+#define TRT_OPT_TURNED(columns, list, a, b) "{.reg .pred p;\n\tsetp.eq.b32 p, 0, 0;\n\twgmma.mma_async.sync.aligned.m64n" columns "k16.f32.f16.f16 {" list "}, " a ", " b ", p, 1, 1, 1, 0;}"
+template <int COUNT> __device__ __forceinline__ void multiply_turned(float (&d)[COUNT], uint64_t a, uint64_t b) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    if constexpr (COUNT == 8) {
+        asm volatile(TRT_OPT_TURNED("16", "%0,%1,%2,%3,%4,%5,%6,%7", "%8", "%9") : TRT_OPT_D4(0), TRT_OPT_D4(4) : "l"(a), "l"(b));
+    } else {
+        static_assert(COUNT == 16);
+        asm volatile(TRT_OPT_TURNED("32", "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15", "%16", "%17") : TRT_OPT_D16(0) : "l"(a), "l"(b));
+    }
+#endif
+}
+#undef TRT_OPT_TURNED
 #undef TRT_OPT_D4
 #undef TRT_OPT_D16
 #undef TRT_OPT_D32

@@ -39,15 +39,16 @@ pub const BLOCKS: &str = "blocks";
 const FOR_TUNE: [Kind; 1] = [Kind::SequenceChain];
 
 /// In [`BLOCKS`] in float16 on Hopper alone. Elsewhere chains are their blocks, with weights that are laid out anew each time, convolution blocks
-/// and convolutions of tokens have no tensor cores, and TNT's words and pixels were measured on Hopper alone.
-const FOR_HOPPER: [Kind; 7] = [
+/// and convolutions of tokens have no tensor cores, convolution layers no kernel of their own, and TNT's words and pixels were measured on Hopper alone.
+const FOR_HOPPER: [Kind; 8] = [
     Kind::BlockChain,
     Kind::ConvBlock,
+    Kind::ConvLayer,
+    Kind::ConvStack,
     Kind::PatchConv,
     Kind::TntWords,
     Kind::TokenChain,
     Kind::PixelEmbed,
-    Kind::ConvStack,
 ];
 
 /// `blocks-with-KIND` and `blocks-without-KIND`: blocks with one kind of them more, or one less.

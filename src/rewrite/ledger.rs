@@ -53,6 +53,8 @@ pub enum Kind {
     TokenChain,
     /// A depthwise convolution between two products on tokens, and the residual add around them, as one op.
     ConvBlock,
+    /// A position encoding, a convolution block and an MLP block in turn, each of which reads what the one before gives, as one op.
+    ConvLayer,
     /// A norm, the mean over all tokens or one of them, and the product with the weights of the classes, as one op.
     Classifier,
     /// A convolution of tokens that makes tokens, such as a merge of patches between two stages, and the norm before it, as one op.
@@ -85,6 +87,7 @@ impl Kind {
         Self::SequenceChain,
         Self::TokenChain,
         Self::ConvBlock,
+        Self::ConvLayer,
         Self::Classifier,
         Self::PatchConv,
         Self::PixelEmbed,
@@ -109,6 +112,7 @@ impl Kind {
                 &[Self::AttnBlock, Self::MlpBlock, Self::TntInnerBlock, Self::TntBridge, Self::TntWords]
             }
             Self::ConvBlock => &[Self::TokenConv],
+            Self::ConvLayer => &[Self::TokenConv, Self::MlpBlock, Self::ConvBlock],
             _ => &[],
         }
     }
@@ -135,6 +139,7 @@ impl Kind {
             Self::SequenceChain => "sequence-chain",
             Self::TokenChain => "token-chain",
             Self::ConvBlock => "conv-block",
+            Self::ConvLayer => "conv-layer",
             Self::Classifier => "classifier",
             Self::PatchConv => "patch-conv",
             Self::PixelEmbed => "pixel-embed",

@@ -10,6 +10,7 @@ the median per launch is reported in microseconds.
 import argparse
 import ctypes
 import json
+import os
 import statistics
 
 import torch
@@ -24,7 +25,7 @@ def pointer(t):
 
 class Library:
     def __init__(self, path):
-        self.lib = ctypes.CDLL(path)
+        self.lib = ctypes.CDLL(os.path.abspath(path))  # a name alone would be looked up elsewhere
 
     def call(self, name, *args):
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
@@ -86,6 +87,18 @@ class Library:
     def conv_block_tactics(self, images, side, channels, hidden, kernel):
         found = (ctypes.c_int32 * 64)()
         count = self.lib.trt_opt_conv_block_tactics(HALF, ctypes.c_int64(images), side, side, channels, hidden, kernel, found, 64)
+        return list(found)[:count]
+
+    LAYER = "position_w", "position_b", "w1", "b1", "w", "b", "w2", "b2", "up", "up_b", "down", "down_b"
+
+    def conv_layer(self, x, p, y, workspace, side, tactic=0):
+        images, _, channels = x.shape
+        kernel, weights = round(p["w"].shape[0] ** 0.5), (ctypes.c_void_p * len(self.LAYER))(*(p[name].data_ptr() for name in self.LAYER))
+        self.call("trt_opt_conv_layer", ctypes.c_int64(images), side, channels, p["up"].shape[1], kernel, pointer(x), weights, pointer(y), pointer(workspace), ctypes.c_int64(workspace.numel()), tactic)
+
+    def conv_layer_tactics(self, images, side, channels, hidden, kernel):
+        found = (ctypes.c_int32 * 4)()
+        count = self.lib.trt_opt_conv_layer_tactics(ctypes.c_int64(images), side, channels, hidden, kernel, found, 4)
         return list(found)[:count]
 
     def patch_conv(self, x, p, y, workspace, shape, tactic=0):
@@ -500,6 +513,52 @@ def bench_conv_block(lib, images, side, channels, kernel, rounds, tactics):
     times, failed = time_variants({k: [lambda i=i, f=f: f(i) for i in order] for k, f in functions.items()}, rounds)
     return {"op": "conv_block", "shape": [images, side, channels, kernel], "tactic": label(best[0]) if best else "none", "error": error, "us": times, "failed": failed, "bytes": 2 * size + weights,
             "flop": 4 * images * side * side * channels * channels, "speedup_over_torch": times["torch"] / times["ours"]}
+
+
+def bench_conv_layer(lib, images, side, channels, kernel, rounds):
+    """A layer as one kernel and as its three ops, by the kernel library and one by one, in rows of four layers each of which reads what the one before gives; weights rotate as in bench_mlp."""
+    hidden, rows = 4 * channels, images * side * side
+    size, weights = rows * channels * 2, 2 * channels * (2 * channels + 2 * hidden + kernel * kernel + 9)
+    sets, order = rotation(2 * size + weights)
+    xs = [rand(images, side * side, channels) for _ in range(sets)]
+    ys = [torch.empty_like(xs[0]) for _ in range(sets)]
+    one, two = torch.empty_like(xs[0]), torch.empty_like(xs[0])
+    scale = channels**-0.5
+    ps = [{"position_w": rand(9, channels) / 6, "position_b": rand(channels), "w1": rand(channels, channels) * scale, "b1": rand(channels), "w": rand(kernel * kernel, channels) / kernel, "b": rand(channels),
+           "w2": rand(channels, channels) * scale, "b2": rand(channels), "up": rand(channels, hidden) * scale, "up_b": rand(hidden), "down": rand(hidden, channels) * hidden**-0.5, "down_b": rand(channels)} for _ in range(sets)]
+    mlps = [{"w1": p["up"], "b1": p["up_b"], "w2": p["down"], "b2": p["down_b"]} for p in ps]
+    workspace = torch.empty((64 << 20) + size, device="cuda", dtype=torch.uint8)
+
+    def source(i):
+        return ys[i - 1] if i % 4 else xs[i]
+
+    def ours(i, tactic=0):
+        lib.conv_layer(source(i), ps[i], ys[i], workspace, side, tactic)
+
+    def ops(i):
+        lib.depthwise_conv(source(i), ps[i]["position_w"], ps[i]["position_b"], one, side, True)
+        lib.conv_block(one, ps[i], two, workspace, side)
+        lib.mlp_block(two.view(-1, channels), None, mlps[i], ys[i].view(-1, channels), workspace)
+
+    x, p = xs[0].float(), {k: v.float() for k, v in ps[0].items()}
+
+    def conv(x, w, b, size):
+        of_map = x.view(images, side, side, channels).permute(0, 3, 1, 2)
+        return F.conv2d(of_map, w.t().reshape(channels, 1, size, size), b, padding=size // 2, groups=channels).permute(0, 2, 3, 1).reshape(x.shape)
+
+    encoded = x + conv(x, p["position_w"], p["position_b"], 3)
+    mid = encoded + conv(encoded @ p["w1"] + p["b1"], p["w"], p["b"], kernel) @ p["w2"] + p["b2"]
+    reference = mid + F.gelu(mid @ p["up"] + p["up_b"]) @ p["down"] + p["down_b"]
+    names = {1: "one kernel", 2: "one by one"}
+    tactics = lib.conv_layer_tactics(images, side, channels, hidden, kernel)
+    error = 0.0
+    for tactic in [0, *tactics]:
+        ours(0, tactic)
+        error = max(error, ((ys[0].float() - reference).norm() / reference.norm()).item())
+    functions = {"ours": ours, "three ops": ops, **{names[t]: lambda i, t=t: ours(i, t) for t in tactics}}
+    times, failed = time_variants({k: [lambda i=i, f=f: f(i) for i in order] for k, f in functions.items()}, rounds)
+    return {"op": "conv_layer", "shape": [images, side, channels, kernel], "tactic": names.get(tactics[0] if tactics else 0, "none"), "error": error, "us": times, "failed": failed, "bytes": 2 * size + weights,
+            "flop": 4 * rows * channels * (channels + hidden), "speedup_over_ops": times["three ops"] / times["ours"]}
 
 
 def bench_patch_conv(lib, images, side, channels, columns, cell, across, rounds, tactics):
@@ -1379,7 +1438,7 @@ def main():
     parser.add_argument("--json")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--tactics", action="store_true", help="time every tactic too")
-    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, patch_merge_block, norm_pool, classifier, gelu, depthwise_conv, conv_block, patch_conv, block_chain, sequence, stage, wide_gemm, mlp_block, attn_block, pooled_attn_block, pooled_stage, tnt_inner_block, tnt_bridge, tnt_words, patch_embed, pixel_embed or conv_stack")
+    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, patch_merge_block, norm_pool, classifier, gelu, depthwise_conv, conv_block, conv_layer, patch_conv, block_chain, sequence, stage, wide_gemm, mlp_block, attn_block, pooled_attn_block, pooled_stage, tnt_inner_block, tnt_bridge, tnt_words, patch_embed, pixel_embed or conv_stack")
     parser.add_argument("--batch", type=int, action="append", help="batch sizes of blocks [default: 1 and 32]")
     args = parser.parse_args()
     lib = Library(args.lib)
@@ -1442,6 +1501,10 @@ def main():
             for images in args.batch or (1, 4, 32):
                 for side, channels in [(56, 64), (28, 128)]:
                     add(bench_conv_block(lib, images, side, channels, 5, args.rounds, args.tactics))
+        if wanted("conv_layer"):
+            for images in args.batch or (1, 4, 32):
+                for side, channels in [(56, 64), (28, 128)]:
+                    add(bench_conv_layer(lib, images, side, channels, 5, args.rounds))
         if wanted("patch_conv"):
             # Patches and words between the stages of PyramidTNT-S.
             for batch in args.batch or (1, 32):

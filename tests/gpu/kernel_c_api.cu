@@ -279,6 +279,28 @@ int trt_opt_conv_block_tactics(int dtype, int64_t images, int height, int width,
     return static_cast<int>(found.size());
 }
 
+// In float16, of square maps, with as many columns between the block's products as channels. `weights`: of the position encoding and its offset, then as those of trt_opt_conv_block and of trt_opt_mlp_block.
+static ConvLayerProblem conv_layer_problem(int64_t images, int side, int channels, int hidden, int kernel) {
+    ConvLayerProblem p;
+    p.conv = conv_block_problem(static_cast<int>(DType::kHalf), images, side, side, channels, channels, kernel);
+    p.mlp.hidden = hidden;
+    return p;
+}
+// Returns -1 if `workspace_bytes` are too few or `tactic` does not fit.
+int trt_opt_conv_layer(int64_t images, int side, int channels, int hidden, int kernel, const void* x, const void* const* weights, void* y, void* workspace, int64_t workspace_bytes, int tactic, void* stream) {
+    ConvLayerProblem p = conv_layer_problem(images, side, channels, hidden, kernel);
+    const void** const to[] = {&p.position_w, &p.position_b, &p.conv.w1, &p.conv.b1, &p.conv.w, &p.conv.b, &p.conv.w2, &p.conv.b2, &p.mlp.w1, &p.mlp.b1, &p.mlp.w2, &p.mlp.b2};
+    for (const void** at : to) *at = *weights++;
+    p.conv.x = x, p.y = y, p.workspace = workspace;
+    if (conv_layer_workspace(p) > workspace_bytes || (tactic != 0 && !conv_layer_tactic_valid(p, tactic))) return -1;
+    return conv_layer(p, static_cast<cudaStream_t>(stream), tactic);
+}
+int trt_opt_conv_layer_tactics(int64_t images, int side, int channels, int hidden, int kernel, int32_t* tactics, int most) {
+    const std::vector<int32_t> found = conv_layer_tactics(conv_layer_problem(images, side, channels, hidden, kernel));
+    for (int i = 0; i < most && i < static_cast<int>(found.size()); ++i) tactics[i] = found[i];
+    return static_cast<int>(found.size());
+}
+
 // In float16, of square maps, kernels and cells.
 static PatchConvProblem patch_conv_problem(int64_t images, int side, int channels, int columns, int kernel, int stride, int pad, int cell, int across) {
     PatchConvProblem p;

@@ -1486,6 +1486,73 @@ void check(Checker& c, const ConvBlockCase& a) {
     c.enclosed(name, a.type, *workspace);
 }
 
+struct ConvLayerCase {
+    DType type;
+    int64_t images;
+    int height, width, channels, columns, hidden, kernel = 5;  // columns: between the block's products; hidden: between the MLP's
+    bool tanh_gelu = false;
+    int shift = 0;
+    float offset = 0;
+    bool one_kernel = false;  // that there is one
+};
+void check(Checker& c, const ConvLayerCase& a) {
+    char text[140];
+    std::snprintf(text, sizeof(text), "conv_layer b%lld %dx%d c%d d%d h%d k%d%s off%d+%g", static_cast<long long>(a.images), a.height, a.width, a.channels, a.columns, a.hidden, a.kernel, a.tanh_gelu ? " tanh" : "",
+                  a.shift, static_cast<double>(a.offset));
+    const std::string name = text;
+    if (!c.wanted(name)) return;
+    ConvLayerProblem p;
+    ConvBlockProblem& b = p.conv;
+    b.dtype = a.type, b.images = a.images, b.height = a.height, b.width = a.width, b.channels = a.channels, b.hidden = a.columns, b.kernel = a.kernel;
+    p.mlp.hidden = a.hidden, p.mlp.tanh_gelu = a.tanh_gelu;
+    const int64_t rows = a.images * a.height * a.width, size = rows * a.channels, weights = int64_t{a.channels} * a.columns, mlp_weights = int64_t{a.channels} * a.hidden;
+    std::vector<Tensor> in;
+    auto make = [&](int64_t count, float scale, float offset = 0) -> const void* {
+        in.push_back(tensor(a.type, count, a.shift));
+        in.back()->fill(c.next_seed(), scale, offset);
+        return in.back()->data();
+    };
+    auto spread = [](int of) { return 1.f / std::sqrt(static_cast<float>(of)); };
+    b.x = make(size, 1.5f, a.offset);
+    p.position_w = make(int64_t{kLayerPositionKernel} * kLayerPositionKernel * a.channels, 1.f / kLayerPositionKernel), p.position_b = make(a.channels, 0.5f);
+    b.w1 = make(weights, spread(a.channels)), b.b1 = make(a.columns, 0.5f);
+    b.w = make(int64_t{a.kernel} * a.kernel * a.columns, 1.f / static_cast<float>(a.kernel)), b.b = make(a.columns, 0.5f);
+    b.w2 = make(weights, spread(a.columns)), b.b2 = make(a.channels, 0.5f);
+    p.mlp.w1 = make(mlp_weights, spread(a.channels)), p.mlp.b1 = make(a.hidden, 0.5f);
+    p.mlp.w2 = make(mlp_weights, 2 * spread(a.hidden)), p.mlp.b2 = make(a.channels, 0.5f);
+    Tensor y = tensor(a.type, size, a.shift), workspace = tensor(DType::kFloat, (conv_layer_workspace(p) + 3) / 4);
+    p.y = y->data(), p.workspace = workspace->data();
+    Doubles encoded(size), up(rows * a.columns), mixed(rows * a.columns), mid(size), hidden(rows * a.hidden), ref(size);
+    auto reference = [&](auto type) {
+        using T = decltype(type);
+        DepthwiseConvProblem conv;
+        conv.images = a.images, conv.height = a.height, conv.width = a.width, conv.channels = a.channels, conv.kernel = kLayerPositionKernel, conv.residual = true, conv.x = b.x, conv.w = p.position_w, conv.b = p.position_b;
+        reference::depthwise_conv<T><<<blocks_for(size), 128>>>(conv, encoded.p);
+        reference::product<T><<<blocks_for(rows * a.columns), 128>>>(encoded.p, b.w1, b.b1, rows, a.channels, a.columns, up.p);
+        conv.channels = a.columns, conv.kernel = a.kernel, conv.residual = false, conv.x = up.p, conv.w = b.w, conv.b = b.b;
+        reference::depthwise_conv<T, double><<<blocks_for(rows * a.columns), 128>>>(conv, mixed.p);
+        reference::product<T><<<blocks_for(size), 128>>>(mixed.p, b.w2, b.b2, rows, a.columns, a.channels, mid.p);
+        reference::add<<<blocks_for(size), 128>>>(mid.p, encoded.p, size);
+        reference::product<T><<<blocks_for(rows * a.hidden), 128>>>(mid.p, p.mlp.w1, p.mlp.b1, rows, a.channels, a.hidden, hidden.p);
+        reference::gelu<<<blocks_for(rows * a.hidden), 128>>>(hidden.p, rows * a.hidden, a.tanh_gelu);
+        reference::product<T><<<blocks_for(size), 128>>>(hidden.p, p.mlp.w2, p.mlp.b2, rows, a.hidden, a.channels, ref.p);
+        reference::add<<<blocks_for(size), 128>>>(ref.p, mid.p, size);
+        CUDA_OK(cudaGetLastError());
+    };
+    if (rows > 0) a.type == DType::kHalf ? reference(__half()) : reference(float());
+    std::vector<int32_t> tactics = conv_layer_tactics(p);
+    if (a.one_kernel && tactics.size() != 2) c.report(name, a.type, 1e30, 0, 0, "no kernel of its own, or not an H100's or H200's device");
+    tactics.insert(tactics.begin(), 0);
+    for (int32_t tactic : tactics) {
+        y->poison(), workspace->poison();
+        const std::string label = tactic ? name + " tactic " + std::to_string(tactic) : name;
+        const cudaError_t status = c.run([&](cudaStream_t s) { return conv_layer(p, s, tactic); });
+        if (status != cudaSuccess) c.report(label, a.type, 1e30, 0, 0, cudaGetErrorString(status));
+        else c.compare(label, *y, ref);
+    }
+    c.enclosed(name, a.type, *workspace);
+}
+
 struct PooledAttnCase {
     DType type;
     int64_t images;
@@ -1630,6 +1697,23 @@ void edge_cases(Checker& c) {
             for (int shift : {1, 2, 4}) check(c, ConvBlockCase{t, 2, 14, 14, 64, 64, kernel, shift});
         }
         check(c, ConvBlockCase{t, 1, 3, 3, 2048, 2048}), check(c, ConvBlockCase{t, 0, 56, 56, 64, 64});
+        // UniFormer's two stages; sizes with a kernel of their own: maps smaller than the kernel and than a tile, tiles that do not divide them, MLPs of a part of a group of columns, of whole ones and a part, and
+        // of more squares of weights than the ring holds
+        int major = 0;
+        CUDA_OK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
+        const bool own = t == DType::kHalf && major == 9;
+        for (int64_t images : {1, 4, 9})
+            for (auto [side, channels] : {std::pair{56, 64}, {28, 128}}) check(c, ConvLayerCase{t, images, side, side, channels, channels, 4 * channels, 5, images == 4, 0, 0, own});
+        for (int channels : {64, 128})
+            for (int kernel : {3, 5}) {
+                for (auto [h, w] : {std::pair{1, 1}, {1, 9}, {2, 3}, {5, 8}, {8, 4}, {13, 15}, {31, 18}}) check(c, ConvLayerCase{t, 2, h, w, channels, channels, 4 * channels, kernel, h == 2, 0, h == 5 ? 20.f : 0.f, own});
+                for (int hidden : {64, 128, 192, 256, 320, 576, 2048}) check(c, ConvLayerCase{t, 2, 9, 10, channels, channels, hidden, kernel, hidden == 192, 0, 0, own});
+            }
+        // Those without one: a kernel of 7, other channels, others between the products, columns of no whole squares, no alignment
+        for (auto [channels, columns, hidden, kernel] : {std::tuple{64, 64, 256, 7}, {96, 96, 384, 5}, {64, 128, 256, 5}, {128, 64, 512, 3}, {64, 64, 200, 5}, {64, 64, 32, 5}, {40, 72, 168, 3}, {20, 33, 50, 5}, {5, 7, 9, 7}, {320, 320, 1280, 5}})
+            check(c, ConvLayerCase{t, 2, 9, 7, channels, columns, hidden, kernel, kernel == 7});
+        for (int shift : {1, 2, 4}) check(c, ConvLayerCase{t, 2, 14, 14, 64, 64, 256, 5, false, shift});
+        check(c, ConvLayerCase{t, 0, 56, 56, 64, 64, 256});
         // PyramidTNT-S between its stages, patches and words; several images, and several pieces of whole ones, of maps side by side too
         for (int64_t images : {1, 3}) {
             for (auto [side, channels, columns] : {std::array{32, 128, 256}, {16, 256, 512}, {8, 512, 512}}) check(c, PatchConvCase{t, images, side, side, channels, columns, true, {3, 3}, {2, 2}, {1, 1, 1, 1}, {1, 1}, 1, 0, 0, images == 1});
@@ -2073,6 +2157,9 @@ void random_cases(Checker& c, int count, uint64_t seed) {
         check(c, ClassifierCase{t, pick(1, 9), tokens, pick(0, 2) ? 8 * pick(1, 256) : pick(1, 600), pick(1, pick(0, 1) ? 64 : 1000), pick(0, 1) ? pick(0, tokens - 1) : -1, pick(0, 2) > 0, pick(0, 1) == 1, either(), either(), shift, pick(0, 3) ? 0.f : 5.f});
         check(c, GeluCase{t, pick(0, 1) ? pick(1, 50) : pick(1, 3000), pick(0, 2) ? 8 * pick(1, 300) : pick(1, 600), pick(0, 2) > 0, pick(0, 2) == 0, shift, 1.5f, pick(0, 3) == 0});
         check(c, ConvBlockCase{t, pick(1, 4), pick(1, 20), pick(1, 20), pick(0, 3) ? 8 * pick(1, 40) : pick(1, 100), pick(0, 3) ? 8 * pick(1, 40) : pick(1, 100), 3 + 2 * pick(0, 2), shift, false, pick(0, 3) ? 0.f : 20.f});
+        const int layer = 64 * pick(1, 2);
+        if (pick(0, 3)) check(c, ConvLayerCase{t, pick(1, 4), pick(1, 20), pick(1, 20), layer, layer, 64 * pick(1, 12), 3 + 2 * pick(0, 1), pick(0, 2) == 0, 0, pick(0, 3) ? 0.f : 20.f});
+        else check(c, ConvLayerCase{t, pick(1, 3), pick(1, 12), pick(1, 12), pick(0, 1) ? 8 * pick(1, 30) : pick(1, 100), pick(0, 1) ? 8 * pick(1, 30) : pick(1, 100), pick(0, 1) ? 8 * pick(1, 60) : pick(1, 200), 3 + 2 * pick(0, 2), pick(0, 2) == 0, shift});
 
         PatchConvCase conv{t, 0, 0, 0, pick(0, 3) ? 8 * pick(1, 40) : pick(1, 100), pick(0, 3) ? 8 * pick(1, 40) : pick(1, 100), pick(0, 1) == 1};
         for (int i = 0; i < 2; ++i) {
@@ -2263,6 +2350,15 @@ void refusals(Checker& c) {
     expect("refuse a convolution block of too many tokens", conv_block(v, nullptr));
     v.height = 0;
     expect("refuse a convolution block over a map without rows", conv_block(v, nullptr));
+    ConvLayerProblem l;
+    l.conv.images = 1, l.conv.height = l.conv.width = 4, l.conv.channels = l.conv.hidden = 8, l.mlp.hidden = 32;
+    expect("refuse a convolution layer without workspace", conv_layer(l, nullptr));
+    l.workspace = &l, l.conv.kernel = 9;
+    expect("refuse a convolution layer of no such kernel", conv_layer(l, nullptr));
+    l.conv.kernel = 5, l.mlp.hidden = kMlpMaxHidden + 8;
+    expect("refuse a convolution layer of too many columns", conv_layer(l, nullptr));
+    l.mlp.hidden = 0;
+    expect("refuse a convolution layer without an MLP", conv_layer(l, nullptr));
     PatchConvProblem strided;
     strided.images = 1, strided.height = strided.width = 4, strided.channels = strided.columns = 8;
     expect("refuse a convolution of tokens without workspace", patch_conv(strided, nullptr));

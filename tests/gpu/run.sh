@@ -64,7 +64,7 @@ sanitizer() { # tool, name of the result, arguments of kernel_check
 }
 if ((sanitize)); then
   sanitizer memcheck memcheck --no-edges --random 12 || status=1
-  for kernel in layer_norm window patch_merge norm_pool classifier gelu attention pooled_attn_block tnt_inner_block tnt_bridge tnt_words patch_embed pixel_embed conv_block patch_conv conv_stack; do
+  for kernel in layer_norm window patch_merge norm_pool classifier gelu attention pooled_attn_block tnt_inner_block tnt_bridge tnt_words patch_embed pixel_embed conv_block conv_layer patch_conv conv_stack; do
     sanitizer racecheck "racecheck_$kernel" --no-edges --random 4 --filter "$kernel" || status=1
   done
   # Depthwise convolutions have no random cases.

@@ -72,11 +72,15 @@ def attention(q, k, v, scale, bias=0.0):
     return o.transpose(0, 2, 1, 3).reshape(o.shape[0], o.shape[2], -1)
 
 
+def gelu(v, tanh=False):
+    return v / 2 * (1 + (np.tanh((2 / np.pi) ** 0.5 * (v + 0.044715 * v**3)) if tanh else np.vectorize(math.erf)(v / 2**0.5)))
+
+
 def mlp(s, w, epsilon, axes=(-1,)):
     """An MLP block over s, by the weights w: those of its norm, if it has one, of its products."""
     *norm, w1, b1, w2, b2 = w
     u = (layer_norm(s, *norm, epsilon, axes) if norm else s) @ w1 + b1
-    return s + u / 2 * (1 + np.vectorize(math.erf)(u / 2**0.5)) @ w2 + b2
+    return s + gelu(u) @ w2 + b2
 
 
 def inner_block(x, w, count, epsilons, axes):
@@ -231,9 +235,8 @@ def cases():
     for name, shape, extra, form in (("gelu", (2, 784, 768), True, "none"), ("gelu_tanh", (2, 14, 14, 96), True, "tanh"), ("gelu_no_bias", (2, 49, 768), False, "none"), ("gelu_rows_of_no_access", (3, 10, 30), True, "none")):
         x, b = rand(*shape, scale=2), rand(shape[-1], scale=0.5)
         v = x + b if extra else x
-        bent = np.tanh((2 / np.pi) ** 0.5 * (v + 0.044715 * v**3)) if form == "tanh" else np.vectorize(math.erf)(v / 2**0.5)
         yield Case(name, {"x": x}, {"b": b} if extra else {}, [node("TrtOptGelu", ["x", *(["b"] if extra else [])], ["y"], bias=int(extra), approximate=form)],
-                   {"y": v / 2 * (1 + bent)}, dynamic=name != "gelu_no_bias")
+                   {"y": gelu(v, form == "tanh")}, dynamic=name != "gelu_no_bias")
 
     for name, images, (gh, gw), channels, kernel, offset, extra in (("depthwise_conv", 2, (14, 14), 320, 3, True, True), ("depthwise_conv_5", 1, (9, 5), 24, 5, False, False), ("depthwise_conv_odd", 2, (4, 3), 33, 7, True, True)):
         x = rand(images, gh * gw, channels)
@@ -257,6 +260,21 @@ def cases():
         mixed = sum(padded[:, i // kernel:i // kernel + gh, i % kernel:i % kernel + gw] * constants["w"][i] for i in range(kernel * kernel)) + constants["b"]
         y = x + mixed.reshape(images, gh * gw, hidden) @ constants["w2"] + constants["b2"]
         yield Case(name, {"x": x}, constants, [node("TrtOptConvBlock", ["x", *constants], ["y"], grid=[gh, gw], kernel=kernel)], {"y": y}, dynamic=images == 2)
+
+    for name, images, (gh, gw), channels, columns, hidden, kernel, tanh in (("conv_layer", 2, (14, 14), 64, 64, 256, 5, False), ("conv_layer_wide", 1, (9, 5), 128, 128, 512, 5, False), ("conv_layer_3", 1, (9, 5), 64, 64, 128, 3, True), ("conv_layer_odd", 2, (4, 3), 20, 33, 50, 7, False)):
+        x = rand(images, gh * gw, channels)
+        constants = {"position_w": rand(9, channels, scale=1 / 3), "position_b": rand(channels, scale=0.2), "w1": rand(channels, columns, scale=channels**-0.5), "b1": rand(columns, scale=0.2),
+                     "w": rand(kernel * kernel, columns, scale=1 / kernel), "b": rand(columns, scale=0.2), "w2": rand(columns, channels, scale=columns**-0.5), "b2": rand(channels, scale=0.2),
+                     "up": rand(channels, hidden, scale=channels**-0.5), "up_b": rand(hidden, scale=0.2), "down": rand(hidden, channels, scale=hidden**-0.5), "down_b": rand(channels, scale=0.2)}
+
+        def depthwise(tokens, w, b, size):
+            padded = np.pad(tokens.reshape(images, gh, gw, -1), ((0, 0), (size // 2,) * 2, (size // 2,) * 2, (0, 0)))
+            return (sum(padded[:, i // size:i // size + gh, i % size:i % size + gw] * w[i] for i in range(size * size)) + b).reshape(tokens.shape)
+
+        encoded = x + depthwise(x, constants["position_w"], constants["position_b"], 3)
+        mid = encoded + depthwise(encoded @ constants["w1"] + constants["b1"], constants["w"], constants["b"], kernel) @ constants["w2"] + constants["b2"]
+        y = mid + gelu(mid @ constants["up"] + constants["up_b"], tanh) @ constants["down"] + constants["down_b"]
+        yield Case(name, {"x": x}, constants, [node("TrtOptConvLayer", ["x", *constants], ["y"], grid=[gh, gw], kernel=kernel, approximate="tanh" if tanh else "none")], {"y": y}, dynamic=images == 2)
 
     for name, images, (gh, gw), channels, columns, (kh, kw), (sh, sw), (top, left, below, right), (ch, cw), across, norm in (
             ("patch_conv", 2, (16, 16), 64, 128, (3, 3), (2, 2), (1, 1, 1, 1), (1, 1), 1, True), ("patch_conv_words", 8, (8, 8), 16, 32, (3, 3), (2, 2), (1, 1, 1, 1), (4, 4), 4, True),

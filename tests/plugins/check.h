@@ -114,6 +114,7 @@ inline std::vector<Op> ops() {
     const Fields depthwise = {{"grid", ints({14, 14})}, {"kernel", ints({3})}, {"bias", ints({1})}, {"residual", ints({1})}}, depthwise_plain = {{"grid", ints({9, 5})}, {"kernel", ints({7})}, {"bias", ints({0})}, {"residual", ints({0})}};
     const Fields classifier = {{"epsilon", real(1e-5f)}, {"norm", ints({1})}, {"residual", ints({1})}, {"token", ints({-1})}}, classifier_token = {{"epsilon", real(0.f)}, {"norm", ints({0})}, {"residual", ints({0})}, {"token", ints({196})}};
     const Fields conv = {{"grid", ints({56, 56})}, {"kernel", ints({5})}}, conv_3 = {{"grid", ints({9, 5})}, {"kernel", ints({3})}};
+    const Fields conv_layer = {{"grid", ints({56, 56})}, {"kernel", ints({5})}, {"approximate", text("none")}}, conv_layer_3 = {{"grid", ints({9, 5})}, {"kernel", ints({3})}, {"approximate", text("tanh")}};
     const Fields patch_conv = {{"epsilon", real(1e-5f)}, {"norm", ints({1})}, {"grid", ints({32, 32})}, {"kernel", ints({3, 3})}, {"strides", ints({2, 2})}, {"pads", ints({1, 1, 1, 1})}, {"cell", ints({1, 1})}, {"across", ints({1})}};
     const Fields patch_conv_words = {{"epsilon", real(0.f)}, {"norm", ints({0})}, {"grid", ints({8, 6})}, {"kernel", ints({2, 3})}, {"strides", ints({1, 2})}, {"pads", ints({0, 1, 1, 2})}, {"cell", ints({4, 2})}, {"across", ints({3})}};
     const Fields chain = {{"epsilon", real(1e-5f)}, {"num_heads", ints({3})}, {"head_dim", ints({32})}, {"hidden", ints({384})}, {"scale", real(0.1767767f)}, {"approximate", text("none")}, {"bias", ints({1})}, {"mask_value", real(-100.f)}, {"grid", ints({56, 56})}, {"window", ints({7, 7})}, {"shift", ints({3, 3})}, {"pad_after_roll", ints({0})}, {"shifted", padded({0, 1})}, {"between", ints({0})}, {"position", ints({0, 0})}};
@@ -204,6 +205,10 @@ inline std::vector<Op> ops() {
          {conv, conv_3},
          {{"grid", ints({56, 0}), "'grid' must be two positive sizes"}, {"grid", ints({32768, 65536}), "'grid' is too large"}, {"grid", ints({56}), "'grid' must have 2 values"}, {"kernel", ints({4}), "'kernel' must be 3, 5 or 7"},
           {"kernel", real(5.f), "'kernel' must be int32"}, {"kernel", gone(), "'kernel' is missing"}}},
+        {"TrtOptConvLayer",
+         {conv_layer, conv_layer_3},
+         {{"grid", ints({0, 56}), "'grid' must be two positive sizes"}, {"grid", ints({32768, 65536}), "'grid' is too large"}, {"kernel", ints({9}), "'kernel' must be 3, 5 or 7"}, {"kernel", gone(), "'kernel' is missing"},
+          {"approximate", text("erf"), "'approximate' must be none or tanh"}, {"approximate", gone(), "'approximate' is missing"}}},
         {"TrtOptClassifier",
          {classifier, classifier_token},
          {{"epsilon", real(-1.f), "'epsilon'"}, {"norm", ints({2}), "'norm' must be 0 or 1"}, {"residual", ints({-1}), "'residual' must be 0 or 1"}, {"token", ints({-2}), "'token' must be a token or -1"}, {"token", real(0.f), "'token' must be int32"},

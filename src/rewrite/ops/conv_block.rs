@@ -66,6 +66,13 @@ impl ConvBlock {
         let kernel = node.int("kernel").filter(|size| KERNELS.contains(size))?;
         Some(Self { grid: pair(node, "grid")?, kernel })
     }
+
+    /// The weights of a node of this op.
+    pub fn weights(node: &Node) -> Option<ConvWeights> {
+        is(node, &DEF).then_some(())?;
+        let [w1, b1, w, b, w2, b2] = [1, 2, 3, 4, 5, 6].map(|i| node.input(i));
+        Some(ConvWeights { w1: w1?, b1: b1?, w: w?, b: b?, w2: w2?, b2: b2? })
+    }
 }
 
 fn shapes(graph: &Graph, node: &Node) -> Option<Shapes> {
@@ -100,22 +107,34 @@ fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
     let dtype = graph.dtype(node.input(0)?)?;
     let hidden = columns(graph, node)?;
     let values = ["x", "w1", "b1", "w", "b", "w2", "b2"].map(|name| body.input(name));
-    let [x, w1, b1, w, b, w2, b2] = values.each_ref().map(|value| body.cast(value, DType::F32));
+    let [x, weights @ ..] = values.each_ref().map(|value| body.cast(value, DType::F32));
+    let y = block_steps(body, &op, hidden, &x, &weights, dtype);
+    let y = body.cast(&y, dtype);
+    body.output(&y, "y");
+    Some(())
+}
+
+/// What the op computes of tokens and weights in the order of its inputs, all of them float values. `hidden`: columns of the first product.
+pub(super) fn block_steps(
+    body: &mut Body,
+    op: &ConvBlock,
+    hidden: i64,
+    x: &str,
+    [w1, b1, w, b, w2, b2]: &[String; 6],
+    dtype: DType,
+) -> String {
     // What is between the steps is rounded, sums are float.
     let product = |body: &mut Body, x: &str, w: &str, b: &str| {
         let product = body.op("MatMul", &[x, w], vec![]);
         body.op("Add", &[&product, b], vec![])
     };
-    let up = product(body, &x, &w1, &b1);
+    let up = product(body, x, w1, b1);
     let up = body.rounded(&up, dtype);
     let conv = DepthwiseConv { grid: op.grid, kernel: op.kernel, residual: false };
-    let mixed = steps(body, &conv, hidden, &up, &w, Some(&b));
+    let mixed = steps(body, &conv, hidden, &up, w, Some(b));
     let mixed = body.rounded(&mixed, dtype);
-    let down = product(body, &mixed, &w2, &b2);
-    let y = body.op("Add", &[&x, &down], vec![]);
-    let y = body.cast(&y, dtype);
-    body.output(&y, "y");
-    Some(())
+    let down = product(body, &mixed, w2, b2);
+    body.op("Add", &[x, &down], vec![])
 }
 
 fn work(_: &Node, inputs: &[Vec<i64>], _: &[Vec<i64>]) -> Option<(u64, u64)> {
@@ -125,6 +144,11 @@ fn work(_: &Node, inputs: &[Vec<i64>], _: &[Vec<i64>]) -> Option<(u64, u64)> {
     };
     let (elements, [channels, hidden, places]) =
         (count(inputs.first()?)?, [size(channels)?, size(hidden)?, size(places)?]);
+    work_of(elements, [channels, hidden], places)
+}
+
+/// The same from the sizes: elements of x; channels and columns of the first product; places of the kernel.
+pub(super) fn work_of(elements: u64, [channels, hidden]: [u64; 2], places: u64) -> Option<(u64, u64)> {
     let mixed = (elements / channels.max(1)).checked_mul(hidden)?.checked_mul(places)?;
     let macs = elements.checked_mul(hidden)?.checked_mul(2)?.checked_add(mixed)?;
     Some((macs.checked_mul(2)?.checked_add(elements)?, macs))

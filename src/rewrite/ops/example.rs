@@ -1,9 +1,9 @@
 //! A typical node of each op: what plugin libraries are tried with.
 
 use super::{
-    Attention, AttnBlock, BlockChain, Classifier, ConvBlock, ConvStack, DepthwiseConv, Gelu, LayerNorm, Layout, Mask,
-    MlpBlock, NormPool, OpDef, PatchConv, PatchEmbed, PatchMerge, PatchMergeBlock, PixelEmbed, PooledAttnBlock,
-    StackWords, TntBridge, TntInnerBlock, TntWords, Window, WindowMap,
+    Attention, AttnBlock, BlockChain, Classifier, ConvBlock, ConvLayer, ConvStack, DepthwiseConv, Gelu, LayerNorm,
+    Layout, Mask, MlpBlock, NormPool, OpDef, PatchConv, PatchEmbed, PatchMerge, PatchMergeBlock, PixelEmbed,
+    PooledAttnBlock, StackWords, TntBridge, TntInnerBlock, TntWords, Window, WindowMap,
 };
 use crate::onnx::proto::AttributeProto;
 
@@ -60,6 +60,7 @@ pub fn example(def: &OpDef) -> Vec<AttributeProto> {
         }
         "TrtOptDepthwiseConv" => DepthwiseConv { grid: [14; 2], kernel: 3, residual: true }.attributes(true),
         "TrtOptConvBlock" => ConvBlock { grid: [56; 2], kernel: 5 }.attributes(),
+        "TrtOptConvLayer" => ConvLayer { block: ConvBlock { grid: [56; 2], kernel: 5 }, tanh: false }.attributes(),
         "TrtOptClassifier" => Classifier { epsilon: Some(1e-5), token: None }.attributes(true),
         "TrtOptPatchConv" => PatchConv {
             epsilon: 1e-5,

@@ -7,6 +7,7 @@ mod block_chain;
 mod body;
 mod classifier;
 mod conv_block;
+mod conv_layer;
 mod conv_stack;
 mod depthwise_conv;
 mod example;
@@ -32,6 +33,7 @@ pub use attn_block::{AttnBlock, AttnWeights};
 pub use block_chain::{BlockChain, MAX_PAIRS, POSITION_KERNEL, packed, padded};
 pub use classifier::{Classifier, MAX_SIZES};
 pub use conv_block::{ConvBlock, ConvWeights};
+pub use conv_layer::{ConvLayer, ConvLayerWeights};
 pub use conv_stack::{
     ConvStack, MAX_BETWEEN, MAX_IMAGE_CHANNELS, MAX_LAYERS, MAX_STACK_WORDS, MAX_TILE_VALUES, MAX_TOKEN_CHANNELS,
     StackWords,
@@ -148,6 +150,7 @@ pub static OPS: &[&OpDef] = &[
     &gelu::DEF,
     &depthwise_conv::DEF,
     &conv_block::DEF,
+    &conv_layer::DEF,
     &classifier::DEF,
     &patch_conv::DEF,
     &conv_stack::DEF,

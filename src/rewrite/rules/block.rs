@@ -296,6 +296,8 @@ pub mod limits {
     pub const WIDE_PRODUCTS: ComputeCapability = ComputeCapability::HOPPER;
     /// The oldest GPUs that have products of few rows, and with them tensor cores for MLP blocks without a norm and convolution blocks.
     pub const FEW_ROWS: ComputeCapability = ComputeCapability::HOPPER;
+    /// The GPUs that have a kernel for a whole convolution layer.
+    pub const ONE_KERNEL_LAYERS: ComputeCapability = ComputeCapability::HOPPER;
     /// From so many rows on the plugins offer these products.
     pub const WIDE_ROWS: i64 = 1500;
     /// At 96, 192 and 384 channels blocks with them are faster than their parts, at 768 they are not. Between these nothing was

@@ -10,6 +10,7 @@ mod block;
 mod block_chain;
 mod classifier;
 mod conv_block;
+mod conv_layer;
 mod conv_stack;
 mod depthwise_conv;
 mod gelu;
@@ -82,6 +83,8 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     mlp_block::run(engine)?;
     // Of what that leaves.
     conv_block::run(engine)?;
+    // Of these with the MLPs behind them.
+    conv_layer::run(engine)?;
     // Once stages are on tokens.
     patch_embed::of_tokens(engine)?;
     // The norms that no residual add has gone into, and words in one movement or several.
