@@ -325,6 +325,7 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) conv_
     }
 
     // The MLP, a group of columns between its products at a time, 64 columns a warpgroup; of the second product a half of what is contracted.
+    const End down_b{*reinterpret_cast<const typename End::Raw*>(p.down_b + end_c)};
     float out[kSums] = {};
     const int part = warpgroup / kSides, block = warpgroup % kSides;
 #pragma unroll 1
@@ -386,7 +387,6 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) conv_
             warpgroup::settle(out);
         }
     }
-    const End down_b{*reinterpret_cast<const typename End::Raw*>(p.down_b + end_c)};
     __syncthreads();
     float* const parts = reinterpret_cast<float*>(slots);
 #pragma unroll
