@@ -49,13 +49,13 @@ template <int C_, int HIGH, int K_> struct ConvLayerTile {
     static constexpr int kEncoded = units(kMapTokens * kRow * kSides), kOver = (kMapTiles * 64 - kMapTokens) * kRow, kPad = kOver > kTile ? units(kOver - kTile) : 0;
     static constexpr int kHiddenBuffers = 2 * kHidden <= kIn ? 2 : 1;
     static_assert(kMixed + kTile <= kIn && kHidden <= kIn && kMapTiles * kSides == 2 && kTokens % (16 * kShares) == 0);
-    static constexpr int kSquare = kConvLayerSide * kConvLayerSide * 2, kHalves = kIn + kEncoded + kTile + kPad;
+    static constexpr int kSquare = kConvLayerSide * kConvLayerSide * 2, kOperands = kIn + kEncoded + kTile + kPad;
     static constexpr int kMix = 2 * kSides * kSides;  // squares of both products around the convolution
     // All squares with the usual MLP of four times as many columns, or as many as there is room for.
-    static constexpr int kAlign = 1024, kBarriers = 256, kRoom = 227 * 1024, kUsual = kMix + 2 * kSides * (4 * C / kConvLayerSide), kMost = (kRoom - kAlign - kBarriers - kHalves) / kSquare;
+    static constexpr int kAlign = 1024, kBarriers = 256, kRoom = 227 * 1024, kUsual = kMix + 2 * kSides * (4 * C / kConvLayerSide), kMost = (kRoom - kAlign - kBarriers - kOperands) / kSquare;
     static constexpr int kSlots = kUsual < kMost ? kUsual : kMost;
     static_assert(kSlots * 8 <= kBarriers);
-    static constexpr int kShared = kAlign + kSlots * kSquare + kHalves + kBarriers;
+    static constexpr int kShared = kAlign + kSlots * kSquare + kOperands + kBarriers;
     // No two blocks on a multiprocessor: where they begin while the kernel before has others, some would have two and others none.
     static_assert(kShared > 228 * 1024 / 2);
     // fp32 sums of parts of what is contracted, in place of the weights.
@@ -325,6 +325,7 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) conv_
     }
 
     // The MLP, a group of columns between its products at a time, 64 columns a warpgroup; of the second product a half of what is contracted.
+    const End down_b{*reinterpret_cast<const typename End::Raw*>(p.down_b + end_c)};
     float out[kSums] = {};
     const int part = warpgroup / kSides, block = warpgroup % kSides;
 #pragma unroll 1
@@ -386,7 +387,6 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) conv_
             warpgroup::settle(out);
         }
     }
-    const End down_b{*reinterpret_cast<const typename End::Raw*>(p.down_b + end_c)};
     __syncthreads();
     float* const parts = reinterpret_cast<float*>(slots);
 #pragma unroll
