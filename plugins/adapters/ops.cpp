@@ -1670,11 +1670,6 @@ public:
         }
         expect(shifted_ == 0 || window_.used(), "attribute 'shifted' must be 0 where there are no windows");
         expect(!between_ || (pairs_ > 1 && !window_.used()), "attribute 'between' must be 0 in windows and for one pair of blocks");
-        const auto& position = attributes_.integers("position");
-        position_h_ = position[0], position_w_ = position[1];
-        const bool none = position_h_ == 0 && position_w_ == 0;
-        expect(none || (position_h_ > 0 && position_w_ > 0 && int64_t{position_h_} * position_w_ <= kChainMaxTokens), "attribute 'position' must be two positive sizes with at most 256 tokens, or [0, 0]");
-        expect(none || (!window_.used() && !between_), "attribute 'position' must be [0, 0] in windows and with attribute 'between'");
     }
     std::unique_ptr<Op> clone() const override { return std::make_unique<BlockChain>(*this); }
     int32_t inputs() const override { return 3 + (between_ ? 1 : 0); }
@@ -1723,8 +1718,6 @@ private:
         p.epsilon = epsilon_, p.scale = scale_, p.mask_value = mask_value_;
         p.tanh_gelu = tanh_, p.bias = bias_;
         p.window = window_, p.shifted = shifted_;
-        p.position_h = position_h_, p.position_w = position_w_;
-        expect(!p.positioned() || position_h_ * position_w_ == p.tokens, "input x must have the tokens of attribute 'position'");
         const auto elements = [&](int i, int64_t count) { return in[i].dims.nbDims == 1 && in[i].dims.d[0] == count; };
         expect(elements(1, chain_weights(p)) && elements(2, chain_vectors(p)), "inputs weights and vectors must have the elements of all pairs");
         if (between_) {
@@ -1735,7 +1728,7 @@ private:
     }
 
     float epsilon_, scale_, mask_value_;
-    int32_t heads_, dim_, hidden_, pairs_ = 0, position_h_, position_w_;
+    int32_t heads_, dim_, hidden_, pairs_ = 0;
     bool tanh_, bias_, between_;
     WindowGrid window_;
     uint32_t shifted_ = 0;
@@ -1788,7 +1781,7 @@ const std::vector<OpDef>& op_definitions() {
         {"TrtOptPatchConv", {{"epsilon", kFloat, 1}, {"norm", kInt, 1}, {"grid", kInts, 2}, {"kernel", kInts, 2}, {"strides", kInts, 2}, {"pads", kInts, 4}, {"cell", kInts, 2}, {"across", kInt, 1}}, make<PatchConv>},
         {"TrtOptConvStack", {{"channels", kInts, kStackMaxLayers}, {"strides", kInts, kStackMaxLayers}, {"word_layer", kInt, 1}, {"word_channels", kInt, 1}, {"patch", kInts, 2}}, make<ConvStack>},
         {"TrtOptBlockChain",
-         {{"epsilon", kFloat, 1}, {"num_heads", kInt, 1}, {"head_dim", kInt, 1}, {"hidden", kInt, 1}, {"scale", kFloat, 1}, {"approximate", kText, 1}, {"bias", kInt, 1}, {"mask_value", kFloat, 1}, {"grid", kInts, 2}, {"window", kInts, 2}, {"shift", kInts, 2}, {"pad_after_roll", kInt, 1}, {"shifted", kInts, 32}, {"between", kInt, 1}, {"position", kInts, 2}},
+         {{"epsilon", kFloat, 1}, {"num_heads", kInt, 1}, {"head_dim", kInt, 1}, {"hidden", kInt, 1}, {"scale", kFloat, 1}, {"approximate", kText, 1}, {"bias", kInt, 1}, {"mask_value", kFloat, 1}, {"grid", kInts, 2}, {"window", kInts, 2}, {"shift", kInts, 2}, {"pad_after_roll", kInt, 1}, {"shifted", kInts, 32}, {"between", kInt, 1}},
          make<BlockChain>},
     };
     return ops;

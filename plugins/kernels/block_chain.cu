@@ -23,7 +23,7 @@ int depth_of(int64_t k) { return k % 128 == 0 ? 128 : k % 64 == 0 ? 64 : k % 32 
 
 int64_t pair_weights(const BlockChainProblem& q) { return 4 * q.channels * inner_of(q) + int64_t{2} * q.channels * q.hidden; }
 int64_t bias_elements(const BlockChainProblem& q) { return q.bias ? q.heads * q.group_tokens() * ceil8(q.group_tokens()) : 0; }
-int64_t pair_vectors(const BlockChainProblem& q) { return 3 * inner_of(q) + bias_elements(q) + (q.positioned() ? 12 : 2) * q.channels + q.hidden; }
+int64_t pair_vectors(const BlockChainProblem& q) { return 3 * inner_of(q) + bias_elements(q) + 2 * q.channels + q.hidden; }
 
 bool valid(const BlockChainProblem& q) {
     if (q.images < 0 || q.tokens < 1 || q.channels < 16 || q.channels > kChainMaxChannels || q.hidden < 16 || q.hidden > kChainMaxHidden || q.heads < 1 || q.dim < 1) return false;
@@ -35,7 +35,6 @@ bool valid(const BlockChainProblem& q) {
     } else if ((q.dim != 32 && q.dim != 64) || q.tokens > kChainMaxTokens || q.shifted != 0) {
         return false;
     }
-    if (q.positioned() && (w.used() || q.between || q.position_h < 1 || q.position_w < 1 || int64_t{q.position_h} * q.position_w != q.tokens)) return false;
     return q.images * q.tokens <= INT32_MAX / kChainMaxHidden;
 }
 
@@ -239,11 +238,6 @@ cudaError_t run_kernel(const BlockChainProblem& q, const Plan& plan, int32_t slo
         p.edge_x = g.shift_w ? padded_w - g.window_w : padded_w, p.cut_x = padded_w - g.shift_w;
         p.by_windows = division(g.windows()), p.by_windows_x = division(windows_x), p.by_window_w = division(g.window_w);
     }
-    if (q.positioned()) {
-        p.grid_h = q.position_h, p.grid_w = q.position_w;
-        p.share = static_cast<int>(parts(parts(int64_t{p.tokens} * (q.channels / 4), device().multiprocessors), 32) * 32);
-        p.by_quarters = division(q.channels / 4), p.by_grid = division(q.tokens), p.by_grid_w = division(q.position_w);
-    }
     const int pieces = pieces_of(q);
 #define TRT_OPT_CASE(windows, dim_, pieces_) \
     if (q.window.used() == windows && q.dim == dim_ && pieces == pieces_) return launch_chain<windows, dim_, pieces_>(p, s.all, stream);
@@ -285,10 +279,10 @@ MlpBlockProblem mlp_of(const BlockChainProblem& q) {
 }
 struct BlockParts {
     Parts parts;
-    int64_t middle, placed, matrices, bias, ones, zeros, block;
+    int64_t middle, matrices, bias, ones, zeros, block;
     explicit BlockParts(const BlockChainProblem& q) {
         const auto element = static_cast<int64_t>(size_of(q.dtype));
-        middle = parts.take(q.images * q.tokens * q.channels * element), placed = parts.take(q.positioned() ? q.images * q.tokens * q.channels * element : 0);
+        middle = parts.take(q.images * q.tokens * q.channels * element);
         matrices = parts.take(pair_weights(q) * element), bias = parts.take(bias_elements(q) * element);
         ones = parts.take(q.channels * element), zeros = parts.take(q.channels * element);
         block = parts.take(std::max({attn_block_workspace(attn_of(q, false)), attn_block_workspace(attn_of(q, true)), static_cast<int64_t>(mlp_block_workspace(mlp_of(q)))}));
@@ -326,13 +320,6 @@ template <class T> cudaError_t run_blocks(const BlockChainProblem& q, cudaStream
         a.norm_scale = m.scale = at(w.ones), a.norm_bias = m.bias = at(w.zeros);
         a.w_qkv = unpacked[0], a.w_proj = unpacked[1], m.w1 = unpacked[2], m.w2 = unpacked[3];
         a.x = pair == 0 ? q.x : q.y, a.y = at(w.middle), m.x = a.y, m.y = q.y;
-        if (q.positioned()) {
-            DepthwiseConvProblem d;
-            d.dtype = q.dtype, d.images = q.images, d.height = q.position_h, d.width = q.position_w, d.channels = q.channels, d.residual = true;
-            d.x = a.x, d.w = vectors, d.b = vectors + 9 * q.channels, d.y = at(w.placed), vectors += 10 * q.channels;
-            if (const cudaError_t status = depthwise_conv(d, stream); status != cudaSuccess) return status;
-            a.x = d.y;
-        }
         if (q.between && pair > 0) a.residual = static_cast<const T*>(q.between) + int64_t{pair - 1} * q.images * q.tokens * q.channels;
         a.workspace = at(w.block);
         if (const cudaError_t status = attn_block(a, stream); status != cudaSuccess) return status;

@@ -1,6 +1,5 @@
 // Transformer blocks in sequence as one kernel that all multiprocessors run together, a block of threads each, with a barrier of the whole device between
 // its phases. The phases of a pair of blocks:
-//   place   where tokens of a grid have a position encoding: the depthwise convolution, and the residual add
 //   heads   norm and product to queries, keys and values; within windows the attention of a head, too
 //   attend  without windows: the attention of up to 64 queries of a head
 //   merge   product of the heads' results, and the residual add
@@ -69,9 +68,6 @@ struct ChainArgs {
     FastDiv by_heads, by_group_tiles, by_windows, by_windows_x, by_window_w, by_merge, by_heads_tiles, by_up, by_down, by_split;
     WindowMap plain, rolled;
     const __half* between;      // [pairs - 1, tokens, channels], added to what each pair but the last gives; or null
-    int grid_h, grid_w;         // of an image's tokens, where each pair begins with a convolution over them; else 0
-    int share;                  // of its work, four channels of a token each, for a block; whole warps
-    FastDiv by_quarters, by_grid, by_grid_w;  // channels / 4; tokens of a grid
 };
 
 namespace chain {
@@ -271,7 +267,6 @@ template <bool WINDOWS, int DIM> __device__ __forceinline__ void fetch_rows(cons
     uint32_t fetched = 0;
     const int padded = p.group_tiles * p.tile_rows;
     for (int pair = 0; pair < p.pairs; ++pair) {
-        if (!WINDOWS && p.grid_w > 0) ++opened;
 #pragma unroll 1
         for (int phase = 0; phase < kPhases; ++phase) {
             if (WINDOWS && phase == kAttend) continue;
@@ -472,8 +467,6 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
     __device__ __forceinline__ int merge_at() const { return bias_at() + (p.bias ? p.heads * p.group_tokens * p.bias_row : 0); }
     __device__ __forceinline__ int up_at() const { return merge_at() + p.channels; }
     __device__ __forceinline__ int down_at() const { return up_at() + p.hidden_columns; }
-    __device__ __forceinline__ bool placed() const { return !WINDOWS && p.grid_w > 0; }
-    __device__ __forceinline__ int place_at() const { return down_at() + p.channels; }
     // What is added to what a pair gives; or null.
     __device__ __forceinline__ const __half* between_of(int pair) const {
         return p.between && pair + 1 < p.pairs ? p.between + int64_t{pair} * p.tokens * p.channels : nullptr;
@@ -568,55 +561,6 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
 
     // As they are, so that nothing waits for them before they are needed.
     __device__ __forceinline__ uint32_t pair_of_vector(int at) const { return __ldg(reinterpret_cast<const uint32_t*>(vectors + at)); }
-
-    // Tokens and their convolution with 3 x 3 weights, with zeros around the grid: sums as in depthwise_conv.cu, rounded once. Four channels of a token a thread. The
-    // weights, which depend on nothing, are on their way before the wait for what the pair reads; all neighbours are asked for before the first is needed.
-    __device__ __forceinline__ void place_tokens(const __half* stream, __half* to, bool waits) {
-        constexpr int kPlaces = 9;
-        const int count = p.tokens * (p.channels / 4), first = min(static_cast<int>(blockIdx.x) * p.share, count), end = min(first + p.share, count);
-        const auto floats_of = [](uint2 raw, float (&v)[4]) {
-            const float2 a = floats(raw.x), b = floats(raw.y);
-            v[0] = a.x, v[1] = a.y, v[2] = b.x, v[3] = b.y;
-        };
-#pragma unroll 1
-        for (int begin = first; begin < end; begin += kChainMath) {
-            const int i = begin + m.tid;
-            uint32_t column, place, right;
-            const uint32_t token = p.by_quarters.divmod(static_cast<uint32_t>(min(i, end - 1)), column);
-            p.by_grid.divmod(token, place);
-            const int y = static_cast<int>(p.by_grid_w.divmod(place, right)), x = static_cast<int>(right), c = static_cast<int>(column) * 4;
-            const __half* const weights = vectors + place_at() + c;
-            const int at = static_cast<int>(token) * p.channels + c;
-            uint2 w[kPlaces], in[kPlaces];
-            int from[kPlaces];
-            // A place beyond the grid is the token itself with weights of zero, so that no load behind the wait has a condition.
-#pragma unroll
-            for (int j = 0; j < kPlaces; ++j) {
-                const int dy = j / 3 - 1, dx = j % 3 - 1;
-                const bool inside = y + dy >= 0 && y + dy < p.grid_h && x + dx >= 0 && x + dx < p.grid_w;
-                from[j] = inside ? at + (dy * p.grid_w + dx) * p.channels : at, w[j] = make_uint2(0, 0);
-                if (inside) w[j] = __ldg(reinterpret_cast<const uint2*>(weights + j * p.channels));
-            }
-            const uint2 offset = __ldg(reinterpret_cast<const uint2*>(weights + kPlaces * p.channels));
-            if (waits && begin == first) wait_for_phase();
-#pragma unroll
-            for (int j = 0; j < kPlaces; ++j) in[j] = __ldcg(reinterpret_cast<const uint2*>(stream + from[j]));
-            float acc[4], v[4], f[4];
-            floats_of(offset, acc);
-#pragma unroll
-            for (int j = 0; j < kPlaces; ++j) {
-                floats_of(in[j], v), floats_of(w[j], f);
-#pragma unroll
-                for (int e = 0; e < 4; ++e) acc[e] = fmaf(v[e], f[e], acc[e]);
-                if (j != 5) continue;
-                floats_of(in[kPlaces / 2], v);
-#pragma unroll
-                for (int e = 0; e < 4; ++e) acc[e] += v[e];
-            }
-            if (i < end) *reinterpret_cast<uint2*>(to + at) = make_uint2(pack_halves(acc[0], acc[1]), pack_halves(acc[2], acc[3]));
-        }
-        end_phase<false>(first < end, false);
-    }
 
     // Products with the residual add, and with that of `between`, if there is one: their sum is rounded once.
     template <class Tile, bool SPLIT, class Token>
@@ -883,7 +827,7 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
     }
 
     __device__ __forceinline__ void run() {
-        const int pair_vectors = down_at() + (placed() ? 11 : 1) * p.channels;
+        const int pair_vectors = down_at() + p.channels;
 #pragma unroll 1
         for (int pair = 0; pair < p.pairs; ++pair) {
             from = pair == 0 ? p.x : p.y;
@@ -898,12 +842,6 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
                     },
                     pair > 0, false);
             } else {
-                // The place of what is between the two blocks is free until then; products replace there, element by element, what they are added to.
-                if (placed()) {
-                    m.forget();
-                    place_tokens(from, p.middle, pair > 0), from = p.middle;
-                    m.forget();
-                }
                 with_tile<kHeads>(p.tile_heads, [&](auto tile) {
                     each_unit<kHeads>(
                         [&](const Work<WINDOWS>& work, const Unit& u, bool waits) {
@@ -916,7 +854,7 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
                                     *reinterpret_cast<uint32_t*>(p.qkv + (column * padded + static_cast<int>(part) * p.tile_rows + row) * 8 + 2 * m.t) = pack_halves(v[0], v[1]);
                             });
                         },
-                        placed() || pair > 0, false);
+                        pair > 0, false);
                 });
                 each_unit<kAttend>([&](const Work<WINDOWS>&, const Unit& u, bool) { attend_unit(u); }, false, false);
             }

@@ -609,15 +609,11 @@ struct BlockChainProblem {
     const void* weights = nullptr;     // [chain_weights(*this)]
     const void* vectors = nullptr;     // [chain_vectors(*this)]
     const void* between = nullptr;     // [pairs - 1, images, tokens, channels], added to what each pair but the last gives; null: nothing is, as in windows
-    // Where they are > 0, each pair begins with x + depthwise_conv(x) over a grid of an image's tokens, kernel 3: its weights [9, channels] and its offset [channels] are
-    // behind the pair's other vectors. In no windows, and with nothing between pairs.
-    int32_t position_h = 0, position_w = 0;
     void* y = nullptr;                 // shape of x; none of the inputs
     void* workspace = nullptr;         // block_chain_workspace bytes, aligned to 128; nothing in it is kept
 
     int64_t group_tokens() const { return window.used() ? window.window_tokens() : tokens; }
     int64_t groups() const { return window.used() ? window.windows() : 1; }
-    bool positioned() const { return position_h != 0 || position_w != 0; }
 };
 constexpr int32_t kChainMaxPairs = 32, kChainMaxChannels = 1024, kChainMaxHidden = 4096, kChainMaxTokens = 256, kChainMaxWindow = 64;
 // Elements of the packed weights and vectors of all pairs.

@@ -198,8 +198,8 @@ class Library:
         self.call("trt_opt_tnt_bridge", HALF, ctypes.c_int64(images), tokens, covered, width, channels, ctypes.c_float(1e-5), pointer(x), pointer(words),
                   *(pointer(p[k]) for k in ("scale1", "bias1", "w", "b", "scale2", "bias2")), pointer(y), pointer(workspace), ctypes.c_int64(workspace.numel()))
 
-    def chain_arguments(self, images, tokens, channels, heads, dim, hidden, pairs, bias, window, shifted, position):
-        return ctypes.c_int64(images), tokens, channels, heads, dim, hidden, pairs, int(bias), self.window(window), shifted, (ctypes.c_int32 * 2)(position, position)
+    def chain_arguments(self, images, tokens, channels, heads, dim, hidden, pairs, bias, window, shifted):
+        return ctypes.c_int64(images), tokens, channels, heads, dim, hidden, pairs, int(bias), self.window(window), shifted
 
     def block_chain_sizes(self, *shape):
         sizes = (ctypes.c_int64 * 3)()
@@ -910,28 +910,23 @@ def bench_tnt_words(lib, images, covered, words, channels, heads, layers, out_ch
             "flop": layers * patches * words * (24 * channels * channels + 4 * words * channels + 2 * channels * out_channels)}
 
 
-def bench_block_chain(lib, name, images, tokens, channels, heads, dim, pairs, window, added, rounds, every, position=0):
-    """A chain against the ops that it replaces, block after block, by turns; if something is `added` between pairs, against one without, too. Weights rotate. position: the side of
-    the grid that tokens have a position encoding on; 0: they have none."""
-    shape = (images, tokens, channels, heads, dim, 4 * channels, pairs, window is not None, window, 0x2AAAAAAA if window and window[4] else 0, position)
+def bench_block_chain(lib, name, images, tokens, channels, heads, dim, pairs, window, added, rounds, every):
+    """A chain against the ops that it replaces, block after block, by turns; if something is `added` between pairs, against one without, too. Weights rotate."""
+    shape = (images, tokens, channels, heads, dim, 4 * channels, pairs, window is not None, window, 0x2AAAAAAA if window and window[4] else 0)
     weights, vectors, bytes_ = lib.block_chain_sizes(*shape)
     sets, order = rotation(2 * (weights + vectors))
     ws, vs = [[rand(n) * scale for _ in range(sets)] for n, scale in ((weights, channels**-0.5), (vectors, 0.1))]
     x, y = [rand(images, tokens, channels) for _ in range(2)]
     workspace, slot = torch.empty(max(bytes_, 256 << 20), device="cuda", dtype=torch.uint8), lib.lib.trt_opt_chain_slot()
-    stream = [torch.empty_like(x) for _ in range(3)]
+    stream = [torch.empty_like(x) for _ in range(2)]
     betweens = [rand(pairs - 1, images, tokens, channels) for _ in range(sets)] if added else [None] * sets
 
     def attn(i, j):
         c = channels
         p = parts[(i * pairs + j) % len(parts)]
         grid = window and [*window[:4], *((window[4:6]) if j % 2 else (0, 0)), 0]
-        x, y = stream[:2]
-        if position:
-            lib.depthwise_conv(x, p[2], p[3], stream[2], position, True)
-            x = stream[2]
-        lib.attn_block(x, p[0], y, workspace, heads, grid, residual=betweens[i][j - 1] if added and j else None)
-        lib.mlp_block(y.view(-1, c), None, p[1], stream[0].view(-1, c), workspace)
+        lib.attn_block(stream[0], p[0], stream[1], workspace, heads, grid, residual=betweens[i][j - 1] if added and j else None)
+        lib.mlp_block(stream[1].view(-1, c), None, p[1], stream[0].view(-1, c), workspace)
 
     def block_by_block(i):
         for j in range(pairs):
@@ -942,7 +937,7 @@ def bench_block_chain(lib, name, images, tokens, channels, heads, dim, pairs, wi
         c = channels
         a = {"scale": rand(c), "bias": rand(c), "table": rand((2 * window[2] - 1) * (2 * window[3] - 1), heads) if window else None, **linears(("qkv", (c, 3 * heads * dim)), ("proj", (heads * dim, c)))}
         m = linears(("1", (c, 4 * c)), ("2", (4 * c, c)))
-        parts.append((a, {"scale": rand(c), "bias": rand(c), "w1": m["w_1"], "b1": m["b_1"], "w2": m["w_2"], "b2": m["b_2"]}, rand(9, c) * 0.1 if position else None, rand(c) if position else None))
+        parts.append((a, {"scale": rand(c), "bias": rand(c), "w1": m["w_1"], "b1": m["b_1"], "w2": m["w_2"], "b2": m["b_2"]}))
     variants = {"block by block": [lambda i=i: block_by_block(i) for i in order]}
     tactics = lib.block_chain_tactics(*shape)
     for tactic in tactics if every else tactics[:1]:
@@ -1522,8 +1517,6 @@ def main():
                 for name, tokens, channels, heads, pairs, added in [("TNT-S's layer", 197, 384, 6, 1, False), ("TNT-S", 197, 384, 6, 12, True), ("ViT-S", 197, 384, 6, 12, False),
                                                                     ("UniFormer-S stage 3", 196, 320, 5, 1, False), ("UniFormer-S stage 4", 49, 512, 8, 1, False)]:
                     add(bench_block_chain(lib, name, batch, tokens, channels, heads, 64, pairs, None, added, args.rounds, args.tactics))
-                for name, side, channels, heads, pairs in [("UniFormer-S stage 3, 8 layers with positions", 14, 320, 5, 8), ("UniFormer-S stage 4, 3 layers with positions", 7, 512, 8, 3)]:
-                    add(bench_block_chain(lib, name, batch, side * side, channels, heads, 64, pairs, None, False, args.rounds, args.tactics, side))
         if wanted("sequence"):
             for stage in range(4):
                 add(bench_sequence(lib, stage, args.rounds))

@@ -825,13 +825,11 @@ struct BlockChainCase {
     bool bias = true, tanh_gelu = false;
     float offset = 0;
     bool between = false;  // something is added between pairs
-    int position_h = 0, position_w = 0;
 };
 template <class T> void check_chain(Checker& c, const BlockChainCase& a, const std::string& name) {
     BlockChainProblem p;
     p.dtype = a.type, p.images = a.images, p.tokens = a.tokens, p.channels = a.channels, p.heads = a.heads, p.dim = a.d, p.hidden = a.hidden, p.pairs = a.pairs;
     p.scale = 1.f / std::sqrt(static_cast<float>(a.d)), p.tanh_gelu = a.tanh_gelu, p.bias = a.bias, p.window = a.window, p.shifted = a.shifted;
-    p.position_h = a.position_h, p.position_w = a.position_w;
     const int64_t inner = int64_t{a.heads} * a.d, n = p.group_tokens(), padded = (n + 7) / 8 * 8, groups = a.images * p.groups(), size = a.images * a.tokens * a.channels, tokens = a.images * a.tokens;
     std::vector<Tensor> in;
     auto make = [&](int64_t count, float scale, float offset = 0) -> T* {
@@ -843,7 +841,7 @@ template <class T> void check_chain(Checker& c, const BlockChainCase& a, const s
     const T* const x = make(size, 1.5f, a.offset);
     const T* const between = a.between ? make((a.pairs - 1) * size, 1.f) : nullptr;
     const T *const ones = make(a.channels, 0.f, 1.f), *const zeros = make(a.channels, 0.f);
-    Tensor stream = tensor(a.type, size), middle = tensor(a.type, size), placed = tensor(a.type, size);
+    Tensor stream = tensor(a.type, size), middle = tensor(a.type, size);
     Doubles normal(std::max(groups * n, tokens) * a.channels), sum(size), qkv(groups * n * 3 * inner), context(groups * n * inner), projected(groups * n * a.channels), hidden(tokens * a.hidden), ref(size);
     T *packed = static_cast<T*>(weights->data()), *vector = static_cast<T*>(vectors->data());
     const T* from = x;
@@ -879,14 +877,6 @@ template <class T> void check_chain(Checker& c, const BlockChainCase& a, const s
             attend.bias_kind = AttentionBias::kDense, attend.bias = bias, attend.bias_heads = a.heads;
         }
         const T *const b_proj = offsets(a.channels), *const b1 = offsets(a.hidden), *const b2 = offsets(a.channels);
-        if (p.positioned()) {
-            DepthwiseConvProblem conv;
-            conv.images = a.images, conv.height = a.position_h, conv.width = a.position_w, conv.channels = a.channels, conv.residual = true;
-            conv.x = from, conv.w = offsets(int64_t{9} * a.channels), conv.b = offsets(a.channels);
-            reference::depthwise_conv<T><<<blocks_for(size), 128>>>(conv, ref.p);
-            round_kernel<T><<<blocks_for(size), 128>>>(ref.p, static_cast<T*>(placed->data()), size);
-            attn.x = norm.x = placed->data();
-        }
 
         reference::layer_norm<T><<<blocks_for(groups * n), 128>>>(norm, groups * n, normal.p, sum.p);
         reference::product<T><<<blocks_for(groups * n * 3 * inner), 128>>>(normal.p, w_qkv, b_qkv, groups * n, a.channels, static_cast<int>(3 * inner), qkv.p);
@@ -930,9 +920,8 @@ template <class T> void check_chain(Checker& c, const BlockChainCase& a, const s
 void check(Checker& c, const BlockChainCase& a) {
     const WindowGrid& g = a.window;
     char text[256];
-    std::snprintf(text, sizeof(text), "block_chain b%lld n%d c%d h%d d%d hidden%d pairs%d grid%dx%d win%dx%d shift%d,%d pad%d shifted%x%s%s%s position%dx%d+%g", static_cast<long long>(a.images), a.tokens, a.channels, a.heads, a.d,
-                  a.hidden, a.pairs, g.grid_h, g.grid_w, g.window_h, g.window_w, g.shift_h, g.shift_w, g.pad_after_roll, a.shifted, a.bias ? " bias" : "", a.tanh_gelu ? " tanh" : "", a.between ? " between" : "", a.position_h, a.position_w,
-                  static_cast<double>(a.offset));
+    std::snprintf(text, sizeof(text), "block_chain b%lld n%d c%d h%d d%d hidden%d pairs%d grid%dx%d win%dx%d shift%d,%d pad%d shifted%x%s%s%s+%g", static_cast<long long>(a.images), a.tokens, a.channels, a.heads, a.d,
+                  a.hidden, a.pairs, g.grid_h, g.grid_w, g.window_h, g.window_w, g.shift_h, g.shift_w, g.pad_after_roll, a.shifted, a.bias ? " bias" : "", a.tanh_gelu ? " tanh" : "", a.between ? " between" : "", static_cast<double>(a.offset));
     if (!c.wanted(text)) return;
     a.type == DType::kHalf ? check_chain<__half>(c, a, text) : check_chain<float>(c, a, text);
 }
@@ -2108,13 +2097,6 @@ void edge_cases(Checker& c) {
         check(c, BlockChainCase{t, 4, 197, 384, 6, 64, 1536, 2, {}, 0, true, true, 20.f, true}), check(c, BlockChainCase{t, 5, 50, 192, 6, 32, 384, 3, {}, 0, true, false, 0.f, true});
         check(c, BlockChainCase{t, 1, 1, 64, 2, 32, 64, 3, {}, 0, true, false, 0.f, true}), check(c, BlockChainCase{t, 1, 256, 1024, 16, 64, 4096, 2, {}, 0, false, false, 0.f, true});
         check(c, BlockChainCase{t, 0, 197, 384, 6, 64, 1536, 2, {}, 0, false, false, 0.f, true});
-        // With positions: UniFormer-S's stages; many images; a bias; heads of 32; grids of a row, a column and one token; all that the plugin takes
-        auto positions = [&](int64_t images, int h, int w, int channels, int heads, int d, int hidden, int pairs, bool bias = false, float offset = 0) {
-            check(c, BlockChainCase{t, images, h * w, channels, heads, d, hidden, pairs, {}, 0, bias, false, offset, false, h, w});
-        };
-        positions(1, 14, 14, 320, 5, 64, 1280, 8), positions(1, 7, 7, 512, 8, 64, 2048, 3), positions(4, 14, 14, 320, 5, 64, 1280, 2, true), positions(9, 7, 7, 512, 8, 64, 2048, 1, false, 20.f);
-        positions(3, 5, 10, 192, 6, 32, 384, 3, true), positions(2, 1, 30, 64, 2, 32, 64, 2), positions(2, 17, 1, 48, 1, 64, 80, 2), positions(1, 1, 1, 64, 2, 32, 64, 3), positions(2, 16, 16, 1024, 16, 64, 4096, 2);
-        positions(0, 14, 14, 320, 5, 64, 1280, 2);
         for (int after : {0, 1})
             check(c, BlockChainCase{t, 2, 13 * 17, 96, 3, 32, 192, 3, grid(13, 17, 4, 5, 2, 3, after), 5}), check(c, BlockChainCase{t, 2, 5 * 3, 160, 2, 32, 320, 2, grid(5, 3, 8, 8, 3, 2, after), 2, false, true});
         check(c, BlockChainCase{t, 1, 64, 48, 1, 32, 80, 2, grid(8, 8, 4, 4, 2, 2), 2}), check(c, BlockChainCase{t, 1, 196, 96, 3, 32, 384, 2, grid(14, 14, 7, 7, 3, 3), 2, true, false, 20.f});
@@ -2226,7 +2208,6 @@ void random_cases(Checker& c, int count, uint64_t seed) {
             blocks.tokens = map.grid_h * map.grid_w, blocks.shifted = static_cast<uint32_t>(pick(0, 7));
         } else {
             blocks.tokens = pick(1, 256), blocks.d = pick(0, 1) ? 32 : 64, blocks.between = blocks.pairs > 1 && pick(0, 1);
-            if (!blocks.between && pick(0, 1)) blocks.position_h = pick(1, 16), blocks.position_w = pick(1, 16), blocks.tokens = blocks.position_h * blocks.position_w;
         }
         check(c, blocks);
 
@@ -2452,14 +2433,6 @@ void refusals(Checker& c) {
     expect("refuse what is added between pairs of one pair alone", block_chain(blocks, nullptr));
     blocks.pairs = 2, blocks.window = grid(7, 7, 7, 7, 0, 0);
     expect("refuse what is added between pairs in windows", block_chain(blocks, nullptr));
-    blocks.between = nullptr, blocks.position_h = blocks.position_w = 7;
-    expect("refuse positions in windows", block_chain(blocks, nullptr));
-    blocks.window = {}, blocks.between = &blocks;
-    expect("refuse positions with something between pairs", block_chain(blocks, nullptr));
-    blocks.between = nullptr, blocks.position_w = 6;
-    expect("refuse positions of other tokens", block_chain(blocks, nullptr));
-    blocks.position_w = 0;
-    expect("refuse positions of a grid without columns", block_chain(blocks, nullptr));
     PixelEmbedProblem px;
     px.images = 1, px.channels = 3, px.height = px.width = 32, px.kernel_h = px.kernel_w = 7, px.stride_h = px.stride_w = 4, px.pad_h = px.pad_w = 3, px.grid_h = px.grid_w = 2, px.words_h = px.words_w = 4, px.columns = kPixelMaxColumns + 8;
     expect("refuse words of too many channels", pixel_embed(px, nullptr));

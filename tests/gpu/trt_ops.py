@@ -505,12 +505,11 @@ def cases():
         yield Case(name, {"x": x, "r": r} if extra else {"x": x}, constants,
                    [node("TrtOptPooledAttnBlock", ["x", *(["r"] if extra else []), *constants], ["y"], epsilon=1e-5, pool_epsilon=1e-5, residual=int(extra), grid=[gh, gw], pool=[ph, pw], num_heads=count, scale=size**-0.5,
                          bias=int(dense))], {"y": s + out}, dynamic=images == 2)
-    for name, images, (gh, gw), window, shift, shifted, c, count, size, hidden, dense, added, *placed in (
+    for name, images, (gh, gw), window, shift, shifted, c, count, size, hidden, dense, added in (
             ("block_chain", 2, (14, 14), (7, 7), (3, 3), (0, 1, 0), 96, 3, 32, 384, True, False), ("block_chain_one_window", 1, (7, 7), (7, 7), (0, 0), (0, 0), 256, 8, 32, 512, True, False),
             ("block_chain_uneven", 2, (8, 6), (4, 3), (1, 2), (1, 0), 48, 2, 32, 80, False, False), ("block_chain_tokens", 2, (1, 197), None, (0, 0), (0, 0), 192, 3, 64, 768, False, False),
-            ("block_chain_tokens_bias", 1, (1, 50), None, (0, 0), (0,), 64, 2, 32, 256, True, False), ("block_chain_between", 1, (1, 197), None, (0, 0), (0, 0, 0), 384, 6, 64, 1536, False, True),
-            ("block_chain_position", 2, (14, 14), None, (0, 0), (0, 0, 0), 320, 5, 64, 1280, False, False, True), ("block_chain_position_bias", 1, (3, 5), None, (0, 0), (0, 0), 64, 2, 32, 128, True, False, True)):
-        inner, tokens = count * size, window[0] * window[1] if window else gh * gw
+            ("block_chain_tokens_bias", 1, (1, 50), None, (0, 0), (0,), 64, 2, 32, 256, True, False), ("block_chain_between", 1, (1, 197), None, (0, 0), (0, 0, 0), 384, 6, 64, 1536, False, True)):
+        inner, tokens = count * size, window[0] * window[1] if window else gw
         row = -(-tokens // 8) * 8
         # One of them as a map of rank 4.
         shape = (images, gh, gw, c) if name == "block_chain_uneven" else (images, gh * gw, c)
@@ -523,11 +522,6 @@ def cases():
             bias = rand(1, count, tokens, tokens) if dense else 0
             weights += [packed(w) for w in (w_qkv, w_proj, w1, w2)]
             vectors += [b_qkv, *([np.pad(bias, ((0, 0),) * 3 + ((0, row - tokens),)).ravel()] if dense else []), b_proj, b1, b2]
-            if placed:
-                w, b = rand(9, c, scale=0.3), rand(c, scale=0.2)
-                vectors += [w.ravel(), b]
-                padded = np.pad(y.reshape(images, gh, gw, c), ((0, 0), (1, 1), (1, 1), (0, 0)))
-                y = y + (sum(padded[:, i // 3:i // 3 + gh, i % 3:i % 3 + gw] * w[i] for i in range(9)) + b).reshape(y.shape)
             rows, by = layer_norm(y, 1, 0, 1e-5, (-1,)), shift if of else (0, 0)
             if window:
                 rows = partition(rows, gh, gw, window, by, 0)
@@ -541,7 +535,7 @@ def cases():
         grid = {"grid": [gh, gw], "window": list(window), "shift": list(shift)} if window else none
         yield Case(name, {"x": x, "b": between} if added else {"x": x}, {"w": np.concatenate(weights), "v": np.concatenate(vectors)},
                    [node("TrtOptBlockChain", ["x", "w", "v", *(["b"] if added else [])], ["y"], epsilon=1e-5, num_heads=count, head_dim=size, hidden=hidden, scale=size**-0.5, approximate="none", bias=int(dense),
-                         mask_value=-100.0, **grid, pad_after_roll=0, shifted=[*shifted, *[-1] * (32 - len(shifted))], between=int(added), position=[gh, gw] if placed else [0, 0])],
+                         mask_value=-100.0, **grid, pad_after_roll=0, shifted=[*shifted, *[-1] * (32 - len(shifted))], between=int(added))],
                    {"y": y.reshape(shape)}, dynamic=images == 2)
 
 

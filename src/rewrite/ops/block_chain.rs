@@ -5,8 +5,8 @@ use super::body::Body;
 use super::mlp_block::is_tanh;
 use super::window::MAP_ATTRIBUTES;
 use super::{
-    Attention, AttnBlock, AttributeKind, DepthwiseConv, Layout, MlpBlock, OpDef, Shapes, WindowMap, attn_block,
-    attribute, count, depthwise_conv, is, mlp_block, optional, pair, plugin_node, port,
+    Attention, AttnBlock, AttributeKind, Layout, MlpBlock, OpDef, Shapes, WindowMap, attn_block, attribute, count, is,
+    mlp_block, optional, plugin_node, port,
 };
 use crate::ir::{Dim, Graph, Node, ValueId};
 use crate::onnx::DType;
@@ -18,14 +18,11 @@ pub const MAX_PAIRS: usize = 32;
 pub static DEF: OpDef = OpDef {
     name: "TrtOptBlockChain",
     summary: "TrtOptSwinAttnBlock or TrtOptAttnBlock, then TrtOptMlpBlock, then the next two: as often as there are pairs of them",
-    replaces: "TrtOptSwinAttnBlock or TrtOptAttnBlock, TrtOptMlpBlock and TrtOptDepthwiseConv, of all layers of a stage",
+    replaces: "TrtOptSwinAttnBlock or TrtOptAttnBlock, and TrtOptMlpBlock, of all layers of a stage",
     inputs: &[
         port("x", "[B, N, C]; in windows [B, H*W, C] or [B, H, W, C]"),
         port("weights", "[L*(C*3*h*d + h*d*C + C*H + H*C)], packed matrices of each pair: w_qkv, w_proj, w1, w2"),
-        port(
-            "vectors",
-            "[L*(3*h*d + C + H + C)], of each pair: b_qkv, b_proj, b1, b2; with bias = 1 h*T*Tp more, with position 10*C",
-        ),
+        port("vectors", "[L*(3*h*d + C + H + C)], of each pair: b_qkv, b_proj, b1, b2; with bias = 1 h*T*Tp more"),
         optional("between", "[L-1, B, N, C], added to what each pair but the last gives; there if between = 1"),
     ],
     outputs: &[port("y", "shape of x")],
@@ -48,11 +45,6 @@ pub static DEF: OpDef = OpDef {
             "of each pair 1: its windows are shifted, 0: they are not; then -1",
         ),
         attribute("between", AttributeKind::Int, "1: between is there; not in windows"),
-        attribute(
-            "position",
-            AttributeKind::Ints(2),
-            "[0, 0]: none; height and width of the map whose convolution each pair adds first; behind b2 its w [9, C] and b",
-        ),
     ],
     shapes,
     body,
@@ -80,12 +72,7 @@ pub struct BlockChain {
     pub shifted: Vec<bool>,
     /// Something is added between pairs; not in windows.
     pub between: bool,
-    /// The map of tokens over which each pair begins with a depthwise convolution and its add; not in windows, nor with something between pairs.
-    pub position: Option<[i64; 2]>,
 }
-
-/// Of the convolution that a pair may begin with.
-pub const POSITION_KERNEL: i64 = 3;
 
 /// Sizes of a pair.
 struct Sizes {
@@ -120,7 +107,6 @@ impl BlockChain {
         attributes.extend(self.map.attributes());
         attributes.push(AttributeProto::ints("shifted", &shifted));
         attributes.push(AttributeProto::int("between", self.between.into()));
-        attributes.push(AttributeProto::ints("position", &self.position.unwrap_or_default()));
         attributes
     }
 
@@ -148,14 +134,11 @@ impl BlockChain {
             map: WindowMap::of(node)?,
             shifted: values[..pairs].iter().map(|&v| v == 1).collect(),
             between: flag("between")?,
-            position: Some(pair(node, "position")?).filter(|&map| map != [0; 2]),
         };
         // Without windows there is nothing to shift.
         let shifts = !chain.shifted.contains(&true) || !chain.map.is_none();
         let added = !chain.between || (chain.map.is_none() && pairs > 1);
-        let placed =
-            chain.position.is_none_or(|map| chain.map.is_none() && !chain.between && map.iter().all(|&n| n > 0));
-        (given && pairs > 0 && shifts && added && placed).then_some(chain)
+        (given && pairs > 0 && shifts && added).then_some(chain)
     }
 
     /// The attention block of each pair, but for a bias and a mask.
@@ -184,10 +167,6 @@ impl BlockChain {
         let matrices = s.matrices().iter().try_fold(0i64, |sum, size| sum.checked_add(of(size)?))?;
         let bias = if self.bias { of(&self.bias_size(s.tokens))? } else { 0 };
         let offsets = s.matrices().iter().try_fold(bias, |sum, [_, columns]| sum.checked_add(*columns))?;
-        let offsets = match self.position {
-            Some(_) => offsets.checked_add(of(&[s.positions() + 1, s.channels])?)?,
-            None => offsets,
-        };
         Some([matrices.checked_mul(pairs)?, offsets.checked_mul(pairs)?])
     }
 }
@@ -197,11 +176,6 @@ impl Sizes {
     fn matrices(&self) -> [[i64; 2]; 4] {
         let (c, inner, hidden) = (self.channels, self.inner, self.hidden);
         [[c, 3 * inner], [inner, c], [c, hidden], [hidden, c]]
-    }
-
-    /// Weights of a channel of the position encoding.
-    fn positions(&self) -> i64 {
-        POSITION_KERNEL * POSITION_KERNEL
     }
 }
 
@@ -237,10 +211,6 @@ fn shapes(graph: &Graph, node: &Node) -> Option<Shapes> {
     let (dtype, shape) = (graph.dtype(x)?, graph.shape(x)?);
     let expected = chain.elements(&chain.sizes(shape)?)?;
     let found = [1, 2].map(|i| graph.static_shape(node.input(i)?));
-    if let Some([height, width]) = chain.position {
-        let [_, tokens, _] = shape else { return None };
-        (height.checked_mul(width) == tokens.int()).then_some(())?;
-    }
     if chain.between {
         let addends = Dim::from(i64::try_from(chain.shifted.len()).ok()? - 1);
         let [first, of_pair @ ..] = graph.shape(node.input(3)?)? else { return None };
@@ -309,23 +279,15 @@ fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
         }
         terms.extend(mask.clone().filter(|_| shifted));
         let b_proj = vectors.take(body, &[s.channels]);
-        let w1 = weights.matrix(body, of_w1)?;
-        let w2 = weights.matrix(body, of_w2)?;
-        let b1 = vectors.take(body, &[s.hidden]);
-        let b2 = vectors.take(body, &[s.channels]);
-        if let Some(grid) = chain.position {
-            let op = DepthwiseConv { grid, kernel: POSITION_KERNEL, residual: true };
-            let w = vectors.take(body, &[s.positions(), s.channels]);
-            let b = vectors.take(body, &[s.channels]);
-            let [x, w, b] = [&stream, &w, &b].map(|value| body.cast(value, DType::F32));
-            let y = depthwise_conv::steps(body, &op, s.channels, &x, &w, Some(&b));
-            stream = body.cast(&y, dtype);
-        }
         let block = chain.attention_block(shifted);
         let of_block = [scale.clone(), shift.clone(), w_qkv, b_qkv, w_proj, b_proj];
         let attended = attn_block::steps(body, &block, &stream, &of_block, &terms, &steps);
         stream = body.cast(&attended, dtype);
 
+        let w1 = weights.matrix(body, of_w1)?;
+        let w2 = weights.matrix(body, of_w2)?;
+        let b1 = vectors.take(body, &[s.hidden]);
+        let b2 = vectors.take(body, &[s.channels]);
         let block = MlpBlock { epsilon: chain.epsilon, tanh: chain.tanh };
         let norm = [scale.clone(), shift.clone()];
         let mut y = mlp_block::steps(body, &block, &stream, Some(&norm), &[w1, b1, w2, b2], dtype);
@@ -354,12 +316,5 @@ fn work(node: &Node, inputs: &[Vec<i64>], _: &[Vec<i64>]) -> Option<(u64, u64)> 
     let pairs = u64::try_from(chain.shifted.len()).ok()?;
     let of_all = |attention: u64, mlp: u64| attention.checked_add(mlp)?.checked_mul(pairs);
     let adds = if chain.between { elements.checked_mul(pairs - 1)? } else { 0 };
-    let places = if chain.position.is_some() { count(&[s.positions()])?.checked_mul(pairs)? } else { 0 };
-    let macs = elements.checked_mul(places)?;
-    // With the add of each convolution.
-    let of_positions = macs.checked_mul(2)?.checked_add(if places > 0 { elements.checked_mul(pairs)? } else { 0 })?;
-    Some((
-        of_all(attention.0, mlp.0)?.checked_add(adds)?.checked_add(of_positions)?,
-        of_all(attention.1, mlp.1)?.checked_add(macs)?,
-    ))
+    Some((of_all(attention.0, mlp.0)?.checked_add(adds)?, of_all(attention.1, mlp.1)?))
 }

@@ -88,7 +88,6 @@ pub fn example(def: &OpDef) -> Vec<AttributeProto> {
             map,
             shifted: vec![false, true],
             between: false,
-            position: None,
         }
         .attributes(),
         other => panic!("op {other} has no example here"),

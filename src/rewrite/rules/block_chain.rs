@@ -7,16 +7,12 @@
 //! x -> TrtOptAttnBlock -> TrtOptMlpBlock -> Add (out2) -> TrtOptAttnBlock -> TrtOptMlpBlock -> Add (out3) -> ... -> y
 //! where   TrtOptTntWords(w) -> out1, out2, ...
 //! becomes   TrtOptTntWords(w) -> out1, stack ;  TrtOptBlockChain(x, between = stack) -> y
-//!
-//! x -> TrtOptDepthwiseConv -> TrtOptAttnBlock -> TrtOptMlpBlock -> TrtOptDepthwiseConv -> TrtOptAttnBlock -> TrtOptMlpBlock -> ... -> y
-//! becomes   TrtOptBlockChain(x) -> y     (position: the grid of the convolutions)
 //! ```
 //!
 //! Pairs of an attention block and its MLP block that differ in sizes or attributes end a chain, and the next one begins another; so do
 //! values that are read otherwise. Runs on the blocks that there are, before attention blocks take residual adds: an add in front of a
 //! chain stays outside of it. Of adds between pairs it takes those of words of TNT: the last that a node of them gives, in their order, which
-//! that node then gives as one tensor. A convolution of 3 x 3 with its residual add before each pair, the position encoding of UniFormer, is of the
-//! chain where all pairs have one over the same grid; one before the first alone stays outside.
+//! that node then gives as one tensor.
 //!
 //! Chains in windows and chains without are kinds of their own, because on an H200 in float16 at batch 1 the op takes less time than its
 //! blocks one by one in windows (Swin-T's stages 45.3 us for 54.8, 37.2 for 40.9, 121.7 for 138.0 and 54.6 for 60.9) and more without
@@ -33,8 +29,8 @@ use crate::onnx::proto::TensorProto;
 use crate::rewrite::Kind;
 use crate::rewrite::engine::{Engine, Miss, Patch};
 use crate::rewrite::ops::{
-    AttnBlock, AttnWeights, Bias, BlockChain, DepthwiseConv, MAX_PAIRS, Mask, MlpBlock, MlpWeights, POSITION_KERNEL,
-    TntWords, WindowMap, packed, padded, table_index,
+    AttnBlock, AttnWeights, Bias, BlockChain, MAX_PAIRS, Mask, MlpBlock, MlpWeights, TntWords, WindowMap, packed,
+    padded, table_index,
 };
 use crate::rewrite::pattern::fused_name;
 use crate::rewrite::rules::attn_block::ahead;
@@ -81,8 +77,6 @@ pub fn run(engine: &mut Engine) -> Result<()> {
 struct Pair {
     attention: NodeId,
     mlp: NodeId,
-    /// The position encoding that alone gives what the attention reads.
-    position: Option<NodeId>,
     /// Its windows are shifted.
     shifted: bool,
     /// What only regroups values between the blocks, and adds.
@@ -173,28 +167,14 @@ fn next(graph: &Graph, id: NodeId, between: &mut Vec<NodeId>) -> Option<NodeId> 
     (graph.node(user).input(0) == Some(value)).then_some(user)
 }
 
-/// The position encoding that makes what a block without windows reads, if nothing else reads that, and its grid.
-fn position_of(graph: &Graph, attention: NodeId) -> Option<(NodeId, [i64; 2])> {
-    attention_of(graph, attention).filter(|block| !block.in_windows())?;
-    let x = graph.node(attention).input(0)?;
-    let (id, node) = graph.producer(x)?;
-    let op = DepthwiseConv::of(node).filter(|op| op.residual && op.kernel == POSITION_KERNEL)?;
-    (graph.shape(node.input(0)?) == graph.shape(x) && single_use(graph, x).is_ok()).then_some((id, op.grid))
-}
-
-/// The attention block behind an MLP block, which alone, or its position encoding, reads what that gives, or that and what words of TNT add to it.
+/// The node that alone reads what an MLP block gives, or that and what words of TNT add to it.
 fn next_pair(graph: &Graph, mlp: NodeId, between: &mut Vec<NodeId>) -> Option<(NodeId, Option<Addend>)> {
     let (value, user) = ahead(graph, graph.node(mlp).output(0)?, between).ok()?;
     if let Some(added) = Addend::of(graph, user, value) {
         between.push(user);
         return Some((next(graph, user, between)?, Some(added)));
     }
-    (graph.node(user).input(0) == Some(value)).then_some(())?;
-    if DepthwiseConv::of(graph.node(user)).is_some() {
-        let attention = single_use(graph, graph.node(user).output(0)?).ok()?;
-        return position_of(graph, attention).is_some_and(|(id, _)| id == user).then_some((attention, None));
-    }
-    Some((user, None))
+    (graph.node(user).input(0) == Some(value)).then_some((user, None))
 }
 
 impl Chain {
@@ -221,11 +201,7 @@ impl Chain {
             let mut between = vec![];
             let Some((id, added)) = next_pair(graph, chain.pairs.last()?.mlp, &mut between) else { break };
             let Some((pair, Ok(of_next), shift)) = read(graph, id) else { break };
-            let mut form = form.clone();
-            if chain.pairs.len() == 1 && pair.position.is_none() {
-                form.op.position = None;
-            }
-            if of_next != form
+            if of_next != *form
                 || chain.shift.is_some_and(|of_all| shift.is_some_and(|of_pair| of_pair != of_all))
                 || !chain.takes(graph, added.as_ref())
             {
@@ -234,12 +210,8 @@ impl Chain {
             let last = chain.pairs.last_mut()?;
             last.between.extend(between);
             last.added = added;
-            if form.op.position.is_none() {
-                last.position = None;
-            }
             chain.pairs.push(pair);
             chain.shift = chain.shift.or(shift);
-            chain.form = Ok(form);
         }
         Some(chain)
     }
@@ -251,8 +223,7 @@ impl Chain {
         let map = WindowMap { shift, ..form.op.map };
         let shifted = self.pairs.iter().map(|pair| pair.shifted).collect();
         let op = BlockChain { map, mask_value, shifted, between: self.has_words(), ..form.op.clone() };
-        let first = self.pairs[0].position.unwrap_or(self.pairs[0].attention);
-        let x = graph.node(first).input(0);
+        let x = graph.node(self.pairs[0].attention).input(0);
         let x = x.ok_or_else(|| Miss::new(label, "it has no input"))?;
         let out = output(graph, self.pairs[self.pairs.len() - 1].mlp)?;
 
@@ -264,10 +235,8 @@ impl Chain {
         let mut patch = Patch::new(graph, rule);
         let [weights, vectors] = tensors.finish(&mut patch, &name);
         let between = self.stack(graph, &mut patch, label)?;
-        let nodes = self.pairs.iter().flat_map(|pair| {
-            let blocks = [pair.attention, pair.mlp].into_iter().chain(pair.position);
-            blocks.chain(pair.between.clone())
-        });
+        let nodes =
+            self.pairs.iter().flat_map(|pair| [pair.attention, pair.mlp].into_iter().chain(pair.between.clone()));
         let covers: Vec<NodeId> = nodes.collect();
         Fusion::reshaped(graph, patch, label, name, op.node([x, weights, vectors], between), [x, out], covers)
     }
@@ -328,7 +297,6 @@ fn read(graph: &Graph, id: NodeId) -> Option<(Pair, Outcome<Form>, Option<Shift>
         Some(Mask::Shift(value)) => Some((map.shift, value)),
         _ => None,
     };
-    let position = position_of(graph, id);
     let normalized = of_mlp.norm.is_some();
     let form = check_kinds(graph, &attention, normalized.then_some(mlp.epsilon)).map(|bias| Form {
         images: shape[0].clone(),
@@ -347,11 +315,9 @@ fn read(graph: &Graph, id: NodeId) -> Option<(Pair, Outcome<Form>, Option<Shift>
             map: WindowMap { shift: [0; 2], ..map },
             shifted: vec![],
             between: false,
-            position: position.map(|(_, grid)| grid),
         },
     });
-    let position = position.map(|(id, _)| id);
-    Some((Pair { attention: id, mlp: mlp_id, position, shifted: shift.is_some(), between, added: None }, form, shift))
+    Some((Pair { attention: id, mlp: mlp_id, shifted: shift.is_some(), between, added: None }, form, shift))
 }
 
 /// Whether scores have a bias; a miss where that, the mask or the norm of the MLP, by its epsilon, is of another kind than the op has.
@@ -465,21 +431,7 @@ impl Tensors {
         }
         self.product(graph, a.w_proj, a.b_proj, None)?;
         self.product(graph, m.w1, m.b1, m.norm)?;
-        self.product(graph, m.w2, m.b2, None)?;
-        pair.position.map_or(Ok(()), |id| self.position(graph, id, form))
-    }
-
-    /// The weights of a convolution, and its offset.
-    fn position(&mut self, graph: &Graph, id: NodeId, form: &Form) -> Outcome<()> {
-        let node = graph.node(id);
-        let w = node.input(1).ok_or_else(|| Miss::new(&node.name, "it has other inputs than its op"))?;
-        let (_, _, values) = weight(graph, w)?;
-        push(&mut self.vectors, &graph.value(w).name, self.dtype, &values)?;
-        let offset = match node.input(2) {
-            Some(b) => weight(graph, b)?.2,
-            None => vec![0.0; usize::try_from(form.channels).unwrap_or(0)],
-        };
-        push(&mut self.vectors, &node.name, self.dtype, &offset)
+        self.product(graph, m.w2, m.b2, None)
     }
 
     /// A product with its offset, and in both what the norm before it has of scale and bias.
