@@ -32,16 +32,18 @@ int64_t parts(int64_t v, int64_t of) { return (v + of - 1) / of; }
 int64_t tokens(const ConvLayerProblem& q) { return int64_t{q.conv.height} * q.conv.width; }
 int64_t blocks_of(const Shape& s, const ConvLayerProblem& q) { return q.conv.images * parts(q.conv.height, s.high) * parts(q.conv.width, s.wide); }
 
-const Shape* shape_of(const ConvLayerProblem& q) {
 #ifdef TRT_OPT_SM90A
+constexpr bool kWarpgroups = true;
+#else
+constexpr bool kWarpgroups = false;
+#endif
+
+const Shape* shape_of(const ConvLayerProblem& q) {
     const ConvBlockProblem& c = q.conv;
-    if (c.dtype != DType::kHalf || c.hidden != c.channels || c.images < 1 || device().major != 9 || !encode_tiled()) return nullptr;
+    if (!kWarpgroups || c.dtype != DType::kHalf || c.hidden != c.channels || c.images < 1 || device().major != 9 || !encode_tiled()) return nullptr;
     if (q.mlp.hidden < kConvLayerSide || q.mlp.hidden % kConvLayerSide != 0 || q.mlp.hidden > kMlpMaxHidden) return nullptr;
     const auto found = std::find_if(std::begin(kShapes), std::end(kShapes), [&](const Shape& s) { return s.channels == c.channels && s.kernel == c.kernel; });
     return found != std::end(kShapes) && blocks_of(*found, q) <= INT32_MAX ? found : nullptr;
-#else
-    return nullptr;
-#endif
 }
 
 MlpBlockProblem mlp_of(const ConvLayerProblem& q) {
