@@ -1,6 +1,5 @@
 //! `TrtOptConvLayer`.
 
-use super::block_chain::POSITION_KERNEL;
 use super::body::Body;
 use super::conv_block::{block_steps, work_of};
 use super::depthwise_conv::{DepthwiseConv, KERNELS, steps};
@@ -9,6 +8,9 @@ use super::{AttributeKind, ConvBlock, ConvWeights, OpDef, Shapes, attribute, cou
 use crate::ir::{Dim, Graph, Node, ValueId};
 use crate::onnx::DType;
 use crate::onnx::proto::AttributeProto;
+
+/// Of the position encoding.
+pub const POSITION_KERNEL: i64 = 3;
 
 pub static DEF: OpDef = OpDef {
     name: "TrtOptConvLayer",

@@ -33,7 +33,7 @@ pub use attn_block::{AttnBlock, AttnWeights};
 pub use block_chain::{BlockChain, MAX_PAIRS, packed, padded};
 pub use classifier::{Classifier, MAX_SIZES};
 pub use conv_block::{ConvBlock, ConvWeights};
-pub use conv_layer::{ConvLayer, ConvLayerWeights};
+pub use conv_layer::{ConvLayer, ConvLayerWeights, POSITION_KERNEL};
 pub use conv_stack::{
     ConvStack, MAX_BETWEEN, MAX_IMAGE_CHANNELS, MAX_LAYERS, MAX_STACK_WORDS, MAX_TILE_VALUES, MAX_TOKEN_CHANNELS,
     StackWords,
