@@ -72,6 +72,11 @@ struct ChainArgs {
     int grid_h, grid_w;         // of an image's tokens, where each pair begins with a convolution over them; else 0
     int share;                  // of its work, four channels of a token each, for a block; whole warps
     FastDiv by_quarters, by_grid, by_grid_w;  // channels / 4; tokens of a grid
+    // What pairs hand on within the kernel, three times over; pointers are to the first. Bytes from one to the next; 16 bytes of one, and a block's share of them.
+    unsigned char* copies;
+    __half *stream, *placed;
+    uint32_t copy_bytes;
+    int unset, unset_share;
 };
 
 namespace chain {
