@@ -125,7 +125,7 @@ __device__ __forceinline__ void multiply_unit(const ChainArgs& p, const Rings& r
     switch (stage / (16 * Tile::kSharers)) {
         case 1: multiply_stages<Tile, 1>(p, r, a, m, chunks, stage, along, acc); break;
         case 2: multiply_stages<Tile, 2>(p, r, a, m, chunks, stage, along, acc); break;
-        default: if constexpr (Tile::kSharers == 2) multiply_stages<Tile, 4>(p, r, a, m, chunks, stage, along, acc);
+        default: if constexpr (Tile::kSharers <= 2) multiply_stages<Tile, 4>(p, r, a, m, chunks, stage, along, acc);
     }
 }
 
@@ -137,7 +137,7 @@ template <bool WINDOWS, int DIM, int PIECES> struct Flow {
     int pair;
 
     static constexpr int kBatch = 4;
-    static constexpr bool kScarce = !WINDOWS || PIECES > 6;  // registers, for what all phases have in common
+    static constexpr bool kScarce = true;  // registers, for what all phases have in common
 
     // Offsets into a pair's vectors.
     __device__ __forceinline__ int bias_at() const { return 3 * p.inner; }
@@ -187,7 +187,7 @@ template <bool WINDOWS, int DIM, int PIECES> struct Flow {
 
     // Pieces of rows that other blocks make, as they lie, to shared memory: 16 bytes each, up to BATCH a thread at a time. Behind a barrier they are the tensor cores'.
     template <int BATCH> __device__ __forceinline__ void take_rows(const __half* rows, int count) const {
-        if (m.lane == 0 && m.tid < count) await(rows + m.tid * 8);
+        if (m.lane == 0 && m.tid < count && !p.eager) await(rows + m.tid * 8);
         __syncwarp();
 #pragma unroll 1
         for (int begin = m.tid; begin < count; begin += BATCH * kChainMath) {
@@ -217,7 +217,7 @@ template <bool WINDOWS, int DIM, int PIECES> struct Flow {
             else return token >= 0 && exists(i) ? load_made4(source + part + 8 * i) : make_uint4(0, 0, 0, 0);
         };
         if (made) {
-            if (part == 0 && token >= 0) await(source);
+            if (part == 0 && token >= 0 && !p.eager) await(source);
             __syncwarp();
         }
         uint32_t most;
@@ -512,8 +512,7 @@ template <bool WINDOWS, int DIM, int PIECES> struct Flow {
     }
 
     // A head of a window.
-    __device__ __forceinline__ void window_unit(const Work<WINDOWS>& work, const Unit& u) {
-        using Tile = ChainTile4;
+    template <class Tile> __device__ __forceinline__ void window_unit(const Work<WINDOWS>& work, const Unit& u) {
         constexpr int kKeys = kChainRows / 4;
         const int columns = m.group / Tile::kSharers, half = Ended<Tile>::half_of(m);
         uint32_t offset[Tile::kTiles];
@@ -526,10 +525,12 @@ template <bool WINDOWS, int DIM, int PIECES> struct Flow {
         {
             const Ended<Tile> end(m, acc, at.rows);
 #pragma unroll
-            for (int i = 0; i < Tile::kTiles; ++i) {
-                const float2 b = floats(offset[i]);
-                store_shared(at.packed + (columns * 6 + i) * 1024 + (m.row + 8 * half) * 16 + m.t * 4, pack_halves(end.own[0][i].x + b.x, end.own[0][i].y + b.y));
-            }
+            for (int h = 0; h < Tile::kHalves; ++h)
+#pragma unroll
+                for (int i = 0; i < Tile::kTiles; ++i) {
+                    const float2 b = floats(offset[i]);
+                    store_shared(at.packed + (columns * Tile::kTiles + i) * 1024 + (m.row + 8 * (h + half)) * 16 + m.t * 4, pack_halves(end.own[h][i].x + b.x, end.own[h][i].y + b.y));
+                }
         }
         fence_engines_shared();
         math_barrier();
@@ -571,7 +572,7 @@ template <bool WINDOWS, int DIM, int PIECES> struct Flow {
             const __half* const q = own(p.qkv) + (int64_t{group} * 3 * p.heads + u.column) * (count * 8);
             const __half *const k = q + int64_t{p.heads} * (count * 8) + m.tid * 8, *const v = k + int64_t{p.heads} * (count * 8);
             const __half* const own = q + (piece * static_cast<int>(padded) + static_cast<int>(tile) * p.tile_rows + row) * 8;
-            if (m.lane == 0 && m.tid < count) await(k);
+            if (m.lane == 0 && m.tid < count && !p.eager) await(k);
             __syncwarp();
             uint4 got[2 * kEach + 1];
             until_set<2 * kEach + 1>(got, [&](int i) {
@@ -616,7 +617,8 @@ template <bool WINDOWS, int DIM, int PIECES> struct Flow {
             case 2: f(ChainTile2()); break;
             case 3: f(ChainTile3()); break;
             case 4: if constexpr (PHASE == kHeads || PHASE == kUp) f(ChainTile4()); break;
-            default: if constexpr (PHASE == kUp) f(ChainTile5());
+            case 5: if constexpr (PHASE == kUp) f(ChainTile5()); break;
+            default: if constexpr (PHASE == kUp) f(ChainTile7());
         }
     }
 
@@ -624,7 +626,8 @@ template <bool WINDOWS, int DIM, int PIECES> struct Flow {
 #pragma unroll 1
         for (; pair < p.pairs; ++pair) {
             if constexpr (WINDOWS) {
-                each_unit<kHeads>([&](const Work<WINDOWS>& work, const Unit& u) { window_unit(work, u); });
+                if (p.tile_heads == 0) each_unit<kHeads>([&](const Work<WINDOWS>& work, const Unit& u) { window_unit<ChainTile4>(work, u); });
+                else each_unit<kHeads>([&](const Work<WINDOWS>& work, const Unit& u) { window_unit<ChainTile6>(work, u); });
             } else {
                 if (placed()) {
                     forget();
