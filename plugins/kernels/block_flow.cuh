@@ -79,9 +79,17 @@ __device__ __forceinline__ void fill_copies(const ChainArgs& p, const FlowRings&
         ptx::barrier_wait(5, kHelpers);
     };
     unsigned char* to = p.copies;
+    const int vectors = 3 * p.inner + (p.bias ? p.heads * p.group_tokens * p.bias_row : 0) + p.hidden_columns + (p.grid_w > 0 ? 12 : 2) * p.channels, tokens = p.tokens * p.channels;
+    // What a pair adds to its products is asked of memory a pair ahead of its use.
+    const auto prefetch = [&](const __half* from, int count) {
+        constexpr int kLine = 64;
+        for (int i = static_cast<int>(blockIdx.x) * kHelpers + thread; i < count / kLine; i += static_cast<int>(gridDim.x) * kHelpers) ptx::prefetch_l2(from + i * kLine);
+    };
 #pragma unroll 1
     for (int pair = 0; pair < p.pairs; ++pair) {
         if (pair > 0) open(pair - 1);
+        prefetch(p.vectors + static_cast<int64_t>(pair) * vectors, vectors);
+        if (p.between && pair + 1 < p.pairs) prefetch(p.between + static_cast<int64_t>(pair) * tokens, tokens);
         for (int i = first + thread; i < end; i += kHelpers) store_made(to + int64_t{i} * 16, make_uint4(kUnset, kUnset, kUnset, kUnset));
         if (pair >= 2) mbarrier::wait(r.finished, pair & 1);
         ptx::barrier_wait(5, kHelpers);
@@ -136,7 +144,7 @@ template <bool WINDOWS, int DIM, int PIECES> struct Flow {
     Math m;
     int pair;
 
-    static constexpr int kBatch = 4;
+    static constexpr int kBatch = PIECES <= 6 ? 6 : 8;
     static constexpr bool kScarce = true;  // registers, for what all phases have in common
 
     // Offsets into a pair's vectors.
@@ -355,7 +363,7 @@ template <bool WINDOWS, int DIM, int PIECES> struct Flow {
         Ended<Tile> end(m, acc, at.rows);
         if constexpr (SPLIT) {
             if (shares) {
-                constexpr int kAtOnce = 2;
+                constexpr int kAtOnce = kHalves * kTiles <= 2 ? 4 : 2;
                 const uint32_t tile = static_cast<uint32_t>(u.tile * (p.channels / work.width) + u.column / work.width);
                 float2* const parts = own(p.partial) + (int64_t{tile} * p.split) * (kHalves * kTiles * kChainMath) + m.tid;
                 const auto part_of = [&](int s, int i) { return parts + (s * kHalves * kTiles + i) * kChainMath; };
