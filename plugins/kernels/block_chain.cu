@@ -41,12 +41,14 @@ bool valid(const BlockChainProblem& q) {
 // What the phases' units are.
 struct Plan {
     int heads = 0, merge = 0, up = 0, down = 0, split = 0;  // tiles by number; split: a power of two
+    bool flow = true;  // block_flow.cuh
+    bool eager = false;
     float cost = 0;
 };
-int32_t tactic_of(const Plan& p) { return 1 + (p.heads | p.merge << 3 | p.up << 6 | p.down << 9 | p.split << 12); }
+int32_t tactic_of(const Plan& p) { return 1 + (p.heads | p.merge << 3 | p.up << 6 | p.down << 9 | p.split << 12 | (p.flow ? 1 << 15 : 0) | (p.eager ? 1 << 16 : 0)); }
 Plan plan_of(int32_t tactic) {
     const int32_t t = tactic - 1;
-    return {t & 7, t >> 3 & 7, t >> 6 & 7, t >> 9 & 7, t >> 12 & 7};
+    return {t & 7, t >> 3 & 7, t >> 6 & 7, t >> 9 & 7, t >> 12 & 7, (t >> 15 & 1) != 0, (t >> 16 & 1) != 0};
 }
 
 // Rows of a problem as the kernel cuts them.
@@ -73,7 +75,7 @@ int pieces_of(const BlockChainProblem& q) {
     return 16;
 }
 
-constexpr int kSharers[kChainTiles] = {4, 4, 2, 2, 2, 1};
+constexpr int kSharers[kChainTiles] = {4, 4, 2, 2, 2, 1, 1, 1};
 // Contracted elements of a stage of the ring: those that lie together, or a part of them.
 int stage_of(int width, int depth) {
     while (depth > 16 && width * depth * 2 > kChainStage) depth /= 2;
@@ -103,12 +105,40 @@ Shared shared_of(const BlockChainProblem& q, const Plan& plan) {
     return s;
 }
 
+// Parts of a workspace, one behind the other.
+struct Parts {
+    int64_t bytes = 0;
+    int64_t take(int64_t size) {
+        const int64_t at = bytes;
+        bytes += (size + 255) / 256 * 256;
+        return at;
+    }
+};
+
+constexpr int kFlowCopies = 3;
+constexpr int64_t kMostPartial = int64_t{16} << 20;
+int64_t partial_of(const BlockChainProblem& q, int64_t row_tiles, int split) { return split > 1 ? row_tiles * q.channels * split * 256 : 0; }
+// One copy of what pairs hand on. MOST: as much as a problem of fewer images may take, too.
+struct FlowParts {
+    Parts parts;
+    int64_t stream, middle, heads_out, hidden, qkv, partial;
+    FlowParts(const BlockChainProblem& q, bool most, int split) {
+        const Cut c = cut(q);
+        const int64_t tokens = q.images * q.tokens, size = tokens * q.channels * 2, queries = int64_t{c.groups} * c.group_tiles * c.tile_rows;
+        const int64_t row_tiles = most ? ::trt_opt::parts(tokens, kChainRows) : c.row_tiles, rows = most ? row_tiles * kChainRows : row_tiles * c.rows;
+        stream = parts.take(q.pairs > 1 ? size : 0), middle = parts.take(size), heads_out = parts.take(queries * inner_of(q) * 2);
+        hidden = parts.take(rows * q.hidden * 2), qkv = parts.take(q.window.used() ? 0 : queries * 3 * inner_of(q) * 2);
+        partial = parts.take(most ? std::min(partial_of(q, row_tiles, 8), kMostPartial) : partial_of(q, row_tiles, split));
+    }
+};
+
 bool fits(const BlockChainProblem& q, const Plan& p) {
+    if (p.flow && (partial_of(q, cut(q).row_tiles, 1 << p.split) > kMostPartial || FlowParts(q, false, 1 << p.split).parts.bytes > INT32_MAX)) return false;
     constexpr int kFewest = 3;
     const int64_t inner = inner_of(q);
     const int dc = depth_of(q.channels), di = depth_of(inner), dh = depth_of(q.hidden);
-    const bool heads = q.window.used() ? p.heads == 0 && stage_of(kHeadWidth, dc) / 16 % 2 == 0 : fits_tile(p.heads, 4, 3 * inner, dc);
-    return heads && fits_tile(p.merge, 3, q.channels, di) && fits_tile(p.up, 5, q.hidden, dc) && fits_tile(p.down, 3, q.channels, dh) && p.split <= 3 &&
+    const bool heads = q.window.used() ? (p.heads == 0 && stage_of(kHeadWidth, dc) / 16 % 2 == 0) || (p.heads == 1 && p.flow) : fits_tile(p.heads, 4, 3 * inner, dc);
+    return heads && fits_tile(p.merge, 3, q.channels, di) && fits_tile(p.up, p.flow ? 7 : 5, q.hidden, dc) && p.up != 6 && fits_tile(p.down, 3, q.channels, dh) && p.split <= 3 &&
            q.hidden / stage_of(kChainWidths[p.down], dh) % (1 << p.split) == 0 && shared_of(q, p).stages >= kFewest;
 }
 
@@ -162,8 +192,15 @@ std::vector<Plan> plans(const BlockChainProblem& q) {
     std::vector<Plan> all;
     const auto add = [&](size_t h, size_t m, size_t u, size_t d) {
         if (h >= heads.size() || m >= merge.size() || u >= up.size() || d >= down.size()) return;
-        Plan p{heads[h].tile, merge[m].tile, up[u].tile, down[d].tile, down[d].split, heads[h].cost + merge[m].cost + up[u].cost + down[d].cost};
+        Plan p{heads[h].tile, merge[m].tile, up[u].tile, down[d].tile, down[d].split, true, false, heads[h].cost + merge[m].cost + up[u].cost + down[d].cost};
         if (fits(q, p)) all.push_back(p);
+        if (p.flow = false; fits(q, p)) all.push_back(p);
+        if (h + m + u + d > 0) return;
+        p.flow = true, p.cost += 1;
+        if (Plan v = p; v.eager = true, fits(q, v)) all.push_back(v);
+        if (Plan v = p; windows && (v.heads = 1, fits(q, v))) all.push_back(v);
+        if (Plan v = p; v.up = 7, fits(q, v)) all.push_back(v);
+        if (Plan v = p; windows && (v.heads = 1, v.up = 7, fits(q, v))) all.push_back(v);
     };
     add(0, 0, 0, 0);
     for (size_t i = 1; i <= 2; ++i) add(0, 0, 0, i), add(0, i, 0, 0), add(0, 0, i, 0), add(i, 0, 0, 0);
@@ -171,15 +208,6 @@ std::vector<Plan> plans(const BlockChainProblem& q) {
     return all;
 }
 
-// Parts of a workspace, one behind the other.
-struct Parts {
-    int64_t bytes = 0;
-    int64_t take(int64_t size) {
-        const int64_t at = bytes;
-        bytes += (size + 255) / 256 * 256;
-        return at;
-    }
-};
 struct KernelParts {
     Parts parts;
     int64_t middle, heads_out, hidden, qkv, partial, tickets, barrier;
@@ -197,6 +225,7 @@ cudaError_t run_kernel(const BlockChainProblem& q, const Plan& plan, int32_t slo
     const Cut c = cut(q);
     const Shared s = shared_of(q, plan);
     const KernelParts w(q);
+    const FlowParts copy(q, false, 1 << plan.split);
     auto* const workspace = static_cast<unsigned char*>(q.workspace);
     const auto half = [&](int64_t at) { return reinterpret_cast<__half*>(workspace + at); };
     const int64_t inner = inner_of(q);
@@ -206,6 +235,12 @@ cudaError_t run_kernel(const BlockChainProblem& q, const Plan& plan, int32_t slo
     p.middle = half(w.middle), p.heads_out = half(w.heads_out), p.hidden = half(w.hidden), p.qkv = half(w.qkv);
     p.partial = reinterpret_cast<float2*>(workspace + w.partial), p.tickets = reinterpret_cast<uint32_t*>(workspace + w.tickets);
     p.barrier = reinterpret_cast<uint32_t*>(workspace + w.barrier);
+    p.eager = plan.eager;
+    if (plan.flow) {
+        p.copies = workspace, p.stream = half(copy.stream), p.middle = half(copy.middle), p.heads_out = half(copy.heads_out), p.hidden = half(copy.hidden);
+        p.qkv = half(copy.qkv), p.partial = reinterpret_cast<float2*>(workspace + copy.partial), p.barrier = reinterpret_cast<uint32_t*>(workspace + kFlowCopies * copy.parts.bytes);
+        p.copy_bytes = static_cast<uint32_t>(copy.parts.bytes), p.unset = static_cast<int>(copy.parts.bytes / 16), p.unset_share = static_cast<int>(parts(p.unset, device().multiprocessors));
+    }
     if (slot >= 0) {
         void* all = nullptr;
         if (const cudaError_t status = cudaGetSymbolAddress(&all, slot_barriers); status != cudaSuccess) return cudaGetLastError(), status;
@@ -240,7 +275,7 @@ cudaError_t run_kernel(const BlockChainProblem& q, const Plan& plan, int32_t slo
     }
     const int pieces = pieces_of(q);
 #define TRT_OPT_CASE(windows, dim_, pieces_) \
-    if (q.window.used() == windows && q.dim == dim_ && pieces == pieces_) return launch_chain<windows, dim_, pieces_>(p, s.all, stream);
+    if (q.window.used() == windows && q.dim == dim_ && pieces == pieces_) return plan.flow ? launch_flow<windows, dim_, pieces_>(p, s.all, stream) : launch_chain<windows, dim_, pieces_>(p, s.all, stream);
     TRT_OPT_CHAINS(TRT_OPT_CASE)
 #undef TRT_OPT_CASE
     return cudaErrorInvalidValue;
@@ -336,7 +371,7 @@ bool slot_taken[kSlots];
 int64_t chain_weights(const BlockChainProblem& q) { return q.pairs * pair_weights(q); }
 int64_t chain_vectors(const BlockChainProblem& q) { return q.pairs * pair_vectors(q); }
 
-int64_t block_chain_workspace(const BlockChainProblem& q) { return valid(q) ? std::max(KernelParts(q).parts.bytes, BlockParts(q).parts.bytes) : 0; }
+int64_t block_chain_workspace(const BlockChainProblem& q) { return valid(q) ? std::max({KernelParts(q).parts.bytes, kFlowCopies * FlowParts(q, true, 1).parts.bytes + 128, BlockParts(q).parts.bytes}) : 0; }
 
 std::vector<int32_t> block_chain_tactics(const BlockChainProblem& q) {
     std::vector<int32_t> tactics;

@@ -9,6 +9,7 @@ struct ChainArgs;
 
 // Launches on as many multiprocessors as the device has.
 template <bool WINDOWS, int DIM, int PIECES> cudaError_t launch_chain(const ChainArgs& p, int shared, cudaStream_t stream);
+template <bool WINDOWS, int DIM, int PIECES> cudaError_t launch_flow(const ChainArgs& p, int shared, cudaStream_t stream);
 
 #define TRT_OPT_CHAINS(each)                                                              \
     each(true, 32, 3) each(true, 32, 6) each(true, 32, 12) each(true, 32, 16)             \

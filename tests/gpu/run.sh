@@ -34,7 +34,7 @@ if [[ -z $build ]]; then
   compile() { # source object
     if [[ ! -e $2 || -n $(find "$root/plugins/kernels" "$root/tests/gpu" -newer "$2" -print -quit) ]]; then
       case $1 in
-        */wide_gemm.cu | */wide_mlp*.cu | */attn_fused_wide*.cu | */block_chain*.cu | */tnt_words_wide*.cu) "$nvcc" "${wide[@]}" -c "$1" -o "$2" ;;
+        */wide_gemm.cu | */wide_mlp*.cu | */attn_fused_wide*.cu | */block_chain*.cu | */block_flow*.cu | */tnt_words_wide*.cu) "$nvcc" "${wide[@]}" -c "$1" -o "$2" ;;
         *) "$nvcc" "${flags[@]}" -c "$1" -o "$2" ;;
       esac
     fi

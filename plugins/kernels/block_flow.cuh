@@ -1,0 +1,671 @@
+// The blocks of block_chain.cuh without barriers of the device between their phases: whatever a phase hands on is in memory that has been filled with words that no
+// result is, and whoever needs it loads it until none of these words is left. So a result is on its way as soon as it is stored, and nothing waits for stores to have
+// landed, nor for blocks that it takes nothing from. What the sharers of a contracted index exchange goes the same way, each of which ends a part of the rows.
+//
+// Such memory is filled anew before each use, by two more warps: there are three copies of it, which the pairs take by turns, so that one is filled while the two
+// others are in use. A barrier of the device, which nothing on the way of the data waits for, says when all blocks are done with a copy and when all have filled their
+// shares of the next.
+#pragma once
+
+#include "block_chain.cuh"
+
+namespace trt_opt {
+
+namespace flow {
+
+using namespace chain;
+
+// Two halves or a float that no result is: what is not a number comes out of conversions and sums as another pattern.
+constexpr uint32_t kUnset = 0xffffffffu;
+constexpr int kHelpers = 64, kCopies = 3;
+
+// Barriers: the ring's; the copies of pairs by turns are to be written; a pair is over.
+struct FlowRings : Rings {
+    uint32_t permitted, finished;
+};
+
+// What other blocks make at the same time, word by word.
+__device__ __forceinline__ uint32_t load_made(const void* from) {
+    uint32_t v;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
+    return v;
+}
+__device__ __forceinline__ uint2 load_made2(const void* from) {
+    uint2 v;
+    asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(from) : "memory");
+    return v;
+}
+__device__ __forceinline__ float2 load_made_floats(const void* from) {
+    const uint2 v = load_made2(from);
+    return make_float2(__uint_as_float(v.x), __uint_as_float(v.y));
+}
+__device__ __forceinline__ uint4 load_made4(const void* from) {
+    uint4 v;
+    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from) : "memory");
+    return v;
+}
+__device__ __forceinline__ void store_made(void* to, uint32_t v) { asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(v) : "memory"); }
+__device__ __forceinline__ void store_made(void* to, uint2 v) { asm volatile("st.relaxed.gpu.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(v.x), "r"(v.y) : "memory"); }
+__device__ __forceinline__ void store_made(void* to, uint4 v) { asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory"); }
+__device__ __forceinline__ void store_made(void* to, float2 v) { store_made(to, make_uint2(__float_as_uint(v.x), __float_as_uint(v.y))); }
+__device__ __forceinline__ uint32_t most_of(uint4 v) { return max(max(v.x, v.y), max(v.z, v.w)); }
+
+// Until a word is there: few ask for one each while nothing is there yet, so that others have the cache.
+__device__ __forceinline__ void await(const void* at) {
+    while (load_made(at) == kUnset) {
+    }
+}
+template <int COUNT, class Load> __device__ __forceinline__ void until_set(uint4 (&v)[COUNT], const Load& load) {
+    uint32_t most;
+    do {
+        most = 0;
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) v[i] = load(i);
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) most = max(most, most_of(v[i]));
+    } while (most == kUnset);
+}
+
+// The warps that fill the copies. A copy is a pair's for all but what the pair gives, which lies in the next one's. The device's barrier opens for the `pair`-th time when
+// all blocks have filled their shares of the copy of this pair and are done with the pair two before it, so that the copy of the pair after this one may be filled.
+__device__ __forceinline__ void fill_copies(const ChainArgs& p, const FlowRings& r, int thread) {
+    const uint32_t start = load_barrier(p.barrier);
+    const int first = static_cast<int>(blockIdx.x) * p.unset_share, end = min(first + p.unset_share, p.unset);
+    const auto open = [&](int pair) {
+        if (thread == 0) {
+            wait_device(p.barrier, start, pair + 1);
+            mbarrier::arrive(r.permitted + (pair & 1) * 8);
+        }
+        ptx::barrier_wait(5, kHelpers);
+    };
+    unsigned char* to = p.copies;
+    const int vectors = 3 * p.inner + (p.bias ? p.heads * p.group_tokens * p.bias_row : 0) + p.hidden_columns + 2 * p.channels, tokens = p.tokens * p.channels;
+    // What a pair adds to its products is asked of memory a pair ahead of its use.
+    const auto prefetch = [&](const __half* from, int count) {
+        constexpr int kLine = 64;
+        for (int i = static_cast<int>(blockIdx.x) * kHelpers + thread; i < count / kLine; i += static_cast<int>(gridDim.x) * kHelpers) ptx::prefetch_l2(from + i * kLine);
+    };
+#pragma unroll 1
+    for (int pair = 0; pair < p.pairs; ++pair) {
+        if (pair > 0) open(pair - 1);
+        prefetch(p.vectors + static_cast<int64_t>(pair) * vectors, vectors);
+        if (p.between && pair + 1 < p.pairs) prefetch(p.between + static_cast<int64_t>(pair) * tokens, tokens);
+        for (int i = first + thread; i < end; i += kHelpers) store_made(to + int64_t{i} * 16, make_uint4(kUnset, kUnset, kUnset, kUnset));
+        if (pair >= 2) mbarrier::wait(r.finished, pair & 1);
+        ptx::barrier_wait(5, kHelpers);
+        if (thread == 0) arrive_device(p.barrier);
+        to = pair % kCopies == kCopies - 1 ? p.copies : to + p.copy_bytes;
+    }
+    open(p.pairs - 1);
+}
+
+// d += A B over a unit's stages, STEPS of 16 contracted elements each for a warpgroup. A are its rows, `along` bytes from eight contracted elements to the next.
+template <class Tile, int STEPS>
+__device__ __forceinline__ void multiply_stages(const ChainArgs& p, const Rings& r, uint32_t a, Math& m, int chunks, int stage, uint32_t along, float (&acc)[Tile::kColumns / 2]) {
+    const int sharer = m.group % Tile::kSharers, columns = m.group / Tile::kSharers;
+    const uint32_t across_b = static_cast<uint32_t>(stage) * 16;
+    uint32_t last = 0;
+    a += 2 * sharer * along;
+#pragma unroll 1
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+        const uint32_t b = r.ring + m.at.slot * kChainStage + columns * (Tile::kColumns / 8) * across_b + sharer * 256;
+        mbarrier::wait(r.full + m.at.slot * 8, m.at.parity);
+        warpgroup::begin();
+#pragma unroll
+        for (int step = 0; step < STEPS; ++step)
+            warpgroup::multiply(acc, warpgroup::pieces(a + 2 * step * Tile::kSharers * along, along, 128), warpgroup::pieces(b + step * Tile::kSharers * 256, 128, across_b));
+        warpgroup::commit();
+        a += stage / 8 * along;
+        // The stage before this one is done with.
+        warpgroup::wait<1>();
+        if (chunk > 0 && m.thread == 0) mbarrier::arrive(last);
+        last = r.empty + m.at.slot * 8;
+        m.at.next(p.stages);
+    }
+    warpgroup::settle(acc);
+    warpgroup::wait<0>();
+    warpgroup::settle(acc);
+    if (m.thread == 0) mbarrier::arrive(last);
+}
+template <class Tile>
+__device__ __forceinline__ void multiply_unit(const ChainArgs& p, const Rings& r, uint32_t a, Math& m, int chunks, int stage, uint32_t along, float (&acc)[Tile::kColumns / 2]) {
+    // The sharers divide a stage's steps.
+    switch (stage / (16 * Tile::kSharers)) {
+        case 1: multiply_stages<Tile, 1>(p, r, a, m, chunks, stage, along, acc); break;
+        case 2: multiply_stages<Tile, 2>(p, r, a, m, chunks, stage, along, acc); break;
+        default: if constexpr (Tile::kSharers <= 2) multiply_stages<Tile, 4>(p, r, a, m, chunks, stage, along, acc);
+    }
+}
+
+template <bool WINDOWS, int DIM, int PIECES> struct Flow {
+    const ChainArgs& p;
+    const Layout& at;
+    const FlowRings& r;
+    Math m;
+    int pair;
+
+    static constexpr int kBatch = PIECES <= 6 ? 6 : 8;
+    static constexpr bool kScarce = true;  // registers, for what all phases have in common
+
+    // Offsets into a pair's vectors.
+    __device__ __forceinline__ int bias_at() const { return 3 * p.inner; }
+    __device__ __forceinline__ int merge_at() const { return bias_at() + (p.bias ? p.heads * p.group_tokens * p.bias_row : 0); }
+    __device__ __forceinline__ int up_at() const { return merge_at() + p.channels; }
+    __device__ __forceinline__ int down_at() const { return up_at() + p.hidden_columns; }
+    // What is added to what a pair gives; or null.
+    __device__ __forceinline__ const __half* between_of(int pair) const {
+        return p.between && pair + 1 < p.pairs ? p.between + int64_t{pair} * p.tokens * p.channels : nullptr;
+    }
+
+    // Token of a row of a tile of a group's queries, or -1.
+    __device__ __forceinline__ int64_t group_token(int tile, int row) const {
+        if (WINDOWS) return row < p.group_tokens ? map().source(static_cast<uint32_t>(tile * p.group_tokens + row)) : -1;
+        uint32_t part;
+        const int group = static_cast<int>(p.by_group_tiles.divmod(static_cast<uint32_t>(tile), part)), at = static_cast<int>(part) * p.tile_rows + row;
+        return row < p.tile_rows && at < p.group_tokens ? group * p.group_tokens + at : -1;
+    }
+    __device__ __forceinline__ int64_t row_token(int tile, int row) const {
+        const int token = tile * p.rows + row;
+        return row < p.rows && token < p.tokens ? token : -1;
+    }
+
+    // All of this follows from the pair alone, which is hidden from the compiler as thread numbers are, so that it takes no registers while it is not needed.
+    __device__ __forceinline__ bool made() const { return pair > 0; }  // what the pair reads, in this kernel
+    __device__ __forceinline__ bool last() const { return pair + 1 == p.pairs; }
+    __device__ __forceinline__ bool masked() const { return WINDOWS && (p.shifted >> pair & 1); }
+    __device__ __forceinline__ const WindowMap& map() const { return masked() ? p.rolled : p.plain; }
+    // A pair's copy of what the first has at `first`.
+    template <class T> __device__ __forceinline__ T* copy_of(T* first, int of) const {
+        return reinterpret_cast<T*>(reinterpret_cast<unsigned char*>(first) + static_cast<uint32_t>(of) % kCopies * p.copy_bytes);
+    }
+    template <class T> __device__ __forceinline__ T* own(T* first) const { return copy_of(first, pair); }
+    __device__ __forceinline__ const __half* from() const { return made() ? own(p.stream) : p.x; }
+    __device__ __forceinline__ const __half* vectors() const { return p.vectors + static_cast<int64_t>(pair) * (down_at() + p.channels); }
+    __device__ __forceinline__ void forget() {
+        m.forget();
+        asm volatile("" : "+r"(pair));
+    }
+
+    // Before the first pair hands on or takes what the kernel makes, for all of which that holds already.
+    __device__ __forceinline__ void await_first_copy() const {
+        if (!made()) mbarrier::wait(r.permitted, 0);
+    }
+
+    // Pieces of rows that other blocks make, as they lie, to shared memory: 16 bytes each, up to BATCH a thread at a time. Behind a barrier they are the tensor cores'.
+    template <int BATCH> __device__ __forceinline__ void take_rows(const __half* rows, int count) const {
+        if (m.lane == 0 && m.tid < count && !p.eager) await(rows + m.tid * 8);
+        __syncwarp();
+#pragma unroll 1
+        for (int begin = m.tid; begin < count; begin += BATCH * kChainMath) {
+            uint4 v[BATCH];
+            const __half* const first = rows + begin * 8;
+            until_set<BATCH>(v, [&](int i) { return begin + i * kChainMath < count ? load_made4(first + i * kChainMath * 8) : make_uint4(0, 0, 0, 0); });
+#pragma unroll
+            for (int i = 0; i < BATCH; ++i)
+                if (begin + i * kChainMath < count) store_shared(at.rows + (begin + i * kChainMath) * 16, v[i]);
+        }
+        fence_engines_shared();
+        math_barrier();
+    }
+
+    // Up to 64 rows of tokens, normalized, to shared memory; rows without a token are zeros. Eight threads have a row. `made`: in this kernel.
+    template <class Token> __device__ __forceinline__ void normalize_rows(const __half* stream, bool made, const Token& token_of) {
+        const int row = m.tid / 8, part = m.tid % 8;
+        const int64_t token = token_of(row);
+        const int pieces = p.channels / 8;
+        const uint4* const source = reinterpret_cast<const uint4*>(stream + max(token, int64_t{0}) * p.channels);
+        constexpr int kFewer = PIECES == 6 && DIM == 32 ? 3 : PIECES == 12 ? 6 : PIECES == 16 ? 12 : 0;  // a kernel of so many takes fewer channels
+        const auto exists = [&](int i) { return i < kFewer || part + 8 * i < pieces; };
+        uint4 raw[PIECES];
+        // With registers scarce, all are asked for without a condition: what there is not is something else then.
+        const auto load = [&](int i) {
+            if constexpr (kScarce) return load_made4(source + (exists(i) ? part + 8 * i : 0));
+            else return token >= 0 && exists(i) ? load_made4(source + part + 8 * i) : make_uint4(0, 0, 0, 0);
+        };
+        if (made) {
+            if (part == 0 && token >= 0 && !p.eager) await(source);
+            __syncwarp();
+        }
+        uint32_t most;
+        do {
+            most = 0;
+#pragma unroll
+            for (int i = 0; i < PIECES; ++i) raw[i] = load(i);
+#pragma unroll
+            for (int i = 0; i < PIECES; ++i) most = max(most, most_of(raw[i]));
+        } while (made && most == kUnset);
+        const auto each_pair = [&](int i, const auto& f) {
+            const uint32_t w[4] = {raw[i].x, raw[i].y, raw[i].z, raw[i].w};
+#pragma unroll
+            for (int e = 0; e < 4; ++e) f(e, floats(w[e]));
+        };
+        float sum = 0.f, squares = 0.f;
+#pragma unroll
+        for (int i = 0; i < PIECES; ++i)
+            if (exists(i)) each_pair(i, [&](int, float2 v) { sum += v.x, sum += v.y, squares = fmaf(v.x, v.x, squares), squares = fmaf(v.y, v.y, squares); });
+        sum = group_sum<8>(sum), squares = group_sum<8>(squares);
+        const float mean = sum * p.each;
+        float variance = fmaf(-mean, mean, squares * p.each);
+        if (constexpr float kFar = 1e-3f; variance < kFar * mean * mean) {
+            // A mean so far from zero leaves the variance few digits.
+            squares = 0.f;
+#pragma unroll
+            for (int i = 0; i < PIECES; ++i)
+                if (exists(i)) each_pair(i, [&](int, float2 v) { squares = fmaf(v.x - mean, v.x - mean, squares), squares = fmaf(v.y - mean, v.y - mean, squares); });
+            const uint32_t mask = 0xffu << (m.lane & ~7);
+#pragma unroll
+            for (int step = 4; step > 0; step /= 2) squares += __shfl_xor_sync(mask, squares, step);
+            variance = squares * p.each;
+        }
+        // Two registers for each of so many are too many: they are widened anew.
+        if constexpr (PIECES > 6) {
+#pragma unroll
+            for (int i = 0; i < PIECES; ++i) asm volatile("" : "+r"(raw[i].x), "+r"(raw[i].y), "+r"(raw[i].z), "+r"(raw[i].w));
+        }
+        const float factor = rsqrtf(variance + p.epsilon), offset = -mean * factor;
+#pragma unroll
+        for (int i = 0; i < PIECES; ++i) {
+            if (!exists(i)) continue;
+            uint32_t w[4];
+            each_pair(i, [&](int e, float2 v) { w[e] = token >= 0 ? pack_halves(fmaf(v.x, factor, offset), fmaf(v.y, factor, offset)) : 0u; });
+            store_shared(at.rows + (part + 8 * i) * kNormalStep + row * 16, make_uint4(w[0], w[1], w[2], w[3]));
+        }
+        fence_engines_shared();
+        math_barrier();
+    }
+
+    // As they are, so that nothing waits for them before they are needed.
+    __device__ __forceinline__ uint32_t pair_of_vector(int at) const { return __ldg(reinterpret_cast<const uint32_t*>(vectors() + at)); }
+
+    // Products with the residual add, and with that of `between`, if there is one: their sum is rounded once.
+    template <class Tile, bool SPLIT, class Token>
+    __device__ __forceinline__ void add_unit(const Work<WINDOWS>& work, const Unit& u, const __half* rows, int tile_rows, int bias, const __half* residual, bool made, const __half* between, __half* to, const Token& token_of) {
+        constexpr int kTiles = Tile::kTiles, kHalves = Tile::kHalves;
+        // Asked for early, but where there are no registers to keep it in.
+        constexpr bool kBetween = SPLIT && !WINDOWS, kEarly = PIECES <= 6;
+        const int column = u.column + m.group / Tile::kSharers * Tile::kColumns + Ended<Tile>::first_of(m) * 8 + 2 * m.t;
+        // Of those that share the contracted index each ends an equal part of a warpgroup's threads.
+        const bool shares = SPLIT && p.split > 1, mine = !shares || m.thread * p.split >> 7 == u.split;
+        const auto load_between = [&](int64_t token, int i) { return between && token >= 0 ? load_pair(between + token * p.channels + column + 8 * i) : 0u; };
+        int64_t token[kHalves];
+        uint32_t added[kHalves][kTiles], more[kHalves][kTiles];
+        uint32_t offset[kTiles];
+#pragma unroll
+        for (int i = 0; i < kTiles; ++i) offset[i] = pair_of_vector(bias + column + 8 * i);
+        take_rows<kBatch>(rows + u.split * work.chunks * work.stage * tile_rows, work.chunks * work.stage / 8 * tile_rows);
+#pragma unroll
+        for (int h = 0; h < kHalves; ++h) {
+            token[h] = mine ? token_of(u.tile, m.row + 8 * (h + Ended<Tile>::half_of(m))) : -1;
+#pragma unroll
+            for (int i = 0; i < kTiles; ++i) {
+                added[h][i] = token[h] >= 0 ? load_made(residual + token[h] * p.channels + column + 8 * i) : 0u;
+                if constexpr (kBetween && kEarly) more[h][i] = load_between(token[h], i);
+            }
+        }
+        float acc[Tile::kColumns / 2] = {};
+        multiply_unit<Tile>(p, r, at.rows, m, work.chunks, work.stage, static_cast<uint32_t>(tile_rows) * 16, acc);
+        Ended<Tile> end(m, acc, at.rows);
+        if constexpr (SPLIT) {
+            if (shares) {
+                constexpr int kAtOnce = kHalves * kTiles <= 2 ? 4 : 2;
+                const uint32_t tile = static_cast<uint32_t>(u.tile * (p.channels / work.width) + u.column / work.width);
+                float2* const parts = own(p.partial) + (int64_t{tile} * p.split) * (kHalves * kTiles * kChainMath) + m.tid;
+                const auto part_of = [&](int s, int i) { return parts + (s * kHalves * kTiles + i) * kChainMath; };
+                if (!mine) {
+#pragma unroll
+                    for (int i = 0; i < kHalves * kTiles; ++i) store_made(part_of(u.split, i), end.own[i / kTiles][i % kTiles]);
+                } else {
+                    // In their order, so that a result is the same each time.
+                    float2 sum[kHalves * kTiles] = {};
+#pragma unroll 1
+                    for (int first = 0; first < p.split; first += kAtOnce) {
+                        float2 part[kAtOnce][kHalves * kTiles];
+                        uint32_t most;
+                        do {
+                            most = 0;
+#pragma unroll
+                            for (int s = 0; s < kAtOnce; ++s)
+#pragma unroll
+                                for (int i = 0; i < kHalves * kTiles; ++i)
+                                    part[s][i] = first + s < p.split && first + s != u.split ? load_made_floats(part_of(first + s, i)) : make_float2(0.f, 0.f);
+#pragma unroll
+                            for (int s = 0; s < kAtOnce; ++s)
+#pragma unroll
+                                for (int i = 0; i < kHalves * kTiles; ++i) most = max(most, max(__float_as_uint(part[s][i].x), __float_as_uint(part[s][i].y)));
+                        } while (most == kUnset);
+#pragma unroll
+                        for (int s = 0; s < kAtOnce; ++s)
+#pragma unroll
+                            for (int i = 0; i < kHalves * kTiles; ++i) {
+                                const float2 v = first + s == u.split ? end.own[i / kTiles][i % kTiles] : part[s][i];
+                                sum[i].x += v.x, sum[i].y += v.y;
+                            }
+                    }
+#pragma unroll
+                    for (int i = 0; i < kHalves * kTiles; ++i) end.own[i / kTiles][i % kTiles] = sum[i];
+                }
+            }
+        }
+        if (mine) {
+#pragma unroll
+            for (int h = 0; h < kHalves; ++h)
+#pragma unroll
+                for (int i = 0; i < kTiles; ++i) {
+                    while (made && added[h][i] == kUnset) added[h][i] = load_made(residual + token[h] * p.channels + column + 8 * i);
+                    float2 v = floats(added[h][i]);
+                    const float2 b = floats(offset[i]);
+                    if constexpr (kBetween) {
+                        if (const float2 of = floats(kEarly ? more[h][i] : load_between(token[h], i)); between) v.x += of.x, v.y += of.y;
+                    }
+                    const uint32_t sum = pack_halves(end.own[h][i].x + b.x + v.x, end.own[h][i].y + b.y + v.y);
+                    if (token[h] >= 0) store_made(to + token[h] * p.channels + column + 8 * i, sum);
+                }
+        }
+        math_barrier();
+    }
+
+    // Normalized rows by weights.
+    template <class Tile, class Token, class End>
+    __device__ __forceinline__ void normal_unit(const Work<WINDOWS>& work, const Unit& u, const __half* stream, bool made, int bias, const Token& token_of, const End& end_with) {
+        const int first = u.column / 8 + m.group / Tile::kSharers * (Tile::kColumns / 8) + Ended<Tile>::first_of(m);
+        uint32_t offset[Tile::kTiles];
+#pragma unroll
+        for (int i = 0; i < Tile::kTiles; ++i) offset[i] = pair_of_vector(bias + (first + i) * 8 + 2 * m.t);
+        normalize_rows(stream, made, token_of);
+        float acc[Tile::kColumns / 2] = {};
+        multiply_unit<Tile>(p, r, at.rows, m, work.chunks, work.stage, kNormalStep, acc);
+        const Ended<Tile> end(m, acc, at.rows);
+#pragma unroll
+        for (int h = 0; h < Tile::kHalves; ++h)
+#pragma unroll
+            for (int i = 0; i < Tile::kTiles; ++i) {
+                const float2 b = floats(offset[i]);
+                float v[2] = {end.own[h][i].x + b.x, end.own[h][i].y + b.y};
+                end_with(first + i, m.row + 8 * (h + end.half), v);
+            }
+        math_barrier();
+    }
+
+    // The attention of up to 64 queries of a head over KEYS keys a warpgroup. Their rows, and those of the values, lie `along` bytes apart for eight elements.
+    // `offsets(j, added)`: what the scores of keys 8 j + 2 t and the next have added, for both rows, in log2 units.
+    template <int KEYS, class Offsets>
+    __device__ __forceinline__ void attend(const Unit& u, uint32_t queries, uint32_t query_along, uint32_t keys, uint32_t values, uint32_t along, const Offsets& offsets) {
+        constexpr int kOut = DIM / 2;
+        using Tile = ChainTile<DIM, 1>;
+        const int first = m.group * KEYS;
+        float s[KEYS / 2] = {}, out[kOut] = {}, top[2] = {-CUDART_INF_F, -CUDART_INF_F}, sum[2] = {0.f, 0.f};
+        if (first < p.group_tokens) {
+            warpgroup::begin();
+#pragma unroll
+            for (int k = 0; k < DIM / 16; ++k)
+                warpgroup::multiply(s, warpgroup::pieces(queries + 2 * k * query_along, query_along, 128), warpgroup::pieces(keys + first * 16 + 2 * k * along, along, 128));
+            warpgroup::commit();
+            warpgroup::wait<0>();
+            warpgroup::settle(s);
+#pragma unroll
+            for (int j = 0; j < KEYS / 8; ++j) {
+                float added[2][2] = {};
+                offsets(j, added);
+#pragma unroll
+                for (int h = 0; h < 2; ++h)
+#pragma unroll
+                    for (int e = 0; e < 2; ++e) {
+                        float& x = s[4 * j + 2 * h + e];
+                        x = first + 8 * j + 2 * m.t + e < p.group_tokens ? fmaf(x, p.scale, added[h][e]) : -CUDART_INF_F;
+                    }
+            }
+            soften(s, top, sum);
+            weigh_values(out, s, values + first * 16, along);
+        }
+        // Each warpgroup's largest score and sum of a row.
+        if (m.t == 0) {
+#pragma unroll
+            for (int h = 0; h < 2; ++h) store_shared(at.stats + (m.group * kChainRows + m.row + 8 * h) * 8, make_float2(top[h], sum[h]));
+        }
+        math_barrier();
+        float factor[2];
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            float2 of[4];
+            float most = -CUDART_INF_F, all = 0.f;
+#pragma unroll
+            for (int i = 0; i < 4; ++i) of[i] = load_shared(at.stats + (i * kChainRows + m.row + 8 * h) * 8), most = fmaxf(most, of[i].x);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) all = fmaf(of[i].y, exp2_fast(of[i].x - most), all);
+            factor[h] = exp2_fast(top[h] - most) * reciprocal(all);
+        }
+#pragma unroll
+        for (int j = 0; j < kOut / 4; ++j)
+#pragma unroll
+            for (int e = 0; e < 4; ++e) out[4 * j + e] *= factor[e / 2];
+        const Ended<Tile> end(m, out, at.rows);
+        await_first_copy();
+        __half* const to = own(p.heads_out) + (int64_t{u.tile} * (p.inner / 8) + u.column * (DIM / 8) + end.first_tile) * p.tile_rows * 8;
+        const int row = m.row + 8 * end.half;
+#pragma unroll
+        for (int i = 0; i < Tile::kTiles; ++i)
+            if (row < p.tile_rows) store_made(to + (i * p.tile_rows + row) * 8 + 2 * m.t, pack_halves(end.own[0][i].x, end.own[0][i].y));
+        math_barrier();
+    }
+
+    // What the scores of keys `key` + 2 t and the next have added in a window, of whose rows `own` are the regions.
+    __device__ __forceinline__ void window_offsets(uint32_t bias, int key, const uint32_t (&own)[2], float (&added)[2][2]) const {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            if (p.bias && key < p.bias_row) {
+                const float2 b = floats(load_shared_pair(bias + static_cast<uint32_t>(min(m.row + 8 * h, p.group_tokens - 1) * p.bias_row + key + 2 * m.t) * 2));
+                added[h][0] = b.x * kLog2, added[h][1] = b.y * kLog2;
+            }
+            if (!masked()) continue;
+#pragma unroll
+            for (int e = 0; e < 2; ++e)
+                if (load_shared_byte(at.regions + key + 2 * m.t + e) != own[h]) added[h][e] += p.mask_value;
+        }
+    }
+
+    // A head of a window.
+    template <class Tile> __device__ __forceinline__ void window_unit(const Work<WINDOWS>& work, const Unit& u) {
+        constexpr int kKeys = kChainRows / 4;
+        const int columns = m.group / Tile::kSharers, half = Ended<Tile>::half_of(m);
+        uint32_t offset[Tile::kTiles];
+#pragma unroll
+        for (int i = 0; i < Tile::kTiles; ++i) offset[i] = pair_of_vector(head_column(p, u.column, columns * Tile::kTiles + i) + 2 * m.t);
+        find_regions(u.tile);
+        normalize_rows(from(), made(), [&](int row) { return group_token(u.tile, row); });
+        float acc[Tile::kColumns / 2] = {};
+        multiply_unit<Tile>(p, r, at.rows, m, work.chunks, work.stage, kNormalStep, acc);
+        {
+            const Ended<Tile> end(m, acc, at.rows);
+#pragma unroll
+            for (int h = 0; h < Tile::kHalves; ++h)
+#pragma unroll
+                for (int i = 0; i < Tile::kTiles; ++i) {
+                    const float2 b = floats(offset[i]);
+                    store_shared(at.packed + (columns * Tile::kTiles + i) * 1024 + (m.row + 8 * (h + half)) * 16 + m.t * 4, pack_halves(end.own[h][i].x + b.x, end.own[h][i].y + b.y));
+                }
+        }
+        fence_engines_shared();
+        math_barrier();
+        uint32_t own[2] = {};
+        if (masked()) own[0] = load_shared_byte(at.regions + m.row), own[1] = load_shared_byte(at.regions + m.row + 8);
+        const uint32_t bias = r.ring + m.at.slot * kChainStage;
+        if (p.bias) mbarrier::wait(r.full + m.at.slot * 8, m.at.parity);
+        attend<kKeys>(u, at.packed, 1024, at.packed + 4096, at.packed + 8192, 1024, [&](int j, float (&added)[2][2]) {
+            window_offsets(bias, m.group * kKeys + 8 * j, own, added);
+        });
+        if (p.bias) {
+            if (m.thread == 0) mbarrier::arrive(r.empty + m.at.slot * 8);
+            m.at.next(p.stages);
+        }
+    }
+
+    // Regions of the shift's mask, of the window's tokens.
+    __device__ __forceinline__ void find_regions(int window) {
+        if (!masked() || m.tid >= kChainRows) return;
+        uint32_t number, wx, ix;
+        p.by_windows.divmod(static_cast<uint32_t>(window), number);
+        const uint32_t wy = p.by_windows_x.divmod(number, wx), iy = p.by_window_w.divmod(static_cast<uint32_t>(m.tid), ix);
+        const int y = static_cast<int>(wy) * map().window_h + static_cast<int>(iy), x = static_cast<int>(wx) * map().window_w + static_cast<int>(ix);
+        const uint32_t region = (y >= p.edge_y) + (y >= p.cut_y) + 4 * ((x >= p.edge_x) + (x >= p.cut_x));
+        asm volatile("st.shared.u8 [%0], %1;" ::"r"(at.regions + m.tid), "r"(region) : "memory");
+    }
+
+    // Up to 64 queries of a head without windows.
+    __device__ __forceinline__ void attend_unit(const Unit& u) {
+        constexpr int kKeys = kChainMaxTokens / 4;
+        uint32_t tile;
+        const uint32_t group = p.by_group_tiles.divmod(static_cast<uint32_t>(u.tile), tile);
+        const uint32_t padded = static_cast<uint32_t>(p.group_tiles * p.tile_rows), values = at.rows, keys = values + padded * DIM * 2, queries = keys + padded * DIM * 2;
+        {
+            // Values, keys, queries: what a product reads beyond the last value is a key.
+            constexpr int kEach = kChainMaxTokens * DIM / 8 / kChainMath;
+            const int count = static_cast<int>(padded * DIM / 8), piece = m.tid / 64, row = m.tid % 64;
+            const bool asks = piece < DIM / 8 && row < p.tile_rows;
+            const __half* const q = own(p.qkv) + (int64_t{group} * 3 * p.heads + u.column) * (count * 8);
+            const __half *const k = q + int64_t{p.heads} * (count * 8) + m.tid * 8, *const v = k + int64_t{p.heads} * (count * 8);
+            const __half* const own = q + (piece * static_cast<int>(padded) + static_cast<int>(tile) * p.tile_rows + row) * 8;
+            if (m.lane == 0 && m.tid < count && !p.eager) await(k);
+            __syncwarp();
+            uint4 got[2 * kEach + 1];
+            until_set<2 * kEach + 1>(got, [&](int i) {
+                const bool is_query = i == 2 * kEach, exists = is_query ? asks : m.tid + i % kEach * kChainMath < count;
+                return exists ? load_made4(is_query ? own : (i < kEach ? v : k) + i % kEach * kChainMath * 8) : make_uint4(0, 0, 0, 0);
+            });
+#pragma unroll
+            for (int i = 0; i < 2 * kEach; ++i) {
+                const int at_piece = m.tid + i % kEach * kChainMath;
+                if (at_piece < count) store_shared((i < kEach ? values : keys) + at_piece * 16, got[i]);
+            }
+            if (asks) store_shared(queries + (piece * p.tile_rows + row) * 16, got[2 * kEach]);
+            fence_engines_shared();
+            math_barrier();
+        }
+        const int query = static_cast<int>(tile) * p.tile_rows + m.row;
+        attend<kKeys>(u, queries, static_cast<uint32_t>(p.tile_rows) * 16, keys, values, padded * 16, [&](int j, float (&added)[2][2]) {
+            const int key = m.group * kKeys + 8 * j;
+            if (!p.bias || key >= p.bias_row) return;
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                const float2 b = floats(pair_of_vector(bias_at() + (u.column * p.group_tokens + min(query + 8 * h, p.group_tokens - 1)) * p.bias_row + key + 2 * m.t));
+                added[h][0] = b.x * kLog2, added[h][1] = b.y * kLog2;
+            }
+        });
+    }
+
+    template <Phase PHASE, class F> __device__ __forceinline__ void each_unit(const F& f) {
+        const Work<WINDOWS> work(p, PHASE);
+#pragma unroll 1
+        for (int number = blockIdx.x; number < work.units; number += gridDim.x) {
+            const Unit u = work.unit(PHASE, number);
+            if constexpr (kScarce) forget();
+            f(work, u);
+        }
+    }
+
+    template <Phase PHASE, class F> __device__ __forceinline__ void with_tile(int tile, const F& f) {
+        switch (tile) {
+            case 0: f(ChainTile0()); break;
+            case 1: f(ChainTile1()); break;
+            case 2: f(ChainTile2()); break;
+            case 3: f(ChainTile3()); break;
+            case 4: if constexpr (PHASE == kHeads || PHASE == kUp) f(ChainTile4()); break;
+            case 5: if constexpr (PHASE == kUp) f(ChainTile5()); break;
+            default: if constexpr (PHASE == kUp) f(ChainTile7());
+        }
+    }
+
+    __device__ __forceinline__ void run() {
+#pragma unroll 1
+        for (; pair < p.pairs; ++pair) {
+            if constexpr (WINDOWS) {
+                if (p.tile_heads == 0) each_unit<kHeads>([&](const Work<WINDOWS>& work, const Unit& u) { window_unit<ChainTile4>(work, u); });
+                else each_unit<kHeads>([&](const Work<WINDOWS>& work, const Unit& u) { window_unit<ChainTile6>(work, u); });
+            } else {
+                await_first_copy();
+                with_tile<kHeads>(p.tile_heads, [&](auto tile) {
+                    each_unit<kHeads>([&](const Work<WINDOWS>& work, const Unit& u) {
+                        uint32_t part;
+                        const int group = static_cast<int>(p.by_group_tiles.divmod(static_cast<uint32_t>(u.tile), part)), padded = p.group_tiles * p.tile_rows;
+                        normal_unit<decltype(tile)>(work, u, from(), made(), 0, [&](int row) { return group_token(u.tile, row); }, [&](int piece, int row, const float (&v)[2]) {
+                            // A head's pieces of columns lie behind each other, and so do heads, and queries, keys and values.
+                            const int64_t column = int64_t{group} * (3 * p.inner / 8) + piece;
+                            if (row < p.tile_rows) store_made(own(p.qkv) + (column * padded + static_cast<int>(part) * p.tile_rows + row) * 8 + 2 * m.t, pack_halves(v[0], v[1]));
+                        });
+                    });
+                });
+                each_unit<kAttend>([&](const Work<WINDOWS>&, const Unit& u) { attend_unit(u); });
+            }
+            await_first_copy();
+            with_tile<kMerge>(p.tile_merge, [&](auto tile) {
+                each_unit<kMerge>([&](const Work<WINDOWS>& work, const Unit& u) {
+                    add_unit<decltype(tile), false>(work, u, own(p.heads_out) + int64_t{u.tile} * p.inner * p.tile_rows, p.tile_rows, merge_at(), from(), made(), nullptr, own(p.middle),
+                                                    [&](int at, int row) { return group_token(at, row); });
+                });
+            });
+            with_tile<kUp>(p.tile_up, [&](auto tile) {
+                each_unit<kUp>([&](const Work<WINDOWS>& work, const Unit& u) {
+                    normal_unit<decltype(tile)>(work, u, own(p.middle), true, up_at(), [&](int row) { return row_token(u.tile, row); }, [&](int piece, int row, float (&v)[2]) {
+                        activate(v, p.activation);
+                        if (row < p.rows) store_made(own(p.hidden) + ((int64_t{u.tile} * (p.hidden_columns / 8) + piece) * p.rows + row) * 8 + 2 * m.t, pack_halves(v[0], v[1]));
+                    });
+                });
+            });
+            // What the pair gives is the next one's.
+            if (!last()) mbarrier::wait(r.permitted + (pair + 1 & 1) * 8, pair + 1 >> 1 & 1);
+            with_tile<kDown>(p.tile_down, [&](auto tile) {
+                each_unit<kDown>([&](const Work<WINDOWS>& work, const Unit& u) {
+                    add_unit<decltype(tile), true>(work, u, own(p.hidden) + int64_t{u.tile} * p.hidden_columns * p.rows, p.rows, down_at(), own(p.middle), true, between_of(pair),
+                                                   last() ? p.y : copy_of(p.stream, pair + 1), [&](int at, int row) { return row_token(at, row); });
+                });
+            });
+            // Each unit ended with a barrier of those that multiply.
+            if (m.tid == 0) mbarrier::arrive(r.finished);
+        }
+    }
+};
+
+}  // namespace flow
+
+// DIM: of a head. PIECES: of 8 channels that one of a row's eight threads normalizes.
+template <bool WINDOWS, int DIM, int PIECES> __global__ void __launch_bounds__(kChainThreads, 1) block_flow_kernel(const __grid_constant__ ChainArgs p) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    extern __shared__ __align__(128) unsigned char shared[];
+    chain::Layout at;
+    at.rows = ptx::shared_address(shared), at.packed = at.rows + chain::kExchange;
+    at.ring = at.rows + p.rows_bytes;
+    at.stats = at.ring + p.stages * kChainStage;
+    at.regions = at.stats + 4 * kChainRows * 8;
+    at.flag = at.regions + kChainRows;
+    at.barriers = at.flag + 16;
+    flow::FlowRings r;
+    r.ring = at.ring, r.full = at.barriers, r.empty = r.full + kChainStages * 8, r.permitted = r.empty + kChainStages * 8, r.finished = r.permitted + 16, r.rows_full = r.rows_free = 0;
+    const int tid = threadIdx.x, group = __shfl_sync(0xffffffffu, tid / 128, 0);  // the same in a warp, as the compiler sees then
+    if (tid == 0) {
+        for (int s = 0; s < p.stages; ++s) mbarrier::init(r.full + s * 8, 1), mbarrier::init(r.empty + s * 8, 4);
+        mbarrier::init(r.permitted, 1), mbarrier::init(r.permitted + 8, 1), mbarrier::init(r.finished, 1);
+        mbarrier::publish();
+    }
+    ptx::let_next_start();
+    __syncthreads();
+    // Registers of the block: 640 threads have 96 each to begin with.
+    if (group == kChainMath / 128) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 64;");
+        if (tid / 32 == kChainMath / 32) {
+            // Weights are constants, so they need not wait for the kernel before.
+            chain::fetch_weights<WINDOWS>(p, r, tid % 32);
+        } else if (tid >= kChainThreads - flow::kHelpers) {
+            ptx::wait_for_previous();
+            flow::fill_copies(p, r, tid - (kChainThreads - flow::kHelpers));
+        }
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 104;");
+        ptx::wait_for_previous();
+        const int lane = tid % 32, thread = tid % 128;
+        chain::Math m{tid, lane, group, thread, lane / 4, lane % 4, thread / 32 * 16 + lane / 4, 0};
+        flow::Flow<WINDOWS, DIM, PIECES> chain{p, at, r, m, 0};
+        chain.run();
+    }
+#endif
+}
+
+}  // namespace trt_opt

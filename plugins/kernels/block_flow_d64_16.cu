@@ -1,0 +1,7 @@
+#include "block_flow_launch.cuh"
+
+namespace trt_opt {
+
+template cudaError_t launch_flow<false, 64, 16>(const ChainArgs&, int, cudaStream_t);
+
+}  // namespace trt_opt
