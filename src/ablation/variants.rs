@@ -39,7 +39,7 @@ pub const BLOCKS: &str = "blocks";
 const FOR_TUNE: [Kind; 1] = [Kind::SequenceChain];
 
 /// In [`BLOCKS`] in float16 on Hopper alone. Elsewhere chains are their blocks, with weights that are laid out anew each time, convolution blocks
-/// and convolutions of tokens have no tensor cores, convolution layers no kernel of their own, and TNT's words and pixels were measured on Hopper alone.
+/// and convolutions of tokens have no tensor cores, convolution layers no kernel of their own, and TNT's words and pixels and stacks of convolutions were measured on Hopper alone.
 const FOR_HOPPER: [Kind; 8] = [
     Kind::BlockChain,
     Kind::ConvBlock,
