@@ -178,9 +178,17 @@ impl Plan<'_> {
             .map(|source| {
                 let name = source.file_stem().unwrap_or_default().to_string_lossy();
                 let uses = name == "wide_gemm"
-                    || ["wide_mlp", "attn_fused_wide", "block_chain", "block_flow", "tnt_words_wide", "conv_stack", "conv_layer"]
-                        .iter()
-                        .any(|&start| name.starts_with(start));
+                    || [
+                        "wide_mlp",
+                        "attn_fused_wide",
+                        "block_chain",
+                        "block_flow",
+                        "tnt_words_wide",
+                        "conv_stack",
+                        "conv_layer",
+                    ]
+                    .iter()
+                    .any(|&start| name.starts_with(start));
                 self.unit(&self.toolkit.nvcc, source, &folder, if uses { &warpgroups } else { &common })
             })
             .collect())
