@@ -41,14 +41,13 @@ bool valid(const BlockChainProblem& q) {
 // What the phases' units are.
 struct Plan {
     int heads = 0, merge = 0, up = 0, down = 0, split = 0;  // tiles by number; split: a power of two
-    bool flow = true;  // block_flow.cuh
-    bool eager = false;
+    bool flow = false;  // block_flow.cuh
     float cost = 0;
 };
-int32_t tactic_of(const Plan& p) { return 1 + (p.heads | p.merge << 3 | p.up << 6 | p.down << 9 | p.split << 12 | (p.flow ? 1 << 15 : 0) | (p.eager ? 1 << 16 : 0)); }
+int32_t tactic_of(const Plan& p) { return 1 + (p.heads | p.merge << 3 | p.up << 6 | p.down << 9 | p.split << 12 | (p.flow ? 1 << 15 : 0)); }
 Plan plan_of(int32_t tactic) {
     const int32_t t = tactic - 1;
-    return {t & 7, t >> 3 & 7, t >> 6 & 7, t >> 9 & 7, t >> 12 & 7, (t >> 15 & 1) != 0, (t >> 16 & 1) != 0};
+    return {t & 7, t >> 3 & 7, t >> 6 & 7, t >> 9 & 7, t >> 12 & 7, (t >> 15 & 1) != 0};
 }
 
 // Rows of a problem as the kernel cuts them.
@@ -75,7 +74,7 @@ int pieces_of(const BlockChainProblem& q) {
     return 16;
 }
 
-constexpr int kSharers[kChainTiles] = {4, 4, 2, 2, 2, 1, 1, 1};
+constexpr int kSharers[kChainTiles] = {4, 4, 2, 2, 2, 1};
 // Contracted elements of a stage of the ring: those that lie together, or a part of them.
 int stage_of(int width, int depth) {
     while (depth > 16 && width * depth * 2 > kChainStage) depth /= 2;
@@ -133,12 +132,12 @@ struct FlowParts {
 };
 
 bool fits(const BlockChainProblem& q, const Plan& p) {
-    if (p.flow && (partial_of(q, cut(q).row_tiles, 1 << p.split) > kMostPartial || FlowParts(q, false, 1 << p.split).parts.bytes > INT32_MAX)) return false;
+    if (p.flow && (q.window.used() || partial_of(q, cut(q).row_tiles, 1 << p.split) > kMostPartial || FlowParts(q, false, 1 << p.split).parts.bytes > INT32_MAX)) return false;
     constexpr int kFewest = 3;
     const int64_t inner = inner_of(q);
     const int dc = depth_of(q.channels), di = depth_of(inner), dh = depth_of(q.hidden);
-    const bool heads = q.window.used() ? (p.heads == 0 && stage_of(kHeadWidth, dc) / 16 % 2 == 0) || (p.heads == 1 && p.flow) : fits_tile(p.heads, 4, 3 * inner, dc);
-    return heads && fits_tile(p.merge, 3, q.channels, di) && fits_tile(p.up, p.flow ? 7 : 5, q.hidden, dc) && p.up != 6 && fits_tile(p.down, 3, q.channels, dh) && p.split <= 3 &&
+    const bool heads = q.window.used() ? p.heads == 0 && stage_of(kHeadWidth, dc) / 16 % 2 == 0 : fits_tile(p.heads, 4, 3 * inner, dc);
+    return heads && fits_tile(p.merge, 3, q.channels, di) && fits_tile(p.up, 5, q.hidden, dc) && fits_tile(p.down, 3, q.channels, dh) && p.split <= 3 &&
            q.hidden / stage_of(kChainWidths[p.down], dh) % (1 << p.split) == 0 && shared_of(q, p).stages >= kFewest;
 }
 
@@ -192,15 +191,10 @@ std::vector<Plan> plans(const BlockChainProblem& q) {
     std::vector<Plan> all;
     const auto add = [&](size_t h, size_t m, size_t u, size_t d) {
         if (h >= heads.size() || m >= merge.size() || u >= up.size() || d >= down.size()) return;
-        Plan p{heads[h].tile, merge[m].tile, up[u].tile, down[d].tile, down[d].split, true, false, heads[h].cost + merge[m].cost + up[u].cost + down[d].cost};
-        if (fits(q, p)) all.push_back(p);
-        if (p.flow = false; fits(q, p)) all.push_back(p);
-        if (h + m + u + d > 0) return;
-        p.flow = true, p.cost += 1;
-        if (Plan v = p; v.eager = true, fits(q, v)) all.push_back(v);
-        if (Plan v = p; windows && (v.heads = 1, fits(q, v))) all.push_back(v);
-        if (Plan v = p; v.up = 7, fits(q, v)) all.push_back(v);
-        if (Plan v = p; windows && (v.heads = 1, v.up = 7, fits(q, v))) all.push_back(v);
+        for (const bool flow : {true, false}) {
+            const Plan p{heads[h].tile, merge[m].tile, up[u].tile, down[d].tile, down[d].split, flow, heads[h].cost + merge[m].cost + up[u].cost + down[d].cost};
+            if (fits(q, p)) all.push_back(p);
+        }
     };
     add(0, 0, 0, 0);
     for (size_t i = 1; i <= 2; ++i) add(0, 0, 0, i), add(0, i, 0, 0), add(0, 0, i, 0), add(i, 0, 0, 0);
@@ -235,7 +229,6 @@ cudaError_t run_kernel(const BlockChainProblem& q, const Plan& plan, int32_t slo
     p.middle = half(w.middle), p.heads_out = half(w.heads_out), p.hidden = half(w.hidden), p.qkv = half(w.qkv);
     p.partial = reinterpret_cast<float2*>(workspace + w.partial), p.tickets = reinterpret_cast<uint32_t*>(workspace + w.tickets);
     p.barrier = reinterpret_cast<uint32_t*>(workspace + w.barrier);
-    p.eager = plan.eager;
     if (plan.flow) {
         p.copies = workspace, p.stream = half(copy.stream), p.middle = half(copy.middle), p.heads_out = half(copy.heads_out), p.hidden = half(copy.hidden);
         p.qkv = half(copy.qkv), p.partial = reinterpret_cast<float2*>(workspace + copy.partial), p.barrier = reinterpret_cast<uint32_t*>(workspace + kFlowCopies * copy.parts.bytes);
@@ -274,9 +267,13 @@ cudaError_t run_kernel(const BlockChainProblem& q, const Plan& plan, int32_t slo
         p.by_windows = division(g.windows()), p.by_windows_x = division(windows_x), p.by_window_w = division(g.window_w);
     }
     const int pieces = pieces_of(q);
-#define TRT_OPT_CASE(windows, dim_, pieces_) \
-    if (q.window.used() == windows && q.dim == dim_ && pieces == pieces_) return plan.flow ? launch_flow<windows, dim_, pieces_>(p, s.all, stream) : launch_chain<windows, dim_, pieces_>(p, s.all, stream);
-    TRT_OPT_CHAINS(TRT_OPT_CASE)
+#define TRT_OPT_CASE(dim_, pieces_) \
+    if (q.window.used() && q.dim == dim_ && pieces == pieces_) return launch_chain<true, dim_, pieces_>(p, s.all, stream);
+    TRT_OPT_CHAINS_IN_WINDOWS(TRT_OPT_CASE)
+#undef TRT_OPT_CASE
+#define TRT_OPT_CASE(dim_, pieces_) \
+    if (!q.window.used() && q.dim == dim_ && pieces == pieces_) return plan.flow ? launch_flow<dim_, pieces_>(p, s.all, stream) : launch_chain<false, dim_, pieces_>(p, s.all, stream);
+    TRT_OPT_CHAINS_OF_SEQUENCES(TRT_OPT_CASE)
 #undef TRT_OPT_CASE
     return cudaErrorInvalidValue;
 }

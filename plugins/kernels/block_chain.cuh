@@ -30,16 +30,14 @@ template <int COLUMNS, int GROUPS> struct ChainTile {
     static constexpr int kTiles = kSharers == 4 ? COLUMNS / 16 : COLUMNS / 8, kHalves = kSharers == 1 ? 2 : 1;
 };
 // By number, as tactics have it.
-constexpr int kChainTiles = 8;
+constexpr int kChainTiles = 6;
 using ChainTile0 = ChainTile<16, 1>;
 using ChainTile1 = ChainTile<32, 1>;
 using ChainTile2 = ChainTile<24, 2>;
 using ChainTile3 = ChainTile<32, 2>;
 using ChainTile4 = ChainTile<48, 2>;
 using ChainTile5 = ChainTile<48, 4>;
-using ChainTile6 = ChainTile<24, 4>;
-using ChainTile7 = ChainTile<16, 4>;
-constexpr int kChainWidths[kChainTiles] = {ChainTile0::kWidth, ChainTile1::kWidth, ChainTile2::kWidth, ChainTile3::kWidth, ChainTile4::kWidth, ChainTile5::kWidth, ChainTile6::kWidth, ChainTile7::kWidth};
+constexpr int kChainWidths[kChainTiles] = {ChainTile0::kWidth, ChainTile1::kWidth, ChainTile2::kWidth, ChainTile3::kWidth, ChainTile4::kWidth, ChainTile5::kWidth};
 
 constexpr int kChainRows = 64, kChainMath = 512, kChainThreads = kChainMath + 128;
 // Weights in the ring: bytes of a stage, and stages. Four parts of a unit's rows are waited for one by one.
@@ -75,7 +73,6 @@ struct ChainArgs {
     __half* stream;
     uint32_t copy_bytes;
     int unset, unset_share;
-    bool eager;
 };
 
 namespace chain {
@@ -128,7 +125,7 @@ template <bool WINDOWS> struct Work {
         }
     }
     __device__ __forceinline__ static int width_of(int tile) {
-        return tile == 0 ? 16 : tile == 1 ? 32 : tile == 2 ? 48 : tile == 3 || tile == 7 ? 64 : tile == 4 || tile == 6 ? 96 : 192;
+        return tile == 0 ? 16 : tile == 1 ? 32 : tile == 2 ? 48 : tile == 3 ? 64 : tile == 4 ? 96 : 192;
     }
     __device__ __forceinline__ Unit unit(Phase phase, int number) const {
         uint32_t rest = static_cast<uint32_t>(number), part = 0, tile = 0;

@@ -1,4 +1,4 @@
-// The kernel of a chain of blocks (block_chain.cuh), an instance a file.
+// The kernels of a chain of blocks (block_chain.cuh, block_flow.cuh), an instance a file.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -9,11 +9,9 @@ struct ChainArgs;
 
 // Launches on as many multiprocessors as the device has.
 template <bool WINDOWS, int DIM, int PIECES> cudaError_t launch_chain(const ChainArgs& p, int shared, cudaStream_t stream);
-template <bool WINDOWS, int DIM, int PIECES> cudaError_t launch_flow(const ChainArgs& p, int shared, cudaStream_t stream);
+template <int DIM, int PIECES> cudaError_t launch_flow(const ChainArgs& p, int shared, cudaStream_t stream);
 
-#define TRT_OPT_CHAINS(each)                                                              \
-    each(true, 32, 3) each(true, 32, 6) each(true, 32, 12) each(true, 32, 16)             \
-    each(false, 32, 3) each(false, 32, 6) each(false, 32, 12)                             \
-    each(false, 64, 6) each(false, 64, 12) each(false, 64, 16)
+#define TRT_OPT_CHAINS_IN_WINDOWS(each) each(32, 3) each(32, 6) each(32, 12) each(32, 16)
+#define TRT_OPT_CHAINS_OF_SEQUENCES(each) each(32, 3) each(32, 6) each(32, 12) each(64, 6) each(64, 12) each(64, 16)
 
 }  // namespace trt_opt

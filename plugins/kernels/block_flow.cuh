@@ -137,7 +137,7 @@ __device__ __forceinline__ void multiply_unit(const ChainArgs& p, const Rings& r
     }
 }
 
-template <bool WINDOWS, int DIM, int PIECES> struct Flow {
+template <int DIM, int PIECES> struct Flow {
     const ChainArgs& p;
     const Layout& at;
     const FlowRings& r;
@@ -145,7 +145,6 @@ template <bool WINDOWS, int DIM, int PIECES> struct Flow {
     int pair;
 
     static constexpr int kBatch = PIECES <= 6 ? 6 : 8;
-    static constexpr bool kScarce = true;  // registers, for what all phases have in common
 
     // Offsets into a pair's vectors.
     __device__ __forceinline__ int bias_at() const { return 3 * p.inner; }
@@ -159,7 +158,6 @@ template <bool WINDOWS, int DIM, int PIECES> struct Flow {
 
     // Token of a row of a tile of a group's queries, or -1.
     __device__ __forceinline__ int64_t group_token(int tile, int row) const {
-        if (WINDOWS) return row < p.group_tokens ? map().source(static_cast<uint32_t>(tile * p.group_tokens + row)) : -1;
         uint32_t part;
         const int group = static_cast<int>(p.by_group_tiles.divmod(static_cast<uint32_t>(tile), part)), at = static_cast<int>(part) * p.tile_rows + row;
         return row < p.tile_rows && at < p.group_tokens ? group * p.group_tokens + at : -1;
@@ -172,8 +170,6 @@ template <bool WINDOWS, int DIM, int PIECES> struct Flow {
     // All of this follows from the pair alone, which is hidden from the compiler as thread numbers are, so that it takes no registers while it is not needed.
     __device__ __forceinline__ bool made() const { return pair > 0; }  // what the pair reads, in this kernel
     __device__ __forceinline__ bool last() const { return pair + 1 == p.pairs; }
-    __device__ __forceinline__ bool masked() const { return WINDOWS && (p.shifted >> pair & 1); }
-    __device__ __forceinline__ const WindowMap& map() const { return masked() ? p.rolled : p.plain; }
     // A pair's copy of what the first has at `first`.
     template <class T> __device__ __forceinline__ T* copy_of(T* first, int of) const {
         return reinterpret_cast<T*>(reinterpret_cast<unsigned char*>(first) + static_cast<uint32_t>(of) % kCopies * p.copy_bytes);
@@ -193,7 +189,7 @@ template <bool WINDOWS, int DIM, int PIECES> struct Flow {
 
     // Pieces of rows that other blocks make, as they lie, to shared memory: 16 bytes each, up to BATCH a thread at a time. Behind a barrier they are the tensor cores'.
     template <int BATCH> __device__ __forceinline__ void take_rows(const __half* rows, int count) const {
-        if (m.lane == 0 && m.tid < count && !p.eager) await(rows + m.tid * 8);
+        if (m.lane == 0 && m.tid < count) await(rows + m.tid * 8);
         __syncwarp();
 #pragma unroll 1
         for (int begin = m.tid; begin < count; begin += BATCH * kChainMath) {
@@ -217,13 +213,10 @@ template <bool WINDOWS, int DIM, int PIECES> struct Flow {
         constexpr int kFewer = PIECES == 6 && DIM == 32 ? 3 : PIECES == 12 ? 6 : PIECES == 16 ? 12 : 0;  // a kernel of so many takes fewer channels
         const auto exists = [&](int i) { return i < kFewer || part + 8 * i < pieces; };
         uint4 raw[PIECES];
-        // With registers scarce, all are asked for without a condition: what there is not is something else then.
-        const auto load = [&](int i) {
-            if constexpr (kScarce) return load_made4(source + (exists(i) ? part + 8 * i : 0));
-            else return token >= 0 && exists(i) ? load_made4(source + part + 8 * i) : make_uint4(0, 0, 0, 0);
-        };
+        // Registers are scarce, so all are asked for without a condition: what there is not is something else then.
+        const auto load = [&](int i) { return load_made4(source + (exists(i) ? part + 8 * i : 0)); };
         if (made) {
-            if (part == 0 && token >= 0 && !p.eager) await(source);
+            if (part == 0 && token >= 0) await(source);
             __syncwarp();
         }
         uint32_t most;
@@ -279,10 +272,10 @@ template <bool WINDOWS, int DIM, int PIECES> struct Flow {
 
     // Products with the residual add, and with that of `between`, if there is one: their sum is rounded once.
     template <class Tile, bool SPLIT, class Token>
-    __device__ __forceinline__ void add_unit(const Work<WINDOWS>& work, const Unit& u, const __half* rows, int tile_rows, int bias, const __half* residual, bool made, const __half* between, __half* to, const Token& token_of) {
+    __device__ __forceinline__ void add_unit(const Work<false>& work, const Unit& u, const __half* rows, int tile_rows, int bias, const __half* residual, bool made, const __half* between, __half* to, const Token& token_of) {
         constexpr int kTiles = Tile::kTiles, kHalves = Tile::kHalves;
         // Asked for early, but where there are no registers to keep it in.
-        constexpr bool kBetween = SPLIT && !WINDOWS, kEarly = PIECES <= 6;
+        constexpr bool kBetween = SPLIT, kEarly = PIECES <= 6;
         const int column = u.column + m.group / Tile::kSharers * Tile::kColumns + Ended<Tile>::first_of(m) * 8 + 2 * m.t;
         // Of those that share the contracted index each ends an equal part of a warpgroup's threads.
         const bool shares = SPLIT && p.split > 1, mine = !shares || m.thread * p.split >> 7 == u.split;
@@ -366,7 +359,7 @@ template <bool WINDOWS, int DIM, int PIECES> struct Flow {
 
     // Normalized rows by weights.
     template <class Tile, class Token, class End>
-    __device__ __forceinline__ void normal_unit(const Work<WINDOWS>& work, const Unit& u, const __half* stream, bool made, int bias, const Token& token_of, const End& end_with) {
+    __device__ __forceinline__ void normal_unit(const Work<false>& work, const Unit& u, const __half* stream, bool made, int bias, const Token& token_of, const End& end_with) {
         const int first = u.column / 8 + m.group / Tile::kSharers * (Tile::kColumns / 8) + Ended<Tile>::first_of(m);
         uint32_t offset[Tile::kTiles];
 #pragma unroll
@@ -448,69 +441,7 @@ template <bool WINDOWS, int DIM, int PIECES> struct Flow {
         math_barrier();
     }
 
-    // What the scores of keys `key` + 2 t and the next have added in a window, of whose rows `own` are the regions.
-    __device__ __forceinline__ void window_offsets(uint32_t bias, int key, const uint32_t (&own)[2], float (&added)[2][2]) const {
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            if (p.bias && key < p.bias_row) {
-                const float2 b = floats(load_shared_pair(bias + static_cast<uint32_t>(min(m.row + 8 * h, p.group_tokens - 1) * p.bias_row + key + 2 * m.t) * 2));
-                added[h][0] = b.x * kLog2, added[h][1] = b.y * kLog2;
-            }
-            if (!masked()) continue;
-#pragma unroll
-            for (int e = 0; e < 2; ++e)
-                if (load_shared_byte(at.regions + key + 2 * m.t + e) != own[h]) added[h][e] += p.mask_value;
-        }
-    }
-
-    // A head of a window.
-    template <class Tile> __device__ __forceinline__ void window_unit(const Work<WINDOWS>& work, const Unit& u) {
-        constexpr int kKeys = kChainRows / 4;
-        const int columns = m.group / Tile::kSharers, half = Ended<Tile>::half_of(m);
-        uint32_t offset[Tile::kTiles];
-#pragma unroll
-        for (int i = 0; i < Tile::kTiles; ++i) offset[i] = pair_of_vector(head_column(p, u.column, columns * Tile::kTiles + i) + 2 * m.t);
-        find_regions(u.tile);
-        normalize_rows(from(), made(), [&](int row) { return group_token(u.tile, row); });
-        float acc[Tile::kColumns / 2] = {};
-        multiply_unit<Tile>(p, r, at.rows, m, work.chunks, work.stage, kNormalStep, acc);
-        {
-            const Ended<Tile> end(m, acc, at.rows);
-#pragma unroll
-            for (int h = 0; h < Tile::kHalves; ++h)
-#pragma unroll
-                for (int i = 0; i < Tile::kTiles; ++i) {
-                    const float2 b = floats(offset[i]);
-                    store_shared(at.packed + (columns * Tile::kTiles + i) * 1024 + (m.row + 8 * (h + half)) * 16 + m.t * 4, pack_halves(end.own[h][i].x + b.x, end.own[h][i].y + b.y));
-                }
-        }
-        fence_engines_shared();
-        math_barrier();
-        uint32_t own[2] = {};
-        if (masked()) own[0] = load_shared_byte(at.regions + m.row), own[1] = load_shared_byte(at.regions + m.row + 8);
-        const uint32_t bias = r.ring + m.at.slot * kChainStage;
-        if (p.bias) mbarrier::wait(r.full + m.at.slot * 8, m.at.parity);
-        attend<kKeys>(u, at.packed, 1024, at.packed + 4096, at.packed + 8192, 1024, [&](int j, float (&added)[2][2]) {
-            window_offsets(bias, m.group * kKeys + 8 * j, own, added);
-        });
-        if (p.bias) {
-            if (m.thread == 0) mbarrier::arrive(r.empty + m.at.slot * 8);
-            m.at.next(p.stages);
-        }
-    }
-
-    // Regions of the shift's mask, of the window's tokens.
-    __device__ __forceinline__ void find_regions(int window) {
-        if (!masked() || m.tid >= kChainRows) return;
-        uint32_t number, wx, ix;
-        p.by_windows.divmod(static_cast<uint32_t>(window), number);
-        const uint32_t wy = p.by_windows_x.divmod(number, wx), iy = p.by_window_w.divmod(static_cast<uint32_t>(m.tid), ix);
-        const int y = static_cast<int>(wy) * map().window_h + static_cast<int>(iy), x = static_cast<int>(wx) * map().window_w + static_cast<int>(ix);
-        const uint32_t region = (y >= p.edge_y) + (y >= p.cut_y) + 4 * ((x >= p.edge_x) + (x >= p.cut_x));
-        asm volatile("st.shared.u8 [%0], %1;" ::"r"(at.regions + m.tid), "r"(region) : "memory");
-    }
-
-    // Up to 64 queries of a head without windows.
+    // Up to 64 queries of a head.
     __device__ __forceinline__ void attend_unit(const Unit& u) {
         constexpr int kKeys = kChainMaxTokens / 4;
         uint32_t tile;
@@ -524,7 +455,7 @@ template <bool WINDOWS, int DIM, int PIECES> struct Flow {
             const __half* const q = own(p.qkv) + (int64_t{group} * 3 * p.heads + u.column) * (count * 8);
             const __half *const k = q + int64_t{p.heads} * (count * 8) + m.tid * 8, *const v = k + int64_t{p.heads} * (count * 8);
             const __half* const own = q + (piece * static_cast<int>(padded) + static_cast<int>(tile) * p.tile_rows + row) * 8;
-            if (m.lane == 0 && m.tid < count && !p.eager) await(k);
+            if (m.lane == 0 && m.tid < count) await(k);
             __syncwarp();
             uint4 got[2 * kEach + 1];
             until_set<2 * kEach + 1>(got, [&](int i) {
@@ -553,11 +484,11 @@ template <bool WINDOWS, int DIM, int PIECES> struct Flow {
     }
 
     template <Phase PHASE, class F> __device__ __forceinline__ void each_unit(const F& f) {
-        const Work<WINDOWS> work(p, PHASE);
+        const Work<false> work(p, PHASE);
 #pragma unroll 1
         for (int number = blockIdx.x; number < work.units; number += gridDim.x) {
             const Unit u = work.unit(PHASE, number);
-            if constexpr (kScarce) forget();
+            forget();
             f(work, u);
         }
     }
@@ -569,41 +500,35 @@ template <bool WINDOWS, int DIM, int PIECES> struct Flow {
             case 2: f(ChainTile2()); break;
             case 3: f(ChainTile3()); break;
             case 4: if constexpr (PHASE == kHeads || PHASE == kUp) f(ChainTile4()); break;
-            case 5: if constexpr (PHASE == kUp) f(ChainTile5()); break;
-            default: if constexpr (PHASE == kUp) f(ChainTile7());
+            default: if constexpr (PHASE == kUp) f(ChainTile5());
         }
     }
 
     __device__ __forceinline__ void run() {
 #pragma unroll 1
         for (; pair < p.pairs; ++pair) {
-            if constexpr (WINDOWS) {
-                if (p.tile_heads == 0) each_unit<kHeads>([&](const Work<WINDOWS>& work, const Unit& u) { window_unit<ChainTile4>(work, u); });
-                else each_unit<kHeads>([&](const Work<WINDOWS>& work, const Unit& u) { window_unit<ChainTile6>(work, u); });
-            } else {
-                await_first_copy();
-                with_tile<kHeads>(p.tile_heads, [&](auto tile) {
-                    each_unit<kHeads>([&](const Work<WINDOWS>& work, const Unit& u) {
-                        uint32_t part;
-                        const int group = static_cast<int>(p.by_group_tiles.divmod(static_cast<uint32_t>(u.tile), part)), padded = p.group_tiles * p.tile_rows;
-                        normal_unit<decltype(tile)>(work, u, from(), made(), 0, [&](int row) { return group_token(u.tile, row); }, [&](int piece, int row, const float (&v)[2]) {
-                            // A head's pieces of columns lie behind each other, and so do heads, and queries, keys and values.
-                            const int64_t column = int64_t{group} * (3 * p.inner / 8) + piece;
-                            if (row < p.tile_rows) store_made(own(p.qkv) + (column * padded + static_cast<int>(part) * p.tile_rows + row) * 8 + 2 * m.t, pack_halves(v[0], v[1]));
-                        });
+            await_first_copy();
+            with_tile<kHeads>(p.tile_heads, [&](auto tile) {
+                each_unit<kHeads>([&](const Work<false>& work, const Unit& u) {
+                    uint32_t part;
+                    const int group = static_cast<int>(p.by_group_tiles.divmod(static_cast<uint32_t>(u.tile), part)), padded = p.group_tiles * p.tile_rows;
+                    normal_unit<decltype(tile)>(work, u, from(), made(), 0, [&](int row) { return group_token(u.tile, row); }, [&](int piece, int row, const float (&v)[2]) {
+                        // A head's pieces of columns lie behind each other, and so do heads, and queries, keys and values.
+                        const int64_t column = int64_t{group} * (3 * p.inner / 8) + piece;
+                        if (row < p.tile_rows) store_made(own(p.qkv) + (column * padded + static_cast<int>(part) * p.tile_rows + row) * 8 + 2 * m.t, pack_halves(v[0], v[1]));
                     });
                 });
-                each_unit<kAttend>([&](const Work<WINDOWS>&, const Unit& u) { attend_unit(u); });
-            }
+            });
+            each_unit<kAttend>([&](const Work<false>&, const Unit& u) { attend_unit(u); });
             await_first_copy();
             with_tile<kMerge>(p.tile_merge, [&](auto tile) {
-                each_unit<kMerge>([&](const Work<WINDOWS>& work, const Unit& u) {
+                each_unit<kMerge>([&](const Work<false>& work, const Unit& u) {
                     add_unit<decltype(tile), false>(work, u, own(p.heads_out) + int64_t{u.tile} * p.inner * p.tile_rows, p.tile_rows, merge_at(), from(), made(), nullptr, own(p.middle),
                                                     [&](int at, int row) { return group_token(at, row); });
                 });
             });
             with_tile<kUp>(p.tile_up, [&](auto tile) {
-                each_unit<kUp>([&](const Work<WINDOWS>& work, const Unit& u) {
+                each_unit<kUp>([&](const Work<false>& work, const Unit& u) {
                     normal_unit<decltype(tile)>(work, u, own(p.middle), true, up_at(), [&](int row) { return row_token(u.tile, row); }, [&](int piece, int row, float (&v)[2]) {
                         activate(v, p.activation);
                         if (row < p.rows) store_made(own(p.hidden) + ((int64_t{u.tile} * (p.hidden_columns / 8) + piece) * p.rows + row) * 8 + 2 * m.t, pack_halves(v[0], v[1]));
@@ -613,7 +538,7 @@ template <bool WINDOWS, int DIM, int PIECES> struct Flow {
             // What the pair gives is the next one's.
             if (!last()) mbarrier::wait(r.permitted + (pair + 1 & 1) * 8, pair + 1 >> 1 & 1);
             with_tile<kDown>(p.tile_down, [&](auto tile) {
-                each_unit<kDown>([&](const Work<WINDOWS>& work, const Unit& u) {
+                each_unit<kDown>([&](const Work<false>& work, const Unit& u) {
                     add_unit<decltype(tile), true>(work, u, own(p.hidden) + int64_t{u.tile} * p.hidden_columns * p.rows, p.rows, down_at(), own(p.middle), true, between_of(pair),
                                                    last() ? p.y : copy_of(p.stream, pair + 1), [&](int at, int row) { return row_token(at, row); });
                 });
@@ -627,7 +552,7 @@ template <bool WINDOWS, int DIM, int PIECES> struct Flow {
 }  // namespace flow
 
 // DIM: of a head. PIECES: of 8 channels that one of a row's eight threads normalizes.
-template <bool WINDOWS, int DIM, int PIECES> __global__ void __launch_bounds__(kChainThreads, 1) block_flow_kernel(const __grid_constant__ ChainArgs p) {
+template <int DIM, int PIECES> __global__ void __launch_bounds__(kChainThreads, 1) block_flow_kernel(const __grid_constant__ ChainArgs p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     extern __shared__ __align__(128) unsigned char shared[];
     chain::Layout at;
@@ -652,7 +577,7 @@ template <bool WINDOWS, int DIM, int PIECES> __global__ void __launch_bounds__(k
         asm volatile("setmaxnreg.dec.sync.aligned.u32 64;");
         if (tid / 32 == kChainMath / 32) {
             // Weights are constants, so they need not wait for the kernel before.
-            chain::fetch_weights<WINDOWS>(p, r, tid % 32);
+            chain::fetch_weights<false>(p, r, tid % 32);
         } else if (tid >= kChainThreads - flow::kHelpers) {
             ptx::wait_for_previous();
             flow::fill_copies(p, r, tid - (kChainThreads - flow::kHelpers));
@@ -662,7 +587,7 @@ template <bool WINDOWS, int DIM, int PIECES> __global__ void __launch_bounds__(k
         ptx::wait_for_previous();
         const int lane = tid % 32, thread = tid % 128;
         chain::Math m{tid, lane, group, thread, lane / 4, lane % 4, thread / 32 * 16 + lane / 4, 0};
-        flow::Flow<WINDOWS, DIM, PIECES> chain{p, at, r, m, 0};
+        flow::Flow<DIM, PIECES> chain{p, at, r, m, 0};
         chain.run();
     }
 #endif

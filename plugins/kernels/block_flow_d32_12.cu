@@ -2,6 +2,6 @@
 
 namespace trt_opt {
 
-template cudaError_t launch_flow<false, 32, 12>(const ChainArgs&, int, cudaStream_t);
+template cudaError_t launch_flow<32, 12>(const ChainArgs&, int, cudaStream_t);
 
 }  // namespace trt_opt

@@ -2,6 +2,6 @@
 
 namespace trt_opt {
 
-template cudaError_t launch_flow<false, 64, 16>(const ChainArgs&, int, cudaStream_t);
+template cudaError_t launch_flow<64, 16>(const ChainArgs&, int, cudaStream_t);
 
 }  // namespace trt_opt

@@ -6,8 +6,8 @@
 
 namespace trt_opt {
 
-template <bool WINDOWS, int DIM, int PIECES> cudaError_t launch_flow(const ChainArgs& p, int shared, cudaStream_t stream) {
-    const auto kernel = block_flow_kernel<WINDOWS, DIM, PIECES>;
+template <int DIM, int PIECES> cudaError_t launch_flow(const ChainArgs& p, int shared, cudaStream_t stream) {
+    const auto kernel = block_flow_kernel<DIM, PIECES>;
     if (const cudaError_t status = allow_all_shared(kernel); status != cudaSuccess) return status;
     // All blocks must run at once, since they wait for each other; and ahead of the end of the kernel before, for their first weights.
     cudaLaunchAttribute attributes[2]{};

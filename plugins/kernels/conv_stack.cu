@@ -125,14 +125,16 @@ __device__ __forceinline__ void store4(__half* to, uint2 v, int exist) {
     store_halves<4, false>(to, exist, r);
 }
 
-// Brings so many bytes into the first-level cache. A load would need a register, and the next one to it the end of the one before.
-__device__ __forceinline__ void touch(const __half* p, int bytes, __half* scratch) {
+// Brings so many bytes into the first-level cache, by the threads from `first` on, and counts these. A load would need a register, and the next one to it the end of the one
+// before. A thread copies once in all, since copies to one place have no order.
+__device__ __forceinline__ void touch(const __half* p, int bytes, __half* scratch, int& first) {
     constexpr int kSector = 32;
-#pragma unroll 1
-    for (int at = threadIdx.x * kSector; at < bytes; at += kThreads * kSector) {
+    const int at = (static_cast<int>(threadIdx.x) - first) * kSector;
+    if (at >= 0 && at < bytes) {
         const auto address = reinterpret_cast<uintptr_t>(p) + at;
         ptx::copy<4>(scratch + 2 * threadIdx.x, reinterpret_cast<const void*>(address & ~uintptr_t{3}));
     }
+    first += (bytes + kSector - 1) / kSector;
 }
 
 template <class X> __global__ void __launch_bounds__(kThreads, 1) conv_stack_kernel(const __grid_constant__ StackArgs p) {
@@ -178,12 +180,13 @@ template <class X> __global__ void __launch_bounds__(kThreads, 1) conv_stack_ker
 #endif
     // Small constants are in the first-level cache when they are needed, each time behind a barrier.
     __half* const scratch = shared + p.barriers + kBarriers;
+    int touching = 0;
 #pragma unroll 1
     for (int i = 0; i < convs; ++i) {
         const StackConv& l = p.convs[i];
-        touch(l.staged < 0 ? l.w : l.bias, (l.staged < 0 ? bytes_of(l) : 0) + 32 * l.tiles, scratch);
+        touch(l.staged < 0 ? l.w : l.bias, (l.staged < 0 ? bytes_of(l) : 0) + 32 * l.tiles, scratch, touching);
     }
-    if (p.branch >= 0) touch(p.word_offset, 2 * static_cast<int>(p.words_h.divisor * p.words_w.divisor) * p.word_columns, scratch);
+    if (p.branch >= 0) touch(p.word_offset, 2 * static_cast<int>(p.words_h.divisor * p.words_w.divisor) * p.word_columns, scratch, touching);
     commit_copies();
     uint32_t tile_x, tile_y;
     const uint32_t image = p.tiles_h.divmod(p.tiles_w.divmod(blockIdx.x, tile_x), tile_y);
