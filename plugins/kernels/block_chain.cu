@@ -41,13 +41,12 @@ bool valid(const BlockChainProblem& q) {
 // What the phases' units are.
 struct Plan {
     int heads = 0, merge = 0, up = 0, down = 0, split = 0;  // tiles by number; split: a power of two
-    bool flow = false;  // block_flow.cuh
     float cost = 0;
 };
-int32_t tactic_of(const Plan& p) { return 1 + (p.heads | p.merge << 3 | p.up << 6 | p.down << 9 | p.split << 12 | (p.flow ? 1 << 15 : 0)); }
+int32_t tactic_of(const Plan& p) { return 1 + (p.heads | p.merge << 3 | p.up << 6 | p.down << 9 | p.split << 12); }
 Plan plan_of(int32_t tactic) {
     const int32_t t = tactic - 1;
-    return {t & 7, t >> 3 & 7, t >> 6 & 7, t >> 9 & 7, t >> 12 & 7, (t >> 15 & 1) != 0};
+    return {t & 7, t >> 3 & 7, t >> 6 & 7, t >> 9 & 7, t >> 12 & 7};
 }
 
 // Rows of a problem as the kernel cuts them.
@@ -117,7 +116,7 @@ struct Parts {
 constexpr int kFlowCopies = 3;
 constexpr int64_t kMostPartial = int64_t{16} << 20;
 int64_t partial_of(const BlockChainProblem& q, int64_t row_tiles, int split) { return split > 1 ? row_tiles * q.channels * split * 256 : 0; }
-// One copy of what pairs hand on. MOST: as much as a problem of fewer images may take, too.
+// One copy of what pairs of sequences hand on (block_flow.cuh). MOST: as much as a problem of fewer images may take, too.
 struct FlowParts {
     Parts parts;
     int64_t stream, middle, heads_out, hidden, qkv, partial;
@@ -126,13 +125,13 @@ struct FlowParts {
         const int64_t tokens = q.images * q.tokens, size = tokens * q.channels * 2, queries = int64_t{c.groups} * c.group_tiles * c.tile_rows;
         const int64_t row_tiles = most ? ::trt_opt::parts(tokens, kChainRows) : c.row_tiles, rows = most ? row_tiles * kChainRows : row_tiles * c.rows;
         stream = parts.take(q.pairs > 1 ? size : 0), middle = parts.take(size), heads_out = parts.take(queries * inner_of(q) * 2);
-        hidden = parts.take(rows * q.hidden * 2), qkv = parts.take(q.window.used() ? 0 : queries * 3 * inner_of(q) * 2);
+        hidden = parts.take(rows * q.hidden * 2), qkv = parts.take(queries * 3 * inner_of(q) * 2);
         partial = parts.take(most ? std::min(partial_of(q, row_tiles, 8), kMostPartial) : partial_of(q, row_tiles, split));
     }
 };
 
 bool fits(const BlockChainProblem& q, const Plan& p) {
-    if (p.flow && (q.window.used() || partial_of(q, cut(q).row_tiles, 1 << p.split) > kMostPartial || FlowParts(q, false, 1 << p.split).parts.bytes > INT32_MAX)) return false;
+    if (!q.window.used() && (partial_of(q, cut(q).row_tiles, 1 << p.split) > kMostPartial || FlowParts(q, false, 1 << p.split).parts.bytes > INT32_MAX)) return false;
     constexpr int kFewest = 3;
     const int64_t inner = inner_of(q);
     const int dc = depth_of(q.channels), di = depth_of(inner), dh = depth_of(q.hidden);
@@ -191,10 +190,8 @@ std::vector<Plan> plans(const BlockChainProblem& q) {
     std::vector<Plan> all;
     const auto add = [&](size_t h, size_t m, size_t u, size_t d) {
         if (h >= heads.size() || m >= merge.size() || u >= up.size() || d >= down.size()) return;
-        for (const bool flow : {true, false}) {
-            const Plan p{heads[h].tile, merge[m].tile, up[u].tile, down[d].tile, down[d].split, flow, heads[h].cost + merge[m].cost + up[u].cost + down[d].cost};
-            if (fits(q, p)) all.push_back(p);
-        }
+        const Plan p{heads[h].tile, merge[m].tile, up[u].tile, down[d].tile, down[d].split, heads[h].cost + merge[m].cost + up[u].cost + down[d].cost};
+        if (fits(q, p)) all.push_back(p);
     };
     add(0, 0, 0, 0);
     for (size_t i = 1; i <= 2; ++i) add(0, 0, 0, i), add(0, i, 0, 0), add(0, 0, i, 0), add(i, 0, 0, 0);
@@ -202,14 +199,14 @@ std::vector<Plan> plans(const BlockChainProblem& q) {
     return all;
 }
 
-struct KernelParts {
+// What the kernel of windows hands on.
+struct WindowParts {
     Parts parts;
-    int64_t middle, heads_out, hidden, qkv, partial, tickets, barrier;
-    explicit KernelParts(const BlockChainProblem& q) {
+    int64_t middle, heads_out, hidden, partial, tickets, barrier;
+    explicit WindowParts(const BlockChainProblem& q) {
         const Cut c = cut(q);
         const int64_t tokens = q.images * q.tokens, queries = int64_t{c.groups} * c.group_tiles * kChainRows, rows = (parts_of(tokens) + 1) * kChainRows;
         middle = parts.take(tokens * q.channels * 2), heads_out = parts.take(queries * inner_of(q) * 2), hidden = parts.take(rows * q.hidden * 2);
-        qkv = parts.take(q.window.used() ? 0 : queries * 3 * inner_of(q) * 2);
         partial = parts.take((parts_of(tokens) + 1) * q.channels * 8 * 256), tickets = parts.take((parts_of(tokens) + 1) * (q.channels / 16) * 4), barrier = parts.take(128);
     }
     static int64_t parts_of(int64_t tokens) { return ::trt_opt::parts(tokens, kChainRows); }
@@ -218,18 +215,19 @@ struct KernelParts {
 cudaError_t run_kernel(const BlockChainProblem& q, const Plan& plan, int32_t slot, cudaStream_t stream) {
     const Cut c = cut(q);
     const Shared s = shared_of(q, plan);
-    const KernelParts w(q);
-    const FlowParts copy(q, false, 1 << plan.split);
     auto* const workspace = static_cast<unsigned char*>(q.workspace);
     const auto half = [&](int64_t at) { return reinterpret_cast<__half*>(workspace + at); };
     const int64_t inner = inner_of(q);
     ChainArgs p{};
     p.x = static_cast<const __half*>(q.x), p.weights = static_cast<const __half*>(q.weights), p.vectors = static_cast<const __half*>(q.vectors), p.y = static_cast<__half*>(q.y);
     p.between = static_cast<const __half*>(q.between);
-    p.middle = half(w.middle), p.heads_out = half(w.heads_out), p.hidden = half(w.hidden), p.qkv = half(w.qkv);
-    p.partial = reinterpret_cast<float2*>(workspace + w.partial), p.tickets = reinterpret_cast<uint32_t*>(workspace + w.tickets);
-    p.barrier = reinterpret_cast<uint32_t*>(workspace + w.barrier);
-    if (plan.flow) {
+    if (q.window.used()) {
+        const WindowParts w(q);
+        p.middle = half(w.middle), p.heads_out = half(w.heads_out), p.hidden = half(w.hidden);
+        p.partial = reinterpret_cast<float2*>(workspace + w.partial), p.tickets = reinterpret_cast<uint32_t*>(workspace + w.tickets);
+        p.barrier = reinterpret_cast<uint32_t*>(workspace + w.barrier);
+    } else {
+        const FlowParts copy(q, false, 1 << plan.split);
         p.copies = workspace, p.stream = half(copy.stream), p.middle = half(copy.middle), p.heads_out = half(copy.heads_out), p.hidden = half(copy.hidden);
         p.qkv = half(copy.qkv), p.partial = reinterpret_cast<float2*>(workspace + copy.partial), p.barrier = reinterpret_cast<uint32_t*>(workspace + kFlowCopies * copy.parts.bytes);
         p.copy_bytes = static_cast<uint32_t>(copy.parts.bytes), p.unset = static_cast<int>(copy.parts.bytes / 16), p.unset_share = static_cast<int>(parts(p.unset, device().multiprocessors));
@@ -267,12 +265,12 @@ cudaError_t run_kernel(const BlockChainProblem& q, const Plan& plan, int32_t slo
         p.by_windows = division(g.windows()), p.by_windows_x = division(windows_x), p.by_window_w = division(g.window_w);
     }
     const int pieces = pieces_of(q);
-#define TRT_OPT_CASE(dim_, pieces_) \
-    if (q.window.used() && q.dim == dim_ && pieces == pieces_) return launch_chain<true, dim_, pieces_>(p, s.all, stream);
+#define TRT_OPT_CASE(pieces_) \
+    if (q.window.used() && pieces == pieces_) return launch_chain<pieces_>(p, s.all, stream);
     TRT_OPT_CHAINS_IN_WINDOWS(TRT_OPT_CASE)
 #undef TRT_OPT_CASE
 #define TRT_OPT_CASE(dim_, pieces_) \
-    if (!q.window.used() && q.dim == dim_ && pieces == pieces_) return plan.flow ? launch_flow<dim_, pieces_>(p, s.all, stream) : launch_chain<false, dim_, pieces_>(p, s.all, stream);
+    if (!q.window.used() && q.dim == dim_ && pieces == pieces_) return launch_flow<dim_, pieces_>(p, s.all, stream);
     TRT_OPT_CHAINS_OF_SEQUENCES(TRT_OPT_CASE)
 #undef TRT_OPT_CASE
     return cudaErrorInvalidValue;
@@ -368,7 +366,10 @@ bool slot_taken[kSlots];
 int64_t chain_weights(const BlockChainProblem& q) { return q.pairs * pair_weights(q); }
 int64_t chain_vectors(const BlockChainProblem& q) { return q.pairs * pair_vectors(q); }
 
-int64_t block_chain_workspace(const BlockChainProblem& q) { return valid(q) ? std::max({KernelParts(q).parts.bytes, kFlowCopies * FlowParts(q, true, 1).parts.bytes + 128, BlockParts(q).parts.bytes}) : 0; }
+int64_t block_chain_workspace(const BlockChainProblem& q) {
+    if (!valid(q)) return 0;
+    return std::max(q.window.used() ? WindowParts(q).parts.bytes : kFlowCopies * FlowParts(q, true, 1).parts.bytes + 128, BlockParts(q).parts.bytes);
+}
 
 std::vector<int32_t> block_chain_tactics(const BlockChainProblem& q) {
     std::vector<int32_t> tactics;

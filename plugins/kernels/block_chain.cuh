@@ -1,5 +1,5 @@
-// Transformer blocks in sequence as one kernel that all multiprocessors run together, a block of threads each, with a barrier of the whole device between
-// its phases. The phases of a pair of blocks:
+// Transformer blocks in sequence, in windows, as one kernel that all multiprocessors run together, a block of threads each, with a barrier of the whole device between
+// its phases; and what it has in common with the kernel of sequences (block_flow.cuh). The phases of a pair of blocks:
 //   heads   norm and product to queries, keys and values; within windows the attention of a head, too
 //   attend  without windows: the attention of up to 64 queries of a head
 //   merge   product of the heads' results, and the residual add
@@ -267,38 +267,22 @@ template <bool WINDOWS> __device__ __forceinline__ void fetch_weights(const Chai
 }
 
 // The thread that fetches rows which other blocks have made.
-template <bool WINDOWS, int DIM> __device__ __forceinline__ void fetch_rows(const ChainArgs& p, const Rings& r, uint32_t to, uint32_t start) {
+__device__ __forceinline__ void fetch_rows(const ChainArgs& p, const Rings& r, uint32_t to, uint32_t start) {
     int opened = 0;
     uint32_t fetched = 0;
-    const int padded = p.group_tiles * p.tile_rows;
     for (int pair = 0; pair < p.pairs; ++pair) {
 #pragma unroll 1
         for (int phase = 0; phase < kPhases; ++phase) {
-            if (WINDOWS && phase == kAttend) continue;
+            if (phase == kAttend) continue;
             const int before = opened++;
             if (phase == kHeads || phase == kUp) continue;
-            const Work<WINDOWS> work(p, static_cast<Phase>(phase));
+            const Work<true> work(p, static_cast<Phase>(phase));
             if (static_cast<int>(blockIdx.x) >= work.units) continue;
             wait_device(p.barrier, start, before);
             fence_engines();
             for (int number = blockIdx.x; number < work.units; number += gridDim.x) {
                 const Unit u = work.unit(static_cast<Phase>(phase), number);
                 mbarrier::wait(r.rows_free, (fetched++ & 1) ^ 1);
-                if (phase == kAttend) {
-                    uint32_t tile;
-                    const uint32_t group = p.by_group_tiles.divmod(static_cast<uint32_t>(u.tile), tile);
-                    const uint32_t one = static_cast<uint32_t>(padded * DIM);  // elements of a head's queries
-                    const __half* const q = p.qkv + (int64_t{group} * 3 * p.heads + u.column) * one;
-                    // Values, keys, queries: what a product reads beyond the last value is a key. Keys and queries are the first part.
-                    mbarrier::expect(r.rows_full, 2 * (one + static_cast<uint32_t>(p.tile_rows * DIM)));
-                    for (int c = 0; c < DIM / 8; ++c)
-                        mbarrier::copy(to + 4 * one + c * p.tile_rows * 16, q + (c * padded + static_cast<int>(tile) * p.tile_rows) * 8, p.tile_rows * 16, r.rows_full);
-                    mbarrier::copy(to + 2 * one, q + int64_t{p.heads} * one, 2 * one, r.rows_full);
-                    mbarrier::expect(r.rows_full + 8, 2 * one);
-                    mbarrier::copy(to, q + int64_t{2} * p.heads * one, 2 * one, r.rows_full + 8);
-                    for (int part = 2; part < kChainParts; ++part) mbarrier::arrive(r.rows_full + part * 8);
-                    continue;
-                }
                 const int rows = phase == kDown ? p.rows : p.tile_rows;
                 const __half* const from = (phase == kMerge ? p.heads_out + int64_t{u.tile} * p.inner * rows : p.hidden + int64_t{u.tile} * p.hidden_columns * rows) + u.split * work.chunks * work.stage * rows;
                 const int chunks = (work.chunks + kChainParts - 1) / kChainParts;
@@ -455,7 +439,7 @@ template <int OUT, int COUNT> __device__ __forceinline__ void weigh_values(float
     warpgroup::settle(out);
 }
 
-template <bool WINDOWS, int DIM, int PIECES> struct Chain {
+template <int PIECES> struct Chain {
     const ChainArgs& p;
     const Layout& at;
     const Rings& r;
@@ -465,24 +449,17 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
     const WindowMap* map;
     bool masked;
 
-    static constexpr bool kScarce = !WINDOWS || PIECES > 6;  // registers, for what all phases have in common
+    static constexpr int DIM = 32;                // of a head
+    static constexpr bool kScarce = PIECES > 6;  // registers, for what all phases have in common
 
     // Offsets into a pair's vectors.
     __device__ __forceinline__ int bias_at() const { return 3 * p.inner; }
     __device__ __forceinline__ int merge_at() const { return bias_at() + (p.bias ? p.heads * p.group_tokens * p.bias_row : 0); }
     __device__ __forceinline__ int up_at() const { return merge_at() + p.channels; }
     __device__ __forceinline__ int down_at() const { return up_at() + p.hidden_columns; }
-    // What is added to what a pair gives; or null.
-    __device__ __forceinline__ const __half* between_of(int pair) const {
-        return p.between && pair + 1 < p.pairs ? p.between + int64_t{pair} * p.tokens * p.channels : nullptr;
-    }
-
     // Token of a row of a tile of a group's queries, or -1.
     __device__ __forceinline__ int64_t group_token(int tile, int row) const {
-        if (WINDOWS) return row < p.group_tokens ? map->source(static_cast<uint32_t>(tile * p.group_tokens + row)) : -1;
-        uint32_t part;
-        const int group = static_cast<int>(p.by_group_tiles.divmod(static_cast<uint32_t>(tile), part)), at = static_cast<int>(part) * p.tile_rows + row;
-        return row < p.tile_rows && at < p.group_tokens ? group * p.group_tokens + at : -1;
+        return row < p.group_tokens ? map->source(static_cast<uint32_t>(tile * p.group_tokens + row)) : -1;
     }
     __device__ __forceinline__ int64_t row_token(int tile, int row) const {
         const int token = tile * p.rows + row;
@@ -567,16 +544,13 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
     // As they are, so that nothing waits for them before they are needed.
     __device__ __forceinline__ uint32_t pair_of_vector(int at) const { return __ldg(reinterpret_cast<const uint32_t*>(vectors + at)); }
 
-    // Products with the residual add, and with that of `between`, if there is one: their sum is rounded once.
+    // Products with the residual add.
     template <class Tile, bool SPLIT, class Token>
-    __device__ __forceinline__ void add_unit(const Work<WINDOWS>& work, const Unit& u, int rows, int bias, const __half* residual, const __half* between, __half* to, const Token& token_of) {
+    __device__ __forceinline__ void add_unit(const Work<true>& work, const Unit& u, int rows, int bias, const __half* residual, __half* to, const Token& token_of) {
         constexpr int kTiles = Tile::kTiles, kHalves = Tile::kHalves;
-        // Asked for early, but where there are no registers to keep it in.
-        constexpr bool kBetween = SPLIT && !WINDOWS, kEarly = PIECES <= 6;
         const int column = u.column + m.group / Tile::kSharers * Tile::kColumns + Ended<Tile>::first_of(m) * 8 + 2 * m.t;
-        const auto load_between = [&](int64_t token, int i) { return between && token >= 0 ? load_pair(between + token * p.channels + column + 8 * i) : 0u; };
         int64_t token[kHalves];
-        uint32_t added[kHalves][kTiles], more[kHalves][kTiles];
+        uint32_t added[kHalves][kTiles];
         uint32_t offset[kTiles];
 #pragma unroll
         for (int i = 0; i < kTiles; ++i) offset[i] = pair_of_vector(bias + column + 8 * i);
@@ -584,10 +558,8 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
         for (int h = 0; h < kHalves; ++h) {
             token[h] = token_of(u.tile, m.row + 8 * (h + Ended<Tile>::half_of(m)));
 #pragma unroll
-            for (int i = 0; i < kTiles; ++i) {
+            for (int i = 0; i < kTiles; ++i)
                 added[h][i] = token[h] >= 0 ? load_pair(residual + token[h] * p.channels + column + 8 * i) : 0u;
-                if constexpr (kBetween && kEarly) more[h][i] = load_between(token[h], i);
-            }
         }
         float acc[Tile::kColumns / 2] = {};
         multiply_unit<Tile, true>(p, r, at.rows, m, work.chunks, work.stage, rows, acc);
@@ -628,11 +600,7 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
             for (int h = 0; h < kHalves; ++h)
 #pragma unroll
                 for (int i = 0; i < kTiles; ++i) {
-                    float2 v = floats(added[h][i]);
-                    const float2 b = floats(offset[i]);
-                    if constexpr (kBetween) {
-                        if (const float2 of = floats(kEarly ? more[h][i] : load_between(token[h], i)); between) v.x += of.x, v.y += of.y;
-                    }
+                    const float2 v = floats(added[h][i]), b = floats(offset[i]);
                     const uint32_t sum = pack_halves(end.own[h][i].x + b.x + v.x, end.own[h][i].y + b.y + v.y);
                     if (token[h] >= 0) *reinterpret_cast<uint32_t*>(to + token[h] * p.channels + column + 8 * i) = sum;
                 }
@@ -643,7 +611,7 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
 
     // Normalized rows by weights.
     template <class Tile, class Token, class End>
-    __device__ __forceinline__ void normal_unit(const Work<WINDOWS>& work, const Unit& u, const __half* stream, int bias, bool waits, const Token& token_of, const End& end_with) {
+    __device__ __forceinline__ void normal_unit(const Work<true>& work, const Unit& u, const __half* stream, int bias, bool waits, const Token& token_of, const End& end_with) {
         const int first = u.column / 8 + m.group / Tile::kSharers * (Tile::kColumns / 8) + Ended<Tile>::first_of(m);
         uint32_t offset[Tile::kTiles];
 #pragma unroll
@@ -666,8 +634,8 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
     // The attention of up to 64 queries of a head over KEYS keys a warpgroup. Their rows, and those of the values, lie `along` bytes apart for eight elements.
     // `offsets(j, added)`: what the scores of keys 8 j + 2 t and the next have added, for both rows, in log2 units. The place of a unit's rows is free, or is as soon
     // as all warpgroups have seen the values.
-    template <int KEYS, class Values, class Offsets>
-    __device__ __forceinline__ void attend(const Unit& u, uint32_t queries, uint32_t query_along, uint32_t keys, uint32_t values, uint32_t along, const Values& wait_for_values, const Offsets& offsets) {
+    template <int KEYS, class Offsets>
+    __device__ __forceinline__ void attend(const Unit& u, uint32_t queries, uint32_t query_along, uint32_t keys, uint32_t values, uint32_t along, const Offsets& offsets) {
         constexpr int kOut = DIM / 2;
         using Tile = ChainTile<DIM, 1>;
         const int first = m.group * KEYS;
@@ -693,7 +661,6 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
                     }
             }
             soften(s, top, sum);
-            wait_for_values();
             weigh_values(out, s, values + first * 16, along);
         }
         // Each warpgroup's largest score and sum of a row.
@@ -742,7 +709,7 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
     }
 
     // A head of a window.
-    __device__ __forceinline__ void window_unit(const Work<WINDOWS>& work, const Unit& u, bool waits) {
+    __device__ __forceinline__ void window_unit(const Work<true>& work, const Unit& u, bool waits) {
         using Tile = ChainTile4;
         constexpr int kKeys = kChainRows / 4;
         const int columns = m.group / Tile::kSharers, half = Ended<Tile>::half_of(m);
@@ -767,7 +734,7 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
         if (masked) own[0] = load_shared_byte(at.regions + m.row), own[1] = load_shared_byte(at.regions + m.row + 8);
         const uint32_t bias = r.ring + m.at.slot * kChainStage;
         if (p.bias) mbarrier::wait(r.full + m.at.slot * 8, m.at.parity);
-        attend<kKeys>(u, at.packed, 1024, at.packed + 4096, at.packed + 8192, 1024, [] {}, [&](int j, float (&added)[2][2]) {
+        attend<kKeys>(u, at.packed, 1024, at.packed + 4096, at.packed + 8192, 1024, [&](int j, float (&added)[2][2]) {
             window_offsets(bias, m.group * kKeys + 8 * j, own, added);
         });
         if (p.bias) {
@@ -787,28 +754,8 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
         asm volatile("st.shared.u8 [%0], %1;" ::"r"(at.regions + m.tid), "r"(region) : "memory");
     }
 
-    // Up to 64 queries of a head without windows.
-    __device__ __forceinline__ void attend_unit(const Unit& u) {
-        constexpr int kKeys = kChainMaxTokens / 4;
-        uint32_t tile;
-        p.by_group_tiles.divmod(static_cast<uint32_t>(u.tile), tile);
-        const uint32_t padded = static_cast<uint32_t>(p.group_tiles * p.tile_rows), values = at.rows, keys = values + padded * DIM * 2, queries = keys + padded * DIM * 2;
-        const int query = static_cast<int>(tile) * p.tile_rows + m.row;
-        mbarrier::wait(r.rows_full, m.fetched & 1);
-        attend<kKeys>(u, queries, static_cast<uint32_t>(p.tile_rows) * 16, keys, values, padded * 16, [&] { mbarrier::wait(r.rows_full + 8, m.fetched & 1); }, [&](int j, float (&added)[2][2]) {
-            const int key = m.group * kKeys + 8 * j;
-            if (!p.bias || key >= p.bias_row) return;
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                const float2 b = floats(pair_of_vector(bias_at() + (u.column * p.group_tokens + min(query + 8 * h, p.group_tokens - 1)) * p.bias_row + key + 2 * m.t));
-                added[h][0] = b.x * kLog2, added[h][1] = b.y * kLog2;
-            }
-        });
-        free_rows();
-    }
-
     template <Phase PHASE, class F> __device__ __forceinline__ void each_unit(const F& f, bool waits, bool last) {
-        const Work<WINDOWS> work(p, PHASE);
+        const Work<true> work(p, PHASE);
         bool any = false;
 #pragma unroll 1
         for (int number = blockIdx.x; number < work.units; number += gridDim.x) {
@@ -817,7 +764,7 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
             f(work, u, waits && !any);
             any = true;
         }
-        end_phase<PHASE == kHeads || PHASE == kAttend || PHASE == kUp>(any, last);
+        end_phase<PHASE == kHeads || PHASE == kUp>(any, last);
     }
 
     template <Phase PHASE, class F> __device__ __forceinline__ void with_tile(int tile, const F& f) {
@@ -826,7 +773,7 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
             case 1: f(ChainTile1()); break;
             case 2: f(ChainTile2()); break;
             case 3: f(ChainTile3()); break;
-            case 4: if constexpr (PHASE == kHeads || PHASE == kUp) f(ChainTile4()); break;
+            case 4: if constexpr (PHASE == kUp) f(ChainTile4()); break;
             default: if constexpr (PHASE == kUp) f(ChainTile5());
         }
     }
@@ -837,42 +784,20 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
         for (int pair = 0; pair < p.pairs; ++pair) {
             from = pair == 0 ? p.x : p.y;
             vectors = p.vectors + static_cast<int64_t>(pair) * pair_vectors;
-            masked = WINDOWS && (p.shifted >> pair & 1);
+            masked = p.shifted >> pair & 1;
             map = masked ? &p.rolled : &p.plain;
 
-            if constexpr (WINDOWS) {
-                each_unit<kHeads>(
-                    [&](const Work<WINDOWS>& work, const Unit& u, bool waits) {
-                        window_unit(work, u, waits);
-                    },
-                    pair > 0, false);
-            } else {
-                with_tile<kHeads>(p.tile_heads, [&](auto tile) {
-                    each_unit<kHeads>(
-                        [&](const Work<WINDOWS>& work, const Unit& u, bool waits) {
-                            uint32_t part;
-                            const int group = static_cast<int>(p.by_group_tiles.divmod(static_cast<uint32_t>(u.tile), part)), padded = p.group_tiles * p.tile_rows;
-                            normal_unit<decltype(tile)>(work, u, from, 0, waits, [&](int row) { return group_token(u.tile, row); }, [&](int piece, int row, const float (&v)[2]) {
-                                // A head's pieces of columns lie behind each other, and so do heads, and queries, keys and values.
-                                const int64_t column = int64_t{group} * (3 * p.inner / 8) + piece;
-                                if (row < p.tile_rows)
-                                    *reinterpret_cast<uint32_t*>(p.qkv + (column * padded + static_cast<int>(part) * p.tile_rows + row) * 8 + 2 * m.t) = pack_halves(v[0], v[1]);
-                            });
-                        },
-                        pair > 0, false);
-                });
-                each_unit<kAttend>([&](const Work<WINDOWS>&, const Unit& u, bool) { attend_unit(u); }, false, false);
-            }
+            each_unit<kHeads>([&](const Work<true>& work, const Unit& u, bool waits) { window_unit(work, u, waits); }, pair > 0, false);
             with_tile<kMerge>(p.tile_merge, [&](auto tile) {
                 each_unit<kMerge>(
-                    [&](const Work<WINDOWS>& work, const Unit& u, bool waits) {
-                        add_unit<decltype(tile), false>(work, u, p.tile_rows, merge_at(), from, nullptr, p.middle, [&](int at, int row) { return group_token(at, row); });
+                    [&](const Work<true>& work, const Unit& u, bool waits) {
+                        add_unit<decltype(tile), false>(work, u, p.tile_rows, merge_at(), from, p.middle, [&](int at, int row) { return group_token(at, row); });
                     },
                     false, false);
             });
             with_tile<kUp>(p.tile_up, [&](auto tile) {
                 each_unit<kUp>(
-                    [&](const Work<WINDOWS>& work, const Unit& u, bool waits) {
+                    [&](const Work<true>& work, const Unit& u, bool waits) {
                         normal_unit<decltype(tile)>(work, u, p.middle, up_at(), waits, [&](int row) { return row_token(u.tile, row); }, [&](int piece, int row, float (&v)[2]) {
                             activate(v, p.activation);
                             if (row < p.rows) *reinterpret_cast<uint32_t*>(p.hidden + ((int64_t{u.tile} * (p.hidden_columns / 8) + piece) * p.rows + row) * 8 + 2 * m.t) = pack_halves(v[0], v[1]);
@@ -882,8 +807,8 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
             });
             with_tile<kDown>(p.tile_down, [&](auto tile) {
                 each_unit<kDown>(
-                    [&](const Work<WINDOWS>& work, const Unit& u, bool waits) {
-                        add_unit<decltype(tile), true>(work, u, p.rows, down_at(), p.middle, between_of(pair), p.y, [&](int at, int row) { return row_token(at, row); });
+                    [&](const Work<true>& work, const Unit& u, bool waits) {
+                        add_unit<decltype(tile), true>(work, u, p.rows, down_at(), p.middle, p.y, [&](int at, int row) { return row_token(at, row); });
                     },
                     false, pair + 1 == p.pairs);
             });
@@ -893,8 +818,8 @@ template <bool WINDOWS, int DIM, int PIECES> struct Chain {
 
 }  // namespace chain
 
-// DIM: of a head. PIECES: of 8 channels that one of a row's eight threads normalizes.
-template <bool WINDOWS, int DIM, int PIECES> __global__ void __launch_bounds__(kChainThreads, 1) block_chain_kernel(const __grid_constant__ ChainArgs p) {
+// PIECES: of 8 channels that one of a row's eight threads normalizes.
+template <int PIECES> __global__ void __launch_bounds__(kChainThreads, 1) block_chain_kernel(const __grid_constant__ ChainArgs p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     extern __shared__ __align__(128) unsigned char shared[];
     chain::Layout at;
@@ -919,11 +844,11 @@ template <bool WINDOWS, int DIM, int PIECES> __global__ void __launch_bounds__(k
         asm volatile("setmaxnreg.dec.sync.aligned.u32 64;");
         if (tid / 32 == kChainMath / 32) {
             // Weights are constants, so they need not wait for the kernel before.
-            chain::fetch_weights<WINDOWS>(p, r, tid % 32);
+            chain::fetch_weights<true>(p, r, tid % 32);
         } else if (tid / 32 == kChainMath / 32 + 1) {
             ptx::wait_for_previous();
             const uint32_t start = chain::begin(p);
-            if (tid % 32 == 0) chain::fetch_rows<WINDOWS, DIM>(p, r, at.rows, start);
+            if (tid % 32 == 0) chain::fetch_rows(p, r, at.rows, start);
         }
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 104;");
@@ -933,7 +858,7 @@ template <bool WINDOWS, int DIM, int PIECES> __global__ void __launch_bounds__(k
         const uint32_t start = chain::begin(p);
         const int lane = tid % 32, thread = tid % 128;
         chain::Math m{tid, lane, group, thread, lane / 4, lane % 4, thread / 32 * 16 + lane / 4, start};
-        chain::Chain<WINDOWS, DIM, PIECES> chain{p, at, r, m, nullptr, nullptr, nullptr, false};
+        chain::Chain<PIECES> chain{p, at, r, m, nullptr, nullptr, nullptr, false};
         chain.run();
     }
 #endif

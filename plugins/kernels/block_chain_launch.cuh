@@ -6,10 +6,9 @@
 
 namespace trt_opt {
 
-template <bool WINDOWS, int DIM, int PIECES> cudaError_t launch_chain(const ChainArgs& p, int shared, cudaStream_t stream) {
-    const auto kernel = block_chain_kernel<WINDOWS, DIM, PIECES>;
+// A block on each multiprocessor: all run at once, since they wait for each other; and ahead of the end of the kernel before, for their first weights.
+inline cudaError_t launch_everywhere(void (*kernel)(ChainArgs), const ChainArgs& p, int shared, cudaStream_t stream) {
     if (const cudaError_t status = allow_all_shared(kernel); status != cudaSuccess) return status;
-    // All blocks must run at once, since they wait for each other; and ahead of the end of the kernel before, for their first weights.
     cudaLaunchAttribute attributes[2]{};
     attributes[0].id = cudaLaunchAttributeCooperative, attributes[0].val.cooperative = 1;
     attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization, attributes[1].val.programmaticStreamSerializationAllowed = 1;
@@ -19,5 +18,7 @@ template <bool WINDOWS, int DIM, int PIECES> cudaError_t launch_chain(const Chai
     const cudaError_t status = cudaLaunchKernelEx(&config, kernel, p);
     return status != cudaSuccess ? (cudaGetLastError(), status) : cudaGetLastError();
 }
+
+template <int PIECES> cudaError_t launch_chain(const ChainArgs& p, int shared, cudaStream_t stream) { return launch_everywhere(block_chain_kernel<PIECES>, p, shared, stream); }
 
 }  // namespace trt_opt

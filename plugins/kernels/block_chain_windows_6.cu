@@ -2,6 +2,6 @@
 
 namespace trt_opt {
 
-template cudaError_t launch_chain<true, 32, 6>(const ChainArgs&, int, cudaStream_t);
+template cudaError_t launch_chain<6>(const ChainArgs&, int, cudaStream_t);
 
 }  // namespace trt_opt

@@ -1,23 +1,10 @@
 #pragma once
 
+#include "block_chain_launch.cuh"
 #include "block_flow.cuh"
-#include "block_chain.h"
-#include "launch.cuh"
 
 namespace trt_opt {
 
-template <int DIM, int PIECES> cudaError_t launch_flow(const ChainArgs& p, int shared, cudaStream_t stream) {
-    const auto kernel = block_flow_kernel<DIM, PIECES>;
-    if (const cudaError_t status = allow_all_shared(kernel); status != cudaSuccess) return status;
-    // All blocks must run at once, since they wait for each other; and ahead of the end of the kernel before, for their first weights.
-    cudaLaunchAttribute attributes[2]{};
-    attributes[0].id = cudaLaunchAttributeCooperative, attributes[0].val.cooperative = 1;
-    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization, attributes[1].val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(static_cast<unsigned>(device().multiprocessors)), config.blockDim = dim3(kChainThreads), config.dynamicSmemBytes = static_cast<size_t>(shared);
-    config.stream = stream, config.attrs = attributes, config.numAttrs = 2;
-    const cudaError_t status = cudaLaunchKernelEx(&config, kernel, p);
-    return status != cudaSuccess ? (cudaGetLastError(), status) : cudaGetLastError();
-}
+template <int DIM, int PIECES> cudaError_t launch_flow(const ChainArgs& p, int shared, cudaStream_t stream) { return launch_everywhere(block_flow_kernel<DIM, PIECES>, p, shared, stream); }
 
 }  // namespace trt_opt

@@ -951,7 +951,7 @@ def bench_block_chain(lib, name, images, tokens, channels, heads, dim, pairs, wi
 
 def tactic_text(tactic):
     t, widths = tactic - 1, (16, 32, 48, 64, 96, 192)
-    return f"heads {t & 7}, merge {widths[t >> 3 & 7]}, up {widths[t >> 6 & 7]}, down {widths[t >> 9 & 7]} in {1 << (t >> 12 & 7)}{', flow' if t >> 15 & 1 else ''}"
+    return f"heads {t & 7}, merge {widths[t >> 3 & 7]}, up {widths[t >> 6 & 7]}, down {widths[t >> 9 & 7]} in {1 << (t >> 12 & 7)}"
 
 
 class SwinStage:

@@ -1,7 +1,0 @@
-#include "block_chain_launch.cuh"
-
-namespace trt_opt {
-
-template cudaError_t launch_chain<false, 32, 12>(const ChainArgs&, int, cudaStream_t);
-
-}  // namespace trt_opt
