@@ -184,6 +184,26 @@ fn a_run_without_native_engines_is_named_once_for_a_model() {
 }
 
 #[test]
+fn a_reference_that_differs_between_runs_is_named() {
+    let warnings = |other: f64| {
+        let rows = [("r", 100.0, "native"), ("s", other, "all")];
+        let rows =
+            rows.map(|(run, us, variant)| [row(run, "resnet50", "native", us), row(run, "swin_t", variant, 90.0)]);
+        let mut value = small(rows.concat());
+        value["environment"]["s"] = environment("2020-01-02T00:00:00Z");
+        let (merged, _) = merge_values(&[value]).unwrap();
+        View::new(&merged).warnings().into_iter().filter(|w| w.starts_with("ResNet-50")).collect::<Vec<_>>()
+    };
+    assert_eq!(warnings(102.9), Vec::<String>::new());
+    let named = warnings(106.0).join("\n");
+    assert!(
+        named.contains("takes 100 us in run r and 106 us in run s")
+            && named.ends_with("up to 6.0 % apart by that alone"),
+        "{named}"
+    );
+}
+
+#[test]
 fn a_tuned_engine_that_loses_is_named() {
     let rows = vec![row("r", "swin_t", "native", 100.0), row("r", "swin_t", "tuned", 103.0)];
     let (merged, _) = merge_values(&[small(rows)]).unwrap();

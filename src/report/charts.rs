@@ -158,6 +158,10 @@ pub fn ladder(view: &View, model: &str, setting: Setting) -> Option<Chart> {
             groups.push(Group { heading, rows: lines });
         }
     }
+    // One bar compares nothing.
+    if groups.iter().map(|group| group.rows.len()).sum::<usize>() < 2 {
+        return None;
+    }
     let description: Vec<String> = rows.iter().map(|r| format!("{} {} us", r.variant, us(r.p50_us))).collect();
     Some(Chart {
         id: format!("ladder-{}-{}", slug(model), setting_slug(setting)),

@@ -5,7 +5,8 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::published;
-use super::schema::{Class, Environment, Goal, Precision, Report, Row, Setting};
+use super::render::format::us;
+use super::schema::{Class, Environment, Goal, Mode, Precision, Report, Row, Setting};
 
 /// The largest allowed error of any engine against fp32.
 pub const ERROR_LIMIT: f64 = 1e-2;
@@ -309,9 +310,42 @@ impl<'a> View<'a> {
         lacking.into_iter().map(sentence).collect()
     }
 
+    /// Once for a batch size and mode in which ResNet-50, which ratios are over, takes longer in one run that is shown than in another.
+    fn unsteady_references(&self) -> Vec<String> {
+        const STEADY: f64 = 1.03;
+        let sentence = |(batch, mode): (u32, Mode)| {
+            let runs: BTreeSet<&str> = self
+                .rows
+                .iter()
+                .filter(|r| {
+                    (r.batch, r.mode) == (batch, mode) && r.model != super::REFERENCE_MODEL && r.x_resnet50.is_some()
+                })
+                .map(|r| r.run.as_str())
+                .collect();
+            let mut references: Vec<&Row> =
+                runs.into_iter().filter_map(|run| self.report.reference(run, batch, mode)).collect();
+            references.sort_by(|a, b| a.p50_us.total_cmp(&b.p50_us));
+            let (least, most) = (references.first()?, references.last()?);
+            let spread = most.p50_us / least.p50_us;
+            (spread > STEADY).then(|| {
+                format!(
+                    "ResNet-50 (fp16, batch {batch}, {mode}) takes {} us in run {} and {} us in run {}: ratios to it are formed inside a run, so those of different runs are up to {:.1} % apart by that alone",
+                    us(least.p50_us),
+                    least.run,
+                    us(most.p50_us),
+                    most.run,
+                    100.0 * (spread - 1.0)
+                )
+            })
+        };
+        let settings: BTreeSet<(u32, Mode)> = self.rows.iter().map(|r| (r.batch, r.mode)).collect();
+        settings.into_iter().filter_map(sentence).collect()
+    }
+
     /// What a reader has to know before believing the figures.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = self.without_baselines();
+        warnings.extend(self.unsteady_references());
         for row in &self.rows {
             if let Some(error) = row.rel_err
                 && error > self.error_limit(row).limit
