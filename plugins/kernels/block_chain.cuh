@@ -67,8 +67,8 @@ struct ChainArgs {
     int edge_y, cut_y, edge_x, cut_x;
     FastDiv by_heads, by_group_tiles, by_windows, by_windows_x, by_window_w, by_merge, by_heads_tiles, by_up, by_down, by_split;
     WindowMap plain, rolled;
-    const __half* between;      // [pairs - 1, tokens, channels], added to what each pair but the last gives; or null
-    // What pairs hand on within the kernel, three times over; pointers are to the first. Bytes from one to the next; 16 bytes of one, and a block's share of them.
+    const __half* between;      // of sequences: [pairs - 1, tokens, channels], added to what each pair but the last gives; or null
+    // What pairs of sequences hand on within the kernel, three times over; pointers are to the first. Bytes from one to the next; 16 bytes of one, and a block's share of them.
     unsigned char* copies;
     __half* stream;
     uint32_t copy_bytes;

@@ -1,5 +1,5 @@
-// The blocks of block_chain.cuh without barriers of the device between their phases: whatever a phase hands on is in memory that has been filled with words that no
-// result is, and whoever needs it loads it until none of these words is left. So a result is on its way as soon as it is stored, and nothing waits for stores to have
+// A chain of blocks over sequences, in the phases of block_chain.cuh but without barriers of the device between them: whatever a phase hands on is in memory that has been
+// filled with words that no result is, and whoever needs it loads it until none of these words is left. So a result is on its way as soon as it is stored, and nothing waits for stores to have
 // landed, nor for blocks that it takes nothing from. What the sharers of a contracted index exchange goes the same way, each of which ends a part of the rows.
 //
 // Such memory is filled anew before each use, by two more warps: there are three copies of it, which the pairs take by turns, so that one is filled while the two
