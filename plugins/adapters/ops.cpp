@@ -1193,9 +1193,21 @@ private:
     int32_t rank_;
 };
 
-class PixelEmbed final : public Op {
+// Of an image, which may be fp32 where all else is fp16.
+class OfImage : public Op {
 public:
-    explicit PixelEmbed(Attributes given) : Op(std::move(given)) {
+    using Op::Op;
+    bool supports(int32_t pos, const PluginTensorDesc* tensors) const override {
+        if (!linear_float(tensors[pos])) return false;
+        if (pos == 1) return tensors[1].type == DataType::kHALF || tensors[0].type == DataType::kFLOAT;
+        return pos == 0 || tensors[pos].type == tensors[1].type;
+    }
+    int32_t typed_by() const override { return 1; }
+};
+
+class PixelEmbed final : public OfImage {
+public:
+    explicit PixelEmbed(Attributes given) : OfImage(std::move(given)) {
         auto pair = [&](const char* name, int32_t least, const char* error) {
             const auto& values = attributes_.integers(name);
             for (int i = 0; i < 2; ++i) expect(values[i] >= least && values[i] <= 32768, error);
@@ -1213,13 +1225,6 @@ public:
     std::unique_ptr<Op> clone() const override { return std::make_unique<PixelEmbed>(*this); }
     int32_t inputs() const override { return 3; }
     int32_t outputs() const override { return 1; }
-    // The image may be fp32 where all else is fp16.
-    bool supports(int32_t pos, const PluginTensorDesc* tensors) const override {
-        if (!linear_float(tensors[pos])) return false;
-        if (pos == 1) return tensors[1].type == DataType::kHALF || tensors[0].type == DataType::kFLOAT;
-        return pos == 0 || tensors[pos].type == tensors[1].type;
-    }
-    int32_t typed_by() const override { return 1; }
     void shapes(const DimsExprs* in, DimsExprs* out, IExprBuilder& build) const override {
         const DimsExprs &x = in[0], &w = in[1];
         expect(x.nbDims == 4 && w.nbDims == 4, "inputs x and w must be [B, C, H, W] and [D, C, kh, 8]");
@@ -1539,9 +1544,9 @@ private:
     bool norm_;
 };
 
-class ConvStack final : public Op {
+class ConvStack final : public OfImage {
 public:
-    explicit ConvStack(Attributes given) : Op(std::move(given)) {
+    explicit ConvStack(Attributes given) : OfImage(std::move(given)) {
         const auto &channels = attributes_.integers("channels"), &strides = attributes_.integers("strides"), &patch = attributes_.integers("patch");
         while (sized_.layers < kStackMaxLayers && channels[sized_.layers] > 0) ++sized_.layers;
         expect(sized_.layers >= 2, "attribute 'channels' must be 2 to 5 positive numbers, then 0");
@@ -1563,13 +1568,6 @@ public:
     std::unique_ptr<Op> clone() const override { return std::make_unique<ConvStack>(*this); }
     int32_t inputs() const override { return words() ? 4 : 3; }
     int32_t outputs() const override { return words() ? 2 : 1; }
-    // The image may be fp32 where all else is fp16.
-    bool supports(int32_t pos, const PluginTensorDesc* tensors) const override {
-        if (!linear_float(tensors[pos])) return false;
-        if (pos == 1) return tensors[1].type == DataType::kHALF || tensors[0].type == DataType::kFLOAT;
-        return pos == 0 || tensors[pos].type == tensors[1].type;
-    }
-    int32_t typed_by() const override { return 1; }
     void shapes(const DimsExprs* in, DimsExprs* out, IExprBuilder& build) const override {
         const DimsExprs& x = in[0];
         expect(x.nbDims == 4, "input x must be [B, C, H, W]");

@@ -418,32 +418,7 @@ template <class Tile> struct Block {
         find_regions(window);
         float y[16 * kOwnChunks];
         Added added;
-        if constexpr (Tile::kSplit) {
-            uint32_t out[Tile::kHeads][8];
-            stage.slot = group, attend(group, out[0]);
-            load_added(of, added);
-            // A lane of each warpgroup has these rows. Who is behind the barrier has read what the window before last had here, and keys and values of this one.
-            uint4* const results = at.results + other_results + threadIdx.x % 128;
-            other_results ^= Tile::kResults / 16;
-            results[group * 256] = make_uint4(out[0][0], out[0][1], out[0][2], out[0][3]), results[group * 256 + 128] = make_uint4(out[0][4], out[0][5], out[0][6], out[0][7]);
-            __syncthreads();
-#pragma unroll
-            for (int head = 0; head < Tile::kHeads; ++head)
-#pragma unroll
-                for (int half = 0; half < 2; ++half) {
-                    const uint4 r = results[head * 256 + half * 128];
-                    out[head][4 * half] = r.x, out[head][4 * half + 1] = r.y, out[head][4 * half + 2] = r.z, out[head][4 * half + 3] = r.w;
-                }
-            begin_sums(y);
-            for (int head = 0; head < Tile::kHeads; ++head) mbarrier::wait(at.full + head * 16 + 8, 0);
-            warpgroup::settle(y);
-            warpgroup::begin();
-#pragma unroll
-            for (int head = 0; head < Tile::kHeads; ++head) project(y, out[head], head);
-            warpgroup::commit();
-            warpgroup::wait<0>();
-            warpgroup::settle(y);
-        } else if constexpr (kRing) {
+        if constexpr (kRing) {
             begin_sums(y);
 #pragma unroll 1
             for (int head = 0; head < p.heads; ++head) {
@@ -461,8 +436,25 @@ template <class Tile> struct Block {
             load_added(of, added);
         } else {
             uint32_t out[Tile::kHeads][8];
+            if constexpr (Tile::kSplit) {
+                stage.slot = group, attend(group, out[0]);
+                load_added(of, added);
+                // A lane of each warpgroup has these rows. Who is behind the barrier has read what the window before last had here, and keys and values of this one.
+                uint4* const results = at.results + other_results + threadIdx.x % 128;
+                other_results ^= Tile::kResults / 16;
+                results[group * 256] = make_uint4(out[0][0], out[0][1], out[0][2], out[0][3]), results[group * 256 + 128] = make_uint4(out[0][4], out[0][5], out[0][6], out[0][7]);
+                __syncthreads();
 #pragma unroll
-            for (int head = 0; head < Tile::kHeads; ++head) stage.slot = head, attend(head, out[head]);
+                for (int head = 0; head < Tile::kHeads; ++head)
+#pragma unroll
+                    for (int half = 0; half < 2; ++half) {
+                        const uint4 r = results[head * 256 + half * 128];
+                        out[head][4 * half] = r.x, out[head][4 * half + 1] = r.y, out[head][4 * half + 2] = r.z, out[head][4 * half + 3] = r.w;
+                    }
+            } else {
+#pragma unroll
+                for (int head = 0; head < Tile::kHeads; ++head) stage.slot = head, attend(head, out[head]);
+            }
             begin_sums(y);
             for (int head = 0; head < Tile::kHeads; ++head) mbarrier::wait(at.full + head * 16 + 8, 0);
             warpgroup::settle(y);
@@ -470,7 +462,7 @@ template <class Tile> struct Block {
 #pragma unroll
             for (int head = 0; head < Tile::kHeads; ++head) project(y, out[head], head);
             warpgroup::commit();
-            load_added(of, added);
+            if constexpr (!Tile::kSplit) load_added(of, added);
             warpgroup::wait<0>();
             warpgroup::settle(y);
         }

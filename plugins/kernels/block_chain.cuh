@@ -439,11 +439,133 @@ template <int OUT, int COUNT> __device__ __forceinline__ void weigh_values(float
     warpgroup::settle(out);
 }
 
-template <int PIECES> struct Chain {
+// What threads that multiply have in common in windows and of sequences.
+struct Blocks {
     const ChainArgs& p;
     const Layout& at;
-    const Rings& r;
     Math m;
+
+    // Offsets into a pair's vectors.
+    __device__ __forceinline__ int bias_at() const { return 3 * p.inner; }
+    __device__ __forceinline__ int merge_at() const { return bias_at() + (p.bias ? p.heads * p.group_tokens * p.bias_row : 0); }
+    __device__ __forceinline__ int up_at() const { return merge_at() + p.channels; }
+    __device__ __forceinline__ int down_at() const { return up_at() + p.hidden_columns; }
+    __device__ __forceinline__ int64_t row_token(int tile, int row) const {
+        const int token = tile * p.rows + row;
+        return row < p.rows && token < p.tokens ? token : -1;
+    }
+
+    // What of a row, of eight channels each, its `part`-th thread normalizes: `raw`, and zeros where `there` is no token. To shared memory.
+    template <int PIECES, class Exists> __device__ __forceinline__ void normalize(uint4 (&raw)[PIECES], const Exists& exists, int row, int part, bool there) const {
+        const auto each_pair = [&](int i, const auto& f) {
+            const uint32_t w[4] = {raw[i].x, raw[i].y, raw[i].z, raw[i].w};
+#pragma unroll
+            for (int e = 0; e < 4; ++e) f(e, floats(w[e]));
+        };
+        float sum = 0.f, squares = 0.f;
+#pragma unroll
+        for (int i = 0; i < PIECES; ++i)
+            if (exists(i)) each_pair(i, [&](int, float2 v) { sum += v.x, sum += v.y, squares = fmaf(v.x, v.x, squares), squares = fmaf(v.y, v.y, squares); });
+        sum = group_sum<8>(sum), squares = group_sum<8>(squares);
+        const float mean = sum * p.each;
+        float variance = fmaf(-mean, mean, squares * p.each);
+        if (constexpr float kFar = 1e-3f; variance < kFar * mean * mean) {
+            // A mean so far from zero leaves the variance few digits.
+            squares = 0.f;
+#pragma unroll
+            for (int i = 0; i < PIECES; ++i)
+                if (exists(i)) each_pair(i, [&](int, float2 v) { squares = fmaf(v.x - mean, v.x - mean, squares), squares = fmaf(v.y - mean, v.y - mean, squares); });
+            const uint32_t mask = 0xffu << (m.lane & ~7);
+#pragma unroll
+            for (int step = 4; step > 0; step /= 2) squares += __shfl_xor_sync(mask, squares, step);
+            variance = squares * p.each;
+        }
+        // Two registers for each of so many are too many: they are widened anew.
+        if constexpr (PIECES > 6) {
+#pragma unroll
+            for (int i = 0; i < PIECES; ++i) asm volatile("" : "+r"(raw[i].x), "+r"(raw[i].y), "+r"(raw[i].z), "+r"(raw[i].w));
+        }
+        const float factor = rsqrtf(variance + p.epsilon), offset = -mean * factor;
+#pragma unroll
+        for (int i = 0; i < PIECES; ++i) {
+            if (!exists(i)) continue;
+            uint32_t w[4];
+            each_pair(i, [&](int e, float2 v) { w[e] = there ? pack_halves(fmaf(v.x, factor, offset), fmaf(v.y, factor, offset)) : 0u; });
+            store_shared(at.rows + (part + 8 * i) * kNormalStep + row * 16, make_uint4(w[0], w[1], w[2], w[3]));
+        }
+        fence_engines_shared();
+        math_barrier();
+    }
+
+    // Ends a thread's part of normalized rows by weights: column `first` + i of eight, with its offsets.
+    template <class Tile, class End> __device__ __forceinline__ void end_normal(const float (&acc)[Tile::kColumns / 2], const uint32_t (&offset)[Tile::kTiles], int first, const End& end_with) const {
+        const Ended<Tile> end(m, acc, at.rows);
+#pragma unroll
+        for (int h = 0; h < Tile::kHalves; ++h)
+#pragma unroll
+            for (int i = 0; i < Tile::kTiles; ++i) {
+                const float2 b = floats(offset[i]);
+                float v[2] = {end.own[h][i].x + b.x, end.own[h][i].y + b.y};
+                end_with(first + i, m.row + 8 * (h + end.half), v);
+            }
+        math_barrier();
+    }
+
+    // The attention of up to 64 queries of a head of DIM over KEYS keys a warpgroup, whose share of the sums is `out`. Their rows, and those of the values, lie `along` bytes apart for
+    // eight elements. `offsets(j, added)`: what the scores of keys 8 j + 2 t and the next have added, for both rows, in log2 units.
+    template <int DIM, int KEYS, class Offsets>
+    __device__ __forceinline__ void attend_keys(uint32_t queries, uint32_t query_along, uint32_t keys, uint32_t values, uint32_t along, const Offsets& offsets, float (&out)[DIM / 2]) const {
+        const int first = m.group * KEYS;
+        float s[KEYS / 2] = {}, top[2] = {-CUDART_INF_F, -CUDART_INF_F}, sum[2] = {0.f, 0.f};
+        if (first < p.group_tokens) {
+            warpgroup::begin();
+#pragma unroll
+            for (int k = 0; k < DIM / 16; ++k)
+                warpgroup::multiply(s, warpgroup::pieces(queries + 2 * k * query_along, query_along, 128), warpgroup::pieces(keys + first * 16 + 2 * k * along, along, 128));
+            warpgroup::commit();
+            warpgroup::wait<0>();
+            warpgroup::settle(s);
+#pragma unroll
+            for (int j = 0; j < KEYS / 8; ++j) {
+                float added[2][2] = {};
+                offsets(j, added);
+#pragma unroll
+                for (int h = 0; h < 2; ++h)
+#pragma unroll
+                    for (int e = 0; e < 2; ++e) {
+                        float& x = s[4 * j + 2 * h + e];
+                        x = first + 8 * j + 2 * m.t + e < p.group_tokens ? fmaf(x, p.scale, added[h][e]) : -CUDART_INF_F;
+                    }
+            }
+            soften(s, top, sum);
+            weigh_values(out, s, values + first * 16, along);
+        }
+        // Each warpgroup's largest score and sum of a row.
+        if (m.t == 0) {
+#pragma unroll
+            for (int h = 0; h < 2; ++h) store_shared(at.stats + (m.group * kChainRows + m.row + 8 * h) * 8, make_float2(top[h], sum[h]));
+        }
+        math_barrier();
+        float factor[2];
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            float2 of[4];
+            float most = -CUDART_INF_F, all = 0.f;
+#pragma unroll
+            for (int i = 0; i < 4; ++i) of[i] = load_shared(at.stats + (i * kChainRows + m.row + 8 * h) * 8), most = fmaxf(most, of[i].x);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) all = fmaf(of[i].y, exp2_fast(of[i].x - most), all);
+            factor[h] = exp2_fast(top[h] - most) * reciprocal(all);
+        }
+#pragma unroll
+        for (int j = 0; j < DIM / 8; ++j)
+#pragma unroll
+            for (int e = 0; e < 4; ++e) out[4 * j + e] *= factor[e / 2];
+    }
+};
+
+template <int PIECES> struct Chain : Blocks {
+    const Rings& r;
     const __half* from;      // what the pair reads
     const __half* vectors;   // the pair's
     const WindowMap* map;
@@ -452,18 +574,9 @@ template <int PIECES> struct Chain {
     static constexpr int DIM = 32;                // of a head
     static constexpr bool kScarce = PIECES > 6;  // registers, for what all phases have in common
 
-    // Offsets into a pair's vectors.
-    __device__ __forceinline__ int bias_at() const { return 3 * p.inner; }
-    __device__ __forceinline__ int merge_at() const { return bias_at() + (p.bias ? p.heads * p.group_tokens * p.bias_row : 0); }
-    __device__ __forceinline__ int up_at() const { return merge_at() + p.channels; }
-    __device__ __forceinline__ int down_at() const { return up_at() + p.hidden_columns; }
     // Token of a row of a tile of a group's queries, or -1.
     __device__ __forceinline__ int64_t group_token(int tile, int row) const {
         return row < p.group_tokens ? map->source(static_cast<uint32_t>(tile * p.group_tokens + row)) : -1;
-    }
-    __device__ __forceinline__ int64_t row_token(int tile, int row) const {
-        const int token = tile * p.rows + row;
-        return row < p.rows && token < p.tokens ? token : -1;
     }
 
     __device__ __forceinline__ void wait_for_phase() {
@@ -501,44 +614,7 @@ template <int PIECES> struct Chain {
             if constexpr (kScarce) raw[i] = __ldcg(source + (exists(i) ? part + 8 * i : 0));
             else raw[i] = token >= 0 && exists(i) ? __ldcg(source + part + 8 * i) : make_uint4(0, 0, 0, 0);
         }
-        const auto each_pair = [&](int i, const auto& f) {
-            const uint32_t w[4] = {raw[i].x, raw[i].y, raw[i].z, raw[i].w};
-#pragma unroll
-            for (int e = 0; e < 4; ++e) f(e, floats(w[e]));
-        };
-        float sum = 0.f, squares = 0.f;
-#pragma unroll
-        for (int i = 0; i < PIECES; ++i)
-            if (exists(i)) each_pair(i, [&](int, float2 v) { sum += v.x, sum += v.y, squares = fmaf(v.x, v.x, squares), squares = fmaf(v.y, v.y, squares); });
-        sum = group_sum<8>(sum), squares = group_sum<8>(squares);
-        const float mean = sum * p.each;
-        float variance = fmaf(-mean, mean, squares * p.each);
-        if (constexpr float kFar = 1e-3f; variance < kFar * mean * mean) {
-            // A mean so far from zero leaves the variance few digits.
-            squares = 0.f;
-#pragma unroll
-            for (int i = 0; i < PIECES; ++i)
-                if (exists(i)) each_pair(i, [&](int, float2 v) { squares = fmaf(v.x - mean, v.x - mean, squares), squares = fmaf(v.y - mean, v.y - mean, squares); });
-            const uint32_t mask = 0xffu << (m.lane & ~7);
-#pragma unroll
-            for (int step = 4; step > 0; step /= 2) squares += __shfl_xor_sync(mask, squares, step);
-            variance = squares * p.each;
-        }
-        // Two registers for each of so many are too many: they are widened anew.
-        if constexpr (PIECES > 6) {
-#pragma unroll
-            for (int i = 0; i < PIECES; ++i) asm volatile("" : "+r"(raw[i].x), "+r"(raw[i].y), "+r"(raw[i].z), "+r"(raw[i].w));
-        }
-        const float factor = rsqrtf(variance + p.epsilon), offset = -mean * factor;
-#pragma unroll
-        for (int i = 0; i < PIECES; ++i) {
-            if (!exists(i)) continue;
-            uint32_t w[4];
-            each_pair(i, [&](int e, float2 v) { w[e] = token >= 0 ? pack_halves(fmaf(v.x, factor, offset), fmaf(v.y, factor, offset)) : 0u; });
-            store_shared(at.rows + (part + 8 * i) * kNormalStep + row * 16, make_uint4(w[0], w[1], w[2], w[3]));
-        }
-        fence_engines_shared();
-        math_barrier();
+        normalize(raw, exists, row, part, token >= 0);
     }
 
     // As they are, so that nothing waits for them before they are needed.
@@ -619,16 +695,7 @@ template <int PIECES> struct Chain {
         normalize_rows(stream, waits, token_of);
         float acc[Tile::kColumns / 2] = {};
         multiply_unit<Tile, false>(p, r, at.rows, m, work.chunks, work.stage, kChainRows, acc);
-        const Ended<Tile> end(m, acc, at.rows);
-#pragma unroll
-        for (int h = 0; h < Tile::kHalves; ++h)
-#pragma unroll
-            for (int i = 0; i < Tile::kTiles; ++i) {
-                const float2 b = floats(offset[i]);
-                float v[2] = {end.own[h][i].x + b.x, end.own[h][i].y + b.y};
-                end_with(first + i, m.row + 8 * (h + end.half), v);
-            }
-        math_barrier();
+        end_normal<Tile>(acc, offset, first, end_with);
     }
 
     // The attention of up to 64 queries of a head over KEYS keys a warpgroup. Their rows, and those of the values, lie `along` bytes apart for eight elements.
@@ -636,54 +703,9 @@ template <int PIECES> struct Chain {
     // as all warpgroups have seen the values.
     template <int KEYS, class Offsets>
     __device__ __forceinline__ void attend(const Unit& u, uint32_t queries, uint32_t query_along, uint32_t keys, uint32_t values, uint32_t along, const Offsets& offsets) {
-        constexpr int kOut = DIM / 2;
         using Tile = ChainTile<DIM, 1>;
-        const int first = m.group * KEYS;
-        float s[KEYS / 2] = {}, out[kOut] = {}, top[2] = {-CUDART_INF_F, -CUDART_INF_F}, sum[2] = {0.f, 0.f};
-        if (first < p.group_tokens) {
-            warpgroup::begin();
-#pragma unroll
-            for (int k = 0; k < DIM / 16; ++k)
-                warpgroup::multiply(s, warpgroup::pieces(queries + 2 * k * query_along, query_along, 128), warpgroup::pieces(keys + first * 16 + 2 * k * along, along, 128));
-            warpgroup::commit();
-            warpgroup::wait<0>();
-            warpgroup::settle(s);
-#pragma unroll
-            for (int j = 0; j < KEYS / 8; ++j) {
-                float added[2][2] = {};
-                offsets(j, added);
-#pragma unroll
-                for (int h = 0; h < 2; ++h)
-#pragma unroll
-                    for (int e = 0; e < 2; ++e) {
-                        float& x = s[4 * j + 2 * h + e];
-                        x = first + 8 * j + 2 * m.t + e < p.group_tokens ? fmaf(x, p.scale, added[h][e]) : -CUDART_INF_F;
-                    }
-            }
-            soften(s, top, sum);
-            weigh_values(out, s, values + first * 16, along);
-        }
-        // Each warpgroup's largest score and sum of a row.
-        if (m.t == 0) {
-#pragma unroll
-            for (int h = 0; h < 2; ++h) store_shared(at.stats + (m.group * kChainRows + m.row + 8 * h) * 8, make_float2(top[h], sum[h]));
-        }
-        math_barrier();
-        float factor[2];
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            float2 of[4];
-            float most = -CUDART_INF_F, all = 0.f;
-#pragma unroll
-            for (int i = 0; i < 4; ++i) of[i] = load_shared(at.stats + (i * kChainRows + m.row + 8 * h) * 8), most = fmaxf(most, of[i].x);
-#pragma unroll
-            for (int i = 0; i < 4; ++i) all = fmaf(of[i].y, exp2_fast(of[i].x - most), all);
-            factor[h] = exp2_fast(top[h] - most) * reciprocal(all);
-        }
-#pragma unroll
-        for (int j = 0; j < kOut / 4; ++j)
-#pragma unroll
-            for (int e = 0; e < 4; ++e) out[4 * j + e] *= factor[e / 2];
+        float out[DIM / 2] = {};
+        attend_keys<DIM, KEYS>(queries, query_along, keys, values, along, offsets, out);
         const Ended<Tile> end(m, out, at.rows);
         __half* const to = p.heads_out + (int64_t{u.tile} * (p.inner / 8) + u.column * (DIM / 8) + end.first_tile) * p.tile_rows * 8;
         const int row = m.row + 8 * end.half;
@@ -858,7 +880,7 @@ template <int PIECES> __global__ void __launch_bounds__(kChainThreads, 1) block_
         const uint32_t start = chain::begin(p);
         const int lane = tid % 32, thread = tid % 128;
         chain::Math m{tid, lane, group, thread, lane / 4, lane % 4, thread / 32 * 16 + lane / 4, start};
-        chain::Chain<PIECES> chain{p, at, r, m, nullptr, nullptr, nullptr, false};
+        chain::Chain<PIECES> chain{{p, at, m}, r, nullptr, nullptr, nullptr, false};
         chain.run();
     }
 #endif

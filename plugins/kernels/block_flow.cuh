@@ -55,7 +55,8 @@ __device__ __forceinline__ void await(const void* at) {
     while (load_made(at) == kUnset) {
     }
 }
-template <int COUNT, class Load> __device__ __forceinline__ void until_set(uint4 (&v)[COUNT], const Load& load) {
+// Until all are set; once if they need not be waited for.
+template <int COUNT, class Load> __device__ __forceinline__ void until_set(uint4 (&v)[COUNT], const Load& load, bool waits = true) {
     uint32_t most;
     do {
         most = 0;
@@ -63,7 +64,7 @@ template <int COUNT, class Load> __device__ __forceinline__ void until_set(uint4
         for (int i = 0; i < COUNT; ++i) v[i] = load(i);
 #pragma unroll
         for (int i = 0; i < COUNT; ++i) most = max(most, most_of(v[i]));
-    } while (most == kUnset);
+    } while (waits && most == kUnset);
 }
 
 // The warps that fill the copies. A copy is a pair's for all but what the pair gives, which lies in the next one's. The device's barrier opens for the `pair`-th time when
@@ -137,20 +138,12 @@ __device__ __forceinline__ void multiply_unit(const ChainArgs& p, const Rings& r
     }
 }
 
-template <int DIM, int PIECES> struct Flow {
-    const ChainArgs& p;
-    const Layout& at;
+template <int DIM, int PIECES> struct Flow : Blocks {
     const FlowRings& r;
-    Math m;
     int pair;
 
     static constexpr int kBatch = PIECES <= 6 ? 6 : 8;
 
-    // Offsets into a pair's vectors.
-    __device__ __forceinline__ int bias_at() const { return 3 * p.inner; }
-    __device__ __forceinline__ int merge_at() const { return bias_at() + (p.bias ? p.heads * p.group_tokens * p.bias_row : 0); }
-    __device__ __forceinline__ int up_at() const { return merge_at() + p.channels; }
-    __device__ __forceinline__ int down_at() const { return up_at() + p.hidden_columns; }
     // What is added to what a pair gives; or null.
     __device__ __forceinline__ const __half* between_of(int pair) const {
         return p.between && pair + 1 < p.pairs ? p.between + int64_t{pair} * p.tokens * p.channels : nullptr;
@@ -161,10 +154,6 @@ template <int DIM, int PIECES> struct Flow {
         uint32_t part;
         const int group = static_cast<int>(p.by_group_tiles.divmod(static_cast<uint32_t>(tile), part)), at = static_cast<int>(part) * p.tile_rows + row;
         return row < p.tile_rows && at < p.group_tokens ? group * p.group_tokens + at : -1;
-    }
-    __device__ __forceinline__ int64_t row_token(int tile, int row) const {
-        const int token = tile * p.rows + row;
-        return row < p.rows && token < p.tokens ? token : -1;
     }
 
     // All of this follows from the pair alone, which is hidden from the compiler as thread numbers are, so that it takes no registers while it is not needed.
@@ -219,52 +208,8 @@ template <int DIM, int PIECES> struct Flow {
             if (part == 0 && token >= 0) await(source);
             __syncwarp();
         }
-        uint32_t most;
-        do {
-            most = 0;
-#pragma unroll
-            for (int i = 0; i < PIECES; ++i) raw[i] = load(i);
-#pragma unroll
-            for (int i = 0; i < PIECES; ++i) most = max(most, most_of(raw[i]));
-        } while (made && most == kUnset);
-        const auto each_pair = [&](int i, const auto& f) {
-            const uint32_t w[4] = {raw[i].x, raw[i].y, raw[i].z, raw[i].w};
-#pragma unroll
-            for (int e = 0; e < 4; ++e) f(e, floats(w[e]));
-        };
-        float sum = 0.f, squares = 0.f;
-#pragma unroll
-        for (int i = 0; i < PIECES; ++i)
-            if (exists(i)) each_pair(i, [&](int, float2 v) { sum += v.x, sum += v.y, squares = fmaf(v.x, v.x, squares), squares = fmaf(v.y, v.y, squares); });
-        sum = group_sum<8>(sum), squares = group_sum<8>(squares);
-        const float mean = sum * p.each;
-        float variance = fmaf(-mean, mean, squares * p.each);
-        if (constexpr float kFar = 1e-3f; variance < kFar * mean * mean) {
-            // A mean so far from zero leaves the variance few digits.
-            squares = 0.f;
-#pragma unroll
-            for (int i = 0; i < PIECES; ++i)
-                if (exists(i)) each_pair(i, [&](int, float2 v) { squares = fmaf(v.x - mean, v.x - mean, squares), squares = fmaf(v.y - mean, v.y - mean, squares); });
-            const uint32_t mask = 0xffu << (m.lane & ~7);
-#pragma unroll
-            for (int step = 4; step > 0; step /= 2) squares += __shfl_xor_sync(mask, squares, step);
-            variance = squares * p.each;
-        }
-        // Two registers for each of so many are too many: they are widened anew.
-        if constexpr (PIECES > 6) {
-#pragma unroll
-            for (int i = 0; i < PIECES; ++i) asm volatile("" : "+r"(raw[i].x), "+r"(raw[i].y), "+r"(raw[i].z), "+r"(raw[i].w));
-        }
-        const float factor = rsqrtf(variance + p.epsilon), offset = -mean * factor;
-#pragma unroll
-        for (int i = 0; i < PIECES; ++i) {
-            if (!exists(i)) continue;
-            uint32_t w[4];
-            each_pair(i, [&](int e, float2 v) { w[e] = token >= 0 ? pack_halves(fmaf(v.x, factor, offset), fmaf(v.y, factor, offset)) : 0u; });
-            store_shared(at.rows + (part + 8 * i) * kNormalStep + row * 16, make_uint4(w[0], w[1], w[2], w[3]));
-        }
-        fence_engines_shared();
-        math_barrier();
+        until_set(raw, load, made);
+        normalize(raw, exists, row, part, token >= 0);
     }
 
     // As they are, so that nothing waits for them before they are needed.
@@ -275,7 +220,7 @@ template <int DIM, int PIECES> struct Flow {
     __device__ __forceinline__ void add_unit(const Work<false>& work, const Unit& u, const __half* rows, int tile_rows, int bias, const __half* residual, bool made, const __half* between, __half* to, const Token& token_of) {
         constexpr int kTiles = Tile::kTiles, kHalves = Tile::kHalves;
         // Asked for early, but where there are no registers to keep it in.
-        constexpr bool kBetween = SPLIT, kEarly = PIECES <= 6;
+        constexpr bool kEarly = PIECES <= 6;
         const int column = u.column + m.group / Tile::kSharers * Tile::kColumns + Ended<Tile>::first_of(m) * 8 + 2 * m.t;
         // Of those that share the contracted index each ends an equal part of a warpgroup's threads.
         const bool shares = SPLIT && p.split > 1, mine = !shares || m.thread * p.split >> 7 == u.split;
@@ -292,7 +237,7 @@ template <int DIM, int PIECES> struct Flow {
 #pragma unroll
             for (int i = 0; i < kTiles; ++i) {
                 added[h][i] = token[h] >= 0 ? load_made(residual + token[h] * p.channels + column + 8 * i) : 0u;
-                if constexpr (kBetween && kEarly) more[h][i] = load_between(token[h], i);
+                if constexpr (SPLIT && kEarly) more[h][i] = load_between(token[h], i);
             }
         }
         float acc[Tile::kColumns / 2] = {};
@@ -347,7 +292,7 @@ template <int DIM, int PIECES> struct Flow {
                     while (made && added[h][i] == kUnset) added[h][i] = load_made(residual + token[h] * p.channels + column + 8 * i);
                     float2 v = floats(added[h][i]);
                     const float2 b = floats(offset[i]);
-                    if constexpr (kBetween) {
+                    if constexpr (SPLIT) {
                         if (const float2 of = floats(kEarly ? more[h][i] : load_between(token[h], i)); between) v.x += of.x, v.y += of.y;
                     }
                     const uint32_t sum = pack_halves(end.own[h][i].x + b.x + v.x, end.own[h][i].y + b.y + v.y);
@@ -367,70 +312,16 @@ template <int DIM, int PIECES> struct Flow {
         normalize_rows(stream, made, token_of);
         float acc[Tile::kColumns / 2] = {};
         multiply_unit<Tile>(p, r, at.rows, m, work.chunks, work.stage, kNormalStep, acc);
-        const Ended<Tile> end(m, acc, at.rows);
-#pragma unroll
-        for (int h = 0; h < Tile::kHalves; ++h)
-#pragma unroll
-            for (int i = 0; i < Tile::kTiles; ++i) {
-                const float2 b = floats(offset[i]);
-                float v[2] = {end.own[h][i].x + b.x, end.own[h][i].y + b.y};
-                end_with(first + i, m.row + 8 * (h + end.half), v);
-            }
-        math_barrier();
+        end_normal<Tile>(acc, offset, first, end_with);
     }
 
     // The attention of up to 64 queries of a head over KEYS keys a warpgroup. Their rows, and those of the values, lie `along` bytes apart for eight elements.
     // `offsets(j, added)`: what the scores of keys 8 j + 2 t and the next have added, for both rows, in log2 units.
     template <int KEYS, class Offsets>
     __device__ __forceinline__ void attend(const Unit& u, uint32_t queries, uint32_t query_along, uint32_t keys, uint32_t values, uint32_t along, const Offsets& offsets) {
-        constexpr int kOut = DIM / 2;
         using Tile = ChainTile<DIM, 1>;
-        const int first = m.group * KEYS;
-        float s[KEYS / 2] = {}, out[kOut] = {}, top[2] = {-CUDART_INF_F, -CUDART_INF_F}, sum[2] = {0.f, 0.f};
-        if (first < p.group_tokens) {
-            warpgroup::begin();
-#pragma unroll
-            for (int k = 0; k < DIM / 16; ++k)
-                warpgroup::multiply(s, warpgroup::pieces(queries + 2 * k * query_along, query_along, 128), warpgroup::pieces(keys + first * 16 + 2 * k * along, along, 128));
-            warpgroup::commit();
-            warpgroup::wait<0>();
-            warpgroup::settle(s);
-#pragma unroll
-            for (int j = 0; j < KEYS / 8; ++j) {
-                float added[2][2] = {};
-                offsets(j, added);
-#pragma unroll
-                for (int h = 0; h < 2; ++h)
-#pragma unroll
-                    for (int e = 0; e < 2; ++e) {
-                        float& x = s[4 * j + 2 * h + e];
-                        x = first + 8 * j + 2 * m.t + e < p.group_tokens ? fmaf(x, p.scale, added[h][e]) : -CUDART_INF_F;
-                    }
-            }
-            soften(s, top, sum);
-            weigh_values(out, s, values + first * 16, along);
-        }
-        // Each warpgroup's largest score and sum of a row.
-        if (m.t == 0) {
-#pragma unroll
-            for (int h = 0; h < 2; ++h) store_shared(at.stats + (m.group * kChainRows + m.row + 8 * h) * 8, make_float2(top[h], sum[h]));
-        }
-        math_barrier();
-        float factor[2];
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            float2 of[4];
-            float most = -CUDART_INF_F, all = 0.f;
-#pragma unroll
-            for (int i = 0; i < 4; ++i) of[i] = load_shared(at.stats + (i * kChainRows + m.row + 8 * h) * 8), most = fmaxf(most, of[i].x);
-#pragma unroll
-            for (int i = 0; i < 4; ++i) all = fmaf(of[i].y, exp2_fast(of[i].x - most), all);
-            factor[h] = exp2_fast(top[h] - most) * reciprocal(all);
-        }
-#pragma unroll
-        for (int j = 0; j < kOut / 4; ++j)
-#pragma unroll
-            for (int e = 0; e < 4; ++e) out[4 * j + e] *= factor[e / 2];
+        float out[DIM / 2] = {};
+        attend_keys<DIM, KEYS>(queries, query_along, keys, values, along, offsets, out);
         const Ended<Tile> end(m, out, at.rows);
         await_first_copy();
         __half* const to = own(p.heads_out) + (int64_t{u.tile} * (p.inner / 8) + u.column * (DIM / 8) + end.first_tile) * p.tile_rows * 8;
@@ -587,7 +478,7 @@ template <int DIM, int PIECES> __global__ void __launch_bounds__(kChainThreads, 
         ptx::wait_for_previous();
         const int lane = tid % 32, thread = tid % 128;
         chain::Math m{tid, lane, group, thread, lane / 4, lane % 4, thread / 32 * 16 + lane / 4, 0};
-        flow::Flow<DIM, PIECES> chain{p, at, r, m, 0};
+        flow::Flow<DIM, PIECES> chain{{p, at, m}, r, 0};
         chain.run();
     }
 #endif

@@ -6,6 +6,21 @@
 
 namespace trt_opt {
 
+// Until the words behind `after` layers are there, as each of the chain's `telling` blocks tells; or, where `all_told` is null, until the whole chain is done. The chain lets its bridges'
+// kernel start when all that was before it is done, and none of its blocks is yet to come, so that they may be waited for.
+template <int THREADS> __device__ __forceinline__ void wait_for_words(const uint32_t* all_told, uint32_t telling, const int& after) {
+    if (all_told) {
+        if (const int layers = after; layers > 0) {
+            const uint32_t* const told = all_told + (layers - 1) * telling;
+            for (uint32_t i = threadIdx.x; i < telling; i += THREADS)
+                while (ptx::load_acquire(told + i) != 1) __nanosleep(50);
+            __syncthreads();
+        }
+    } else {
+        ptx::wait_for_previous();
+    }
+}
+
 // Tokens of all images, by rows of the product and by those that have none.
 struct BridgeTokens {
     FastDiv by_covered, by_others;  // tokens of an image with a row, and without (1 if there are none)

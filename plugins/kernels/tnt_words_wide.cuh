@@ -130,17 +130,7 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kBound) tnt_words_
         }
         commit_copies();
     };
-    // The chain lets this kernel start when all that was before it is done, and none of its blocks is yet to come, so that they may be waited for.
-    if (p.told) {
-        if (const int layers = p.after[bridge]; layers > 0) {
-            const uint32_t* const told = p.told + (layers - 1) * p.telling;
-            for (uint32_t i = tid; i < p.telling; i += kThreads)
-                while (load_acquire(told + i) != 1) __nanosleep(50);
-            __syncthreads();
-        }
-    } else {
-        wait_for_previous();
-    }
+    wait_for_words<kThreads>(p.told, p.telling, p.after[bridge]);
     fetch(first);
     uint32_t parity = 0;
 #pragma unroll 1
