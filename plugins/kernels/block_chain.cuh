@@ -526,8 +526,7 @@ struct Blocks {
     }
 
     // Ends a thread's part of normalized rows by weights: column `first` + i of eight, with its offsets.
-    template <class Tile, class End> __device__ __forceinline__ void end_normal(const float (&acc)[Tile::kColumns / 2], const uint32_t (&offset)[Tile::kTiles], int first, const End& end_with) const {
-        const Ended<Tile> end(m, acc, at.rows);
+    template <class Tile, class End> __device__ __forceinline__ void end_normal(const Ended<Tile>& end, const uint32_t (&offset)[Tile::kTiles], int first, const End& end_with) const {
 #pragma unroll
         for (int h = 0; h < Tile::kHalves; ++h)
 #pragma unroll
@@ -671,7 +670,6 @@ template <int PIECES> struct Chain : Blocks {
     // The end of a unit whose results the copy engine fetches, to where the unit's rows were.
     __device__ __forceinline__ void end_made_unit() const {
         fence_engines_global();
-        fence_engines_shared();
         math_barrier();
     }
 
@@ -745,7 +743,9 @@ template <int PIECES> struct Chain : Blocks {
         normalize_rows(stream, waits, token_of);
         float acc[Tile::kColumns / 2] = {};
         multiply_unit<Tile, false>(p, r, at.rows, m, work.chunks, work.stage, kChainRows, acc);
-        end_normal<Tile>(acc, offset, first, end_with);
+        const Ended<Tile> end(m, acc, at.rows);
+        fence_engines_shared();
+        end_normal(end, offset, first, end_with);
         end_made_unit();
     }
 
@@ -754,6 +754,7 @@ template <int PIECES> struct Chain : Blocks {
     template <int KEYS, class Offsets>
     __device__ __forceinline__ void attend(const Unit& u, uint32_t queries, uint32_t query_along, uint32_t keys, uint32_t values, uint32_t along, const Offsets& offsets) {
         const auto end = attend_keys<DIM, KEYS, true>(queries, query_along, keys, values, along, offsets);
+        fence_engines_shared();
         __half* const to = p.heads_out + (int64_t{u.tile} * (p.inner / 8) + u.column * (DIM / 8) + end.first_tile) * p.tile_rows * 8;
         const int row = m.row + 8 * end.half;
 #pragma unroll

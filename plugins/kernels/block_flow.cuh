@@ -247,7 +247,7 @@ template <int DIM, int PIECES> struct Flow : Blocks {
         normalize_rows(stream, made, token_of);
         float acc[Tile::kColumns / 2] = {};
         multiply_unit<Tile>(p, r, at.rows, m, work.chunks, work.stage, kNormalStep, acc);
-        end_normal<Tile>(acc, offset, first, end_with);
+        end_normal(Ended<Tile>(m, acc, at.rows), offset, first, end_with);
         math_barrier();
     }
 
