@@ -43,6 +43,7 @@ struct ChainPairArgs {
 template <int GROUPS, int KEYS> struct ChainPairTile {
     static constexpr int kGroups = GROUPS, kKeys = KEYS, kChannels = 32 * GROUPS, kThreads = 128 * GROUPS;
     static constexpr int kColumns = GROUPS < 4 ? 64 : 32;  // hidden columns of a unit: for four warpgroups there are 128 registers a thread
+    static constexpr bool kBoth = kColumns == 32;
     static constexpr int kDepth = kChannels % 128 == 0 ? 128 : kChannels % 64 == 0 ? 64 : 32;  // contracted elements that lie together in weights, of channels
     static constexpr int kPiece = kChannels * kColumns * 2;
     static constexpr int kHead = kChannels * 96 * 2, kProj = kChannels * kChannels * 2;  // weights of a head's keys, values and queries; Wproj
@@ -55,7 +56,7 @@ template <int GROUPS, int KEYS> struct ChainPairTile {
 
     // Shared memory. Keys and values have the copy engine's swizzle, so their place is a multiple of 1024.
     static constexpr int kProjAt = GROUPS * kHead, kRowsAt = kProjAt + kProj, kResultsAt = kRowsAt + kRows, kPairsAt = kResultsAt + kRows;
-    static_assert(kPairsAt % 1024 == 0);
+    static_assert(kPairsAt % 1024 == 0 && kRows == kThreads * 32);
     static constexpr int kQkvFull = kPairsAt + GROUPS * kPairs, kProjFull = kQkvFull + GROUPS * 8, kFull = kProjFull + 8, kBarriers = GROUPS * (1 + kChainPairMaxSlots) + 1;
     static constexpr int kVectors = (kQkvFull + kBarriers * 8 + 15) / 16 * 16;  // b_qkv, b_proj, b2, b1, and the scores' bias
     __host__ __device__ static constexpr int bias_at(int hidden) { return kVectors + (5 * kChannels + hidden) * 2; }
@@ -346,14 +347,14 @@ template <class TILE> struct ChainPair {
         for (int k = 0; k < C / 16; ++k) warpgroup::multiply(s, rows_at(at + Tile::kRowsAt, k), weights_at(w, kColumns, k));
         warpgroup::commit();
     }
-    // The first product of unit i is done, and both of those before it: what comes next may have their places.
-    __device__ __forceinline__ void give_back(int i) {
+    // So many pieces have been used: what comes next may have their places.
+    __device__ __forceinline__ void give_back(int taken) {
         if (coming >= pieces) return;
         wait_group();
-        fetch_pieces(p.slots, 2 * i + 1);
+        fetch_pieces(p.slots, taken);
     }
-    __device__ __forceinline__ void activate_unit(float (&s)[kColumns / 2], uint32_t (&hidden)[kColumns / 4]) const {
-        activate(s, p.activation);
+    // Both products of other units are under way during a unit's activation, or only the first, for want of registers.
+    static __device__ __forceinline__ void round_unit(const float (&s)[kColumns / 2], uint32_t (&hidden)[kColumns / 4]) {
 #pragma unroll
         for (int j = 0; j < kColumns / 4; ++j) hidden[j] = pack_halves(s[2 * j], s[2 * j + 1]);
         // Not behind the fence before their product.
@@ -380,22 +381,26 @@ template <class TILE> struct ChainPair {
         warpgroup::settle(s);
 #pragma unroll 1
         for (int i = 0; i + 1 < units; ++i) {
-            give_back(i);
+            give_back(Tile::kBoth ? max(2 * i, 1) : 2 * i + 1);
             float next[kColumns / 2];
             uint32_t hidden[kColumns / 4];
             start_first(next, i + 1);
-            activate_unit(s, hidden);
+            activate(s, p.activation);
+            if constexpr (!Tile::kBoth) round_unit(s, hidden);
             warpgroup::wait<0>();
             warpgroup::settle(next);
+            if constexpr (Tile::kBoth) warpgroup::settle(o);
+            if constexpr (Tile::kBoth) round_unit(s, hidden);
 #pragma unroll
             for (int j = 0; j < kColumns / 2; ++j) s[j] = next[j];
             start_second(o, hidden);
-            warpgroup::wait<0>();
-            warpgroup::settle(o);
+            if constexpr (!Tile::kBoth) warpgroup::wait<0>(), warpgroup::settle(o);
         }
+        give_back(Tile::kBoth ? 2 * units - 2 : 2 * units - 1);
+        activate(s, p.activation);
+        if constexpr (Tile::kBoth) warpgroup::wait<0>(), warpgroup::settle(o);
         uint32_t hidden[kColumns / 4];
-        give_back(units - 1);
-        activate_unit(s, hidden);
+        round_unit(s, hidden);
         start_second(o, hidden);
         warpgroup::wait<0>();
         warpgroup::settle(o);
@@ -473,10 +478,17 @@ template <class TILE> struct ChainPair {
         __syncthreads();
         project(parity, r);
         normalize(r, of);
-        // Nobody reads Wproj any more.
+        // Nobody reads Wproj any more, nor the heads' results, in the place of which the rows are out of the way of the MLP's registers.
         fetch_pieces(p.slots, 0);
+        uint4* const kept = reinterpret_cast<uint4*>(shared + Tile::kResultsAt) + threadIdx.x;
+        kept[0] = make_uint4(r[0][0], r[0][1], r[0][2], r[0][3]), kept[Tile::kThreads] = make_uint4(r[1][0], r[1][1], r[1][2], r[1][3]);
         float o[C / 2];
         multiply_units(o);
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            const uint4 v = kept[h * Tile::kThreads];
+            r[h][0] = v.x, r[h][1] = v.y, r[h][2] = v.z, r[h][3] = v.w;
+        }
         finish(o, r, of);
     }
 };
