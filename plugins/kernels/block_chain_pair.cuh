@@ -385,7 +385,7 @@ template <class TILE> struct ChainPair {
             float next[kColumns / 2];
             uint32_t hidden[kColumns / 4];
             start_first(next, i + 1);
-            activate(s, p.activation);
+            activate_by_two(s, p.activation);
             if constexpr (!Tile::kBoth) round_unit(s, hidden);
             warpgroup::wait<0>();
             warpgroup::settle(next);
@@ -397,7 +397,7 @@ template <class TILE> struct ChainPair {
             if constexpr (!Tile::kBoth) warpgroup::wait<0>(), warpgroup::settle(o);
         }
         give_back(Tile::kBoth ? 2 * units - 2 : 2 * units - 1);
-        activate(s, p.activation);
+        activate_by_two(s, p.activation);
         if constexpr (Tile::kBoth) warpgroup::wait<0>(), warpgroup::settle(o);
         uint32_t hidden[kColumns / 4];
         round_unit(s, hidden);
