@@ -309,6 +309,9 @@ PairPlan pair_plan(const BlockChainProblem& q) {
 // All pairs can have a multiprocessor for each window.
 bool fit_together(const BlockChainProblem& q) { return q.pairs > 1 && q.pairs <= kMostTogether && q.images * q.groups() * q.pairs <= device().multiprocessors; }
 
+// More windows take several rounds, each of which fetches all weights anew.
+bool prefers_pairs(const BlockChainProblem& q) { return q.images * q.groups() <= device().multiprocessors; }
+
 cudaError_t run_pairs(const BlockChainProblem& q, const PairPlan& plan, bool together, int32_t slot, cudaStream_t stream) {
     const PairVectors at(q);
     const int c = q.channels;
@@ -432,11 +435,9 @@ int64_t block_chain_workspace(const BlockChainProblem& q) {
 
 std::vector<int32_t> block_chain_tactics(const BlockChainProblem& q) {
     std::vector<int32_t> tactics;
-    if (pair_plan(q).shape) {
-        tactics.push_back(kPairTactic);
-        if (fit_together(q)) tactics.push_back(kPairsTactic);
-    }
     for (const Plan& plan : plans(q)) tactics.push_back(tactic_of(plan));
+    if (pair_plan(q).shape) tactics.insert(prefers_pairs(q) ? tactics.begin() : tactics.end(), kPairTactic);
+    if (pair_plan(q).shape && fit_together(q)) tactics.insert(tactics.begin() + 1, kPairsTactic);
     return tactics;
 }
 
@@ -446,7 +447,7 @@ cudaError_t block_chain(const BlockChainProblem& q, cudaStream_t stream, int32_t
     if (!q.x || !q.weights || !q.vectors || !q.y || !q.workspace || (q.between && (q.window.used() || q.pairs < 2))) return cudaErrorInvalidValue;
     const bool aligned = aligned_to(16, q.x, q.weights, q.vectors, q.between, q.y) && aligned_to(128, q.workspace);
     if (aligned && has_kernel(q)) {
-        if (const PairPlan plan = pair_plan(q); plan.shape && (tactic <= 0 || tactic == kPairTactic || tactic == kPairsTactic)) return run_pairs(q, plan, tactic == kPairsTactic, slot, stream);
+        if (const PairPlan plan = pair_plan(q); plan.shape && (tactic <= 0 ? prefers_pairs(q) : tactic == kPairTactic || tactic == kPairsTactic)) return run_pairs(q, plan, tactic == kPairsTactic, slot, stream);
         if (tactic > 0 && fits(q, plan_of(tactic))) return run_kernel(q, plan_of(tactic), slot, stream);
         if (const std::vector<Plan> all = plans(q); !all.empty()) return run_kernel(q, all.front(), slot, stream);
     }
