@@ -487,12 +487,15 @@ template <class TILE> struct ChainPair {
         const int of[2] = {token(window, row), token(window, row + 8)};
         uint32_t others[2][2] = {};
         if (shifted()) p.regions.find_others(window, row, lane, others);
+        // Worked out before the wait.
+        const __half* from[2] = {x() + offset(of[0]), x() + offset(of[1])};
+        asm volatile("" : "+l"(from[0]), "+l"(from[1]));
         ptx::wait_for_previous();
         if (counters) wait_for_pair(counters);
         uint32_t r[2][4];
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-            const uint4 raw = of[h] >= 0 ? __ldcg(reinterpret_cast<const uint4*>(x() + offset(of[h]))) : make_uint4(0, 0, 0, 0);
+            const uint4 raw = of[h] >= 0 ? __ldcg(reinterpret_cast<const uint4*>(from[h])) : make_uint4(0, 0, 0, 0);
             r[h][0] = raw.x, r[h][1] = raw.y, r[h][2] = raw.z, r[h][3] = raw.w;
         }
         exchange_tiles(r[0], t), exchange_tiles(r[1], t);
