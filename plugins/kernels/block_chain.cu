@@ -264,11 +264,8 @@ cudaError_t run_kernel(const BlockChainProblem& q, const Plan& plan, int32_t slo
         WindowGrid plain = g;
         plain.shift_h = plain.shift_w = 0;
         p.plain = WindowMap(plain), p.rolled = WindowMap(g);
-        const int windows_y = (g.grid_h + g.window_h - 1) / g.window_h, windows_x = (g.grid_w + g.window_w - 1) / g.window_w, padded_h = windows_y * g.window_h, padded_w = windows_x * g.window_w;
-        // An axis without a shift is one region, so its edges lie beyond the map.
-        p.edge_y = g.shift_h ? padded_h - g.window_h : padded_h, p.cut_y = padded_h - g.shift_h;
-        p.edge_x = g.shift_w ? padded_w - g.window_w : padded_w, p.cut_x = padded_w - g.shift_w;
-        p.by_windows = division(g.windows()), p.by_windows_x = division(windows_x), p.by_window_w = division(g.window_w);
+        const WindowRegions r(g);
+        p.edge_y = r.edge_y, p.cut_y = r.cut_y, p.edge_x = r.edge_x, p.cut_x = r.cut_x, p.by_windows = r.by_windows, p.by_windows_x = r.by_windows_x, p.by_window_w = r.by_window_w;
     }
     const int pieces = pieces_of(q);
 #define TRT_OPT_CASE(pieces_) \

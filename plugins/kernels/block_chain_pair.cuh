@@ -10,8 +10,6 @@
 // Wproj's place, as soon as that product is done.
 #pragma once
 
-#include <math_constants.h>
-
 #include "gelu.cuh"
 #include "mbarrier.cuh"
 #include "mma.cuh"
@@ -22,6 +20,7 @@
 #include "block_chain_pair.h"
 #include "window_map.cuh"
 #include "window_regions.cuh"
+#include "window_scores.cuh"
 
 namespace trt_opt {
 
@@ -212,7 +211,7 @@ template <class TILE> struct ChainPair {
     }
 
     // Of the head's results, this lane's two rows.
-    __device__ __forceinline__ void attend(uint32_t parity, const uint32_t (&others)[2][2], uint32_t (&out)[2][4]) {
+    __device__ __forceinline__ void attend(uint32_t parity, uint32_t (&others)[2][2], uint32_t (&out)[2][4]) {
         float q[16], kv[32];
         const __half* const b = vectors(group * 32 + 2 * t);
 #pragma unroll
@@ -267,42 +266,9 @@ template <class TILE> struct ChainPair {
 
         uint32_t weight[2 * (kKeys / 8)];
         float inverse[2];
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            const __half* const bias = reinterpret_cast<const __half*>(shared + Tile::bias_at(p.hidden)) + (group * p.tokens + min(row + 8 * h, p.tokens - 1)) * Tile::kBiasRow + 2 * t;
-#pragma unroll
-            for (int j = 0; j < kKeys / 8; ++j) {
-                const float2 v = pair_at(bias + 8 * j);
-                s[4 * j + 2 * h] = fmaf(s[4 * j + 2 * h], p.scale, v.x), s[4 * j + 2 * h + 1] = fmaf(s[4 * j + 2 * h + 1], p.scale, v.y);
-            }
-        }
-        if (others[0][0] | others[0][1] | others[1][0] | others[1][1]) {
-#pragma unroll
-            for (int h = 0; h < 2; ++h)
-#pragma unroll
-                for (int j = 0; j < kKeys / 8; ++j)
-#pragma unroll
-                    for (int e = 0; e < 2; ++e)
-                        if (others[h][j / 4] >> (j % 4 * 8 + e) & 1) s[4 * j + 2 * h + e] += p.mask_value;
-        }
-        constexpr float kLog2 = 1.4426950408889634f;
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            float top = -CUDART_INF_F;
-#pragma unroll
-            for (int j = 0; j < kKeys / 8; ++j) top = fmaxf(top, fmaxf(s[4 * j + 2 * h], s[4 * j + 2 * h + 1]));
-            top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1)), top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
-            const float base = top == -CUDART_INF_F ? 0.f : -top * kLog2;
-            float sum = 0.f;
-#pragma unroll
-            for (int j = 0; j < kKeys / 8; ++j) {
-                const float u = exp2_fast(fmaf(s[4 * j + 2 * h], kLog2, base)), v = exp2_fast(fmaf(s[4 * j + 2 * h + 1], kLog2, base));
-                sum += u, sum += v;
-                weight[2 * j + h] = pack_halves(u, v);
-            }
-            sum = group_sum<4>(sum);
-            inverse[h] = sum > 0.f ? __fdividef(1.f, sum) : 0.f;
-        }
+        const __half* const table = reinterpret_cast<const __half*>(shared + Tile::bias_at(p.hidden)) + 2 * t;
+        const auto bias_of = [&](int r) { return table + (group * p.tokens + min(r, p.tokens - 1)) * Tile::kBiasRow; };
+        weigh_keys<kKeys>(s, {bias_of(row), bias_of(row + 8)}, others, p.scale, p.mask_value, weight, inverse);
 
         // Beyond KEYS there are weights of 0 for values that are finite: those of rows of zeros.
         float o[16];
