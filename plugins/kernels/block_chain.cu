@@ -281,9 +281,7 @@ cudaError_t run_kernel(const BlockChainProblem& q, const Plan& plan, int32_t slo
 
 // A kernel a pair, in windows.
 
-// Above those of plans: a launch a pair, or one for all of them, so that a pair's weights come while the one before runs.
-constexpr int32_t kPairTactic = 1 << 16, kPairsTactic = 1 << 17;
-constexpr int kMostTogether = 8, kCounters = 16;  // pairs of a launch; words of a slot before those that count their blocks
+constexpr int32_t kPairTactic = 1 << 16;  // above those of plans
 struct PairPlan {
     const ChainPairShape* shape = nullptr;  // null: no instance has room
     int own = 0, slots = 0, shared = 0;
@@ -303,35 +301,31 @@ PairPlan pair_plan(const BlockChainProblem& q) {
     return {};
 }
 
-// All pairs can have a multiprocessor for each window.
-bool fit_together(const BlockChainProblem& q) { return q.pairs > 1 && q.pairs <= kMostTogether && q.images * q.groups() * q.pairs <= device().multiprocessors; }
-
 // More windows take several rounds, each of which fetches all weights anew.
 bool prefers_pairs(const BlockChainProblem& q) { return q.images * q.groups() <= device().multiprocessors; }
 
-cudaError_t run_pairs(const BlockChainProblem& q, const PairPlan& plan, bool together, int32_t slot, cudaStream_t stream) {
+cudaError_t run_pairs(const BlockChainProblem& q, const PairPlan& plan, cudaStream_t stream) {
     const PairVectors at(q);
-    const int c = q.channels;
-    ChainPairArgs p{};
-    p.x = static_cast<const __half*>(q.x), p.weights = static_cast<const __half*>(q.weights), p.vectors = static_cast<const __half*>(q.vectors);
-    // Windows of a shifted pair read what those of the one before wrote elsewhere, so pairs write to two places by turns.
-    p.y = static_cast<__half*>(q.y), p.middle = reinterpret_cast<__half*>(static_cast<unsigned char*>(q.workspace) + WindowParts(q).middle);
-    p.pairs = q.pairs, p.pair_weights = static_cast<int>(pair_weights(q)), p.pair_vectors = static_cast<int>(at.all);
-    p.proj_weights = 3 * c * c, p.w1_weights = p.proj_weights + c * c, p.w2_weights = p.w1_weights + c * q.hidden;
-    p.bias_vectors = static_cast<int>(at.bias), p.proj_vectors = static_cast<int>(at.proj), p.b1_vectors = static_cast<int>(at.up), p.b2_vectors = static_cast<int>(at.down);
-    p.windows = static_cast<uint32_t>(q.images * q.groups()), p.blocks = std::min(p.windows, static_cast<uint32_t>(device().multiprocessors)), p.by_blocks = FastDiv(p.blocks);
-    p.tokens = static_cast<int>(q.group_tokens()), p.bias_row = static_cast<int>(ceil8(p.tokens)), p.hidden = q.hidden, p.hidden_depth = depth_of(q.hidden);
-    p.own = plan.own, p.slots = plan.slots;
-    p.epsilon = q.epsilon, p.scale = q.scale, p.mask_value = q.mask_value, p.activation = q.tanh_gelu ? Activation::kGeluTanh : Activation::kGelu;
-    p.bias = q.bias, p.shifted = q.shifted, p.map = WindowMap(q.window), p.regions = WindowRegions(q.window);
-    if (together && slot >= 0 && fit_together(q)) {
-        void* all = nullptr;
-        if (const cudaError_t status = cudaGetSymbolAddress(&all, slot_barriers); status != cudaSuccess) return cudaGetLastError(), status;
-        p.counters = static_cast<uint32_t*>(all) + slot * kSlotWords + kCounters;
-        return plan.shape->launch(p, plan.shared, p.blocks * q.pairs, stream);
+    const int64_t c = q.channels;
+    __half *const y = static_cast<__half*>(q.y), *const middle = reinterpret_cast<__half*>(static_cast<unsigned char*>(q.workspace) + WindowParts(q).middle);
+    const __half *weights = static_cast<const __half*>(q.weights), *vectors = static_cast<const __half*>(q.vectors), *x = static_cast<const __half*>(q.x);
+    for (int pair = 0; pair < q.pairs; ++pair, weights += pair_weights(q), vectors += at.all) {
+        ChainPairArgs p{};
+        // Windows of a shifted pair read what those of the one before wrote elsewhere, so pairs write to two places by turns.
+        p.x = x, p.y = (q.pairs - pair) % 2 == 1 ? y : middle, x = p.y;
+        p.w_qkv = weights, p.w_proj = p.w_qkv + 3 * c * c, p.w1 = p.w_proj + c * c, p.w2 = p.w1 + c * q.hidden;
+        p.b_qkv = vectors + at.qkv, p.scores_bias = q.bias ? vectors + at.bias : nullptr, p.b_proj = vectors + at.proj, p.b1 = vectors + at.up, p.b2 = vectors + at.down;
+        p.windows = static_cast<uint32_t>(q.images * q.groups()), p.tokens = static_cast<int>(q.group_tokens()), p.bias_row = static_cast<int>(ceil8(p.tokens));
+        p.hidden = q.hidden, p.hidden_depth = depth_of(q.hidden);
+        p.own = plan.own, p.slots = plan.slots;
+        p.epsilon = q.epsilon, p.scale = q.scale, p.mask_value = q.mask_value, p.activation = q.tanh_gelu ? Activation::kGeluTanh : Activation::kGelu;
+        WindowGrid g = q.window;
+        p.shifted = q.shifted >> pair & 1;
+        if (!p.shifted) g.shift_h = g.shift_w = 0;
+        p.map = WindowMap(g), p.regions = WindowRegions(g);
+        const auto blocks = static_cast<uint32_t>(std::min<int64_t>(device().multiprocessors, p.windows));
+        if (const cudaError_t status = plan.shape->launch(p, plan.shared, blocks, stream); status != cudaSuccess) return status;
     }
-    for (; p.pair < q.pairs; ++p.pair)
-        if (const cudaError_t status = plan.shape->launch(p, plan.shared, p.blocks, stream); status != cudaSuccess) return status;
     return cudaSuccess;
 }
 
@@ -434,7 +428,6 @@ std::vector<int32_t> block_chain_tactics(const BlockChainProblem& q) {
     std::vector<int32_t> tactics;
     for (const Plan& plan : plans(q)) tactics.push_back(tactic_of(plan));
     if (pair_plan(q).shape) tactics.insert(prefers_pairs(q) ? tactics.begin() : tactics.end(), kPairTactic);
-    if (pair_plan(q).shape && fit_together(q)) tactics.insert(tactics.begin() + 1, kPairsTactic);
     return tactics;
 }
 
@@ -444,7 +437,7 @@ cudaError_t block_chain(const BlockChainProblem& q, cudaStream_t stream, int32_t
     if (!q.x || !q.weights || !q.vectors || !q.y || !q.workspace || (q.between && (q.window.used() || q.pairs < 2))) return cudaErrorInvalidValue;
     const bool aligned = aligned_to(16, q.x, q.weights, q.vectors, q.between, q.y) && aligned_to(128, q.workspace);
     if (aligned && has_kernel(q)) {
-        if (const PairPlan plan = pair_plan(q); plan.shape && (tactic <= 0 ? prefers_pairs(q) : tactic == kPairTactic || tactic == kPairsTactic)) return run_pairs(q, plan, tactic == kPairsTactic, slot, stream);
+        if (const PairPlan plan = pair_plan(q); plan.shape && (tactic <= 0 ? prefers_pairs(q) : tactic == kPairTactic)) return run_pairs(q, plan, stream);
         if (tactic > 0 && fits(q, plan_of(tactic))) return run_kernel(q, plan_of(tactic), slot, stream);
         if (const std::vector<Plan> all = plans(q); !all.empty()) return run_kernel(q, all.front(), slot, stream);
     }

@@ -6,9 +6,17 @@
 
 namespace trt_opt {
 
-// A block on each multiprocessor, for their first weights ahead of the end of the kernel before.
+// A block on each multiprocessor: all run at once, since they wait for each other; and ahead of the end of the kernel before, for their first weights.
 inline cudaError_t launch_everywhere(void (*kernel)(ChainArgs), const ChainArgs& p, int shared, cudaStream_t stream) {
-    return launch_together(kernel, static_cast<uint32_t>(device().multiprocessors), kChainThreads, shared, stream, p);
+    if (const cudaError_t status = allow_all_shared(kernel); status != cudaSuccess) return status;
+    cudaLaunchAttribute attributes[2]{};
+    attributes[0].id = cudaLaunchAttributeCooperative, attributes[0].val.cooperative = 1;
+    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization, attributes[1].val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(device().multiprocessors)), config.blockDim = dim3(kChainThreads), config.dynamicSmemBytes = static_cast<size_t>(shared);
+    config.stream = stream, config.attrs = attributes, config.numAttrs = 2;
+    const cudaError_t status = cudaLaunchKernelEx(&config, kernel, p);
+    return status != cudaSuccess ? (cudaGetLastError(), status) : cudaGetLastError();
 }
 
 template <int PIECES> cudaError_t launch_chain(const ChainArgs& p, int shared, cudaStream_t stream) { return launch_everywhere(block_chain_kernel<PIECES>, p, shared, stream); }

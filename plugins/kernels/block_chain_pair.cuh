@@ -25,23 +25,17 @@
 namespace trt_opt {
 
 struct ChainPairArgs {
-    const __half *x, *weights, *vectors;                         // of all pairs
-    __half *y, *middle;                                          // what pairs give, by turns, the last one y
-    uint32_t* counters;                                          // two between each two pairs of a launch, 0 before and after it
-    int pair, pairs;                                             // the first of the launch; of the chain
-    int pair_weights, pair_vectors;                              // elements
-    int proj_weights, w1_weights, w2_weights;                    // of a pair's weights: where they begin
-    int bias_vectors, proj_vectors, b1_vectors, b2_vectors;      // of its vectors
-    uint32_t windows, blocks;                                    // blocks: of a pair, which share its windows
-    int tokens, bias_row, hidden, hidden_depth;                  // bias_row: of the scores' bias [heads, tokens, bias_row]; hidden_depth: contracted elements that lie together in W2
+    const __half *x, *w_qkv, *w_proj, *w1, *w2;                  // weights: packed
+    const __half *b_qkv, *scores_bias, *b_proj, *b1, *b2;        // scores_bias: [heads, tokens, bias_row], or null
+    __half* y;                                                   // not x
+    uint32_t windows;
+    int tokens, bias_row, hidden, hidden_depth;                  // hidden_depth: contracted elements that lie together in W2
     int own, slots;                                              // of a warpgroup: places for pieces alone; places in its ring
     float epsilon, scale, mask_value;
     Activation activation;
-    bool bias;
-    uint32_t shifted;                                            // bit i: pair i is in shifted windows
+    bool shifted;
     WindowMap map;
     WindowRegions regions;
-    FastDiv by_blocks;
 };
 
 // KEYS: the window's tokens rounded up, 56 or 64. GROUPS: warpgroups.
@@ -75,7 +69,6 @@ template <class TILE> struct ChainPair {
     static constexpr int kRowStep = 64 * 16;  // from eight channels of a left operand to the next
 
     const ChainPairArgs& p;
-    const int pair;
     unsigned char* const shared;
     const uint32_t at;           // of it
     const int group, lane, warp, t, row;  // warp: of the group; row: the first of the window's two that this lane has a part of; 8 on is the other
@@ -87,17 +80,8 @@ template <class TILE> struct ChainPair {
     static __device__ __forceinline__ float2 floats(uint32_t pair) { return __half22float2(*reinterpret_cast<const __half2*>(&pair)); }
     static __device__ __forceinline__ float2 pair_at(const __half* from) { return floats(*reinterpret_cast<const uint32_t*>(from)); }
 
-    // What follows from the pair's number is worked out where it is needed, for want of registers.
-    __device__ __forceinline__ bool to_y() const { return (p.pairs - pair) % 2 == 1; }
-    __device__ __forceinline__ const __half* x() const { return pair == 0 ? p.x : to_y() ? p.middle : p.y; }
-    __device__ __forceinline__ __half* y() const { return to_y() ? p.y : p.middle; }
-    __device__ __forceinline__ const __half* weights() const { return p.weights + int64_t{pair} * p.pair_weights; }
-    __device__ __forceinline__ bool shifted() const { return p.shifted >> pair & 1; }
-
     __device__ __forceinline__ int token(uint32_t window, int r) const {
-        WindowMap map = p.map;
-        if (!shifted()) map.shift_h = map.shift_w = 0;
-        return r < p.tokens ? static_cast<int>(map.source(window * static_cast<uint32_t>(p.tokens) + static_cast<uint32_t>(r))) : -1;
+        return r < p.tokens ? static_cast<int>(p.map.source(window * static_cast<uint32_t>(p.tokens) + static_cast<uint32_t>(r))) : -1;
     }
     __device__ __forceinline__ int64_t offset(int of) const { return int64_t{of} * C + group * 32 + t * 8; }
 
@@ -120,7 +104,7 @@ template <class TILE> struct ChainPair {
         __syncwarp();
         if (lane < kCopies) {
             const int deep = lane / 3, part = lane % 3, columns = (part == 2 ? 0 : (part + 1) * C) + group * 32;
-            mbarrier::copy(head() + lane * kBytes, weights() + (deep * 3 * C + columns) * kDepth, kBytes, barrier);
+            mbarrier::copy(head() + lane * kBytes, p.w_qkv + (deep * 3 * C + columns) * kDepth, kBytes, barrier);
         }
     }
     // A warpgroup's pieces in order: W1 0, W1 1, W2 0, W1 2, W2 1, ... W2 n - 1.
@@ -133,10 +117,10 @@ template <class TILE> struct ChainPair {
         if (second) {
             constexpr int kBytes = kColumns * 16;
             const int inside = column & (p.hidden_depth - 1), eight = lane + 4 * group - (lane + 4 * group < C / 8 ? 0 : C / 8);  // this warpgroup's channels first
-            if (lane < C / 8) mbarrier::copy(to + lane * kBytes, weights() + p.w2_weights + (column - inside) * C + (eight * p.hidden_depth + inside) * 8, kBytes, barrier);
+            if (lane < C / 8) mbarrier::copy(to + lane * kBytes, p.w2 + (column - inside) * C + (eight * p.hidden_depth + inside) * 8, kBytes, barrier);
         } else {
             constexpr int kBytes = kColumns * kDepth * 2;
-            if (lane < C / kDepth) mbarrier::copy(to + lane * kBytes, weights() + p.w1_weights + (lane * p.hidden + column) * kDepth, kBytes, barrier);
+            if (lane < C / kDepth) mbarrier::copy(to + lane * kBytes, p.w1 + (lane * p.hidden + column) * kDepth, kBytes, barrier);
         }
     }
     // Those that have places among the first `places` of the ring, once `taken` have been used.
@@ -423,18 +407,8 @@ template <class TILE> struct ChainPair {
 #pragma unroll
             for (int j = 0; j < 4; ++j) r[j] = pack_halves(v[2 * j], v[2 * j + 1]);
             exchange_tiles(r, t);
-            if (of[h] >= 0) *reinterpret_cast<uint4*>(y() + offset(of[h])) = make_uint4(r[0], r[1], r[2], r[3]);
+            if (of[h] >= 0) *reinterpret_cast<uint4*>(p.y + offset(of[h])) = make_uint4(r[0], r[1], r[2], r[3]);
         }
-    }
-
-    // The blocks of the pair before have given their rows. The last one that knows that leaves the counters as they were.
-    __device__ __forceinline__ void wait_for_pair(uint32_t* counters) const {
-        if (threadIdx.x == 0) {
-            while (ptx::load_acquire(counters) < p.blocks) {
-            }
-            if (atomicInc(counters + 1, p.blocks - 1) == p.blocks - 1) *counters = 0;
-        }
-        __syncthreads();
     }
 
     // All weights that have places.
@@ -443,21 +417,20 @@ template <class TILE> struct ChainPair {
         if (group == 0 && warp == 2 && lane == 0) {
             const uint32_t barrier = at + Tile::kProjFull;
             mbarrier::expect(barrier, Tile::kProj);
-            mbarrier::copy(at + Tile::kProjAt, weights() + p.proj_weights, Tile::kProj, barrier);
+            mbarrier::copy(at + Tile::kProjAt, p.w_proj, Tile::kProj, barrier);
         }
         slot = 0, coming = 0;
         fetch_pieces(p.own, 0);
     }
 
-    __device__ __forceinline__ void run(uint32_t window, uint32_t parity, uint32_t* counters) {
+    __device__ __forceinline__ void run(uint32_t window, uint32_t parity) {
         const int of[2] = {token(window, row), token(window, row + 8)};
         uint32_t others[2][2] = {};
-        if (shifted()) p.regions.find_others(window, row, lane, others);
+        if (p.shifted) p.regions.find_others(window, row, lane, others);
         // Worked out before the wait.
-        const __half* from[2] = {x() + offset(of[0]), x() + offset(of[1])};
+        const __half* from[2] = {p.x + offset(of[0]), p.x + offset(of[1])};
         asm volatile("" : "+l"(from[0]), "+l"(from[1]));
         ptx::wait_for_previous();
-        if (counters) wait_for_pair(counters);
         uint32_t r[2][4];
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
@@ -498,10 +471,7 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) chain
     unsigned char* const shared = unaligned + (at - unaligned_at);
     const int tid = threadIdx.x, group = __shfl_sync(0xffffffffu, tid / 128, 0), warp = __shfl_sync(0xffffffffu, tid / 32 % 4, 0), lane = tid % 32;
     const int units = p.hidden / Tile::kColumns;
-    uint32_t first;
-    const int before = static_cast<int>(p.by_blocks.divmod(blockIdx.x, first)), pair = p.pair + before;  // before: pairs of this launch
-    const __half* const vectors_from = p.vectors + int64_t{pair} * p.pair_vectors;
-    ChainPair<Tile> block{p, pair, shared, at, group, lane, warp, lane % 4, warp * 16 + lane / 4, 2 * ((units - group + Tile::kGroups - 1) / Tile::kGroups)};
+    ChainPair<Tile> block{p, shared, at, group, lane, warp, lane % 4, warp * 16 + lane / 4, 2 * ((units - group + Tile::kGroups - 1) / Tile::kGroups)};
     if (tid == 0) {
         for (int i = 0; i < Tile::kBarriers; ++i) mbarrier::init(at + Tile::kQkvFull + i * 8, 1);
         mbarrier::publish();
@@ -513,21 +483,21 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) chain
     const auto copy = [&](int to, const __half* from, int count) {
         for (int i = tid; i < count / 8; i += Tile::kThreads) vectors[to / 8 + i] = reinterpret_cast<const uint4*>(from)[i];
     };
-    copy(0, vectors_from, 3 * C), copy(3 * C, vectors_from + p.proj_vectors, C), copy(4 * C, vectors_from + p.b2_vectors, C), copy(5 * C, vectors_from + p.b1_vectors, p.hidden);
+    copy(0, p.b_qkv, 3 * C), copy(3 * C, p.b_proj, C), copy(4 * C, p.b2, C), copy(5 * C, p.b1, p.hidden);
     // The scores' bias, with -inf for keys that the window has not.
     uint4* const bias = reinterpret_cast<uint4*>(shared + Tile::bias_at(p.hidden));
     constexpr int kEights = Tile::kKeys / 8, kOnce = 4;
     const int count = Tile::kGroups * p.tokens * kEights;
-    for (int next = tid; next < count; next += kOnce * Tile::kThreads) {
+    for (int first = tid; first < count; first += kOnce * Tile::kThreads) {
         uint4 raw[kOnce];
 #pragma unroll
         for (int u = 0; u < kOnce; ++u) {
-            const int i = min(next + u * Tile::kThreads, count - 1), key = i % kEights * 8;
-            raw[u] = p.bias && key < p.tokens ? *reinterpret_cast<const uint4*>(vectors_from + p.bias_vectors + i / kEights * p.bias_row + key) : make_uint4(0, 0, 0, 0);
+            const int i = min(first + u * Tile::kThreads, count - 1), key = i % kEights * 8;
+            raw[u] = p.scores_bias && key < p.tokens ? *reinterpret_cast<const uint4*>(p.scores_bias + i / kEights * p.bias_row + key) : make_uint4(0, 0, 0, 0);
         }
 #pragma unroll
         for (int u = 0; u < kOnce; ++u) {
-            const int i = next + u * Tile::kThreads, left = p.tokens - i % kEights * 8;
+            const int i = first + u * Tile::kThreads, left = p.tokens - i % kEights * 8;
             const auto known = [&](uint32_t pair, int e) { return (e < left ? pair & 0xffffu : 0xfc00u) | (e + 1 < left ? pair & 0xffff0000u : 0xfc000000u); };
             if (i < count) bias[i / kEights * (Tile::kBiasRow / 8) + i % kEights] = make_uint4(known(raw[u].x, 0), known(raw[u].y, 2), known(raw[u].z, 4), known(raw[u].w, 6));
         }
@@ -535,21 +505,14 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) chain
 
     uint32_t parity = 0;
 #pragma unroll 1
-    for (uint32_t window = first; window < p.windows; window += p.blocks, parity ^= 1) {
-        if (window != first) {
+    for (uint32_t window = blockIdx.x; window < p.windows; window += gridDim.x, parity ^= 1) {
+        if (window != blockIdx.x) {
             // Sums have been read from where weights come to.
             tensor_copy::fence_shared();
             __syncthreads();
             block.fetch();
         }
-        block.run(window, parity, before > 0 && window == first ? p.counters + 2 * (before - 1) : nullptr);
-    }
-    if (p.counters) {
-        __syncthreads();
-        if (tid == 0 && blockIdx.x + p.blocks < gridDim.x) {
-            __threadfence();
-            atomicAdd(p.counters + 2 * before, 1u);
-        }
+        block.run(window, parity);
     }
 #endif
 }

@@ -7,7 +7,6 @@
 namespace trt_opt {
 
 template <class Tile> cudaError_t launch_chain_pair(const ChainPairArgs& args, int shared, uint32_t blocks, cudaStream_t stream) {
-    if (args.counters) return launch_together(chain_pair_kernel<Tile>, blocks, Tile::kThreads, shared, stream, args);
     return launch_ahead(chain_pair_kernel<Tile>, blocks, Tile::kThreads, static_cast<size_t>(shared), stream, 1, args);
 }
 template <class Tile> constexpr ChainPairShape chain_pair_shape() {

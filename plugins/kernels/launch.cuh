@@ -79,17 +79,4 @@ cudaError_t launch_ahead(void (*kernel)(Parameters...), uint32_t blocks, int thr
     return status != cudaSuccess ? (cudaGetLastError(), status) : cudaGetLastError();
 }
 
-// The same of blocks that all run at once, since they wait for each other: no more than there are multiprocessors.
-template <class Arguments> cudaError_t launch_together(void (*kernel)(Arguments), uint32_t blocks, int threads, int shared, cudaStream_t stream, const Arguments& arguments) {
-    if (const cudaError_t status = allow_all_shared(kernel); status != cudaSuccess) return status;
-    cudaLaunchAttribute attributes[2]{};
-    attributes[0].id = cudaLaunchAttributeCooperative, attributes[0].val.cooperative = 1;
-    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization, attributes[1].val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(blocks), config.blockDim = dim3(static_cast<unsigned>(threads)), config.dynamicSmemBytes = static_cast<size_t>(shared);
-    config.stream = stream, config.attrs = attributes, config.numAttrs = 2;
-    const cudaError_t status = cudaLaunchKernelEx(&config, kernel, arguments);
-    return status != cudaSuccess ? (cudaGetLastError(), status) : cudaGetLastError();
-}
-
 }  // namespace trt_opt
