@@ -503,7 +503,41 @@ fn sizes_that_the_plugin_does_not_take_are_missed() {
     let many = |images| swin(Form { images, ..SWIN });
     many(23).chains();
     let faster = "its blocks are a kernel each, which are faster by themselves";
-    many(24).missed_because(faster, ["fewer than 1500 rows or more than 128 channels", "1536 rows of 48 channels"]);
+    let fewer =
+        "fewer than 1500 rows, more than 128 channels, or up to 128 windows and sizes of a kernel of both blocks";
+    let too_many = |form: Form<true>, found| swin(form).missed_because(faster, [fewer, found]);
+    too_many(
+        Form { images: 24, ..SWIN },
+        "1536 rows of 48 channels in 96 windows of 16 tokens, 2 heads, 128 hidden columns",
+    );
+    // A kernel of a pair
+    let three = Form { channels: 96, heads: 3, hidden: 64, images: 32, ..SWIN };
+    swin(three).chains();
+    too_many(
+        Form { images: 33, ..three },
+        "2112 rows of 96 channels in 132 windows of 16 tokens, 3 heads, 64 hidden columns",
+    );
+    too_many(
+        Form { hidden: 96, ..three },
+        "2048 rows of 96 channels in 128 windows of 16 tokens, 3 heads, 96 hidden columns",
+    );
+    too_many(
+        Form { heads: 2, ..three },
+        "2048 rows of 96 channels in 128 windows of 16 tokens, 2 heads, 64 hidden columns",
+    );
+    too_many(
+        Form { channels: 80, ..three },
+        "2048 rows of 80 channels in 128 windows of 16 tokens, 3 heads, 64 hidden columns",
+    );
+    let four = Form { channels: 128, heads: 4, hidden: 32, ..three };
+    swin(four).chains();
+    too_many(
+        Form { hidden: 48, ..four },
+        "2048 rows of 128 channels in 128 windows of 16 tokens, 4 heads, 48 hidden columns",
+    );
+    let full = |form| Form { grid: [8, 16], window: Some([8, 8]), images: 16, ..form };
+    swin(full(three)).chains();
+    too_many(full(four), "2048 rows of 128 channels in 32 windows of 64 tokens, 4 heads, 32 hidden columns");
     let more = |images| swin(Form { images, channels: 144, ..SWIN });
     more(127).chains();
     let rows = "its blocks have more rows than the plugin's kernel is made for";

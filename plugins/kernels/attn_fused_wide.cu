@@ -109,13 +109,7 @@ cudaError_t attn_fused(const AttnBlockProblem& q, const AttnFusedPlan& plan, cud
     p.by_tokens = FastDiv(static_cast<uint32_t>(p.tokens));
     if (g.used()) {
         p.mapped = true, p.map = WindowMap(g);
-        const int windows_y = (g.grid_h + g.window_h - 1) / g.window_h, windows_x = (g.grid_w + g.window_w - 1) / g.window_w;
-        const int padded_h = windows_y * g.window_h, padded_w = windows_x * g.window_w;
-        // Unshifted axis: one region, so the edges lie beyond the grid.
-        p.shifted = a.mask_kind == AttentionMask::kShift;
-        p.edge_y = g.shift_h ? padded_h - g.window_h : padded_h, p.cut_y = padded_h - g.shift_h;
-        p.edge_x = g.shift_w ? padded_w - g.window_w : padded_w, p.cut_x = padded_w - g.shift_w;
-        p.by_windows = FastDiv(static_cast<uint32_t>(g.windows())), p.by_windows_x = FastDiv(static_cast<uint32_t>(windows_x)), p.by_window_w = FastDiv(static_cast<uint32_t>(g.window_w));
+        p.shifted = a.mask_kind == AttentionMask::kShift, p.regions = WindowRegions(g);
     }
     const int64_t blocks = std::min<int64_t>(device().multiprocessors, p.windows);
     return s.launch(p, s.fixed(a.heads, p.tokens, p.planes) + p.stages * (s.stage + 32), static_cast<uint32_t>(blocks), stream);

@@ -24,6 +24,8 @@
 #include "warpgroup.cuh"
 #include "warpgroup_registers.cuh"
 #include "window_map.cuh"
+#include "window_regions.cuh"
+#include "window_scores.cuh"
 
 namespace trt_opt {
 
@@ -38,9 +40,9 @@ struct AttnFusedArgs {
     bool mapped;            // row r of the windows is map.source(r)
     bool shifted;           // with the mask of shifted windows
     float epsilon, each, scale, mask_value;
-    int edge_y, cut_y, edge_x, cut_x;
-    FastDiv by_tokens, by_windows, by_windows_x, by_window_w;
+    FastDiv by_tokens;
     WindowMap map;
+    WindowRegions regions;
 };
 
 // KEYS: the window's tokens rounded up, 56 or 64. GROUPS: warpgroups.
@@ -67,9 +69,6 @@ template <int CHUNKS, int KEYS, int GROUPS, int HEADS, bool SPLIT = false> struc
 namespace fused {
 
 __device__ __forceinline__ float2 floats(uint32_t pair) { return __half22float2(*reinterpret_cast<const __half2*>(&pair)); }
-
-__device__ __forceinline__ float2 bias_pair(const __half* p) { return floats(*reinterpret_cast<const uint32_t*>(p)); }
-__device__ __forceinline__ float2 bias_pair(const float* p) { return *reinterpret_cast<const float2*>(p); }
 
 // A place in the ring.
 struct Position {
@@ -200,38 +199,9 @@ template <class Tile> struct Block {
         }
     }
 
-    // Which keys of the window are in other regions than a row, for the mask of shifted windows.
     __device__ __forceinline__ void find_regions(uint32_t window) {
         others[0][0] = others[0][1] = others[1][0] = others[1][1] = 0;
-        if (!p.shifted) return;
-        uint32_t number, wx;
-        p.by_windows.divmod(window, number);
-        const int first_y = static_cast<int>(p.by_windows_x.divmod(number, wx)) * p.map.window_h, first_x = static_cast<int>(wx) * p.map.window_w;
-        const auto region_y = [&](int y) { return (y >= p.edge_y) + (y >= p.cut_y); };
-        const auto region_x = [&](int x) { return (x >= p.edge_x) + (x >= p.cut_x); };
-        // They grow with the position, so all are the same where those of the ends are.
-        if (region_y(first_y) == region_y(first_y + p.map.window_h - 1) && region_x(first_x) == region_x(first_x + p.map.window_w - 1)) return;
-        const auto find = [&](int key, int& y, int& x) {
-            uint32_t ix;
-            const int iy = static_cast<int>(p.by_window_w.divmod(static_cast<uint32_t>(key), ix));
-            y = region_y(first_y + iy), x = region_x(first_x + static_cast<int>(ix));
-        };
-        int own_y[2], own_x[2];
-        find(row, own_y[0], own_x[0]), find(row + 8, own_y[1], own_x[1]);
-        uint32_t same[2][2];
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            int y, x;
-            find(lane + 32 * half, y, x);
-            uint32_t in_y[3], in_x[3];
-#pragma unroll
-            for (int r = 0; r < 3; ++r) in_y[r] = __ballot_sync(0xffffffffu, y == r), in_x[r] = __ballot_sync(0xffffffffu, x == r);
-#pragma unroll
-            for (int h = 0; h < 2; ++h)
-                same[h][half] = (own_y[h] == 0 ? in_y[0] : own_y[h] == 1 ? in_y[1] : in_y[2]) & (own_x[h] == 0 ? in_x[0] : own_x[h] == 1 ? in_x[1] : in_x[2]);
-        }
-#pragma unroll
-        for (int h = 0; h < 2; ++h) others[h][0] = ~__funnelshift_r(same[h][0], same[h][1], 2 * t), others[h][1] = ~(same[h][1] >> 2 * t);
+        if (p.shifted) p.regions.find_others(window, row, lane, others);
     }
 
     // Of the head's results by the lane's two rows: left operands of the product with 32 rows of Wproj.
@@ -295,47 +265,11 @@ template <class Tile> struct Block {
         warpgroup::wait<0>();
         warpgroup::settle(s);
 
-        const int plane = p.planes == 1 ? 0 : head * p.tokens;
+        const typename Tile::Bias* const plane = at.bias + (p.planes == 1 ? 0 : head * p.tokens) * Tile::kBiasRow + 2 * t;
+        const auto bias_of = [&](int r) { return plane + min(r, p.tokens - 1) * Tile::kBiasRow; };
         uint32_t weight[2 * (kKeys / 8)];
         float inverse[2];
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            const typename Tile::Bias* const bias = at.bias + (plane + min(row + 8 * h, p.tokens - 1)) * Tile::kBiasRow + 2 * t;
-#pragma unroll
-            for (int j = 0; j < kKeys / 8; ++j) {
-                const float2 v = bias_pair(bias + 8 * j);
-                s[4 * j + 2 * h] = fmaf(s[4 * j + 2 * h], p.scale, v.x), s[4 * j + 2 * h + 1] = fmaf(s[4 * j + 2 * h + 1], p.scale, v.y);
-            }
-        }
-        if (others[0][0] | others[0][1] | others[1][0] | others[1][1]) {
-            // What is worked out of these is worked out anew for each head, for want of registers.
-            asm volatile("" : "+r"(others[0][0]), "+r"(others[0][1]), "+r"(others[1][0]), "+r"(others[1][1]));
-#pragma unroll
-            for (int h = 0; h < 2; ++h)
-#pragma unroll
-                for (int j = 0; j < kKeys / 8; ++j)
-#pragma unroll
-                    for (int e = 0; e < 2; ++e)
-                        if (others[h][j / 4] >> (j % 4 * 8 + e) & 1) s[4 * j + 2 * h + e] += p.mask_value;
-        }
-        constexpr float kLog2 = 1.4426950408889634f;
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            float top = -CUDART_INF_F;
-#pragma unroll
-            for (int j = 0; j < kKeys / 8; ++j) top = fmaxf(top, fmaxf(s[4 * j + 2 * h], s[4 * j + 2 * h + 1]));
-            top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1)), top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
-            const float base = top == -CUDART_INF_F ? 0.f : -top * kLog2;
-            float sum = 0.f;
-#pragma unroll
-            for (int j = 0; j < kKeys / 8; ++j) {
-                const float u = exp2_fast(fmaf(s[4 * j + 2 * h], kLog2, base)), v = exp2_fast(fmaf(s[4 * j + 2 * h + 1], kLog2, base));
-                sum += u, sum += v;
-                weight[2 * j + h] = pack_halves(u, v);
-            }
-            sum = group_sum<4>(sum);
-            inverse[h] = sum > 0.f ? __fdividef(1.f, sum) : 0.f;
-        }
+        weigh_keys<kKeys>(s, {bias_of(row), bias_of(row + 8)}, others, p.scale, p.mask_value, weight, inverse);
 
         // Beyond KEYS there are weights of 0 for values that are finite: those of rows of zeros.
         float o[16];
@@ -506,7 +440,7 @@ template <class Tile> __device__ __forceinline__ void fetch_proj(const AttnFused
 
 // The scores' bias, with -inf for keys that the window has not.
 template <class Tile> __device__ __forceinline__ void gather_bias(const AttnFusedArgs& p, typename Tile::Bias* to, int tid) {
-    const auto key_row = [&](int token) { return token + static_cast<int>(p.by_window_w.div(static_cast<uint32_t>(token))) * (p.map.window_w - 1); };
+    const auto key_row = [&](int token) { return token + static_cast<int>(p.regions.by_window_w.div(static_cast<uint32_t>(token))) * (p.map.window_w - 1); };
     const int center = (p.map.window_h - 1) * (2 * p.map.window_w - 1) + p.map.window_w - 1;
     const int count = p.planes * p.tokens * Tile::kBiasRow;
     const auto gather = [&](const auto& place) {

@@ -1,11 +1,12 @@
-// Chooses how a chain of blocks is cut up, and runs it: as one kernel in float16 where the device has warpgroups (TRT_OPT_SM90A: this file is compiled for
-// sm_90a), else block by block, with weights that are laid out anew before each.
+// Chooses how a chain of blocks is cut up, and runs it: in float16 where the device has warpgroups (TRT_OPT_SM90A: this file is compiled for sm_90a) as one kernel, or in windows as one a
+// pair; else block by block, with weights that are laid out anew before each.
 #include "block_chain.h"
 
 #include <algorithm>
 #include <mutex>
 
 #include "block_chain.cuh"
+#include "block_chain_pair.cuh"
 #include "kernels.h"
 #include "launch.cuh"
 
@@ -23,7 +24,12 @@ int depth_of(int64_t k) { return k % 128 == 0 ? 128 : k % 64 == 0 ? 64 : k % 32 
 
 int64_t pair_weights(const BlockChainProblem& q) { return 4 * q.channels * inner_of(q) + int64_t{2} * q.channels * q.hidden; }
 int64_t bias_elements(const BlockChainProblem& q) { return q.bias ? q.heads * q.group_tokens() * ceil8(q.group_tokens()) : 0; }
-int64_t pair_vectors(const BlockChainProblem& q) { return 3 * inner_of(q) + bias_elements(q) + 2 * q.channels + q.hidden; }
+// Where a pair's vectors are, and how many elements they have.
+struct PairVectors {
+    int64_t qkv = 0, bias, proj, up, down, all;
+    explicit PairVectors(const BlockChainProblem& q) : bias(3 * inner_of(q)), proj(bias + bias_elements(q)), up(proj + q.channels), down(up + q.hidden), all(down + q.channels) {}
+};
+int64_t pair_vectors(const BlockChainProblem& q) { return PairVectors(q).all; }
 
 bool valid(const BlockChainProblem& q) {
     if (q.images < 0 || q.tokens < 1 || q.channels < 16 || q.channels > kChainMaxChannels || q.hidden < 16 || q.hidden > kChainMaxHidden || q.heads < 1 || q.dim < 1) return false;
@@ -258,11 +264,8 @@ cudaError_t run_kernel(const BlockChainProblem& q, const Plan& plan, int32_t slo
         WindowGrid plain = g;
         plain.shift_h = plain.shift_w = 0;
         p.plain = WindowMap(plain), p.rolled = WindowMap(g);
-        const int windows_y = (g.grid_h + g.window_h - 1) / g.window_h, windows_x = (g.grid_w + g.window_w - 1) / g.window_w, padded_h = windows_y * g.window_h, padded_w = windows_x * g.window_w;
-        // An axis without a shift is one region, so its edges lie beyond the map.
-        p.edge_y = g.shift_h ? padded_h - g.window_h : padded_h, p.cut_y = padded_h - g.shift_h;
-        p.edge_x = g.shift_w ? padded_w - g.window_w : padded_w, p.cut_x = padded_w - g.shift_w;
-        p.by_windows = division(g.windows()), p.by_windows_x = division(windows_x), p.by_window_w = division(g.window_w);
+        const WindowRegions r(g);
+        p.edge_y = r.edge_y, p.cut_y = r.cut_y, p.edge_x = r.edge_x, p.cut_x = r.cut_x, p.by_windows = r.by_windows, p.by_windows_x = r.by_windows_x, p.by_window_w = r.by_window_w;
     }
     const int pieces = pieces_of(q);
 #define TRT_OPT_CASE(pieces_) \
@@ -274,6 +277,56 @@ cudaError_t run_kernel(const BlockChainProblem& q, const Plan& plan, int32_t slo
     TRT_OPT_CHAINS_OF_SEQUENCES(TRT_OPT_CASE)
 #undef TRT_OPT_CASE
     return cudaErrorInvalidValue;
+}
+
+// A kernel a pair, in windows.
+
+constexpr int32_t kPairTactic = 1 << 16;  // above those of plans
+struct PairPlan {
+    const ChainPairShape* shape = nullptr;  // null: no instance has room
+    int own = 0, slots = 0, shared = 0;
+};
+PairPlan pair_plan(const BlockChainProblem& q) {
+    if (!valid(q) || q.images < 1 || !has_kernel(q) || !q.window.used() || q.channels != inner_of(q)) return {};
+    const int tokens = static_cast<int>(q.group_tokens());
+    for (const ChainPairShape* sizes : {kChainPair3, kChainPair4})
+        for (int i = 0; i < 2; ++i) {
+            const ChainPairShape& s = sizes[i];
+            if (s.groups != q.heads || tokens > s.keys || q.hidden % s.columns != 0) continue;
+            const int fixed = s.fixed(tokens, q.hidden), place = s.groups * s.piece, left = device().shared - fixed;
+            const int pieces = 2 * static_cast<int>(parts(q.hidden / s.columns, s.groups)), own = left < 0 ? 0 : std::min({left / place, pieces, kChainPairMaxSlots});
+            const int places = own + s.in_head + s.in_proj;
+            if (left >= 0 && places >= s.places) return {&s, own, std::min({places, pieces, kChainPairMaxSlots}), fixed + own * place};
+        }
+    return {};
+}
+
+// More windows take several rounds, each of which fetches all weights anew.
+bool prefers_pairs(const BlockChainProblem& q) { return q.images * q.groups() <= device().multiprocessors; }
+
+cudaError_t run_pairs(const BlockChainProblem& q, const PairPlan& plan, cudaStream_t stream) {
+    const PairVectors at(q);
+    const int64_t c = q.channels;
+    __half *const y = static_cast<__half*>(q.y), *const middle = reinterpret_cast<__half*>(static_cast<unsigned char*>(q.workspace) + WindowParts(q).middle);
+    const __half *weights = static_cast<const __half*>(q.weights), *vectors = static_cast<const __half*>(q.vectors), *x = static_cast<const __half*>(q.x);
+    for (int pair = 0; pair < q.pairs; ++pair, weights += pair_weights(q), vectors += at.all) {
+        ChainPairArgs p{};
+        // Windows of a shifted pair read what those of the one before wrote elsewhere, so pairs write to two places by turns.
+        p.x = x, p.y = (q.pairs - pair) % 2 == 1 ? y : middle, x = p.y;
+        p.w_qkv = weights, p.w_proj = p.w_qkv + 3 * c * c, p.w1 = p.w_proj + c * c, p.w2 = p.w1 + c * q.hidden;
+        p.b_qkv = vectors + at.qkv, p.scores_bias = q.bias ? vectors + at.bias : nullptr, p.b_proj = vectors + at.proj, p.b1 = vectors + at.up, p.b2 = vectors + at.down;
+        p.windows = static_cast<uint32_t>(q.images * q.groups()), p.tokens = static_cast<int>(q.group_tokens()), p.bias_row = static_cast<int>(ceil8(p.tokens));
+        p.hidden = q.hidden, p.hidden_depth = depth_of(q.hidden);
+        p.own = plan.own, p.slots = plan.slots;
+        p.epsilon = q.epsilon, p.scale = q.scale, p.mask_value = q.mask_value, p.activation = q.tanh_gelu ? Activation::kGeluTanh : Activation::kGelu;
+        WindowGrid g = q.window;
+        p.shifted = q.shifted >> pair & 1;
+        if (!p.shifted) g.shift_h = g.shift_w = 0;
+        p.map = WindowMap(g), p.regions = WindowRegions(g);
+        const auto blocks = static_cast<uint32_t>(std::min<int64_t>(device().multiprocessors, p.windows));
+        if (const cudaError_t status = plan.shape->launch(p, plan.shared, blocks, stream); status != cudaSuccess) return status;
+    }
+    return cudaSuccess;
 }
 
 // Block by block.
@@ -374,6 +427,7 @@ int64_t block_chain_workspace(const BlockChainProblem& q) {
 std::vector<int32_t> block_chain_tactics(const BlockChainProblem& q) {
     std::vector<int32_t> tactics;
     for (const Plan& plan : plans(q)) tactics.push_back(tactic_of(plan));
+    if (pair_plan(q).shape) tactics.insert(prefers_pairs(q) ? tactics.begin() : tactics.end(), kPairTactic);
     return tactics;
 }
 
@@ -383,6 +437,7 @@ cudaError_t block_chain(const BlockChainProblem& q, cudaStream_t stream, int32_t
     if (!q.x || !q.weights || !q.vectors || !q.y || !q.workspace || (q.between && (q.window.used() || q.pairs < 2))) return cudaErrorInvalidValue;
     const bool aligned = aligned_to(16, q.x, q.weights, q.vectors, q.between, q.y) && aligned_to(128, q.workspace);
     if (aligned && has_kernel(q)) {
+        if (const PairPlan plan = pair_plan(q); plan.shape && (tactic <= 0 ? prefers_pairs(q) : tactic == kPairTactic)) return run_pairs(q, plan, stream);
         if (tactic > 0 && fits(q, plan_of(tactic))) return run_kernel(q, plan_of(tactic), slot, stream);
         if (const std::vector<Plan> all = plans(q); !all.empty()) return run_kernel(q, all.front(), slot, stream);
     }

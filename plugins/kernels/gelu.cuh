@@ -14,20 +14,22 @@ __device__ __forceinline__ float reciprocal(float v) {
 }
 // x Phi(x) = x / (1 + exp(-u)), u = logit(Phi(x)), which is odd and smooth: a least-squares fit of u / x in x^2 over
 // |x| < 6, weighted for the error of the product, which stays below 4e-6. Beyond, the result is x or less than 1e-8.
-__device__ __forceinline__ float gelu_erf(float v) {
+__device__ __forceinline__ float gelu_erf_power(float v) {
     constexpr float kUnit = -1.4426950408889634f;
     const float t = fminf(v * v, 36.f);
     float p = fmaf(t, 2.22506155e-06f * kUnit, -6.09307911e-05f * kUnit);
     p = fmaf(t, p, -2.50972104e-04f * kUnit);
     p = fmaf(t, p, 7.29398986e-02f * kUnit);
     p = fmaf(t, p, 1.59565513e+00f * kUnit);
-    return v * reciprocal(1.f + exp2_fast(v * p));
+    return v * p;
 }
+__device__ __forceinline__ float gelu_erf(float v) { return v * reciprocal(1.f + exp2_fast(gelu_erf_power(v))); }
 // x / 2 (1 + tanh u) = x / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3)
-__device__ __forceinline__ float gelu_tanh(float v) {
+__device__ __forceinline__ float gelu_tanh_power(float v) {
     const float u = v * fmaf(v * v, 0.044715f * 0.79788456f, 0.79788456f);
-    return v * reciprocal(1.f + exp2_fast(u * (-2.f * 1.44269504f)));
+    return u * (-2.f * 1.44269504f);
 }
+__device__ __forceinline__ float gelu_tanh(float v) { return v * reciprocal(1.f + exp2_fast(gelu_tanh_power(v))); }
 template <int N> __device__ __forceinline__ void activate(float (&v)[N], Activation how) {
     if (how == Activation::kGelu) {
 #pragma unroll
@@ -36,6 +38,19 @@ template <int N> __device__ __forceinline__ void activate(float (&v)[N], Activat
 #pragma unroll
         for (int i = 0; i < N; ++i) v[i] = gelu_tanh(v[i]);
     }
+}
+// The same with a reciprocal for two, where special functions are what takes longest: powers are so far bounded that the product is finite, and results beyond are still below 1e-16.
+template <int N> __device__ __forceinline__ void activate_by_two(float (&v)[N], Activation how) {
+    static_assert(N % 2 == 0);
+    const auto all = [&](const auto& power) {
+#pragma unroll
+        for (int i = 0; i < N; i += 2) {
+            const float a = 1.f + exp2_fast(fminf(power(v[i]), 60.f)), b = 1.f + exp2_fast(fminf(power(v[i + 1]), 60.f)), r = reciprocal(a * b);
+            v[i] *= r * b, v[i + 1] *= r * a;
+        }
+    };
+    if (how == Activation::kGelu) all(gelu_erf_power);
+    else if (how == Activation::kGeluTanh) all(gelu_tanh_power);
 }
 
 }  // namespace trt_opt

@@ -1,5 +1,5 @@
 // Products by a warpgroup (wgmma, sm_90a) of 64 rows whose fp16 left operands are in registers, as those of mma.sync. The right ones lie in shared memory as their descriptor has it:
-// `swizzled`, or wide::descriptor. Results and the rest are those of warpgroup.cuh.
+// `swizzled`, `pieces`, or wide::descriptor. Results and the rest are those of warpgroup.cuh.
 #pragma once
 
 #include <cstdint>
@@ -51,9 +51,13 @@ template <int COUNT> __device__ __forceinline__ void multiply_columns(float (&d)
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     if constexpr (COUNT == 28) {
         asm volatile(TRT_OPT_WGMMA("56", TRT_OPT_N28, "%28,%29,%30,%31", "%32", "%33", "0") : TRT_OPT_D16(0), TRT_OPT_D4(16), TRT_OPT_D4(20), TRT_OPT_D4(24) : TRT_OPT_IN);
-    } else {
-        static_assert(COUNT == 32);
+    } else if constexpr (COUNT == 32) {
         asm volatile(TRT_OPT_WGMMA("64", TRT_OPT_N32, "%32,%33,%34,%35", "%36", "%37", "0") : TRT_OPT_D16(0), TRT_OPT_D16(16) : TRT_OPT_IN);
+    } else if constexpr (COUNT == 48) {
+        asm volatile(TRT_OPT_WGMMA("96", TRT_OPT_N48, "%48,%49,%50,%51", "%52", "%53", "0") : TRT_OPT_D16(0), TRT_OPT_D16(16), TRT_OPT_D16(32) : TRT_OPT_IN);
+    } else {
+        static_assert(COUNT == 64);
+        asm volatile(TRT_OPT_WGMMA("128", TRT_OPT_N64, "%64,%65,%66,%67", "%68", "%69", "0") : TRT_OPT_D16(0), TRT_OPT_D16(16), TRT_OPT_D16(32), TRT_OPT_D16(48) : TRT_OPT_IN);
     }
 #endif
 }

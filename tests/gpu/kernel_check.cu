@@ -2101,6 +2101,12 @@ void edge_cases(Checker& c) {
             check(c, BlockChainCase{t, 2, 13 * 17, 96, 3, 32, 192, 3, grid(13, 17, 4, 5, 2, 3, after), 5}), check(c, BlockChainCase{t, 2, 5 * 3, 160, 2, 32, 320, 2, grid(5, 3, 8, 8, 3, 2, after), 2, false, true});
         check(c, BlockChainCase{t, 1, 64, 48, 1, 32, 80, 2, grid(8, 8, 4, 4, 2, 2), 2}), check(c, BlockChainCase{t, 1, 196, 96, 3, 32, 384, 2, grid(14, 14, 7, 7, 3, 3), 2, true, false, 20.f});
         check(c, BlockChainCase{t, 0, 49, 96, 3, 32, 384, 1, grid(7, 7, 7, 7, 0, 0)});
+        // A kernel a pair, for windows of as many heads as there are 32 channels: Swin-B's first stage; full windows; fewer units than warpgroups, and so many that a ring's places are used again
+        // and again; one token; no bias; means far from zero; more windows than multiprocessors
+        check(c, BlockChainCase{t, 1, 56 * 56, 128, 4, 32, 512, 2, grid(56, 56, 7, 7, 3, 3), 2}), check(c, BlockChainCase{t, 1, 256, 96, 3, 32, 384, 3, grid(16, 16, 8, 8, 4, 4), 5});
+        check(c, BlockChainCase{t, 2, 35, 96, 3, 32, 64, 2, grid(5, 7, 7, 7, 3, 2), 2, false}), check(c, BlockChainCase{t, 2, 35, 128, 4, 32, 32, 2, grid(5, 7, 7, 7, 3, 2), 1, true, true});
+        check(c, BlockChainCase{t, 1, 196, 96, 3, 32, 1152, 2, grid(14, 14, 7, 7, 3, 3), 2, true, true}), check(c, BlockChainCase{t, 1, 196, 128, 4, 32, 1504, 2, grid(14, 14, 7, 7, 3, 3), 2, true, false, 20.f});
+        check(c, BlockChainCase{t, 1, 30, 96, 3, 32, 384, 8, grid(5, 6, 1, 1, 0, 0)}), check(c, BlockChainCase{t, 1, 40 * 40, 128, 4, 32, 512, 2, grid(40, 40, 2, 3, 1, 1), 2});
     }
 }
 
@@ -2206,6 +2212,7 @@ void random_cases(Checker& c, int count, uint64_t seed) {
             map.window_h = std::min(map.window_h, 8), map.window_w = std::min(map.window_w, 8);
             map.shift_h = std::min(map.shift_h, map.window_h - 1), map.shift_w = std::min(map.shift_w, map.window_w - 1);
             blocks.tokens = map.grid_h * map.grid_w, blocks.shifted = static_cast<uint32_t>(pick(0, 7));
+            if (pick(0, 1)) blocks.heads = pick(3, 4), blocks.channels = 32 * blocks.heads, blocks.hidden = (blocks.heads == 4 ? 32 : 64) * pick(1, pick(0, 1) ? 4 : 20);
         } else {
             blocks.tokens = pick(1, 256), blocks.d = pick(0, 1) ? 32 : 64, blocks.between = blocks.pairs > 1 && pick(0, 1);
         }

@@ -314,8 +314,11 @@ pub mod limits {
     /// 0.46e9, and blocks of many rows have products of their own.
     pub const CHAIN_FLOPS: i64 = MLP_FLOPS;
     /// Up to so many channels, blocks in windows of many rows ([`WIDE_ROWS`]) and their MLP blocks are a kernel each. On an H200 the two pairs of Swin-T's first
-    /// stage take 34.9 us so at batch 1, and 43.4 as a chain.
+    /// stage take 34.9 us so at batch 1, and 43.4 as a chain, but for those that have a kernel of a pair ([`CHAIN_PAIR_WINDOWS`]).
     pub const CHAIN_ONE_KERNEL_CHANNELS: i64 = 128;
+    /// A chain in up to so many windows, each of which has a multiprocessor then, is a kernel a pair on an H100 or H200, for 3 or 4 heads of 32 in as many channels. The same two
+    /// pairs take 23.9 us so.
+    pub const CHAIN_PAIR_WINDOWS: i64 = 128;
     /// FLOPs of both products of a convolution block. Not measured: they are as those of an attention block, which has another kernel
     /// between two products of few rows. The first two stages of UniFormer-S have 0.051e9 at batch 1.
     pub const CONV_FLOPS: i64 = ATTN_FLOPS;

@@ -34,7 +34,7 @@ use crate::rewrite::ops::{
 };
 use crate::rewrite::pattern::fused_name;
 use crate::rewrite::rules::attn_block::ahead;
-use crate::rewrite::rules::block::limits::{CHAIN_FLOPS, CHAIN_ONE_KERNEL_CHANNELS, WIDE_ROWS};
+use crate::rewrite::rules::block::limits::{CHAIN_FLOPS, CHAIN_ONE_KERNEL_CHANNELS, CHAIN_PAIR_WINDOWS, WIDE_ROWS};
 use crate::rewrite::rules::block::{Fusion, Outcome, Rule, flops_text, output, rounded, single_use, weight};
 
 /// Of what sizes must be multiples, and up to where the plugin takes them.
@@ -394,10 +394,22 @@ fn check_sizes(label: &str, form: &Form, pairs: usize) -> Outcome<()> {
             found,
         ));
     }
-    if !op.map.is_none() && channels <= CHAIN_ONE_KERNEL_CHANNELS && rows.is_some_and(|rows| rows >= WIDE_ROWS) {
+    let of_image = if op.map.is_none() { 0 } else { op.map.windows() };
+    let windows = form.images.eval(|_| Some(1)).and_then(|images| images.checked_mul(of_image));
+    let pair = has_pair_kernel(form) && windows.is_some_and(|windows| windows <= CHAIN_PAIR_WINDOWS);
+    let many = rows.is_some_and(|rows| rows >= WIDE_ROWS);
+    if !op.map.is_none() && channels <= CHAIN_ONE_KERNEL_CHANNELS && many && !pair {
+        let kernel = format!("up to {CHAIN_PAIR_WINDOWS} windows and sizes of a kernel of both blocks");
         return Err(Miss::new(label, "its blocks are a kernel each, which are faster by themselves").expected(
-            format!("fewer than {WIDE_ROWS} rows or more than {CHAIN_ONE_KERNEL_CHANNELS} channels"),
-            format!("{} rows of {channels} channels", rows.unwrap_or_default()),
+            format!("fewer than {WIDE_ROWS} rows, more than {CHAIN_ONE_KERNEL_CHANNELS} channels, or {kernel}"),
+            format!(
+                "{} rows of {channels} channels in {} windows of {} tokens, {} heads, {} hidden columns",
+                rows.unwrap_or_default(),
+                windows.unwrap_or_default(),
+                form.tokens,
+                op.num_heads,
+                op.hidden
+            ),
         ));
     }
     if pairs > MAX_PAIRS {
@@ -409,6 +421,16 @@ fn check_sizes(label: &str, form: &Form, pairs: usize) -> Outcome<()> {
             .expected(format!("at least {FEWEST_PAIRS} of attention"), pairs));
     }
     Ok(())
+}
+
+/// Whether the plugin has a kernel of a pair in windows: a thread block has a window, a warpgroup a head and as many channels.
+fn has_pair_kernel(form: &Form) -> bool {
+    let (heads, hidden, tokens) = match form.op.num_heads {
+        3 => (3, 64, 64),
+        4 => (4, 32, 56),
+        _ => return false,
+    };
+    form.op.head_dim == 32 && form.channels == 32 * heads && form.op.hidden % hidden == 0 && form.tokens <= tokens
 }
 
 /// The two weights of the op, as far as pairs have been added, as bytes.

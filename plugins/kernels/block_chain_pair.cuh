@@ -1,0 +1,520 @@
+// An attention block in windows and the MLP block behind it as one kernel on the warpgroup instructions of sm_90a, for few windows: a block of threads has a window, of up to 64 tokens, whose
+// rows stay on the multiprocessor from the first norm to the second residual add. It has as many warpgroups as there are heads of 32 and 32 channels. A warpgroup has
+//   of what is as wide as a token: 32 channels, in the layout of results of products (a lane has pairs 8 j + 2 t of the rows g and g + 8)
+//   of the attention: a head
+//   of the MLP: every so many-th unit of hidden columns; of the sums over all of them, its 32 channels.
+// What is a left operand for all passes through shared memory, in pieces of 8 x 8 (warpgroup.cuh), as do sums of rows for the norms, and the MLP's sums between warpgroups.
+//
+// Weights, packed for chains, are in the same pieces, and all of the attention's are in shared memory before the kernel ahead is waited for. The MLP's are pieces of another kind: a unit's columns
+// of W1 or rows of W2. A warpgroup has a ring of places for its own: places that are only that; in the place of its head's weights, as soon as queries, keys and values are made; and in its share of
+// Wproj's place, as soon as that product is done.
+#pragma once
+
+#include "gelu.cuh"
+#include "mbarrier.cuh"
+#include "mma.cuh"
+#include "ptx.cuh"
+#include "tensor_copy.cuh"
+#include "warpgroup.cuh"
+#include "warpgroup_registers.cuh"
+#include "block_chain_pair.h"
+#include "window_map.cuh"
+#include "window_regions.cuh"
+#include "window_scores.cuh"
+
+namespace trt_opt {
+
+struct ChainPairArgs {
+    const __half *x, *w_qkv, *w_proj, *w1, *w2;                  // weights: packed
+    const __half *b_qkv, *scores_bias, *b_proj, *b1, *b2;        // scores_bias: [heads, tokens, bias_row], or null
+    __half* y;                                                   // not x
+    uint32_t windows;
+    int tokens, bias_row, hidden, hidden_depth;                  // hidden_depth: contracted elements that lie together in W2
+    int own, slots;                                              // of a warpgroup: places for pieces alone; places in its ring
+    float epsilon, scale, mask_value;
+    Activation activation;
+    bool shifted;
+    WindowMap map;
+    WindowRegions regions;
+};
+
+// KEYS: the window's tokens rounded up, 56 or 64. GROUPS: warpgroups.
+template <int GROUPS, int KEYS> struct ChainPairTile {
+    static constexpr int kGroups = GROUPS, kKeys = KEYS, kChannels = 32 * GROUPS, kThreads = 128 * GROUPS;
+    static constexpr int kColumns = GROUPS < 4 ? 64 : 32;  // hidden columns of a unit: for four warpgroups there are 128 registers a thread
+    static constexpr bool kBoth = kColumns == 32;
+    static constexpr int kDepth = kChannels % 128 == 0 ? 128 : kChannels % 64 == 0 ? 64 : 32;  // contracted elements that lie together in weights, of channels
+    static constexpr int kPiece = kChannels * kColumns * 2;
+    static constexpr int kHead = kChannels * 96 * 2, kProj = kChannels * kChannels * 2;  // weights of a head's keys, values and queries; Wproj
+    static constexpr int kInHead = kHead / kPiece, kInProj = kProj / GROUPS / kPiece;
+    static constexpr int kRows = 64 * kChannels * 2;       // of a left operand: [channels / 8][64][8]
+    static constexpr int kPairs = 2 * 64 * 64;             // a head's keys and values
+    // The sums of 8 of a thread's columns of a row on their way to another warpgroup, of which a piece's place has room for some.
+    static constexpr int kShare = 128 * 8 * 4, kPlaceShares = kPiece / kShare, kSumPlaces = (2 * (GROUPS - 1) + kPlaceShares - 1) / kPlaceShares;
+    static constexpr int kBiasRow = KEYS % 16 == 8 ? KEYS : KEYS + 8;  // an odd number of eight elements, so that eight rows lie in different banks
+
+    // Shared memory. Keys and values have the copy engine's swizzle, so their place is a multiple of 1024.
+    static constexpr int kProjAt = GROUPS * kHead, kRowsAt = kProjAt + kProj, kResultsAt = kRowsAt + kRows, kPairsAt = kResultsAt + kRows;
+    static_assert(kPairsAt % 1024 == 0 && kRows == kThreads * 32);
+    static constexpr int kQkvFull = kPairsAt + GROUPS * kPairs, kProjFull = kQkvFull + GROUPS * 8, kFull = kProjFull + 8, kBarriers = GROUPS * (1 + kChainPairMaxSlots) + 1;
+    static constexpr int kVectors = (kQkvFull + kBarriers * 8 + 15) / 16 * 16;  // b_qkv, b_proj, b2, b1, and the scores' bias
+    __host__ __device__ static constexpr int bias_at(int hidden) { return kVectors + (5 * kChannels + hidden) * 2; }
+    __host__ __device__ static constexpr int places_at(int tokens, int hidden) { return (bias_at(hidden) + GROUPS * tokens * kBiasRow * 2 + 127) / 128 * 128; }
+    static constexpr int fixed(int tokens, int hidden) { return 1024 + places_at(tokens, hidden); }
+};
+
+template <class TILE> struct ChainPair {
+    using Tile = TILE;
+    static constexpr int G = Tile::kGroups, C = Tile::kChannels, kKeys = Tile::kKeys, kColumns = Tile::kColumns, kDepth = Tile::kDepth;
+    static constexpr int kRowStep = 64 * 16;  // from eight channels of a left operand to the next
+
+    const ChainPairArgs& p;
+    unsigned char* const shared;
+    const uint32_t at;           // of it
+    const int group, lane, warp, t, row;  // warp: of the group; row: the first of the window's two that this lane has a part of; 8 on is the other
+    const int pieces;            // of this warpgroup
+    int slot = 0, coming = 0;    // where the next piece is; the first that has not been asked for
+    uint32_t phases = 0;         // of the ring's barriers
+
+    __device__ __forceinline__ const __half* vectors(int from) const { return reinterpret_cast<const __half*>(shared + Tile::kVectors) + from; }
+    static __device__ __forceinline__ float2 floats(uint32_t pair) { return __half22float2(*reinterpret_cast<const __half2*>(&pair)); }
+    static __device__ __forceinline__ float2 pair_at(const __half* from) { return floats(*reinterpret_cast<const uint32_t*>(from)); }
+
+    __device__ __forceinline__ int token(uint32_t window, int r) const {
+        return r < p.tokens ? static_cast<int>(p.map.source(window * static_cast<uint32_t>(p.tokens) + static_cast<uint32_t>(r))) : -1;
+    }
+    __device__ __forceinline__ int64_t offset(int of) const { return int64_t{of} * C + group * 32 + t * 8; }
+
+    // Weights.
+
+    __device__ __forceinline__ uint32_t head() const { return at + group * Tile::kHead; }
+    __device__ __forceinline__ uint32_t place(int i) const {
+        if (i < p.own) return at + Tile::places_at(p.tokens, p.hidden) + (i * G + group) * Tile::kPiece;
+        if (i < p.own + Tile::kInHead) return head() + (i - p.own) * Tile::kPiece;
+        return at + Tile::kProjAt + (group * Tile::kInProj + i - p.own - Tile::kInHead) * Tile::kPiece;
+    }
+    __device__ __forceinline__ uint32_t full(int slot) const { return at + Tile::kFull + (group * kChainPairMaxSlots + slot) * 8; }
+    __device__ __forceinline__ int unit_of(int i) const { return group + i * G; }
+
+    // By a warp. A head's keys, values and queries, of kDepth contracted elements behind each other.
+    __device__ __forceinline__ void fetch_head() const {
+        constexpr int kBytes = 32 * kDepth * 2, kCopies = C / kDepth * 3;
+        const uint32_t barrier = at + Tile::kQkvFull + group * 8;
+        if (lane == 0) mbarrier::expect(barrier, Tile::kHead);
+        __syncwarp();
+        if (lane < kCopies) {
+            const int deep = lane / 3, part = lane % 3, columns = (part == 2 ? 0 : (part + 1) * C) + group * 32;
+            mbarrier::copy(head() + lane * kBytes, p.w_qkv + (deep * 3 * C + columns) * kDepth, kBytes, barrier);
+        }
+    }
+    // A warpgroup's pieces in order: W1 0, W1 1, W2 0, W1 2, W2 1, ... W2 n - 1.
+    __device__ __forceinline__ void fetch_piece(int i) const {
+        const bool last = i == pieces - 1, second = last || (i > 0 && i % 2 == 0);
+        const int column = unit_of(second ? i / 2 - (last ? 0 : 1) : (i + 1) / 2) * kColumns, to_slot = i % p.slots;
+        const uint32_t to = place(to_slot), barrier = full(to_slot);
+        if (lane == 0) mbarrier::expect(barrier, Tile::kPiece);
+        __syncwarp();
+        if (second) {
+            constexpr int kBytes = kColumns * 16;
+            const int inside = column & (p.hidden_depth - 1), eight = lane + 4 * group - (lane + 4 * group < C / 8 ? 0 : C / 8);  // this warpgroup's channels first
+            if (lane < C / 8) mbarrier::copy(to + lane * kBytes, p.w2 + (column - inside) * C + (eight * p.hidden_depth + inside) * 8, kBytes, barrier);
+        } else {
+            constexpr int kBytes = kColumns * kDepth * 2;
+            if (lane < C / kDepth) mbarrier::copy(to + lane * kBytes, p.w1 + (lane * p.hidden + column) * kDepth, kBytes, barrier);
+        }
+    }
+    // Those that have places among the first `places` of the ring, once `taken` have been used.
+    __device__ __forceinline__ void fetch_pieces(int places, int taken) {
+        for (; coming < pieces && coming < min(places, p.slots) + taken; ++coming)
+            if (warp == 0) fetch_piece(coming);
+    }
+    __device__ __forceinline__ uint32_t take() {
+        mbarrier::wait(full(slot), phases >> slot & 1);
+        phases ^= 1u << slot;
+        const uint32_t piece = place(slot);
+        if (++slot == p.slots) slot = 0;
+        return piece;
+    }
+    __device__ __forceinline__ void wait_group() const { ptx::barrier_wait(1 + group, 128); }
+
+    // This warpgroup's columns of rows, to a left operand in shared memory.
+    __device__ __forceinline__ void store_columns(int to, const uint32_t (&r)[2][4]) const {
+        const uint32_t matrix = at + to + (4 * group + lane / 8) * kRowStep + 2 * warp * 128 + lane % 8 * 16;
+        warpgroup::store_matrices4(matrix, r[0][0], r[0][1], r[0][2], r[0][3]), warpgroup::store_matrices4(matrix + 128, r[1][0], r[1][1], r[1][2], r[1][3]);
+        tensor_copy::fence_shared();
+    }
+    static __device__ __forceinline__ uint64_t rows_at(uint32_t rows, int step) { return warpgroup::pieces(rows + step * 2 * kRowStep, kRowStep, 128); }
+    // Columns of a matrix of which `columns` are here, of channels as contracted elements.
+    static __device__ __forceinline__ uint64_t weights_at(uint32_t weights, int columns, int step) {
+        const int k = step * 16;
+        return warpgroup::pieces(weights + k / kDepth * (columns * kDepth * 2) + k % kDepth * 16, 128, kDepth * 16);
+    }
+
+    // Two rows of 32 channels, normalized with those that the other warpgroups have, as the left operand of what follows; zeros where `of` is negative. All threads are behind a barrier then.
+    // Means and squares of parts go through the places of keys and values, which nobody needs then.
+    __device__ __forceinline__ void normalize(const uint32_t (&r)[2][4], const int (&of)[2]) const {
+        constexpr float kPart = 1.f / 32, kAll = 1.f / G;
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            float sum = 0.f, squares = 0.f;
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                const float2 v = floats(r[h][j]);
+                sum += v.x + v.y;
+            }
+            const float mean = group_sum<4>(sum) * kPart;
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                const float2 v = floats(r[h][j]);
+                squares = fmaf(v.x - mean, v.x - mean, squares), squares = fmaf(v.y - mean, v.y - mean, squares);
+            }
+            squares = group_sum<4>(squares);
+            if (t == 0) *reinterpret_cast<float2*>(shared + Tile::kPairsAt + group * Tile::kPairs + (row + 8 * h) * 8) = make_float2(mean, squares);
+        }
+        __syncthreads();
+        uint32_t normal[2][4];
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            float2 part[G];
+            float mean = 0.f, squares = 0.f;
+#pragma unroll
+            for (int i = 0; i < G; ++i) part[i] = *reinterpret_cast<const float2*>(shared + Tile::kPairsAt + i * Tile::kPairs + (row + 8 * h) * 8), mean += part[i].x;
+            mean *= kAll;
+#pragma unroll
+            for (int i = 0; i < G; ++i) squares += fmaf(32.f * (part[i].x - mean), part[i].x - mean, part[i].y);
+            const float factor = rsqrtf(fmaf(squares, kPart * kAll, p.epsilon));
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                const float2 v = floats(r[h][j]);
+                const uint32_t pair = pack_halves((v.x - mean) * factor, (v.y - mean) * factor);
+                normal[h][j] = of[h] >= 0 ? pair : 0u;
+            }
+        }
+        store_columns(Tile::kRowsAt, normal);
+        __syncthreads();
+    }
+
+    // Of the head's results, this lane's two rows.
+    __device__ __forceinline__ void attend(uint32_t parity, uint32_t (&others)[2][2], uint32_t (&out)[2][4]) {
+        float q[16], kv[32];
+        const __half* const b = vectors(group * 32 + 2 * t);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            const float2 bq = pair_at(b + 8 * j), bk = pair_at(b + C + 8 * j), bv = pair_at(b + 2 * C + 8 * j);
+#pragma unroll
+            for (int h = 0; h < 2; ++h)
+                q[4 * j + 2 * h] = bq.x, q[4 * j + 2 * h + 1] = bq.y, kv[4 * j + 2 * h] = bk.x, kv[4 * j + 2 * h + 1] = bk.y, kv[16 + 4 * j + 2 * h] = bv.x, kv[16 + 4 * j + 2 * h + 1] = bv.y;
+        }
+        mbarrier::wait(at + Tile::kQkvFull + group * 8, parity);
+        warpgroup::settle(q), warpgroup::settle(kv);
+        warpgroup::begin();
+#pragma unroll
+        for (int k = 0; k < C / 16; ++k) warpgroup::multiply(kv, rows_at(at + Tile::kRowsAt, k), weights_at(head(), 96, k));
+        warpgroup::commit();
+#pragma unroll
+        for (int k = 0; k < C / 16; ++k) warpgroup::multiply(q, rows_at(at + Tile::kRowsAt, k), weights_at(head() + 64 * kDepth * 2, 96, k));
+        warpgroup::commit();
+
+        // Keys and values, while the queries are made.
+        warpgroup::wait<1>();
+        warpgroup::settle(kv);
+        const uint32_t keys = at + Tile::kPairsAt + group * Tile::kPairs, values = keys + Tile::kPairs / 2;
+        // Rows 8 apart, so that the bits of the swizzle are the lane's alone.
+        const uint32_t to = keys + (warp * 16 + lane % 8) * 64 + (lane / 8 ^ lane % 8 / 2) * 16;
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                uint32_t r[4];
+#pragma unroll
+                for (int j = 0; j < 4; ++j) r[j] = pack_halves(kv[16 * half + 4 * j + 2 * h], kv[16 * half + 4 * j + 2 * h + 1]);
+                warpgroup::store_matrices4(to + half * (Tile::kPairs / 2) + h * 512, r[0], r[1], r[2], r[3]);
+            }
+        tensor_copy::fence_shared();
+        warpgroup::wait<0>();
+        warpgroup::settle(q);
+        uint32_t queries[8];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) queries[i] = pack_halves(q[2 * i], q[2 * i + 1]);
+        wait_group();
+        // The head's weights have been used.
+        fetch_pieces(p.own + Tile::kInHead, 0);
+
+        float s[kKeys / 2];
+        warpgroup::begin();
+#pragma unroll
+        for (int k = 0; k < 2; ++k) warpgroup::multiply_columns(s, queries[4 * k], queries[4 * k + 1], queries[4 * k + 2], queries[4 * k + 3], warpgroup::swizzled(keys + k * 32, 16), k);
+        warpgroup::commit();
+        warpgroup::wait<0>();
+        warpgroup::settle(s);
+
+        uint32_t weight[2 * (kKeys / 8)];
+        float inverse[2];
+        const __half* const table = reinterpret_cast<const __half*>(shared + Tile::bias_at(p.hidden)) + 2 * t;
+        const auto bias_of = [&](int r) { return table + (group * p.tokens + min(r, p.tokens - 1)) * Tile::kBiasRow; };
+        weigh_keys<kKeys>(s, {bias_of(row), bias_of(row + 8)}, others, p.scale, p.mask_value, weight, inverse);
+
+        // Beyond KEYS there are weights of 0 for values that are finite: those of rows of zeros.
+        float o[16];
+        const auto weight_of = [&](int i) { return i < 2 * (kKeys / 8) ? weight[i] : 0u; };
+        warpgroup::begin();
+#pragma unroll
+        for (int k = 0; k < 4; ++k)
+            warpgroup::multiply_rows(o, weight_of(4 * k), weight_of(4 * k + 1), weight_of(4 * k + 2), weight_of(4 * k + 3), warpgroup::swizzled(values + k * 1024, 16), k);
+        warpgroup::commit();
+        warpgroup::wait<0>();
+        warpgroup::settle(o);
+#pragma unroll
+        for (int h = 0; h < 2; ++h)
+#pragma unroll
+            for (int j = 0; j < 4; ++j) out[h][j] = pack_halves(o[4 * j + 2 * h] * inverse[h], o[4 * j + 2 * h + 1] * inverse[h]);
+    }
+
+    // r += the product of the heads' results with 32 columns of Wproj.
+    __device__ __forceinline__ void project(uint32_t parity, uint32_t (&r)[2][4]) const {
+        float y[16];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            const float2 b = pair_at(vectors(3 * C + group * 32 + 8 * j + 2 * t));
+#pragma unroll
+            for (int h = 0; h < 2; ++h) y[4 * j + 2 * h] = b.x, y[4 * j + 2 * h + 1] = b.y;
+        }
+        mbarrier::wait(at + Tile::kProjFull, parity);
+        warpgroup::settle(y);
+        warpgroup::begin();
+#pragma unroll
+        for (int k = 0; k < C / 16; ++k) warpgroup::multiply(y, rows_at(at + Tile::kResultsAt, k), weights_at(at + Tile::kProjAt + group * 32 * kDepth * 2, C, k));
+        warpgroup::commit();
+        warpgroup::wait<0>();
+        warpgroup::settle(y);
+#pragma unroll
+        for (int h = 0; h < 2; ++h)
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                const float2 x = floats(r[h][j]);
+                r[h][j] = pack_halves(y[4 * j + 2 * h] + x.x, y[4 * j + 2 * h + 1] + x.y);
+            }
+    }
+
+    // The MLP.
+
+    __device__ __forceinline__ void start_first(float (&s)[kColumns / 2], int i) {
+        const __half* const b = vectors(5 * C + unit_of(i) * kColumns + 2 * t);
+#pragma unroll
+        for (int j = 0; j < kColumns / 8; ++j) {
+            const float2 v = pair_at(b + 8 * j);
+#pragma unroll
+            for (int h = 0; h < 2; ++h) s[4 * j + 2 * h] = v.x, s[4 * j + 2 * h + 1] = v.y;
+        }
+        const uint32_t w = take();
+        warpgroup::settle(s);
+        warpgroup::begin();
+#pragma unroll
+        for (int k = 0; k < C / 16; ++k) warpgroup::multiply(s, rows_at(at + Tile::kRowsAt, k), weights_at(w, kColumns, k));
+        warpgroup::commit();
+    }
+    // So many pieces have been used: what comes next may have their places.
+    __device__ __forceinline__ void give_back(int taken) {
+        if (coming >= pieces) return;
+        wait_group();
+        fetch_pieces(p.slots, taken);
+    }
+    // Both products of other units are under way during a unit's activation, or only the first, for want of registers.
+    static __device__ __forceinline__ void round_unit(const float (&s)[kColumns / 2], uint32_t (&hidden)[kColumns / 4]) {
+#pragma unroll
+        for (int j = 0; j < kColumns / 4; ++j) hidden[j] = pack_halves(s[2 * j], s[2 * j + 1]);
+        // Not behind the fence before their product.
+#pragma unroll
+        for (int j = 0; j < kColumns / 4; ++j) asm volatile("" : "+r"(hidden[j])::"memory");
+    }
+    __device__ __forceinline__ void start_second(float (&o)[C / 2], const uint32_t (&hidden)[kColumns / 4]) {
+        const uint32_t w = take();
+        warpgroup::begin();
+#pragma unroll
+        for (int k = 0; k < kColumns / 16; ++k)
+            warpgroup::multiply_columns(o, hidden[4 * k], hidden[4 * k + 1], hidden[4 * k + 2], hidden[4 * k + 3], warpgroup::pieces(w + k * 256, 128, kColumns * 16), 1);
+        warpgroup::commit();
+    }
+    // Sums over this warpgroup's units. 32 channels at a time, the first those of this warpgroup, then those of the next ones.
+    __device__ __forceinline__ void multiply_units(float (&o)[C / 2]) {
+#pragma unroll
+        for (int i = 0; i < C / 2; ++i) o[i] = 0.f;
+        const int units = pieces / 2;
+        if (units == 0) return;
+        float s[kColumns / 2];
+        start_first(s, 0);
+        warpgroup::wait<0>();
+        warpgroup::settle(s);
+#pragma unroll 1
+        for (int i = 0; i + 1 < units; ++i) {
+            give_back(Tile::kBoth ? max(2 * i, 1) : 2 * i + 1);
+            float next[kColumns / 2];
+            uint32_t hidden[kColumns / 4];
+            start_first(next, i + 1);
+            activate_by_two(s, p.activation);
+            if constexpr (!Tile::kBoth) round_unit(s, hidden);
+            warpgroup::wait<0>();
+            warpgroup::settle(next);
+            if constexpr (Tile::kBoth) warpgroup::settle(o);
+            if constexpr (Tile::kBoth) round_unit(s, hidden);
+#pragma unroll
+            for (int j = 0; j < kColumns / 2; ++j) s[j] = next[j];
+            start_second(o, hidden);
+            if constexpr (!Tile::kBoth) warpgroup::wait<0>(), warpgroup::settle(o);
+        }
+        give_back(Tile::kBoth ? 2 * units - 2 : 2 * units - 1);
+        activate_by_two(s, p.activation);
+        if constexpr (Tile::kBoth) warpgroup::wait<0>(), warpgroup::settle(o);
+        uint32_t hidden[kColumns / 4];
+        round_unit(s, hidden);
+        start_second(o, hidden);
+        warpgroup::wait<0>();
+        warpgroup::settle(o);
+    }
+    // Where warpgroup `of` leaves its sums of row h of the k-th warpgroup behind it.
+    __device__ __forceinline__ float4* share_at(int of, int k, int h) const {
+        const int share = 2 * (k - 1) + h, i = share / Tile::kPlaceShares;
+        const uint32_t place = i < p.own ? Tile::places_at(p.tokens, p.hidden) + (i * G + of) * Tile::kPiece
+                                         : i < p.own + Tile::kInHead ? of * Tile::kHead + (i - p.own) * Tile::kPiece : Tile::kProjAt + (of * Tile::kInProj + i - p.own - Tile::kInHead) * Tile::kPiece;
+        return reinterpret_cast<float4*>(shared + place + share % Tile::kPlaceShares * Tile::kShare) + threadIdx.x % 128;
+    }
+    __device__ __forceinline__ void finish(const float (&o)[C / 2], const uint32_t (&added)[2][4], const int (&of)[2]) const {
+        wait_group();  // no warp's products still read the pieces that sums are written over
+#pragma unroll
+        for (int k = 1; k < G; ++k)
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                float4* const to = share_at(group, k, h);
+                const float* const v = o + 16 * k + 2 * h;
+                to[0] = make_float4(v[0], v[1], v[4], v[5]), to[128] = make_float4(v[8], v[9], v[12], v[13]);
+            }
+        __syncthreads();
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            float v[8];
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                const float2 b = pair_at(vectors(4 * C + group * 32 + 8 * j + 2 * t)), x = floats(added[h][j]);
+                v[2 * j] = o[4 * j + 2 * h] + b.x + x.x, v[2 * j + 1] = o[4 * j + 2 * h + 1] + b.y + x.y;
+            }
+#pragma unroll
+            for (int k = 1; k < G; ++k) {
+                const float4* const from = share_at(group >= k ? group - k : group - k + G, k, h);
+                const float4 a = from[0], b = from[128];
+                v[0] += a.x, v[1] += a.y, v[2] += a.z, v[3] += a.w, v[4] += b.x, v[5] += b.y, v[6] += b.z, v[7] += b.w;
+            }
+            uint32_t r[4];
+#pragma unroll
+            for (int j = 0; j < 4; ++j) r[j] = pack_halves(v[2 * j], v[2 * j + 1]);
+            exchange_tiles(r, t);
+            if (of[h] >= 0) *reinterpret_cast<uint4*>(p.y + offset(of[h])) = make_uint4(r[0], r[1], r[2], r[3]);
+        }
+    }
+
+    // All weights that have places.
+    __device__ __forceinline__ void fetch() {
+        if (warp == 1) fetch_head();
+        if (group == 0 && warp == 2 && lane == 0) {
+            const uint32_t barrier = at + Tile::kProjFull;
+            mbarrier::expect(barrier, Tile::kProj);
+            mbarrier::copy(at + Tile::kProjAt, p.w_proj, Tile::kProj, barrier);
+        }
+        slot = 0, coming = 0;
+        fetch_pieces(p.own, 0);
+    }
+
+    __device__ __forceinline__ void run(uint32_t window, uint32_t parity) {
+        const int of[2] = {token(window, row), token(window, row + 8)};
+        uint32_t others[2][2] = {};
+        if (p.shifted) p.regions.find_others(window, row, lane, others);
+        // Worked out before the wait.
+        const __half* from[2] = {p.x + offset(of[0]), p.x + offset(of[1])};
+        asm volatile("" : "+l"(from[0]), "+l"(from[1]));
+        ptx::wait_for_previous();
+        uint32_t r[2][4];
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            const uint4 raw = of[h] >= 0 ? __ldcg(reinterpret_cast<const uint4*>(from[h])) : make_uint4(0, 0, 0, 0);
+            r[h][0] = raw.x, r[h][1] = raw.y, r[h][2] = raw.z, r[h][3] = raw.w;
+        }
+        exchange_tiles(r[0], t), exchange_tiles(r[1], t);
+        normalize(r, of);
+        {
+            uint32_t out[2][4];
+            attend(parity, others, out);
+            store_columns(Tile::kResultsAt, out);
+        }
+        __syncthreads();
+        project(parity, r);
+        normalize(r, of);
+        // Nobody reads Wproj any more, nor the heads' results, in the place of which the rows are out of the way of the MLP's registers.
+        fetch_pieces(p.slots, 0);
+        uint4* const kept = reinterpret_cast<uint4*>(shared + Tile::kResultsAt) + threadIdx.x;
+        kept[0] = make_uint4(r[0][0], r[0][1], r[0][2], r[0][3]), kept[Tile::kThreads] = make_uint4(r[1][0], r[1][1], r[1][2], r[1][3]);
+        float o[C / 2];
+        multiply_units(o);
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            const uint4 v = kept[h * Tile::kThreads];
+            r[h][0] = v.x, r[h][1] = v.y, r[h][2] = v.z, r[h][3] = v.w;
+        }
+        finish(o, r, of);
+    }
+};
+
+template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) chain_pair_kernel(const __grid_constant__ ChainPairArgs p) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    constexpr int C = Tile::kChannels;
+    ptx::let_next_start();
+    extern __shared__ unsigned char unaligned[];
+    const uint32_t unaligned_at = ptx::shared_address(unaligned), at = (unaligned_at + 1023) & ~1023u;
+    unsigned char* const shared = unaligned + (at - unaligned_at);
+    const int tid = threadIdx.x, group = __shfl_sync(0xffffffffu, tid / 128, 0), warp = __shfl_sync(0xffffffffu, tid / 32 % 4, 0), lane = tid % 32;
+    const int units = p.hidden / Tile::kColumns;
+    ChainPair<Tile> block{p, shared, at, group, lane, warp, lane % 4, warp * 16 + lane / 4, 2 * ((units - group + Tile::kGroups - 1) / Tile::kGroups)};
+    if (tid == 0) {
+        for (int i = 0; i < Tile::kBarriers; ++i) mbarrier::init(at + Tile::kQkvFull + i * 8, 1);
+        mbarrier::publish();
+    }
+    __syncthreads();
+    // Weights are constants, so they need not wait for the kernel before.
+    block.fetch();
+    uint4* const vectors = reinterpret_cast<uint4*>(shared + Tile::kVectors);
+    const auto copy = [&](int to, const __half* from, int count) {
+        for (int i = tid; i < count / 8; i += Tile::kThreads) vectors[to / 8 + i] = reinterpret_cast<const uint4*>(from)[i];
+    };
+    copy(0, p.b_qkv, 3 * C), copy(3 * C, p.b_proj, C), copy(4 * C, p.b2, C), copy(5 * C, p.b1, p.hidden);
+    // The scores' bias, with -inf for keys that the window has not.
+    uint4* const bias = reinterpret_cast<uint4*>(shared + Tile::bias_at(p.hidden));
+    constexpr int kEights = Tile::kKeys / 8, kOnce = 4;
+    const int count = Tile::kGroups * p.tokens * kEights;
+    for (int first = tid; first < count; first += kOnce * Tile::kThreads) {
+        uint4 raw[kOnce];
+#pragma unroll
+        for (int u = 0; u < kOnce; ++u) {
+            const int i = min(first + u * Tile::kThreads, count - 1), key = i % kEights * 8;
+            raw[u] = p.scores_bias && key < p.tokens ? *reinterpret_cast<const uint4*>(p.scores_bias + i / kEights * p.bias_row + key) : make_uint4(0, 0, 0, 0);
+        }
+#pragma unroll
+        for (int u = 0; u < kOnce; ++u) {
+            const int i = first + u * Tile::kThreads, left = p.tokens - i % kEights * 8;
+            const auto known = [&](uint32_t pair, int e) { return (e < left ? pair & 0xffffu : 0xfc00u) | (e + 1 < left ? pair & 0xffff0000u : 0xfc000000u); };
+            if (i < count) bias[i / kEights * (Tile::kBiasRow / 8) + i % kEights] = make_uint4(known(raw[u].x, 0), known(raw[u].y, 2), known(raw[u].z, 4), known(raw[u].w, 6));
+        }
+    }
+
+    uint32_t parity = 0;
+#pragma unroll 1
+    for (uint32_t window = blockIdx.x; window < p.windows; window += gridDim.x, parity ^= 1) {
+        if (window != blockIdx.x) {
+            // Sums have been read from where weights come to.
+            tensor_copy::fence_shared();
+            __syncthreads();
+            block.fetch();
+        }
+        block.run(window, parity);
+    }
+#endif
+}
+
+}  // namespace trt_opt
