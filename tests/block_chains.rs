@@ -744,7 +744,7 @@ fn merged_chains_in_float16_compute_the_same() {
     rewrite.compare(&options).unwrap().check().unwrap();
     // Converted after the rewrite, as `fuse --fp16` does it.
     let rewrite = merged().rewrite(&merged_options()).to_fp16(&options).unwrap();
-    assert_eq!(ops(&rewrite.model().proto), [OP]);
+    assert_eq!(ops(&rewrite.model().proto), ["Cast", OP, "Cast"]);
     rewrite.compare(&options).unwrap().check().unwrap();
 }
 
@@ -812,7 +812,7 @@ fn merges_without_a_chain_that_takes_them_are_missed() {
     let mut net = merged();
     net.attribute("v1", AttributeProto::float("epsilon", 1e-3));
     net.attribute("v2", AttributeProto::float("epsilon", 1e-3));
-    missed(&net, behind, [chain, "trt.opt:TrtOptSwinAttnBlock"]);
+    missed(&net, behind, [chain, "trt.opt.TrtOptSwinAttnBlock"]);
     let mut net = merged();
     net.outputs.push(("v0", SWIN.map()));
     missed(&net, "an interior value is used otherwise too (at v0)", ["1 use", "a graph output"]);

@@ -953,7 +953,7 @@ void check(Checker& c, const BlockChainCase& a) {
     char text[320];
     const int used = std::snprintf(text, sizeof(text), "block_chain b%lld n%d c%d h%d d%d hidden%d pairs%d grid%dx%d win%dx%d shift%d,%d pad%d shifted%x%s%s%s+%g", static_cast<long long>(a.images), a.tokens, a.channels, a.heads, a.d,
                   a.hidden, a.pairs, g.grid_h, g.grid_w, g.window_h, g.window_w, g.shift_h, g.shift_w, g.pad_after_roll, a.shifted, a.bias ? " bias" : "", a.tanh_gelu ? " tanh" : "", a.between ? " between" : "", static_cast<double>(a.offset));
-    if (a.before > 0) std::snprintf(text + used, sizeof(text) - static_cast<size_t>(used), " patch_merge c%d odd%d%d order%d%d%d%d", a.before, a.odd_h, a.odd_w, a.order[0], a.order[1], a.order[2], a.order[3]);
+    if (a.before > 0) std::snprintf(text + used, sizeof(text) - static_cast<size_t>(used), " merged%d odd%d%d order%d%d%d%d", a.before, a.odd_h, a.odd_w, a.order[0], a.order[1], a.order[2], a.order[3]);
     if (!c.wanted(text)) return;
     a.type == DType::kHalf ? check_chain<__half>(c, a, text) : check_chain<float>(c, a, text);
 }
