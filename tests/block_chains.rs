@@ -803,6 +803,13 @@ fn merges_without_a_chain_that_takes_them_are_missed() {
     net.node("v0").input.insert(1, "r".into());
     net.inputs.push(("r", net.inputs[0].1.clone()));
     missed(&net, "a residual add is in its patch merge", ["residual = 0", "residual = 1"]);
+    let mut net = merged();
+    net.inputs[0].1[2] = 24;
+    for (name, dims) in [("v0_scale", vec![96]), ("v0_bias", vec![96]), ("v0_w", vec![96, SWIN.channels])] {
+        net.set(weight(name, &dims));
+    }
+    let reason = "the tensor cores take no such sizes";
+    missed(&net, reason, ["a multiple of 16 channels before the merge", "24"]);
     // As many tokens, but another map.
     let mut net = merged();
     net.attribute("v0", AttributeProto::ints("grid", &[7, 32]));

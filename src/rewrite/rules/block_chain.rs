@@ -40,7 +40,7 @@ use crate::rewrite::rules::block::limits::{CHAIN_FLOPS, CHAIN_ONE_KERNEL_CHANNEL
 use crate::rewrite::rules::block::{Fusion, Outcome, Rule, flops_text, output, rounded, single_use, weight};
 
 /// Of what sizes must be multiples, and up to where the plugin takes them.
-const MULTIPLE: i64 = 16;
+pub(super) const MULTIPLE: i64 = 16;
 const MAX_CHANNELS: i64 = 1024;
 const MAX_HIDDEN: i64 = 4096;
 /// Head sizes, and the most tokens that attend to each other: in windows, and without.

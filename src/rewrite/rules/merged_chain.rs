@@ -15,7 +15,7 @@ use crate::rewrite::ops::{BlockChain, MergedChain, PatchMergeBlock, PatchMergeWe
 use crate::rewrite::pattern::fused_name;
 use crate::rewrite::rules::attn_block::ahead;
 use crate::rewrite::rules::block::{Fusion, Outcome, Rule, output};
-use crate::rewrite::rules::block_chain::Tensors;
+use crate::rewrite::rules::block_chain::{MULTIPLE, Tensors};
 
 const RULE: &str = "merged-chain";
 const KIND: Kind = Kind::MergedChain;
@@ -69,6 +69,11 @@ impl Merged {
         if merge.epsilon != chain.epsilon {
             return Err(Miss::new(label, "its norms add different epsilons to the variance")
                 .expected(format!("{} as in the chain", chain.epsilon), format!("{} in the merge", merge.epsilon)));
+        }
+        let before = graph.shape(x).and_then(|shape| shape.last()?.int()).unwrap_or_default();
+        if before % MULTIPLE != 0 {
+            return Err(Miss::new(label, "the tensor cores take no such sizes")
+                .expected(format!("a multiple of {MULTIPLE} channels before the merge"), before));
         }
         let columns = graph.static_shape(weights.b).and_then(|sizes| sizes.first().copied()).unwrap_or_default();
         let merged = MergedChain { channels: columns, grid: merge.grid, order: merge.order };
