@@ -34,7 +34,7 @@ bool valid(const BlockChainProblem& q) {
     const WindowGrid& w = q.window;
     if (const auto& m = q.quads; m.channels != 0) {
         if (!w.used() || m.channels < 16 || m.channels % 16 != 0 || m.channels > kMlpMaxHidden / 4 || m.grid_h < 1 || m.grid_w < 1) return false;
-        if ((m.grid_h - 1) / 2 + 1 != w.grid_h || (m.grid_w - 1) / 2 + 1 != w.grid_w || q.images * m.grid_h * m.grid_w > QuadMap::kMostTokens) return false;
+        if ((m.grid_h - 1) / 2 + 1 != w.grid_h || (m.grid_w - 1) / 2 + 1 != w.grid_w || q.images * m.grid_h * m.grid_w > std::min(QuadMap::kMostTokens, INT32_MAX / m.channels)) return false;
         if (!std::all_of(m.order, m.order + 4, [](int quadrant) { return quadrant >= 0 && quadrant <= 3; })) return false;
     }
     if (w.used()) {
@@ -277,6 +277,7 @@ cudaError_t run_kernel(const BlockChainProblem& q, const Plan& plan, int32_t slo
         p.x = p.y, p.weights += quad_weights(q), p.vectors += quad_vectors(q);
         p.quad_each = 1.f / static_cast<float>(quad_columns(q)), p.depth_quads = depth_of(quad_columns(q)), p.stage_quads = stage_of(kChainWidths[plan.quads], p.depth_quads);
         p.tile_quads = plan.quads, p.split_quads = 1 << plan.split_quads;
+        p.quad_units = c.row_tiles * (q.channels / kChainWidths[plan.quads]) << plan.split_quads, p.quad_chunks = static_cast<int>(quad_columns(q)) / p.stage_quads >> plan.split_quads, p.quad_reads = kChainQuads / p.stage_quads;
         p.by_quads = FastDiv(static_cast<uint32_t>(q.channels / kChainWidths[plan.quads])), p.by_split_quads = FastDiv(static_cast<uint32_t>(p.split_quads));
     }
     p.tokens = static_cast<int>(q.images * q.tokens), p.channels = q.channels, p.heads = q.heads, p.inner = static_cast<int>(inner), p.hidden_columns = q.hidden, p.pairs = q.pairs;

@@ -46,7 +46,7 @@ constexpr int kChainRows = 64, kChainMath = 512, kChainThreads = kChainMath + 12
 // Weights in the ring: bytes of a stage, and stages. Four parts of a unit's rows are waited for one by one.
 constexpr int kChainStage = 12 * 1024, kChainStages = 16, kChainParts = 4;
 // Contracted elements of quads that are in shared memory at a time, tickets of those that share them out (of a slot: they are zeros again behind a launch), and widths of units, by number.
-constexpr int kChainQuads = 384, kChainQuadTickets = 96, kChainQuadTiles = 3;
+constexpr int kChainQuads = 384, kChainQuadTickets = 96, kChainQuadTiles = 2;
 
 struct ChainArgs {
     const __half *x, *weights, *vectors;
@@ -78,6 +78,7 @@ struct ChainArgs {
     float2* quad_sums;          // [tile][sharer][row]
     uint32_t* quad_tickets;
     float quad_each;            // 1 / contracted elements
+    int quad_units, quad_chunks, quad_reads;  // stages of a unit, and of those that are in shared memory at a time
     int depth_quads, stage_quads, tile_quads, split_quads;
     FastDiv by_quads, by_split_quads;
     const __half* between;      // of sequences: [pairs - 1, tokens, channels], added to what each pair but the last gives; or null
@@ -134,8 +135,8 @@ template <bool WINDOWS> struct Work {
                 break;
             case kQuads:
                 if constexpr (!WINDOWS) break;
-                depth = p.depth_quads, stage = p.stage_quads, chunks = 4 * p.quads.channels / stage / p.split_quads, columns = p.channels;
-                width = width_of(p.tile_quads), units = p.row_tiles * (columns / width) * p.split_quads;
+                depth = p.depth_quads, stage = p.stage_quads, chunks = p.quad_chunks, columns = p.channels;
+                width = width_of(p.tile_quads), units = p.quad_units;
                 break;
             default:
                 depth = p.depth_hidden, stage = p.stage_down, chunks = p.hidden_columns / stage / p.split, columns = p.channels, weights = wq + wp + w1;
@@ -251,7 +252,7 @@ struct Rings {
 __device__ __forceinline__ int head_column(const ChainArgs& p, int head, int i) { return i / 4 * p.inner + head * 32 + i % 4 * 8; }
 
 // The warp that fetches weights, eight columns of a stage a lane.
-template <bool WINDOWS> __device__ __forceinline__ void fetch_weights(const ChainArgs& p, const Rings& r, int lane) {
+template <bool WINDOWS, bool QUADS> __device__ __forceinline__ void fetch_weights(const ChainArgs& p, const Rings& r, int lane) {
     Position at;
     const uint32_t pair_weights = 4 * p.channels * p.inner + 2 * p.channels * p.hidden_columns;
     const uint32_t pair_vectors = 3 * p.inner + 2 * p.channels + p.hidden_columns + (p.bias ? p.heads * p.group_tokens * p.bias_row : 0);
@@ -284,9 +285,7 @@ template <bool WINDOWS> __device__ __forceinline__ void fetch_weights(const Chai
             }
         }
     };
-    if constexpr (WINDOWS) {
-        if (p.quads.channels > 0) fetch(kQuads, p.quad_weights, nullptr);
-    }
+    if constexpr (QUADS) fetch(kQuads, p.quad_weights, nullptr);
     const __half *weights = p.weights, *vectors = p.vectors;
     for (int pair = 0; pair < p.pairs; ++pair, weights += pair_weights, vectors += pair_vectors) {
 #pragma unroll 1
@@ -296,8 +295,8 @@ template <bool WINDOWS> __device__ __forceinline__ void fetch_weights(const Chai
 }
 
 // The thread that fetches rows which other blocks have made.
-__device__ __forceinline__ void fetch_rows(const ChainArgs& p, const Rings& r, uint32_t to, uint32_t start) {
-    int opened = p.quads.channels > 0 ? 1 : 0;
+template <bool QUADS> __device__ __forceinline__ void fetch_rows(const ChainArgs& p, const Rings& r, uint32_t to, uint32_t start) {
+    int opened = QUADS ? 1 : 0;
     uint32_t fetched = 0;
     for (int pair = 0; pair < p.pairs; ++pair) {
 #pragma unroll 1
@@ -593,7 +592,8 @@ struct Blocks {
     }
 };
 
-template <int PIECES> struct Chain : Blocks {
+// QUADS: they come first.
+template <int PIECES, bool QUADS> struct Chain : Blocks {
     const Rings& r;
     const __half* from;      // what the pair reads
     const __half* vectors;   // the pair's
@@ -720,7 +720,8 @@ template <int PIECES> struct Chain : Blocks {
     // Rows of four tokens' channels, as they are, by weights with the norm's scale in them. The norm comes behind the product, of which it is a factor of each row and, times each column's
     // sum of weights, something to take away; so those that share the contracted index share the rows' sums, too. These are of what differs from a row's first element, from which the mean is
     // no more standard deviations away than the root of how many there are, so that float has enough digits.
-    template <class Tile> __device__ __forceinline__ void quad_unit(const Work<true>& work, const Unit& u) {
+    // `first`: of the block, which then has not begun.
+    template <class Tile> __device__ __forceinline__ void quad_unit(const Work<true>& work, const Unit& u, bool first) {
         constexpr int kTiles = Tile::kTiles, kPieces = kChainQuads / 64;
         const int first_column = u.column + m.group / Tile::kSharers * Tile::kColumns + Ended<Tile>::first_of(m) * 8 + 2 * m.t;
         float acc[Tile::kColumns / 2] = {};
@@ -728,23 +729,32 @@ template <int PIECES> struct Chain : Blocks {
             const int row = m.tid / 8, part = m.tid % 8;
             const int64_t token = row_token(u.tile, row);
             const int corner = p.quads.corner(static_cast<uint32_t>(max(token, int64_t{0})));
-            const float pivot = token >= 0 && p.quads.has(corner, 0) ? __half2float(__ldcg(p.quad_x + p.quads.element(corner, 0, 0))) : 0.f;
-            float sum = 0.f, squares = 0.f;
-            int k = u.split * work.chunks * work.stage;
+            const bool pivots = token >= 0 && p.quads.has(corner, 0);
+            float pivot = 0.f, sum = 0.f, squares = 0.f;
+            int k = u.split * work.chunks * work.stage, chunks = work.chunks;
 #pragma unroll 1
-            for (const int end = k + work.chunks * work.stage; k < end;) {
-                const int here = min(end - k, kChainQuads);
-                uint4 raw[kPieces];
+            for (bool begins = true; chunks > 0; begins = false) {
+                const int now = min(chunks, p.quad_reads), here = now * work.stage;
+                // Where these lie depends on nothing that is waited for. Of what is not there, the first is asked for instead: so no load has a condition.
+                int place[kPieces];
+                bool there[kPieces];
 #pragma unroll
                 for (int i = 0; i < kPieces; ++i) {
                     const int c = k + (part + 8 * i) * 8, block = p.quads.block(c);
-                    raw[i] = token >= 0 && (part + 8 * i) * 8 < here && p.quads.has(corner, block) ? __ldcg(reinterpret_cast<const uint4*>(p.quad_x + p.quads.element(corner, block, c))) : make_uint4(0, 0, 0, 0);
+                    there[i] = token >= 0 && (part + 8 * i) * 8 < here && p.quads.has(corner, block);
+                    place[i] = there[i] ? static_cast<int>(p.quads.element(corner, block, c) / 8) : 0;
                 }
+                if (begins && first) begin_behind_previous();
+                if (begins && pivots) pivot = __half2float(__ldcg(p.quad_x + p.quads.element(corner, 0, 0)));
+                uint4 raw[kPieces];
+#pragma unroll
+                for (int i = 0; i < kPieces; ++i) raw[i] = __ldcg(reinterpret_cast<const uint4*>(p.quad_x) + place[i]);
                 // What was read of these before is multiplied.
-                if (k > u.split * work.chunks * work.stage) math_barrier();
+                if (!begins) math_barrier();
 #pragma unroll
                 for (int i = 0; i < kPieces; ++i) {
                     if ((part + 8 * i) * 8 >= here) continue;
+                    if (!there[i]) raw[i] = make_uint4(0, 0, 0, 0);
                     const uint32_t w[4] = {raw[i].x, raw[i].y, raw[i].z, raw[i].w};
 #pragma unroll
                     for (int e = 0; e < 4; ++e) {
@@ -756,8 +766,8 @@ template <int PIECES> struct Chain : Blocks {
                 }
                 fence_engines_shared();
                 math_barrier();
-                multiply_unit<Tile, false>(p, r, at.rows, m, here / work.stage, work.stage, kChainRows, acc);
-                k += here;
+                multiply_unit<Tile, false>(p, r, at.rows, m, now, work.stage, kChainRows, acc);
+                k += here, chunks -= now;
             }
             sum = group_sum<8>(sum), squares = group_sum<8>(squares);
             if (part == 0) store_shared(at.stats + row * 8, make_float2(sum, squares)), store_shared(at.stats + (kChainRows + row) * 8, make_float2(pivot, 0.f));
@@ -914,19 +924,32 @@ template <int PIECES> struct Chain : Blocks {
         }
     }
 
-    __device__ __forceinline__ void run_quads() {
-        const auto with = [&](auto tile) {
-            each_unit<kQuads>([&](const Work<true>& work, const Unit& u, bool waits) { quad_unit<decltype(tile)>(work, u); }, false, false);
-        };
-        switch (p.tile_quads) {
-            case 0: with(ChainTile0()); break;
-            case 1: with(ChainTile1()); break;
-            default: with(ChainTile2());
-        }
+    // Behind the kernel before. Tickets of `down` begin at zero.
+    __device__ __forceinline__ void begin_behind_previous() {
+        ptx::wait_for_previous();
+        if (blockIdx.x == 0)
+            for (int i = m.tid; i < p.row_tiles * (p.channels / 16); i += kChainMath) p.tickets[i] = 0;
+        m.start = begin(p);
+    }
+
+    template <class Tile> __device__ __forceinline__ void run_quads() {
+        const Work<true> work(p, kQuads);
+        bool any = false;
+#pragma unroll 1
+        for (int number = blockIdx.x; number < work.units; number += gridDim.x) quad_unit<Tile>(work, work.unit(kQuads, number), !any), any = true;
+        if (!any) begin_behind_previous();
+        end_phase<false>(true, false);
+        // Nothing of this is carried on.
+        m.forget();
     }
 
     __device__ __forceinline__ void run() {
-        if (p.quads.channels > 0) run_quads();
+        if constexpr (QUADS) {
+            if (p.tile_quads == 0) run_quads<ChainTile0>();
+            else run_quads<ChainTile1>();
+        } else {
+            begin_behind_previous();
+        }
         const int pair_vectors = down_at() + p.channels;
 #pragma unroll 1
         for (int pair = 0; pair < p.pairs; ++pair) {
@@ -935,7 +958,7 @@ template <int PIECES> struct Chain : Blocks {
             masked = p.shifted >> pair & 1;
             map = masked ? &p.rolled : &p.plain;
 
-            each_unit<kHeads>([&](const Work<true>& work, const Unit& u, bool waits) { window_unit(work, u, waits); }, m.opened > 0, false);
+            each_unit<kHeads>([&](const Work<true>& work, const Unit& u, bool waits) { window_unit(work, u, waits); }, QUADS || pair > 0, false);
             with_tile<kMerge>(p.tile_merge, [&](auto tile) {
                 each_unit<kMerge>(
                     [&](const Work<true>& work, const Unit& u, bool waits) {
@@ -966,8 +989,8 @@ template <int PIECES> struct Chain : Blocks {
 
 }  // namespace chain
 
-// PIECES: of 8 channels that one of a row's eight threads normalizes.
-template <int PIECES> __global__ void __launch_bounds__(kChainThreads, 1) block_chain_kernel(const __grid_constant__ ChainArgs p) {
+// PIECES: of 8 channels that one of a row's eight threads normalizes. QUADS: with a patch merge ahead.
+template <int PIECES, bool QUADS> __global__ void __launch_bounds__(kChainThreads, 1) block_chain_kernel(const __grid_constant__ ChainArgs p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     extern __shared__ __align__(128) unsigned char shared[];
     chain::Layout at;
@@ -992,21 +1015,17 @@ template <int PIECES> __global__ void __launch_bounds__(kChainThreads, 1) block_
         asm volatile("setmaxnreg.dec.sync.aligned.u32 64;");
         if (tid / 32 == kChainMath / 32) {
             // Weights are constants, so they need not wait for the kernel before.
-            chain::fetch_weights<true>(p, r, tid % 32);
+            chain::fetch_weights<true, QUADS>(p, r, tid % 32);
         } else if (tid / 32 == kChainMath / 32 + 1) {
             ptx::wait_for_previous();
             const uint32_t start = chain::begin(p);
-            if (tid % 32 == 0) chain::fetch_rows(p, r, at.rows, start);
+            if (tid % 32 == 0) chain::fetch_rows<QUADS>(p, r, at.rows, start);
         }
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 104;");
-        ptx::wait_for_previous();
-        if (blockIdx.x == 0)
-            for (int i = tid; i < p.row_tiles * (p.channels / 16); i += kChainMath) p.tickets[i] = 0;
-        const uint32_t start = chain::begin(p);
         const int lane = tid % 32, thread = tid % 128;
-        chain::Math m{tid, lane, group, thread, lane / 4, lane % 4, thread / 32 * 16 + lane / 4, start};
-        chain::Chain<PIECES> chain{{p, at, m}, r, nullptr, nullptr, nullptr, false};
+        chain::Math m{tid, lane, group, thread, lane / 4, lane % 4, thread / 32 * 16 + lane / 4, 0};
+        chain::Chain<PIECES, QUADS> chain{{p, at, m}, r, nullptr, nullptr, nullptr, false};
         chain.run();
     }
 #endif

@@ -2131,7 +2131,7 @@ void edge_cases(Checker& c) {
             check(c, a);
         };
         for (auto [channels, side] : {std::pair{192, 28}, {384, 14}, {768, 7}, {256, 28}, {512, 14}, {1024, 7}}) merged(1, side, channels, channels / 2, 1, false, false, 0);
-        merged(3, 14, 96, 48, 2, true, false, 20.f, {3, 1, 2, 0}), merged(2, 7, 160, 16, 2, false, true, 0), merged(1, 7, 32, 208, 1, true, true, 500.f, {1, 1, 0, 2}), merged(1, 14, 384, 528, 2, false, true, 0), merged(0, 7, 64, 32, 1, false, false, 0);
+        merged(3, 14, 96, 48, 2, true, false, 20.f, {3, 1, 2, 0}), merged(2, 7, 160, 16, 2, false, true, 0), merged(1, 7, 32, 208, 1, true, true, 200.f, {1, 1, 0, 2}), merged(1, 14, 384, 528, 2, false, true, 0), merged(0, 7, 64, 32, 1, false, false, 0);
         // With something added between pairs: TNT-S and TNT-B; many images; heads of 32; one token; all that the plugin takes
         check(c, BlockChainCase{t, 1, 197, 384, 6, 64, 1536, 4, {}, 0, false, false, 0.f, true}), check(c, BlockChainCase{t, 1, 197, 640, 10, 64, 2560, 3, {}, 0, false, false, 0.f, true});
         check(c, BlockChainCase{t, 4, 197, 384, 6, 64, 1536, 2, {}, 0, true, true, 20.f, true}), check(c, BlockChainCase{t, 5, 50, 192, 6, 32, 384, 3, {}, 0, true, false, 0.f, true});
