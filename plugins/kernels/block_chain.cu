@@ -234,13 +234,15 @@ std::vector<Plan> plans(const BlockChainProblem& q) {
 // What the kernel of windows hands on.
 struct WindowParts {
     Parts parts;
-    int64_t middle, heads_out, hidden, partial, tickets, quad_sums, barrier;
+    int64_t middle, heads_out, hidden, partial, quad_partial, quad_sums, barrier;
     explicit WindowParts(const BlockChainProblem& q) {
         const Cut c = cut(q);
         const int64_t tokens = q.images * q.tokens, queries = int64_t{c.groups} * c.group_tiles * kChainRows, rows = (parts_of(tokens) + 1) * kChainRows;
         middle = parts.take(tokens * q.channels * 2), heads_out = parts.take(queries * inner_of(q) * 2), hidden = parts.take(rows * q.hidden * 2);
-        partial = parts.take((parts_of(tokens) + 1) * q.channels * 8 * 256), tickets = parts.take((parts_of(tokens) + 1) * (q.channels / 16) * 4);
-        quad_sums = parts.take(q.quads.channels > 0 ? int64_t{kChainQuadTickets} << kMostSplit << 9 : 0), barrier = parts.take(kSlotWords * 4);
+        partial = parts.take((parts_of(tokens) + 1) * q.channels * 8 * 256);
+        const bool quads = q.quads.channels > 0;
+        quad_partial = parts.take(quads ? std::min((parts_of(tokens) + 1) * q.channels, int64_t{kChainQuadTickets} * kChainWidths[kChainQuadTiles - 1]) << kMostSplit << 8 : 0);
+        quad_sums = parts.take(quads ? int64_t{kChainQuadTickets} << kMostSplit << 9 : 0), barrier = parts.take(kSlotWords * 4);
     }
     static int64_t parts_of(int64_t tokens) { return ::trt_opt::parts(tokens, kChainRows); }
 };
@@ -257,8 +259,9 @@ cudaError_t run_kernel(const BlockChainProblem& q, const Plan& plan, int32_t slo
     if (q.window.used()) {
         const WindowParts w(q);
         p.middle = half(w.middle), p.heads_out = half(w.heads_out), p.hidden = half(w.hidden);
-        p.partial = reinterpret_cast<float2*>(workspace + w.partial), p.tickets = reinterpret_cast<uint32_t*>(workspace + w.tickets);
-        p.quad_sums = reinterpret_cast<float2*>(workspace + w.quad_sums), p.barrier = reinterpret_cast<uint32_t*>(workspace + w.barrier);
+        p.partial = reinterpret_cast<float2*>(workspace + w.partial), p.barrier = reinterpret_cast<uint32_t*>(workspace + w.barrier);
+        p.quad_partial = reinterpret_cast<float2*>(workspace + w.quad_partial), p.quad_sums = reinterpret_cast<float2*>(workspace + w.quad_sums);
+        p.unset = static_cast<int>(partial_of(q, c.row_tiles, 1 << plan.split) / 16);
     } else {
         const FlowParts copy(q, false, 1 << plan.split);
         p.copies = workspace, p.stream = half(copy.stream), p.middle = half(copy.middle), p.heads_out = half(copy.heads_out), p.hidden = half(copy.hidden);

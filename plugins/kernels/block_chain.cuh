@@ -55,7 +55,7 @@ struct ChainArgs {
     __half *heads_out, *hidden; // in pieces
     __half* qkv;                // in pieces [image][queries, keys, values][head][dim / 8][padded tokens][8]; without windows
     float2* partial;
-    uint32_t *tickets, *barrier;
+    uint32_t* barrier;
     int tokens, channels, heads, inner, hidden_columns, pairs;
     float each, epsilon, scale, mask_value;  // 1 / channels; the last two in log2 units
     Activation activation;
@@ -75,7 +75,7 @@ struct ChainArgs {
     // Of quads; no channels: there are none. What they give is `x`.
     QuadMap quads;
     const __half *quad_x, *quad_weights, *quad_vectors;
-    float2* quad_sums;          // [tile][sharer][row]
+    float2 *quad_partial, *quad_sums;  // quad_sums: [tile][sharer][row]
     uint32_t* quad_tickets;
     float quad_each;            // 1 / contracted elements
     int quad_units, quad_chunks, quad_reads;  // stages of a unit, and of those that are in shared memory at a time
@@ -97,10 +97,10 @@ constexpr int kExchange = 24 * 1024, kPacked = 12 * 1024;
 
 // Shared memory: a unit's rows (and behind a product the exchange, and a head's queries, keys and values), the ring, and what is small.
 struct Layout {
-    uint32_t rows, packed, ring, stats, regions, flag, barriers;
+    uint32_t rows, packed, ring, stats, regions, barriers;
 };
 constexpr int kBarriers = 2 * kChainStages + kChainParts + 1;
-constexpr int kFixedBytes = 4 * kChainRows * 8 + kChainRows + 16 + kBarriers * 8;
+constexpr int kFixedBytes = 4 * kChainRows * 8 + kChainRows + kBarriers * 8;
 
 enum Phase { kHeads, kAttend, kMerge, kUp, kDown, kPhases, kQuads };  // quads are no phase of a pair
 
@@ -199,10 +199,10 @@ __device__ __forceinline__ bool take_ticket(uint32_t* ticket, uint32_t last) {
 #endif
     return before == last;
 }
-// Between what threads write and what the copy engine or the tensor cores read, and the other way round.
-__device__ __forceinline__ void fence_engines() {
+// Between what threads write and what the copy engine or the tensor cores read, and the other way round. One for both kinds of memory would wait for all stores to have landed, too.
+__device__ __forceinline__ void fence_engines_global() {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("fence.proxy.async;" ::: "memory");
+    asm volatile("fence.proxy.async.global;" ::: "memory");
 #endif
 }
 __device__ __forceinline__ void fence_engines_shared() {
@@ -214,6 +214,32 @@ __device__ __forceinline__ void math_barrier() { asm volatile("bar.sync 1, 512;"
 // What others of this launch have written must not come from the first-level cache.
 __device__ __forceinline__ uint32_t load_pair(const __half* from) { return __ldcg(reinterpret_cast<const uint32_t*>(from)); }
 __device__ __forceinline__ float2 floats(uint32_t pair) { return __half22float2(*reinterpret_cast<const __half2*>(&pair)); }
+// Two halves or a float that no result is: what is not a number comes out of conversions and sums as another pattern.
+constexpr uint32_t kUnset = 0xffffffffu;
+// What other blocks make at the same time, word by word.
+__device__ __forceinline__ uint32_t load_made(const void* from) {
+    uint32_t v;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
+    return v;
+}
+__device__ __forceinline__ uint2 load_made2(const void* from) {
+    uint2 v;
+    asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(from) : "memory");
+    return v;
+}
+__device__ __forceinline__ float2 load_made_floats(const void* from) {
+    const uint2 v = load_made2(from);
+    return make_float2(__uint_as_float(v.x), __uint_as_float(v.y));
+}
+__device__ __forceinline__ uint4 load_made4(const void* from) {
+    uint4 v;
+    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from) : "memory");
+    return v;
+}
+__device__ __forceinline__ void store_made(void* to, uint32_t v) { asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(v) : "memory"); }
+__device__ __forceinline__ void store_made(void* to, uint2 v) { asm volatile("st.relaxed.gpu.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(v.x), "r"(v.y) : "memory"); }
+__device__ __forceinline__ void store_made(void* to, uint4 v) { asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory"); }
+__device__ __forceinline__ void store_made(void* to, float2 v) { store_made(to, make_uint2(__float_as_uint(v.x), __float_as_uint(v.y))); }
 __device__ __forceinline__ void store_shared(uint32_t at, uint32_t v) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(at), "r"(v) : "memory"); }
 __device__ __forceinline__ void store_shared(uint32_t at, float2 v) { asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(at), "f"(v.x), "f"(v.y) : "memory"); }
 __device__ __forceinline__ void store_shared(uint32_t at, uint4 v) { asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory"); }
@@ -307,7 +333,7 @@ template <bool QUADS> __device__ __forceinline__ void fetch_rows(const ChainArgs
             const Work<true> work(p, static_cast<Phase>(phase));
             if (static_cast<int>(blockIdx.x) >= work.units) continue;
             wait_device(p.barrier, start, before);
-            fence_engines();
+            fence_engines_global();
             for (int number = blockIdx.x; number < work.units; number += gridDim.x) {
                 const Unit u = work.unit(static_cast<Phase>(phase), number);
                 mbarrier::wait(r.rows_free, (fetched++ & 1) ^ 1);
@@ -395,41 +421,51 @@ template <class Tile> struct Ended {
     __device__ __forceinline__ static int half_of(const Math& m) { return Tile::kSharers == 1 ? 0 : m.group % Tile::kSharers % 2; }
     __device__ __forceinline__ static int first_of(const Math& m) { return Tile::kSharers == 4 ? m.group / 2 * Tile::kTiles : 0; }
 
-    __device__ __forceinline__ Ended(const Math& m, const float (&acc)[Tile::kColumns / 2], uint32_t to) : first_tile(first_of(m)), half(half_of(m)) {
-        constexpr int kSharers = Tile::kSharers, kTiles = Tile::kTiles;
-        if constexpr (kSharers == 1) {
+    __device__ __forceinline__ explicit Ended(const Math& m) : first_tile(first_of(m)), half(half_of(m)) {}
+    __device__ __forceinline__ Ended(const Math& m, const float (&acc)[Tile::kColumns / 2], uint32_t to) : Ended(m) {
+        if constexpr (Tile::kSharers == 1) {
 #pragma unroll
             for (int h = 0; h < 2; ++h)
 #pragma unroll
-                for (int j = 0; j < kTiles; ++j) own[h][j] = make_float2(acc[4 * j + 2 * h], acc[4 * j + 2 * h + 1]);
+                for (int j = 0; j < Tile::kTiles; ++j) own[h][j] = make_float2(acc[4 * j + 2 * h], acc[4 * j + 2 * h + 1]);
         } else {
-            const int sharer = m.group % kSharers, columns = m.group / kSharers;
             math_barrier();
-            const auto address = [&](int owner, int from, int i) {
-                const int place = (from - owner - 1 + kSharers) % kSharers;
-                return to + static_cast<uint32_t>((((columns * kSharers + owner) * (kSharers - 1) + place) * kTiles + i) * 128 + m.thread) * 8;
-            };
-#pragma unroll
-            for (int o = 0; o < kSharers; ++o) {
-                const int h = o % 2, first = kSharers == 4 ? o / 2 * kTiles : 0;
-#pragma unroll
-                for (int i = 0; i < kTiles; ++i) {
-                    const float2 v = make_float2(acc[4 * (first + i) + 2 * h], acc[4 * (first + i) + 2 * h + 1]);
-                    if (o == sharer) own[0][i] = v;
-                    else store_shared(address(o, sharer, i), v);
-                }
-            }
-            if constexpr (kSharers == 4) math_barrier();
-            else asm volatile("bar.sync %0, 256;" ::"r"(2 + columns) : "memory");
-            // In the order of the sharers behind this one, so that a result is the same each time.
-#pragma unroll
-            for (int s = 1; s < kSharers; ++s)
-#pragma unroll
-                for (int i = 0; i < kTiles; ++i) {
-                    const float2 v = load_shared(address(sharer, (sharer + s) % kSharers, i));
-                    own[0][i].x += v.x, own[0][i].y += v.y;
-                }
+            deal(m, acc, to);
+            if constexpr (Tile::kSharers == 4) math_barrier();
+            else asm volatile("bar.sync %0, 256;" ::"r"(2 + m.group / Tile::kSharers) : "memory");
+            gather(m, to, [](float2& sum, float2 v, int) { sum.x += v.x, sum.y += v.y; });
         }
+    }
+    // The thread's own share stays with it, those of the others go to their owners' places.
+    __device__ __forceinline__ void deal(const Math& m, const float (&acc)[Tile::kColumns / 2], uint32_t to) {
+        constexpr int kSharers = Tile::kSharers, kTiles = Tile::kTiles;
+        const int sharer = m.group % kSharers;
+#pragma unroll
+        for (int o = 0; o < kSharers; ++o) {
+            const int h = o % 2, first = kSharers == 4 ? o / 2 * kTiles : 0;
+#pragma unroll
+            for (int i = 0; i < kTiles; ++i) {
+                const float2 v = make_float2(acc[4 * (first + i) + 2 * h], acc[4 * (first + i) + 2 * h + 1]);
+                if (o == sharer) own[0][i] = v;
+                else store_shared(address(m, to, o, sharer, i), v);
+            }
+        }
+    }
+    // Takes in what the others have dealt, in the order of the sharers behind this one, so that a result is the same each time. `add(sum, v, s)`: v is of the s-th behind it.
+    template <class Add> __device__ __forceinline__ void gather(const Math& m, uint32_t to, const Add& add) {
+        const int sharer = m.group % Tile::kSharers;
+#pragma unroll
+        for (int s = 1; s < Tile::kSharers; ++s)
+#pragma unroll
+            for (int i = 0; i < Tile::kTiles; ++i) add(own[0][i], load_shared(address(m, to, sharer, (sharer + s) % Tile::kSharers, i)), s);
+    }
+
+private:
+    // Of what `from` deals to `owner`.
+    __device__ __forceinline__ static uint32_t address(const Math& m, uint32_t to, int owner, int from, int i) {
+        constexpr int kSharers = Tile::kSharers;
+        const int columns = m.group / kSharers, place = (from - owner - 1 + kSharers) % kSharers;
+        return to + static_cast<uint32_t>((((columns * kSharers + owner) * (kSharers - 1) + place) * Tile::kTiles + i) * 128 + m.thread) * 8;
     }
 };
 
@@ -536,15 +572,58 @@ struct Blocks {
                 float v[2] = {end.own[h][i].x + b.x, end.own[h][i].y + b.y};
                 end_with(first + i, m.row + 8 * (h + end.half), v);
             }
-        math_barrier();
     }
 
-    // The attention of up to 64 queries of a head of DIM over KEYS keys a warpgroup, whose share of the sums is `out`. Their rows, and those of the values, lie `along` bytes apart for
-    // eight elements. `offsets(j, added)`: what the scores of keys 8 j + 2 t and the next have added, for both rows, in log2 units.
-    template <int DIM, int KEYS, class Offsets>
-    __device__ __forceinline__ void attend_keys(uint32_t queries, uint32_t query_along, uint32_t keys, uint32_t values, uint32_t along, const Offsets& offsets, float (&out)[DIM / 2]) const {
+    // Of those that share the contracted index each ends an equal part of a warpgroup's threads; whether this is one of them.
+    __device__ __forceinline__ bool ends_share(const Unit& u) const { return m.thread * p.split >> 7 == u.split; }
+    // What they exchange for that, through memory filled with a word that no sum is. RESET: it is filled with that again by those who take it, who alone do so.
+    template <class Tile, bool RESET> __device__ __forceinline__ void end_shares(const Unit& u, int width, float2* partial, Ended<Tile>& end) const {
+        constexpr int kPairs = Tile::kHalves * Tile::kTiles, kAtOnce = kPairs <= 2 ? 4 : 2;
+        const uint32_t tile = static_cast<uint32_t>(u.tile * (p.channels / width) + u.column / width);
+        float2* const parts = partial + (int64_t{tile} * p.split) * (kPairs * kChainMath) + m.tid;
+        const auto part_of = [&](int s, int i) { return parts + (s * kPairs + i) * kChainMath; };
+        if (!ends_share(u)) {
+#pragma unroll
+            for (int i = 0; i < kPairs; ++i) store_made(part_of(u.split, i), end.own[i / Tile::kTiles][i % Tile::kTiles]);
+            return;
+        }
+        // In their order, so that a result is the same each time.
+        float2 sum[kPairs] = {};
+#pragma unroll 1
+        for (int first = 0; first < p.split; first += kAtOnce) {
+            const auto others = [&](int s) { return first + s < p.split && first + s != u.split; };
+            float2 part[kAtOnce][kPairs];
+            uint32_t most;
+            do {
+                most = 0;
+#pragma unroll
+                for (int s = 0; s < kAtOnce; ++s)
+#pragma unroll
+                    for (int i = 0; i < kPairs; ++i) part[s][i] = others(s) ? load_made_floats(part_of(first + s, i)) : make_float2(0.f, 0.f);
+#pragma unroll
+                for (int s = 0; s < kAtOnce; ++s)
+#pragma unroll
+                    for (int i = 0; i < kPairs; ++i) most = max(most, max(__float_as_uint(part[s][i].x), __float_as_uint(part[s][i].y)));
+            } while (most == kUnset);
+#pragma unroll
+            for (int s = 0; s < kAtOnce; ++s)
+#pragma unroll
+                for (int i = 0; i < kPairs; ++i) {
+                    const float2 v = first + s == u.split ? end.own[i / Tile::kTiles][i % Tile::kTiles] : part[s][i];
+                    sum[i].x += v.x, sum[i].y += v.y;
+                    if (RESET && others(s)) store_made(part_of(first + s, i), make_uint2(kUnset, kUnset));
+                }
+        }
+#pragma unroll
+        for (int i = 0; i < kPairs; ++i) end.own[i / Tile::kTiles][i % Tile::kTiles] = sum[i];
+    }
+
+    // The attention of up to 64 queries of a head of DIM over KEYS keys a warpgroup. Their rows, and those of the values, lie `along` bytes apart for eight elements.
+    // `offsets(j, added)`: what the scores of keys 8 j + 2 t and the next have added, for both rows, in log2 units. FREE: no operand lies where a unit's rows do.
+    template <int DIM, int KEYS, bool FREE, class Offsets>
+    __device__ __forceinline__ Ended<ChainTile<DIM, 1>> attend_keys(uint32_t queries, uint32_t query_along, uint32_t keys, uint32_t values, uint32_t along, const Offsets& offsets) const {
         const int first = m.group * KEYS;
-        float s[KEYS / 2] = {}, top[2] = {-CUDART_INF_F, -CUDART_INF_F}, sum[2] = {0.f, 0.f};
+        float out[DIM / 2] = {}, s[KEYS / 2] = {}, top[2] = {-CUDART_INF_F, -CUDART_INF_F}, sum[2] = {0.f, 0.f};
         if (first < p.group_tokens) {
             warpgroup::begin();
 #pragma unroll
@@ -568,27 +647,28 @@ struct Blocks {
             soften(s, top, sum);
             weigh_values(out, s, values + first * 16, along);
         }
-        // Each warpgroup's largest score and sum of a row.
+        if constexpr (!FREE) math_barrier();
+        // Each warpgroup's largest score and sum of a row, and its share of the result, by its own largest score.
         if (m.t == 0) {
 #pragma unroll
             for (int h = 0; h < 2; ++h) store_shared(at.stats + (m.group * kChainRows + m.row + 8 * h) * 8, make_float2(top[h], sum[h]));
         }
+        Ended<ChainTile<DIM, 1>> end(m);
+        end.deal(m, out, at.rows);
         math_barrier();
-        float factor[2];
+        float2 of[4];
+        float most = -CUDART_INF_F, all = 0.f;
 #pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            float2 of[4];
-            float most = -CUDART_INF_F, all = 0.f;
+        for (int i = 0; i < 4; ++i) of[i] = load_shared(at.stats + ((m.group + i) % 4 * kChainRows + m.row + 8 * end.half) * 8), most = fmaxf(most, of[i].x);
 #pragma unroll
-            for (int i = 0; i < 4; ++i) of[i] = load_shared(at.stats + (i * kChainRows + m.row + 8 * h) * 8), most = fmaxf(most, of[i].x);
+        for (int i = 0; i < 4; ++i) of[i].x = exp2_fast(of[i].x - most), all = fmaf(of[i].y, of[i].x, all);
+        const float factor = reciprocal(all);
 #pragma unroll
-            for (int i = 0; i < 4; ++i) all = fmaf(of[i].y, exp2_fast(of[i].x - most), all);
-            factor[h] = exp2_fast(top[h] - most) * reciprocal(all);
-        }
+        for (int i = 0; i < ChainTile<DIM, 1>::kTiles; ++i) end.own[0][i].x *= of[0].x, end.own[0][i].y *= of[0].x;
+        end.gather(m, at.rows, [&](float2& sum, float2 v, int i) { sum.x = fmaf(v.x, of[i].x, sum.x), sum.y = fmaf(v.y, of[i].x, sum.y); });
 #pragma unroll
-        for (int j = 0; j < DIM / 8; ++j)
-#pragma unroll
-            for (int e = 0; e < 4; ++e) out[4 * j + e] *= factor[e / 2];
+        for (int i = 0; i < ChainTile<DIM, 1>::kTiles; ++i) end.own[0][i].x *= factor, end.own[0][i].y *= factor;
+        return end;
     }
 };
 
@@ -612,11 +692,9 @@ template <int PIECES, bool QUADS> struct Chain : Blocks {
         if (m.tid == 0) wait_device(p.barrier, m.start, m.opened);
         math_barrier();
     }
-    // Behind the last unit of a phase. `waited`: the block knows that the phase before was over. FETCHED: the copy engine reads what the phase has made.
-    template <bool FETCHED> __device__ __forceinline__ void end_phase(bool waited, bool last) {
+    // Behind the last unit of a phase, which ended with a barrier. `waited`: the block knows that the phase before was over.
+    __device__ __forceinline__ void end_phase(bool waited, bool last) {
         if (!waited) wait_for_phase();
-        if (FETCHED) fence_engines();
-        math_barrier();
         if (m.tid == 0 && !last) arrive_device(p.barrier);
         ++m.opened;
     }
@@ -625,6 +703,13 @@ template <int PIECES, bool QUADS> struct Chain : Blocks {
         fence_engines_shared();
         if (m.thread == 0) mbarrier::arrive(r.rows_free);
         ++m.fetched;
+    }
+
+    // The end of a unit whose results the copy engine fetches, to where the unit's rows were.
+    __device__ __forceinline__ void end_made_unit() const {
+        fence_engines_global();
+        fence_engines_shared();
+        math_barrier();
     }
 
     // Up to 64 rows of tokens, normalized, to shared memory; rows without a token are zeros. Eight threads have a row. `waits`: for the phase before.
@@ -651,18 +736,21 @@ template <int PIECES, bool QUADS> struct Chain : Blocks {
 
     // A unit's place among those of other rows and columns.
     __device__ __forceinline__ uint32_t tile_of(const Work<true>& work, const Unit& u) const { return static_cast<uint32_t>(u.tile * (p.channels / work.width) + u.column / work.width); }
-    // Whoever comes last of the `split` that share the contracted index of a tile adds up what all of them have left in memory, and is told so.
-    template <class Tile> __device__ __forceinline__ bool add_up(Ended<Tile>& end, uint32_t tile, int sharer, int split, uint32_t* tickets) const {
+    // Whoever comes last of those that share the contracted index of a tile of quads adds up what all of them have left in memory, and is told so: words to wait for (end_shares) would have to be
+    // in memory before this launch.
+    template <class Tile> __device__ __forceinline__ bool add_up_quads(Ended<Tile>& end, uint32_t tile, int sharer) const {
         constexpr int kTiles = Tile::kTiles, kHalves = Tile::kHalves;
-        float2* const parts = p.partial + (int64_t{tile} * split) * (kHalves * kTiles * kChainMath) + m.tid;
+        const int split = p.split_quads;
+        const uint32_t flag = at.stats + 2 * kChainRows * 8;
+        float2* const parts = p.quad_partial + (int64_t{tile} * split) * (kHalves * kTiles * kChainMath) + m.tid;
 #pragma unroll
         for (int h = 0; h < kHalves; ++h)
 #pragma unroll
             for (int i = 0; i < kTiles; ++i) __stcg(parts + (int64_t{sharer} * kHalves * kTiles + h * kTiles + i) * kChainMath, end.own[h][i]);
         math_barrier();
-        if (m.tid == 0) store_shared(at.flag, take_ticket(tickets + tile, static_cast<uint32_t>(split - 1)) ? 1u : 0u);
+        if (m.tid == 0) store_shared(flag, take_ticket(p.quad_tickets + tile, static_cast<uint32_t>(split - 1)) ? 1u : 0u);
         math_barrier();
-        if (load_shared_byte(at.flag) == 0) return false;
+        if (load_shared_byte(flag) == 0) return false;
 #pragma unroll
         for (int h = 0; h < kHalves; ++h)
 #pragma unroll
@@ -684,6 +772,7 @@ template <int PIECES, bool QUADS> struct Chain : Blocks {
     __device__ __forceinline__ void add_unit(const Work<true>& work, const Unit& u, int rows, int bias, const __half* residual, __half* to, const Token& token_of) {
         constexpr int kTiles = Tile::kTiles, kHalves = Tile::kHalves;
         const int column = u.column + m.group / Tile::kSharers * Tile::kColumns + Ended<Tile>::first_of(m) * 8 + 2 * m.t;
+        const bool mine = !SPLIT || ends_share(u);
         int64_t token[kHalves];
         uint32_t added[kHalves][kTiles];
         uint32_t offset[kTiles];
@@ -691,7 +780,7 @@ template <int PIECES, bool QUADS> struct Chain : Blocks {
         for (int i = 0; i < kTiles; ++i) offset[i] = pair_of_vector(bias + column + 8 * i);
 #pragma unroll
         for (int h = 0; h < kHalves; ++h) {
-            token[h] = token_of(u.tile, m.row + 8 * (h + Ended<Tile>::half_of(m)));
+            token[h] = mine ? token_of(u.tile, m.row + 8 * (h + Ended<Tile>::half_of(m))) : -1;
 #pragma unroll
             for (int i = 0; i < kTiles; ++i)
                 added[h][i] = token[h] >= 0 ? load_pair(residual + token[h] * p.channels + column + 8 * i) : 0u;
@@ -699,11 +788,10 @@ template <int PIECES, bool QUADS> struct Chain : Blocks {
         float acc[Tile::kColumns / 2] = {};
         multiply_unit<Tile, true>(p, r, at.rows, m, work.chunks, work.stage, rows, acc);
         Ended<Tile> end(m, acc, at.rows);
-        bool complete = true;
         if constexpr (SPLIT) {
-            if (p.split > 1) complete = add_up<Tile>(end, tile_of(work, u), u.split, p.split, p.tickets);
+            if (p.split > 1) end_shares<Tile, true>(u, work.width, p.partial, end);
         }
-        if (complete) {
+        if (mine) {
 #pragma unroll
             for (int h = 0; h < kHalves; ++h)
 #pragma unroll
@@ -786,7 +874,7 @@ template <int PIECES, bool QUADS> struct Chain : Blocks {
             const uint32_t tile = tile_of(work, u);
             float2* const of_tile = p.quad_sums + tile * p.split_quads * kChainRows;
             if (m.tid < kChainRows) __stcg(of_tile + u.split * kChainRows + m.tid, load_shared(at.stats + m.tid * 8));
-            complete = add_up<Tile>(end, tile, u.split, p.split_quads, p.quad_tickets);
+            complete = add_up_quads<Tile>(end, tile, u.split);
             if (complete) {
                 sums = make_float2(0.f, 0.f);
 #pragma unroll 1
@@ -820,23 +908,20 @@ template <int PIECES, bool QUADS> struct Chain : Blocks {
         float acc[Tile::kColumns / 2] = {};
         multiply_unit<Tile, false>(p, r, at.rows, m, work.chunks, work.stage, kChainRows, acc);
         end_normal<Tile>(acc, offset, first, end_with);
+        end_made_unit();
     }
 
     // The attention of up to 64 queries of a head over KEYS keys a warpgroup. Their rows, and those of the values, lie `along` bytes apart for eight elements.
-    // `offsets(j, added)`: what the scores of keys 8 j + 2 t and the next have added, for both rows, in log2 units. The place of a unit's rows is free, or is as soon
-    // as all warpgroups have seen the values.
+    // `offsets(j, added)`: what the scores of keys 8 j + 2 t and the next have added, for both rows, in log2 units. The place of a unit's rows is free.
     template <int KEYS, class Offsets>
     __device__ __forceinline__ void attend(const Unit& u, uint32_t queries, uint32_t query_along, uint32_t keys, uint32_t values, uint32_t along, const Offsets& offsets) {
-        using Tile = ChainTile<DIM, 1>;
-        float out[DIM / 2] = {};
-        attend_keys<DIM, KEYS>(queries, query_along, keys, values, along, offsets, out);
-        const Ended<Tile> end(m, out, at.rows);
+        const auto end = attend_keys<DIM, KEYS, true>(queries, query_along, keys, values, along, offsets);
         __half* const to = p.heads_out + (int64_t{u.tile} * (p.inner / 8) + u.column * (DIM / 8) + end.first_tile) * p.tile_rows * 8;
         const int row = m.row + 8 * end.half;
 #pragma unroll
-        for (int i = 0; i < Tile::kTiles; ++i)
+        for (int i = 0; i < ChainTile<DIM, 1>::kTiles; ++i)
             if (row < p.tile_rows) *reinterpret_cast<uint32_t*>(to + (i * p.tile_rows + row) * 8 + 2 * m.t) = pack_halves(end.own[0][i].x, end.own[0][i].y);
-        math_barrier();
+        end_made_unit();
     }
 
     // What the scores of keys `key` + 2 t and the next have added in a window, of whose rows `own` are the regions.
@@ -910,7 +995,7 @@ template <int PIECES, bool QUADS> struct Chain : Blocks {
             f(work, u, waits && !any);
             any = true;
         }
-        end_phase<PHASE == kHeads || PHASE == kUp>(any, last);
+        end_phase(any, last);
     }
 
     template <Phase PHASE, class F> __device__ __forceinline__ void with_tile(int tile, const F& f) {
@@ -924,11 +1009,11 @@ template <int PIECES, bool QUADS> struct Chain : Blocks {
         }
     }
 
-    // Behind the kernel before. Tickets of `down` begin at zero.
+    // Behind the kernel before.
     __device__ __forceinline__ void begin_behind_previous() {
         ptx::wait_for_previous();
-        if (blockIdx.x == 0)
-            for (int i = m.tid; i < p.row_tiles * (p.channels / 16); i += kChainMath) p.tickets[i] = 0;
+        for (int i = static_cast<int>(blockIdx.x) * kChainMath + m.tid; i < p.unset; i += static_cast<int>(gridDim.x) * kChainMath)
+            store_made(reinterpret_cast<unsigned char*>(p.partial) + int64_t{i} * 16, make_uint4(kUnset, kUnset, kUnset, kUnset));
         m.start = begin(p);
     }
 
@@ -938,7 +1023,7 @@ template <int PIECES, bool QUADS> struct Chain : Blocks {
 #pragma unroll 1
         for (int number = blockIdx.x; number < work.units; number += gridDim.x) quad_unit<Tile>(work, work.unit(kQuads, number), !any), any = true;
         if (!any) begin_behind_previous();
-        end_phase<false>(true, false);
+        end_phase(true, false);
         // Nothing of this is carried on.
         m.forget();
     }
@@ -998,8 +1083,7 @@ template <int PIECES, bool QUADS> __global__ void __launch_bounds__(kChainThread
     at.ring = at.rows + p.rows_bytes;
     at.stats = at.ring + p.stages * kChainStage;
     at.regions = at.stats + 4 * kChainRows * 8;
-    at.flag = at.regions + kChainRows;
-    at.barriers = at.flag + 16;
+    at.barriers = at.regions + kChainRows;
     const chain::Rings r{at.ring, at.barriers, at.barriers + kChainStages * 8, at.barriers + 2 * kChainStages * 8, at.barriers + (2 * kChainStages + kChainParts) * 8};
     const int tid = threadIdx.x, group = __shfl_sync(0xffffffffu, tid / 128, 0);  // the same in a warp, as the compiler sees then
     if (tid == 0) {

@@ -15,8 +15,6 @@ namespace flow {
 
 using namespace chain;
 
-// Two halves or a float that no result is: what is not a number comes out of conversions and sums as another pattern.
-constexpr uint32_t kUnset = 0xffffffffu;
 constexpr int kHelpers = 64, kCopies = 3;
 
 // Barriers: the ring's; the copies of pairs by turns are to be written; a pair is over.
@@ -24,30 +22,6 @@ struct FlowRings : Rings {
     uint32_t permitted, finished;
 };
 
-// What other blocks make at the same time, word by word.
-__device__ __forceinline__ uint32_t load_made(const void* from) {
-    uint32_t v;
-    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
-    return v;
-}
-__device__ __forceinline__ uint2 load_made2(const void* from) {
-    uint2 v;
-    asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(from) : "memory");
-    return v;
-}
-__device__ __forceinline__ float2 load_made_floats(const void* from) {
-    const uint2 v = load_made2(from);
-    return make_float2(__uint_as_float(v.x), __uint_as_float(v.y));
-}
-__device__ __forceinline__ uint4 load_made4(const void* from) {
-    uint4 v;
-    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from) : "memory");
-    return v;
-}
-__device__ __forceinline__ void store_made(void* to, uint32_t v) { asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(v) : "memory"); }
-__device__ __forceinline__ void store_made(void* to, uint2 v) { asm volatile("st.relaxed.gpu.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(v.x), "r"(v.y) : "memory"); }
-__device__ __forceinline__ void store_made(void* to, uint4 v) { asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory"); }
-__device__ __forceinline__ void store_made(void* to, float2 v) { store_made(to, make_uint2(__float_as_uint(v.x), __float_as_uint(v.y))); }
 __device__ __forceinline__ uint32_t most_of(uint4 v) { return max(max(v.x, v.y), max(v.z, v.w)); }
 
 // Until a word is there: few ask for one each while nothing is there yet, so that others have the cache.
@@ -222,8 +196,7 @@ template <int DIM, int PIECES> struct Flow : Blocks {
         // Asked for early, but where there are no registers to keep it in.
         constexpr bool kEarly = PIECES <= 6;
         const int column = u.column + m.group / Tile::kSharers * Tile::kColumns + Ended<Tile>::first_of(m) * 8 + 2 * m.t;
-        // Of those that share the contracted index each ends an equal part of a warpgroup's threads.
-        const bool shares = SPLIT && p.split > 1, mine = !shares || m.thread * p.split >> 7 == u.split;
+        const bool shares = SPLIT && p.split > 1, mine = !shares || ends_share(u);
         const auto load_between = [&](int64_t token, int i) { return between && token >= 0 ? load_pair(between + token * p.channels + column + 8 * i) : 0u; };
         int64_t token[kHalves];
         uint32_t added[kHalves][kTiles], more[kHalves][kTiles];
@@ -244,45 +217,7 @@ template <int DIM, int PIECES> struct Flow : Blocks {
         multiply_unit<Tile>(p, r, at.rows, m, work.chunks, work.stage, static_cast<uint32_t>(tile_rows) * 16, acc);
         Ended<Tile> end(m, acc, at.rows);
         if constexpr (SPLIT) {
-            if (shares) {
-                constexpr int kAtOnce = kHalves * kTiles <= 2 ? 4 : 2;
-                const uint32_t tile = static_cast<uint32_t>(u.tile * (p.channels / work.width) + u.column / work.width);
-                float2* const parts = own(p.partial) + (int64_t{tile} * p.split) * (kHalves * kTiles * kChainMath) + m.tid;
-                const auto part_of = [&](int s, int i) { return parts + (s * kHalves * kTiles + i) * kChainMath; };
-                if (!mine) {
-#pragma unroll
-                    for (int i = 0; i < kHalves * kTiles; ++i) store_made(part_of(u.split, i), end.own[i / kTiles][i % kTiles]);
-                } else {
-                    // In their order, so that a result is the same each time.
-                    float2 sum[kHalves * kTiles] = {};
-#pragma unroll 1
-                    for (int first = 0; first < p.split; first += kAtOnce) {
-                        float2 part[kAtOnce][kHalves * kTiles];
-                        uint32_t most;
-                        do {
-                            most = 0;
-#pragma unroll
-                            for (int s = 0; s < kAtOnce; ++s)
-#pragma unroll
-                                for (int i = 0; i < kHalves * kTiles; ++i)
-                                    part[s][i] = first + s < p.split && first + s != u.split ? load_made_floats(part_of(first + s, i)) : make_float2(0.f, 0.f);
-#pragma unroll
-                            for (int s = 0; s < kAtOnce; ++s)
-#pragma unroll
-                                for (int i = 0; i < kHalves * kTiles; ++i) most = max(most, max(__float_as_uint(part[s][i].x), __float_as_uint(part[s][i].y)));
-                        } while (most == kUnset);
-#pragma unroll
-                        for (int s = 0; s < kAtOnce; ++s)
-#pragma unroll
-                            for (int i = 0; i < kHalves * kTiles; ++i) {
-                                const float2 v = first + s == u.split ? end.own[i / kTiles][i % kTiles] : part[s][i];
-                                sum[i].x += v.x, sum[i].y += v.y;
-                            }
-                    }
-#pragma unroll
-                    for (int i = 0; i < kHalves * kTiles; ++i) end.own[i / kTiles][i % kTiles] = sum[i];
-                }
-            }
+            if (shares) end_shares<Tile, false>(u, work.width, own(p.partial), end);
         }
         if (mine) {
 #pragma unroll
@@ -313,21 +248,19 @@ template <int DIM, int PIECES> struct Flow : Blocks {
         float acc[Tile::kColumns / 2] = {};
         multiply_unit<Tile>(p, r, at.rows, m, work.chunks, work.stage, kNormalStep, acc);
         end_normal<Tile>(acc, offset, first, end_with);
+        math_barrier();
     }
 
     // The attention of up to 64 queries of a head over KEYS keys a warpgroup. Their rows, and those of the values, lie `along` bytes apart for eight elements.
     // `offsets(j, added)`: what the scores of keys 8 j + 2 t and the next have added, for both rows, in log2 units.
     template <int KEYS, class Offsets>
     __device__ __forceinline__ void attend(const Unit& u, uint32_t queries, uint32_t query_along, uint32_t keys, uint32_t values, uint32_t along, const Offsets& offsets) {
-        using Tile = ChainTile<DIM, 1>;
-        float out[DIM / 2] = {};
-        attend_keys<DIM, KEYS>(queries, query_along, keys, values, along, offsets, out);
-        const Ended<Tile> end(m, out, at.rows);
+        const auto end = attend_keys<DIM, KEYS, false>(queries, query_along, keys, values, along, offsets);
         await_first_copy();
         __half* const to = own(p.heads_out) + (int64_t{u.tile} * (p.inner / 8) + u.column * (DIM / 8) + end.first_tile) * p.tile_rows * 8;
         const int row = m.row + 8 * end.half;
 #pragma unroll
-        for (int i = 0; i < Tile::kTiles; ++i)
+        for (int i = 0; i < ChainTile<DIM, 1>::kTiles; ++i)
             if (row < p.tile_rows) store_made(to + (i * p.tile_rows + row) * 8 + 2 * m.t, pack_halves(end.own[0][i].x, end.own[0][i].y));
         math_barrier();
     }
@@ -451,8 +384,7 @@ template <int DIM, int PIECES> __global__ void __launch_bounds__(kChainThreads, 
     at.ring = at.rows + p.rows_bytes;
     at.stats = at.ring + p.stages * kChainStage;
     at.regions = at.stats + 4 * kChainRows * 8;
-    at.flag = at.regions + kChainRows;
-    at.barriers = at.flag + 16;
+    at.barriers = at.regions + kChainRows;
     flow::FlowRings r;
     r.ring = at.ring, r.full = at.barriers, r.empty = r.full + kChainStages * 8, r.permitted = r.empty + kChainStages * 8, r.finished = r.permitted + 16, r.rows_full = r.rows_free = 0;
     const int tid = threadIdx.x, group = __shfl_sync(0xffffffffu, tid / 128, 0);  // the same in a warp, as the compiler sees then

@@ -148,7 +148,9 @@ impl Plan {
 /// Bytes of a graph's float32 weights.
 fn float32_bytes(graph: &GraphProto) -> u64 {
     let floats = graph.initializer.iter().filter(|t| t.data_type == Some(DType::F32 as i32));
-    floats.map(|t| t.dims.iter().fold(4, |n: u64, &d| n.saturating_mul(u64::try_from(d).unwrap_or(0)))).sum()
+    floats
+        .map(|t| t.dims.iter().fold(4, |n: u64, &d| n.saturating_mul(u64::try_from(d).unwrap_or(0))))
+        .fold(0, u64::saturating_add)
 }
 
 /// Whether an engine of so many bytes has not kept so many bytes of weights as they are.
@@ -325,6 +327,7 @@ mod tests {
         assert!(!too_small(97_000_000, weights));
         // Too few weights to tell.
         assert!(!too_small(1_000_000, 8_000_000));
-        assert_eq!(float32_bytes(&graph(vec![tensor(DType::F32, &[i64::MAX, i64::MAX, 8])])), u64::MAX);
+        let huge = tensor(DType::F32, &[i64::MAX, i64::MAX, 8]);
+        assert_eq!(float32_bytes(&graph(vec![huge.clone(), huge])), u64::MAX);
     }
 }
