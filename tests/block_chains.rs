@@ -694,6 +694,205 @@ fn hold_weights_as_documented<const WINDOWS: bool>(forms: [(Form<WINDOWS>, bool)
     }
 }
 
+// ---- with the patch merge ahead ----
+
+const MERGE: &str = "TrtOptPatchMergeBlock";
+
+/// The map that a patch merge ahead of [`SWIN`] is of: of so many channels, and of odd height.
+const BEFORE: i64 = 32;
+const FINE: [i64; 2] = [15, 16];
+
+/// Two pairs of blocks behind a patch merge, which gives `v0`.
+fn merged() -> Parts<true> {
+    let mut net = Parts::new(SWIN, &[false, true]);
+    let (wide, c) = (4 * BEFORE, SWIN.channels);
+    let weights = [("scale", vec![wide]), ("bias", vec![wide]), ("w", vec![wide, c]), ("b", vec![c])];
+    let attributes = vec![
+        AttributeProto::float("epsilon", 1e-5),
+        AttributeProto::int("residual", 0),
+        AttributeProto::ints("grid", &FINE),
+        AttributeProto::ints("order", &[0, 2, 1, 3]),
+        AttributeProto::int("rank", 3),
+    ];
+    net.plugin(MERGE, "x", weights.into(), "v0", attributes);
+    net.nodes.rotate_right(1);
+    net.inputs = vec![("x", vec![SWIN.images, FINE[0] * FINE[1], BEFORE])];
+    net
+}
+
+fn merged_options() -> Options {
+    with(&[Kind::MergedChain])
+}
+
+/// The rewritten model, which computes the same.
+fn merge(net: &Parts<true>) -> testing::Rewrite {
+    let rewrite = net.rewrite(&merged_options());
+    rewrite.compare(&verify::Options::default()).unwrap().check().unwrap();
+    rewrite
+}
+
+#[test]
+fn a_patch_merge_and_the_chain_behind_it_are_one_node() {
+    let rewrite = merge(&merged());
+    let model = &rewrite.model().proto;
+    assert_eq!(ops(model), [OP]);
+    let node = nodes(model, OP)[0];
+    assert_eq!((shifted(node), node.input.len(), int(node, "merged")), (vec![0, 1], 3, SWIN.channels));
+    assert_eq!(["merged_grid", "order"].map(|name| &attribute(node, name).ints[..]), [&FINE[..], &[0, 2, 1, 3]]);
+    let ledger = rewrite.ledger();
+    assert_eq!([Kind::BlockChain, Kind::MergedChain].map(|kind| ledger.count(kind).fused), [1, 1]);
+    assert!(ledger.sites.iter().all(|site| site.into.as_deref() == node.name.as_deref()), "{:?}", ledger.sites);
+    let site = ledger.sites.iter().find(|site| site.kind == Kind::MergedChain).unwrap();
+    assert_eq!((site.node.as_str(), site.rule.as_deref()), ("TrtOptPatchMergeBlock_v0", Some("merged-chain")));
+    // A chain that nothing is ahead of says so.
+    let alone = Parts::new(SWIN, &[false, true]).fuse().0;
+    let node = nodes(&alone, OP)[0];
+    assert_eq!((int(node, "merged"), &attribute(node, "merged_grid").ints[..], &attribute(node, "order").ints[..]), {
+        (0, &[0, 0][..], &[0; 4][..])
+    });
+}
+
+/// Maps of either rank on either side, and any order of the four tokens.
+#[test]
+fn merged_chains_of_other_forms() {
+    let (fine, map) = (vec![SWIN.images, FINE[0], FINE[1], BEFORE], vec![SWIN.images, 8, 8, SWIN.channels]);
+    let mut net = merged();
+    net.attribute("v0", AttributeProto::ints("order", &[3, 0, 1, 2]));
+    net.inputs[0].1.clone_from(&fine);
+    let rewrite = merge(&net);
+    assert_eq!(ops(&rewrite.model().proto), [OP, "Reshape"]);
+    net.attribute("v0", AttributeProto::int("rank", 4));
+    net.outputs[0].1.clone_from(&map);
+    assert_eq!(ops(&merge(&net).model().proto), [OP]);
+    let mut net = merged();
+    net.reshaped("v0", &map);
+    net.outputs[0].1 = map;
+    assert_eq!(ops(&merge(&net).model().proto), [OP, "Reshape"]);
+}
+
+#[test]
+fn merged_chains_in_float16_compute_the_same() {
+    let options = verify::Options { rtol: Some(1e-2), ..verify::Options::default() };
+    let rewrite = rewritten(merged().half(), &merged_options());
+    assert_eq!(ops(&rewrite.model().proto), [OP]);
+    rewrite.compare(&options).unwrap().check().unwrap();
+    // Converted after the rewrite, as `fuse --fp16` does it.
+    let rewrite = merged().rewrite(&merged_options()).to_fp16(&options).unwrap();
+    assert_eq!(ops(&rewrite.model().proto), ["Cast", OP, "Cast"]);
+    rewrite.compare(&options).unwrap().check().unwrap();
+}
+
+/// The merge's weights are ahead of the chain's, and hold its norm; then come sums of what float16 makes of them.
+#[test]
+fn weights_of_a_merge_are_ahead_of_the_chains() {
+    let net = merged();
+    let tensors = |rewrite: &testing::Rewrite| {
+        let graph = rewrite.model().proto.graph.as_ref().unwrap();
+        let node = nodes(&rewrite.model().proto, OP)[0];
+        [1, 2]
+            .map(|slot| graph.initializer.iter().find(|t| t.name() == node.input[slot]).unwrap().to_f64_vec().unwrap())
+    };
+    let chain = tensors(&net.rewrite(&with(&[Kind::BlockChain])));
+    let (wide, c) = (4 * BEFORE as usize, SWIN.channels as usize);
+    let options = verify::Options { rtol: Some(1e-2), ..verify::Options::default() };
+    let single = net.rewrite(&merged_options());
+    let half = net.rewrite(&merged_options()).to_fp16(&options).unwrap();
+    let [weights, vectors] = tensors(&single);
+    let mut expected = Expected { net: &net, weights: vec![], vectors: vec![] };
+    expected.product("v0", ["w", "b"], [wide as i64, c as i64], true, &[]);
+    let near = |found: &[f64], expected: &[f64]| found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6);
+    assert!(near(&weights[..wide * c], &expected.weights) && near(&vectors[..c], &expected.vectors));
+    assert_eq!([&weights[wide * c..], &vectors[3 * c..]], [&chain[0][..], &chain[1][..]]);
+    let [weights, of_half] = tensors(&half);
+    for column in 0..c {
+        // 128 contracted elements lie together, eight columns behind each other.
+        let of_column = (0..wide).map(|row| weights[((column / 8 * 16 + row / 8) * 8 + column % 8) * 8 + row % 8]);
+        let sum: f64 = of_column.sum();
+        let (first, rest) = (of_half[c + column], of_half[2 * c + column]);
+        assert!((first + rest - sum).abs() <= 1e-6 * (1.0 + sum.abs()), "{first} + {rest} for {sum}");
+        assert_eq!([first, rest], [vectors[c + column], vectors[2 * c + column]]);
+    }
+}
+
+#[test]
+fn merges_without_a_chain_that_takes_them_are_missed() {
+    let missed = |net: &Parts<true>, reason: &str, [expected, found]: [&str; 2]| {
+        let rewrite = merge(net);
+        let sites: Vec<_> = rewrite.ledger().missed(Kind::MergedChain).collect();
+        assert_eq!((sites.len(), rewrite.ledger().count(Kind::MergedChain).total), (1, 1), "{sites:?}");
+        assert_eq!([&sites[0].reason, &sites[0].expected, &sites[0].found].map(|s| s.as_deref()), {
+            [reason, expected, found].map(Some)
+        });
+        assert!(nodes(&rewrite.model().proto, OP).iter().all(|node| int(node, "merged") == 0));
+        assert_eq!(nodes(&rewrite.model().proto, MERGE).len(), 1);
+    };
+    let behind = "no chain of blocks in windows is behind it";
+    let chain = "TrtOptBlockChain in windows";
+    let mut net = merged();
+    net.attribute("v0", AttributeProto::float("epsilon", 1e-3));
+    let reason = "its norms add different epsilons to the variance";
+    missed(&net, reason, ["0.00001 as in the chain", "0.001 in the merge"]);
+    let mut net = merged();
+    net.attribute("v0", AttributeProto::int("residual", 1));
+    net.node("v0").input.insert(1, "r".into());
+    net.inputs.push(("r", net.inputs[0].1.clone()));
+    missed(&net, "a residual add is in its patch merge", ["residual = 0", "residual = 1"]);
+    let mut net = merged();
+    net.inputs[0].1[2] = 24;
+    for (name, dims) in [("v0_scale", vec![96]), ("v0_bias", vec![96]), ("v0_w", vec![96, SWIN.channels])] {
+        net.set(weight(name, &dims));
+    }
+    let reason = "the tensor cores take no such sizes";
+    missed(&net, reason, ["a multiple of 16 channels before the merge", "24"]);
+    // As many tokens, but another map.
+    let mut net = merged();
+    net.attribute("v0", AttributeProto::ints("grid", &[7, 32]));
+    net.inputs[0].1[1] = 7 * 32;
+    missed(&net, "the chain is of another map than it makes", ["a map of 8x8", "a map of 4x16"]);
+    // Blocks that are no chain, and what is read otherwise.
+    let mut net = merged();
+    net.attribute("v1", AttributeProto::float("epsilon", 1e-3));
+    net.attribute("v2", AttributeProto::float("epsilon", 1e-3));
+    missed(&net, behind, [chain, "trt.opt.TrtOptSwinAttnBlock"]);
+    let mut net = merged();
+    net.outputs.push(("v0", SWIN.map()));
+    missed(&net, "an interior value is used otherwise too (at v0)", ["1 use", "a graph output"]);
+    let mut net = merged();
+    net.before("a1", vec![common::node("Neg", &["v0"], &["n"])]);
+    net.input("a1", 0, "n");
+    missed(&net, behind, [chain, "Neg"]);
+    // Sequences.
+    let mut net = merged();
+    net.nodes.truncate(1);
+    net.weights.retain(|tensor| tensor.name().starts_with("v0"));
+    net.block = Form { window: None, bias: Bias::None, ..SWIN };
+    for i in [1, 2] {
+        net.attention(i, false);
+        net.mlp(i);
+    }
+    let rewrite = net.rewrite(&with(&[Kind::MergedChain, Kind::SequenceChain]));
+    let site = rewrite.ledger().missed(Kind::MergedChain).next().unwrap();
+    assert_eq!([&site.reason, &site.found].map(|s| s.as_deref()), [behind, "TrtOptBlockChain of sequences"].map(Some));
+    assert_eq!(ops(&rewrite.model().proto), [MERGE, OP]);
+}
+
+#[test]
+fn merged_chains_are_not_fused_unless_asked_for_and_can_be_left() {
+    let made = |options: &Options| ops(&merged().rewrite(options).model().proto);
+    assert_eq!(made(&with(&[Kind::BlockChain, Kind::PatchMergeBlock])), [MERGE, OP]);
+    let mut options = merged_options();
+    options.skip.insert("merged-chain".into());
+    assert_eq!(made(&options), [MERGE, OP]);
+    let standard = vec![trt_opt::rewrite::Standard { kind: Kind::MergedChain, node: None, reason: "slower".into() }];
+    assert_eq!(made(&Options { standard, ..merged_options() }), [MERGE, OP]);
+    // Its cost is that of both.
+    let estimate =
+        |options: &Options| trt_opt::contents::Contents::of(merged().rewrite(options).model(), 1).unwrap().estimate;
+    let [parts, whole] = [with(&[Kind::BlockChain]), merged_options()].map(|options| estimate(&options));
+    assert_eq!((parts.macs, parts.launches), (whole.macs, whole.launches + 1.0));
+    assert!(whole.bytes < parts.bytes);
+}
+
 // ---- whole layers of standard ops ----
 
 /// Layers of a vision transformer: two blocks each, of heads of 32.

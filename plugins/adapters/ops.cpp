@@ -236,6 +236,22 @@ private:
     WindowGrid window_;
 };
 
+// The grid of a patch merge, and its order.
+WindowGrid merge_grid(const Attributes& a, const char* name, int32_t (&order)[4]) {
+    WindowGrid grid;
+    grid.grid_h = a.integers(name)[0], grid.grid_w = a.integers(name)[1];
+    if (grid.grid_h <= 0 || grid.grid_w <= 0 || int64_t{grid.grid_h} * grid.grid_w > kMergeMaxTokens) a.fail(std::string("attribute '") + name + "' must be two positive sizes, of at most 2^29 tokens");
+    const auto& quadrants = a.integers("order");
+    int seen = 0;
+    for (int i = 0; i < 4; ++i) {
+        if (quadrants[i] < 0 || quadrants[i] > 3) a.fail("attribute 'order' must hold quadrants 0 to 3");
+        order[i] = quadrants[i];
+        seen |= 1 << quadrants[i];
+    }
+    if (seen != 15) a.fail("attribute 'order' must name each quadrant once");
+    return grid;
+}
+
 // What a patch merge has, alone or with a product behind it.
 struct Merging {
     float norm_epsilon;
@@ -247,16 +263,7 @@ struct Merging {
     explicit Merging(const Attributes& a) {
         norm_epsilon = epsilon(a);
         residual = flag(a, "residual");
-        grid.grid_h = a.integers("grid")[0], grid.grid_w = a.integers("grid")[1];
-        if (grid.grid_h <= 0 || grid.grid_w <= 0 || int64_t{grid.grid_h} * grid.grid_w > kMergeMaxTokens) a.fail("attribute 'grid' must be two positive sizes, of at most 2^29 tokens");
-        const auto& quadrants = a.integers("order");
-        int seen = 0;
-        for (int i = 0; i < 4; ++i) {
-            if (quadrants[i] < 0 || quadrants[i] > 3) a.fail("attribute 'order' must hold quadrants 0 to 3");
-            order[i] = quadrants[i];
-            seen |= 1 << quadrants[i];
-        }
-        if (seen != 15) a.fail("attribute 'order' must name each quadrant once");
+        grid = merge_grid(a, "grid", order);
         rank = a.integer("rank");
         if (rank != 3 && rank != 4) a.fail("attribute 'rank' must be 3 or 4");
     }
@@ -1668,16 +1675,30 @@ public:
         }
         expect(shifted_ == 0 || window_.used(), "attribute 'shifted' must be 0 where there are no windows");
         expect(!between_ || (pairs_ > 1 && !window_.used()), "attribute 'between' must be 0 in windows and for one pair of blocks");
+        merged_ = attributes_.integer("merged");
+        expect(merged_ == 0 || (window_.used() && merged_ > 0 && merged_ <= kChainMaxChannels), "attribute 'merged' must be 0, or in windows at most 1024");
+        if (merged_ > 0) {
+            before_ = merge_grid(attributes_, "merged_grid", quads_.order);
+            quads_.grid_h = before_.grid_h, quads_.grid_w = before_.grid_w;
+            expect((before_.grid_h + 1) / 2 == window_.grid_h && (before_.grid_w + 1) / 2 == window_.grid_w, "attribute 'merged_grid' must be twice 'grid', or one less");
+        } else {
+            before_ = window_;
+        }
     }
     std::unique_ptr<Op> clone() const override { return std::make_unique<BlockChain>(*this); }
     int32_t inputs() const override { return 3 + (between_ ? 1 : 0); }
     int32_t outputs() const override { return 1; }
-    void shapes(const DimsExprs* in, DimsExprs* out, IExprBuilder&) const override {
-        if (window_.used()) check_tokens(attributes_, in[0], window_);
+    void shapes(const DimsExprs* in, DimsExprs* out, IExprBuilder& build) const override {
+        if (window_.used()) check_tokens(attributes_, in[0], before_);
         else expect(in[0].nbDims == 3, "input x must be [B, N, C]");
         expect(in[1].nbDims == 1 && in[2].nbDims == 1, "inputs weights and vectors must have one axis");
         expect(!between_ || in[3].nbDims == 4, "input between must be [L-1, B, N, C]");
         out[0] = in[0];
+        if (merged_ == 0) return;
+        const bool map = out[0].nbDims == 4;
+        out[0].d[1] = build.constant(map ? window_.grid_h : window_.grid_h * window_.grid_w);
+        if (map) out[0].d[2] = build.constant(window_.grid_w);
+        out[0].d[out[0].nbDims - 1] = build.constant(merged_);
     }
     cudaError_t run(const PluginTensorDesc* in_desc, const PluginTensorDesc*, const void* const* in, void* const* out, void* workspace, int32_t tactic,
                     cudaStream_t stream) const override {
@@ -1699,7 +1720,7 @@ private:
     // Everything but the pointers.
     BlockChainProblem sized_problem(const PluginTensorDesc* in) const {
         BlockChainProblem p = problem(in);
-        p.images = window_.used() ? images_of(attributes_, in[0].dims, window_) : in[0].dims.d[0];
+        p.images = window_.used() ? images_of(attributes_, in[0].dims, before_) : in[0].dims.d[0];
         return p;
     }
     // Everything but the images and the pointers.
@@ -1707,9 +1728,13 @@ private:
         const Dims& x = in[0].dims;
         if (window_.used()) expect(x.nbDims == 3 || x.nbDims == 4, "input x must be [B, H*W, C] or [B, H, W, C]");
         else expect(x.nbDims == 3 && x.d[1] >= 1 && x.d[1] <= kChainMaxTokens, "input x must be [B, N, C] with N from 1 to 256");
-        const int64_t channels = x.d[x.nbDims - 1];
+        const int64_t before = x.d[x.nbDims - 1], channels = merged_ > 0 ? merged_ : before;
         expect(channels >= 1 && channels <= kChainMaxChannels && channels % 16 == 0, "the channels must be a multiple of 16 up to 1024");
         BlockChainProblem p;
+        if (merged_ > 0) {
+            expect(before >= 1 && before <= kMlpMaxHidden / 4 && before % 16 == 0, "the channels before the merge must be a multiple of 16 up to 4096");
+            p.quads = quads_, p.quads.channels = static_cast<int32_t>(before);
+        }
         p.dtype = dtype(in[0]);
         p.tokens = static_cast<int32_t>(window_.used() ? int64_t{window_.grid_h} * window_.grid_w : int64_t{x.d[1]});
         p.channels = static_cast<int32_t>(channels), p.heads = heads_, p.dim = dim_, p.hidden = hidden_, p.pairs = pairs_;
@@ -1717,7 +1742,7 @@ private:
         p.tanh_gelu = tanh_, p.bias = bias_;
         p.window = window_, p.shifted = shifted_;
         const auto elements = [&](int i, int64_t count) { return in[i].dims.nbDims == 1 && in[i].dims.d[0] == count; };
-        expect(elements(1, chain_weights(p)) && elements(2, chain_vectors(p)), "inputs weights and vectors must have the elements of all pairs");
+        expect(elements(1, chain_weights(p)) && elements(2, chain_vectors(p)), "inputs weights and vectors must have the elements of all pairs, and of a patch merge ahead");
         if (between_) {
             const Dims& between = in[3].dims;
             expect(between.nbDims == 4 && between.d[0] == pairs_ - 1 && between.d[1] == x.d[0] && between.d[2] == x.d[1] && between.d[3] == x.d[2], "input between must have the shape of x for each pair but the last");
@@ -1726,9 +1751,10 @@ private:
     }
 
     float epsilon_, scale_, mask_value_;
-    int32_t heads_, dim_, hidden_, pairs_ = 0;
+    int32_t heads_, dim_, hidden_, merged_, pairs_ = 0;
     bool tanh_, bias_, between_;
-    WindowGrid window_;
+    WindowGrid window_, before_;  // before_: the map of x
+    BlockChainProblem::Quads quads_;
     uint32_t shifted_ = 0;
     ChainSlot slot_;
 };
@@ -1779,7 +1805,7 @@ const std::vector<OpDef>& op_definitions() {
         {"TrtOptPatchConv", {{"epsilon", kFloat, 1}, {"norm", kInt, 1}, {"grid", kInts, 2}, {"kernel", kInts, 2}, {"strides", kInts, 2}, {"pads", kInts, 4}, {"cell", kInts, 2}, {"across", kInt, 1}}, make<PatchConv>},
         {"TrtOptConvStack", {{"channels", kInts, kStackMaxLayers}, {"strides", kInts, kStackMaxLayers}, {"word_layer", kInt, 1}, {"word_channels", kInt, 1}, {"patch", kInts, 2}}, make<ConvStack>},
         {"TrtOptBlockChain",
-         {{"epsilon", kFloat, 1}, {"num_heads", kInt, 1}, {"head_dim", kInt, 1}, {"hidden", kInt, 1}, {"scale", kFloat, 1}, {"approximate", kText, 1}, {"bias", kInt, 1}, {"mask_value", kFloat, 1}, {"grid", kInts, 2}, {"window", kInts, 2}, {"shift", kInts, 2}, {"pad_after_roll", kInt, 1}, {"shifted", kInts, 32}, {"between", kInt, 1}},
+         {{"epsilon", kFloat, 1}, {"num_heads", kInt, 1}, {"head_dim", kInt, 1}, {"hidden", kInt, 1}, {"scale", kFloat, 1}, {"approximate", kText, 1}, {"bias", kInt, 1}, {"mask_value", kFloat, 1}, {"grid", kInts, 2}, {"window", kInts, 2}, {"shift", kInts, 2}, {"pad_after_roll", kInt, 1}, {"shifted", kInts, 32}, {"between", kInt, 1}, {"merged", kInt, 1}, {"merged_grid", kInts, 2}, {"order", kInts, 4}},
          make<BlockChain>},
     };
     return ops;

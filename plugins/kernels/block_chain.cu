@@ -13,7 +13,7 @@
 namespace trt_opt {
 namespace {
 
-constexpr int kSlots = 256, kSlotWords = 32;  // a barrier has a line of the cache to itself
+constexpr int kSlots = 256, kSlotTickets = 32, kSlotWords = kSlotTickets + kChainQuadTickets;  // a barrier has a line of the cache to itself; then come tickets of quads
 __device__ uint32_t slot_barriers[kSlots * kSlotWords];
 
 int64_t parts(int64_t v, int64_t of) { return (v + of - 1) / of; }
@@ -23,6 +23,9 @@ int64_t inner_of(const BlockChainProblem& q) { return int64_t{q.heads} * q.dim; 
 int depth_of(int64_t k) { return k % 128 == 0 ? 128 : k % 64 == 0 ? 64 : k % 32 == 0 ? 32 : 16; }
 
 int64_t pair_weights(const BlockChainProblem& q) { return 4 * q.channels * inner_of(q) + int64_t{2} * q.channels * q.hidden; }
+int64_t quad_columns(const BlockChainProblem& q) { return int64_t{4} * q.quads.channels; }
+int64_t quad_weights(const BlockChainProblem& q) { return quad_columns(q) * q.channels; }
+int64_t quad_vectors(const BlockChainProblem& q) { return q.quads.channels > 0 ? int64_t{3} * q.channels : 0; }
 int64_t bias_elements(const BlockChainProblem& q) { return q.bias ? q.heads * q.group_tokens() * ceil8(q.group_tokens()) : 0; }
 // Where a pair's vectors are, and how many elements they have.
 struct PairVectors {
@@ -35,6 +38,11 @@ bool valid(const BlockChainProblem& q) {
     if (q.images < 0 || q.tokens < 1 || q.channels < 16 || q.channels > kChainMaxChannels || q.hidden < 16 || q.hidden > kChainMaxHidden || q.heads < 1 || q.dim < 1) return false;
     if (q.pairs < 1 || q.pairs > kChainMaxPairs || q.channels % 16 != 0 || q.hidden % 16 != 0 || inner_of(q) % 16 != 0 || inner_of(q) > kChainMaxChannels) return false;
     const WindowGrid& w = q.window;
+    if (const auto& m = q.quads; m.channels != 0) {
+        if (!w.used() || m.channels < 16 || m.channels % 16 != 0 || m.channels > kMlpMaxHidden / 4 || m.grid_h < 1 || m.grid_w < 1) return false;
+        if ((m.grid_h - 1) / 2 + 1 != w.grid_h || (m.grid_w - 1) / 2 + 1 != w.grid_w || q.images * m.grid_h * m.grid_w > std::min(QuadMap::kMostTokens, INT32_MAX / m.channels)) return false;
+        if (!std::all_of(m.order, m.order + 4, [](int quadrant) { return quadrant >= 0 && quadrant <= 3; })) return false;
+    }
     if (w.used()) {
         if (q.dim != 32 || w.window_w < 1 || w.grid_h < 1 || w.grid_w < 1 || w.shift_h < 0 || w.shift_w < 0 || w.window_tokens() > kChainMaxWindow) return false;
         if (int64_t{w.grid_h} * w.grid_w != q.tokens) return false;
@@ -46,13 +54,13 @@ bool valid(const BlockChainProblem& q) {
 
 // What the phases' units are.
 struct Plan {
-    int heads = 0, merge = 0, up = 0, down = 0, split = 0;  // tiles by number; split: a power of two
+    int heads = 0, merge = 0, up = 0, down = 0, split = 0, quads = 0, split_quads = 0;  // tiles by number; split: a power of two
     float cost = 0;
 };
-int32_t tactic_of(const Plan& p) { return 1 + (p.heads | p.merge << 3 | p.up << 6 | p.down << 9 | p.split << 12); }
+int32_t tactic_of(const Plan& p) { return 1 + (p.heads | p.merge << 3 | p.up << 6 | p.down << 9 | p.split << 12 | p.quads << 15 | p.split_quads << 18); }
 Plan plan_of(int32_t tactic) {
     const int32_t t = tactic - 1;
-    return {t & 7, t >> 3 & 7, t >> 6 & 7, t >> 9 & 7, t >> 12 & 7};
+    return {t & 7, t >> 3 & 7, t >> 6 & 7, t >> 9 & 7, t >> 12 & 7, t >> 15 & 7, t >> 18};
 }
 
 // Rows of a problem as the kernel cuts them.
@@ -91,6 +99,7 @@ bool fits_tile(int tile, int most, int64_t columns, int depth) {
     return kChainWidths[tile] * stage * 2 <= kChainStage && stage / 16 % kSharers[tile] == 0;
 }
 
+constexpr int kMostSplit = 3;
 constexpr int kHeadWidth = 96;  // queries, keys and values of a head in windows
 
 // Shared memory of a plan; too few stages where it has no room for them.
@@ -102,6 +111,7 @@ Shared shared_of(const BlockChainProblem& q, const Plan& plan) {
     const int beyond = kChainRows * 16;  // what the tensor cores read of rows that a tile does not have
     Shared s;
     s.rows = std::max({q.channels / 8 * chain::kNormalStep, chain::kExchange + chain::kPacked, static_cast<int>(inner_of(q)) * c.tile_rows * 2 + beyond, (q.hidden >> plan.split) * c.rows * 2 + beyond});
+    if (q.quads.channels > 0) s.rows = std::max(s.rows, static_cast<int>(std::min<int64_t>(quad_columns(q) >> plan.split_quads, kChainQuads)) / 8 * chain::kNormalStep);
     if (!q.window.used()) s.rows = std::max({s.rows, (2 * c.group_tiles + 1) * c.tile_rows * q.dim * 2 + beyond, q.dim * kChainRows * 4 * 3});
     s.rows = (s.rows + 127) / 128 * 128;
     s.stages = std::min(kChainStages, (device().shared - s.rows - chain::kFixedBytes) / kChainStage);
@@ -136,13 +146,19 @@ struct FlowParts {
     }
 };
 
+bool fits_quads(const BlockChainProblem& q, int tile, int split) {
+    const int depth = depth_of(quad_columns(q));
+    if (!fits_tile(tile, kChainQuadTiles - 1, q.channels, depth) || split < 0 || split > kMostSplit || quad_columns(q) / stage_of(kChainWidths[tile], depth) % (1 << split) != 0) return false;
+    return split == 0 || int64_t{cut(q).row_tiles} * (q.channels / kChainWidths[tile]) <= kChainQuadTickets;
+}
 bool fits(const BlockChainProblem& q, const Plan& p) {
     if (!q.window.used() && (partial_of(q, cut(q).row_tiles, 1 << p.split) > kMostPartial || FlowParts(q, false, 1 << p.split).parts.bytes > INT32_MAX)) return false;
     constexpr int kFewest = 3;
     const int64_t inner = inner_of(q);
     const int dc = depth_of(q.channels), di = depth_of(inner), dh = depth_of(q.hidden);
+    if (q.quads.channels == 0 ? p.quads != 0 || p.split_quads != 0 : !fits_quads(q, p.quads, p.split_quads)) return false;
     const bool heads = q.window.used() ? p.heads == 0 && stage_of(kHeadWidth, dc) / 16 % 2 == 0 : fits_tile(p.heads, 4, 3 * inner, dc);
-    return heads && fits_tile(p.merge, 3, q.channels, di) && fits_tile(p.up, 5, q.hidden, dc) && fits_tile(p.down, 3, q.channels, dh) && p.split <= 3 &&
+    return heads && fits_tile(p.merge, 3, q.channels, di) && fits_tile(p.up, 5, q.hidden, dc) && fits_tile(p.down, 3, q.channels, dh) && p.split <= kMostSplit &&
            q.hidden / stage_of(kChainWidths[p.down], dh) % (1 << p.split) == 0 && shared_of(q, p).stages >= kFewest;
 }
 
@@ -172,12 +188,27 @@ std::vector<Choice> choices(int most, int64_t tiles, int64_t columns, int64_t k,
     const int depth = depth_of(k);
     for (int tile = 0; tile <= most; ++tile) {
         if (!fits_tile(tile, most, columns, depth)) continue;
-        for (int split = 0; split <= (may_split ? 3 : 0); ++split) {
+        for (int split = 0; split <= (may_split ? kMostSplit : 0); ++split) {
             if (k / stage_of(kChainWidths[tile], depth) % (1 << split) != 0) break;
             const int64_t units = tiles * (columns / kChainWidths[tile]) << split, waves = parts(units, device().multiprocessors);
             const float share_out = split > 0 ? kShareOut + 100.f * static_cast<float>(1 << split) : 0.f;
             all.push_back({tile, split, static_cast<float>(waves) * (unit_cost(tile, k >> split, rows, normal, waves) + share_out)});
         }
+    }
+    std::sort(all.begin(), all.end(), [](const Choice& a, const Choice& b) { return a.cost < b.cost; });
+    return all;
+}
+
+// Of quads, whose rows are read like those without a norm, and whose sums are so many clocks for each contracted element; each time that so many are read, their way and a barrier are waited for.
+constexpr float kQuadElement = 2, kQuadRead = 900;
+std::vector<Choice> quad_choices(const BlockChainProblem& q) {
+    if (q.quads.channels == 0) return {{0, 0, 0}};
+    const Cut c = cut(q);
+    std::vector<Choice> all = choices(kChainQuadTiles - 1, c.row_tiles, q.channels, quad_columns(q), c.rows, false, true);
+    all.erase(std::remove_if(all.begin(), all.end(), [&](const Choice& choice) { return !fits_quads(q, choice.tile, choice.split); }), all.end());
+    for (Choice& choice : all) {
+        const int64_t waves = parts((int64_t{c.row_tiles} * (q.channels / kChainWidths[choice.tile])) << choice.split, device().multiprocessors), k = quad_columns(q) >> choice.split;
+        choice.cost += static_cast<float>(waves) * (kQuadElement * static_cast<float>(k) + kQuadRead * static_cast<float>(parts(k, kChainQuads)));
     }
     std::sort(all.begin(), all.end(), [](const Choice& a, const Choice& b) { return a.cost < b.cost; });
     return all;
@@ -192,15 +223,16 @@ std::vector<Plan> plans(const BlockChainProblem& q) {
     const bool windows = q.window.used();
     const auto heads = windows ? std::vector<Choice>{{0, 0, 0}} : choices(4, queries, 3 * inner, q.channels, c.tile_rows, true, false);
     const auto merge = choices(3, queries, q.channels, inner, c.tile_rows, false, false), up = choices(5, c.row_tiles, q.hidden, q.channels, c.rows, true, false),
-               down = choices(3, c.row_tiles, q.channels, q.hidden, c.rows, false, true);
+               down = choices(3, c.row_tiles, q.channels, q.hidden, c.rows, false, true), quads = quad_choices(q);
     std::vector<Plan> all;
-    const auto add = [&](size_t h, size_t m, size_t u, size_t d) {
-        if (h >= heads.size() || m >= merge.size() || u >= up.size() || d >= down.size()) return;
-        const Plan p{heads[h].tile, merge[m].tile, up[u].tile, down[d].tile, down[d].split, heads[h].cost + merge[m].cost + up[u].cost + down[d].cost};
+    const auto add = [&](size_t h, size_t m, size_t u, size_t d, size_t n) {
+        if (h >= heads.size() || m >= merge.size() || u >= up.size() || d >= down.size() || n >= quads.size()) return;
+        const Plan p{heads[h].tile, merge[m].tile, up[u].tile, down[d].tile, down[d].split, quads[n].tile, quads[n].split, heads[h].cost + merge[m].cost + up[u].cost + down[d].cost + quads[n].cost};
         if (fits(q, p)) all.push_back(p);
     };
-    add(0, 0, 0, 0);
-    for (size_t i = 1; i <= 2; ++i) add(0, 0, 0, i), add(0, i, 0, 0), add(0, 0, i, 0), add(i, 0, 0, 0);
+    add(0, 0, 0, 0, 0);
+    for (size_t i = 1; i <= 2; ++i) add(0, 0, 0, i, 0), add(0, i, 0, 0, 0), add(0, 0, i, 0, 0), add(i, 0, 0, 0, 0);
+    for (size_t i = 1; i <= 3; ++i) add(0, 0, 0, 0, i);
     std::stable_sort(all.begin(), all.end(), [](const Plan& a, const Plan& b) { return a.cost < b.cost; });
     return all;
 }
@@ -208,12 +240,15 @@ std::vector<Plan> plans(const BlockChainProblem& q) {
 // What the kernel of windows hands on.
 struct WindowParts {
     Parts parts;
-    int64_t middle, heads_out, hidden, partial, barrier;
+    int64_t middle, heads_out, hidden, partial, quad_partial, quad_sums, barrier;
     explicit WindowParts(const BlockChainProblem& q) {
         const Cut c = cut(q);
         const int64_t tokens = q.images * q.tokens, queries = int64_t{c.groups} * c.group_tiles * kChainRows, rows = (parts_of(tokens) + 1) * kChainRows;
         middle = parts.take(tokens * q.channels * 2), heads_out = parts.take(queries * inner_of(q) * 2), hidden = parts.take(rows * q.hidden * 2);
-        partial = parts.take((parts_of(tokens) + 1) * q.channels * 8 * 256), barrier = parts.take(128);
+        partial = parts.take((parts_of(tokens) + 1) * q.channels * 8 * 256);
+        const bool quads = q.quads.channels > 0;
+        quad_partial = parts.take(quads ? std::min((parts_of(tokens) + 1) * q.channels, int64_t{kChainQuadTickets} * kChainWidths[kChainQuadTiles - 1]) << kMostSplit << 8 : 0);
+        quad_sums = parts.take(quads ? int64_t{kChainQuadTickets} << kMostSplit << 9 : 0), barrier = parts.take(kSlotWords * 4);
     }
     static int64_t parts_of(int64_t tokens) { return ::trt_opt::parts(tokens, kChainRows); }
 };
@@ -231,6 +266,7 @@ cudaError_t run_kernel(const BlockChainProblem& q, const Plan& plan, int32_t slo
         const WindowParts w(q);
         p.middle = half(w.middle), p.heads_out = half(w.heads_out), p.hidden = half(w.hidden);
         p.partial = reinterpret_cast<float2*>(workspace + w.partial), p.barrier = reinterpret_cast<uint32_t*>(workspace + w.barrier);
+        p.quad_partial = reinterpret_cast<float2*>(workspace + w.quad_partial), p.quad_sums = reinterpret_cast<float2*>(workspace + w.quad_sums);
         p.unset = static_cast<int>(partial_of(q, c.row_tiles, 1 << plan.split) / 16);
     } else {
         const FlowParts copy(q, false, 1 << plan.split);
@@ -242,8 +278,16 @@ cudaError_t run_kernel(const BlockChainProblem& q, const Plan& plan, int32_t slo
         void* all = nullptr;
         if (const cudaError_t status = cudaGetSymbolAddress(&all, slot_barriers); status != cudaSuccess) return cudaGetLastError(), status;
         p.barrier = static_cast<uint32_t*>(all) + slot * kSlotWords;
-    } else if (const cudaError_t status = cudaMemsetAsync(p.barrier, 0, 4, stream); status != cudaSuccess) {
+    } else if (const cudaError_t status = cudaMemsetAsync(p.barrier, 0, q.window.used() ? kSlotWords * 4 : 4, stream); status != cudaSuccess) {
         return cudaGetLastError(), status;
+    }
+    if (const auto& m = q.quads; m.channels > 0) {
+        p.quads = QuadMap(m.grid_h, m.grid_w, m.order, m.channels), p.quad_x = p.x, p.quad_weights = p.weights, p.quad_vectors = p.vectors, p.quad_tickets = p.barrier + kSlotTickets;
+        p.x = p.y, p.weights += quad_weights(q), p.vectors += quad_vectors(q);
+        p.quad_each = 1.f / static_cast<float>(quad_columns(q)), p.depth_quads = depth_of(quad_columns(q)), p.stage_quads = stage_of(kChainWidths[plan.quads], p.depth_quads);
+        p.tile_quads = plan.quads, p.split_quads = 1 << plan.split_quads;
+        p.quad_units = c.row_tiles * (q.channels / kChainWidths[plan.quads]) << plan.split_quads, p.quad_chunks = static_cast<int>(quad_columns(q)) / p.stage_quads >> plan.split_quads, p.quad_reads = kChainQuads / p.stage_quads;
+        p.by_quads = FastDiv(static_cast<uint32_t>(q.channels / kChainWidths[plan.quads])), p.by_split_quads = FastDiv(static_cast<uint32_t>(p.split_quads));
     }
     p.tokens = static_cast<int>(q.images * q.tokens), p.channels = q.channels, p.heads = q.heads, p.inner = static_cast<int>(inner), p.hidden_columns = q.hidden, p.pairs = q.pairs;
     p.each = 1.f / static_cast<float>(q.channels), p.epsilon = q.epsilon, p.scale = q.scale * chain::kLog2, p.mask_value = q.mask_value * chain::kLog2;
@@ -287,7 +331,7 @@ struct PairPlan {
     int own = 0, slots = 0, shared = 0;
 };
 PairPlan pair_plan(const BlockChainProblem& q) {
-    if (!valid(q) || q.images < 1 || !has_kernel(q) || !q.window.used() || q.channels != inner_of(q)) return {};
+    if (!valid(q) || q.images < 1 || !has_kernel(q) || !q.window.used() || q.quads.channels > 0 || q.channels != inner_of(q)) return {};
     const int tokens = static_cast<int>(q.group_tokens());
     for (const ChainPairShape* sizes : {kChainPair3, kChainPair4})
         for (int i = 0; i < 2; ++i) {
@@ -360,15 +404,23 @@ MlpBlockProblem mlp_of(const BlockChainProblem& q) {
     m.dtype = q.dtype, m.rows = q.images * q.tokens, m.channels = q.channels, m.hidden = q.hidden, m.epsilon = q.epsilon, m.tanh_gelu = q.tanh_gelu;
     return m;
 }
+PatchMergeBlockProblem merge_of(const BlockChainProblem& q) {
+    PatchMergeBlockProblem m;
+    m.merge.dtype = q.dtype, m.merge.images = q.images, m.merge.channels = q.quads.channels, m.merge.grid_h = q.quads.grid_h, m.merge.grid_w = q.quads.grid_w, m.merge.epsilon = q.epsilon;
+    std::copy(q.quads.order, q.quads.order + 4, m.merge.order);
+    m.columns = q.channels;
+    return m;
+}
 struct BlockParts {
     Parts parts;
     int64_t middle, matrices, bias, ones, zeros, block;
     explicit BlockParts(const BlockChainProblem& q) {
         const auto element = static_cast<int64_t>(size_of(q.dtype));
         middle = parts.take(q.images * q.tokens * q.channels * element);
-        matrices = parts.take(pair_weights(q) * element), bias = parts.take(bias_elements(q) * element);
-        ones = parts.take(q.channels * element), zeros = parts.take(q.channels * element);
-        block = parts.take(std::max({attn_block_workspace(attn_of(q, false)), attn_block_workspace(attn_of(q, true)), static_cast<int64_t>(mlp_block_workspace(mlp_of(q)))}));
+        const int64_t normal = std::max<int64_t>(q.channels, quad_columns(q));
+        matrices = parts.take(std::max(pair_weights(q), quad_weights(q)) * element), bias = parts.take(bias_elements(q) * element);
+        ones = parts.take(normal * element), zeros = parts.take(normal * element);
+        block = parts.take(std::max({attn_block_workspace(attn_of(q, false)), attn_block_workspace(attn_of(q, true)), static_cast<int64_t>(mlp_block_workspace(mlp_of(q))), patch_merge_block_workspace(merge_of(q))}));
     }
 };
 
@@ -378,10 +430,20 @@ template <class T> cudaError_t run_blocks(const BlockChainProblem& q, cudaStream
     auto* const workspace = static_cast<unsigned char*>(q.workspace);
     const auto at = [&](int64_t offset) { return reinterpret_cast<T*>(workspace + offset); };
     const int64_t inner = inner_of(q);
-    const int columns = static_cast<int>(parts(q.channels, kThreads));
-    fill_kernel<T><<<columns, kThreads, 0, stream>>>(at(w.ones), q.channels, 1.f);
-    fill_kernel<T><<<columns, kThreads, 0, stream>>>(at(w.zeros), q.channels, 0.f);
+    const int normal = static_cast<int>(std::max<int64_t>(q.channels, quad_columns(q))), columns = static_cast<int>(parts(normal, kThreads));
+    fill_kernel<T><<<columns, kThreads, 0, stream>>>(at(w.ones), normal, 1.f);
+    fill_kernel<T><<<columns, kThreads, 0, stream>>>(at(w.zeros), normal, 0.f);
     const T *weights = static_cast<const T*>(q.weights), *vectors = static_cast<const T*>(q.vectors);
+    const void* x = q.x;
+    if (q.quads.channels > 0) {
+        const int k = static_cast<int>(quad_columns(q));
+        PatchMergeBlockProblem m = merge_of(q);
+        unpack_kernel<T><<<kBlocks, kThreads, 0, stream>>>(weights, at(w.matrices), k, q.channels, depth_of(k));
+        if (const cudaError_t status = cudaGetLastError(); status != cudaSuccess) return status;
+        m.merge.x = q.x, m.merge.scale = at(w.ones), m.merge.bias = at(w.zeros), m.w = at(w.matrices), m.b = vectors, m.y = q.y, m.workspace = at(w.block);
+        if (const cudaError_t status = patch_merge_block(m, stream); status != cudaSuccess) return status;
+        weights += quad_weights(q), vectors += quad_vectors(q), x = q.y;
+    }
     for (int pair = 0; pair < q.pairs; ++pair) {
         T* matrix = at(w.matrices);
         T* unpacked[4];
@@ -402,7 +464,7 @@ template <class T> cudaError_t run_blocks(const BlockChainProblem& q, cudaStream
         if (const cudaError_t status = cudaGetLastError(); status != cudaSuccess) return status;
         a.norm_scale = m.scale = at(w.ones), a.norm_bias = m.bias = at(w.zeros);
         a.w_qkv = unpacked[0], a.w_proj = unpacked[1], m.w1 = unpacked[2], m.w2 = unpacked[3];
-        a.x = pair == 0 ? q.x : q.y, a.y = at(w.middle), m.x = a.y, m.y = q.y;
+        a.x = pair == 0 ? x : q.y, a.y = at(w.middle), m.x = a.y, m.y = q.y;
         if (q.between && pair > 0) a.residual = static_cast<const T*>(q.between) + int64_t{pair - 1} * q.images * q.tokens * q.channels;
         a.workspace = at(w.block);
         if (const cudaError_t status = attn_block(a, stream); status != cudaSuccess) return status;
@@ -416,8 +478,8 @@ bool slot_taken[kSlots];
 
 }  // namespace
 
-int64_t chain_weights(const BlockChainProblem& q) { return q.pairs * pair_weights(q); }
-int64_t chain_vectors(const BlockChainProblem& q) { return q.pairs * pair_vectors(q); }
+int64_t chain_weights(const BlockChainProblem& q) { return quad_weights(q) + q.pairs * pair_weights(q); }
+int64_t chain_vectors(const BlockChainProblem& q) { return quad_vectors(q) + q.pairs * pair_vectors(q); }
 
 int64_t block_chain_workspace(const BlockChainProblem& q) {
     if (!valid(q)) return 0;

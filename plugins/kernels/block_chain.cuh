@@ -5,6 +5,8 @@
 //   merge   product of the heads' results, and the residual add
 //   up      norm, first product of the MLP, GELU
 //   down    second product, and the residual add; where tiles are few, they share out the contracted index. What is added between pairs is added here
+// In windows there may be one ahead of the first pair:
+//   quads   patch merge, that is norm of four tokens' channels together and product; it may share out the contracted index, too
 // A phase is divided into units of up to 64 rows and some columns, which the blocks take by turns.
 //
 // Four warpgroups multiply, of up to 64 rows each. They share a unit's columns or its contracted index, the sums of which they then exchange. Two more warps
@@ -18,6 +20,7 @@
 #include "gelu.cuh"
 #include "mbarrier.cuh"
 #include "ptx.cuh"
+#include "quad_map.cuh"
 #include "warpgroup.cuh"
 #include "window_map.cuh"
 
@@ -42,6 +45,8 @@ constexpr int kChainWidths[kChainTiles] = {ChainTile0::kWidth, ChainTile1::kWidt
 constexpr int kChainRows = 64, kChainMath = 512, kChainThreads = kChainMath + 128;
 // Weights in the ring: bytes of a stage, and stages. Four parts of a unit's rows are waited for one by one.
 constexpr int kChainStage = 12 * 1024, kChainStages = 16, kChainParts = 4;
+// Contracted elements of quads that are in shared memory at a time, tickets of those that share them out (of a slot: they are zeros again behind a launch), and widths of units, by number.
+constexpr int kChainQuads = 384, kChainQuadTickets = 96, kChainQuadTiles = 2;
 
 struct ChainArgs {
     const __half *x, *weights, *vectors;
@@ -67,6 +72,15 @@ struct ChainArgs {
     int edge_y, cut_y, edge_x, cut_x;
     FastDiv by_heads, by_group_tiles, by_windows, by_windows_x, by_window_w, by_merge, by_heads_tiles, by_up, by_down, by_split;
     WindowMap plain, rolled;
+    // Of quads; no channels: there are none. What they give is `x`.
+    QuadMap quads;
+    const __half *quad_x, *quad_weights, *quad_vectors;
+    float2 *quad_partial, *quad_sums;  // quad_sums: [tile][sharer][row]
+    uint32_t* quad_tickets;
+    float quad_each;            // 1 / contracted elements
+    int quad_units, quad_chunks, quad_reads;  // stages of a unit, and of those that are in shared memory at a time
+    int depth_quads, stage_quads, tile_quads, split_quads;
+    FastDiv by_quads, by_split_quads;
     const __half* between;      // of sequences: [pairs - 1, tokens, channels], added to what each pair but the last gives; or null
     // What pairs of sequences hand on within the kernel, three times over; pointers are to the first. Bytes from one to the next; 16 bytes of one, and a block's share of them.
     unsigned char* copies;
@@ -88,7 +102,7 @@ struct Layout {
 constexpr int kBarriers = 2 * kChainStages + kChainParts + 1;
 constexpr int kFixedBytes = 4 * kChainRows * 8 + kChainRows + kBarriers * 8;
 
-enum Phase { kHeads, kAttend, kMerge, kUp, kDown, kPhases };
+enum Phase { kHeads, kAttend, kMerge, kUp, kDown, kPhases, kQuads };  // quads are no phase of a pair
 
 // What a phase's unit is, and the columns of its weights.
 struct Unit {
@@ -119,6 +133,11 @@ template <bool WINDOWS> struct Work {
                 depth = p.depth_channels, stage = p.stage_up, chunks = p.channels / stage, columns = p.hidden_columns, weights = wq + wp;
                 width = width_of(p.tile_up), units = p.row_tiles * (columns / width);
                 break;
+            case kQuads:
+                if constexpr (!WINDOWS) break;
+                depth = p.depth_quads, stage = p.stage_quads, chunks = p.quad_chunks, columns = p.channels;
+                width = width_of(p.tile_quads), units = p.quad_units;
+                break;
             default:
                 depth = p.depth_hidden, stage = p.stage_down, chunks = p.hidden_columns / stage / p.split, columns = p.channels, weights = wq + wp + w1;
                 width = width_of(p.tile_down), units = p.row_tiles * (columns / width) * p.split;
@@ -135,6 +154,13 @@ template <bool WINDOWS> struct Work {
             case kAttend: tile = p.by_heads.divmod(rest, part), u.column = static_cast<int>(part); break;
             case kMerge: tile = p.by_merge.divmod(rest, part), u.column = static_cast<int>(part) * width; break;
             case kUp: tile = p.by_up.divmod(rest, part), u.column = static_cast<int>(part) * width; break;
+            case kQuads: {
+                if constexpr (!WINDOWS) break;
+                uint32_t split;
+                rest = p.by_split_quads.divmod(rest, split);
+                tile = p.by_quads.divmod(rest, part), u.column = static_cast<int>(part) * width, u.split = static_cast<int>(split);
+                break;
+            }
             default: {
                 uint32_t split;
                 rest = p.by_split.divmod(rest, split);
@@ -164,6 +190,14 @@ __device__ __forceinline__ void arrive_device(uint32_t* barrier) {
     const uint32_t add = blockIdx.x == 0 ? 0x10000u - (gridDim.x - 1) : 1u;
     asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(barrier), "r"(add) : "memory");
 #endif
+}
+// Counts to `last` and begins anew; whether this was the last. What the block wrote before its barrier before this is seen by the last, and by its block behind the next.
+__device__ __forceinline__ bool take_ticket(uint32_t* ticket, uint32_t last) {
+    uint32_t before = 0;
+#if __CUDA_ARCH__ >= 900
+    asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;" : "=r"(before) : "l"(ticket), "r"(last) : "memory");
+#endif
+    return before == last;
 }
 // Between what threads write and what the copy engine or the tensor cores read, and the other way round. One for both kinds of memory would wait for all stores to have landed, too.
 __device__ __forceinline__ void fence_engines_global() {
@@ -244,49 +278,51 @@ struct Rings {
 __device__ __forceinline__ int head_column(const ChainArgs& p, int head, int i) { return i / 4 * p.inner + head * 32 + i % 4 * 8; }
 
 // The warp that fetches weights, eight columns of a stage a lane.
-template <bool WINDOWS> __device__ __forceinline__ void fetch_weights(const ChainArgs& p, const Rings& r, int lane) {
+template <bool WINDOWS, bool QUADS> __device__ __forceinline__ void fetch_weights(const ChainArgs& p, const Rings& r, int lane) {
     Position at;
     const uint32_t pair_weights = 4 * p.channels * p.inner + 2 * p.channels * p.hidden_columns;
     const uint32_t pair_vectors = 3 * p.inner + 2 * p.channels + p.hidden_columns + (p.bias ? p.heads * p.group_tokens * p.bias_row : 0);
+    const auto fetch = [&](Phase phase, const __half* weights, const __half* vectors) {
+        const Work<WINDOWS> work(p, phase);
+        const uint32_t bytes = static_cast<uint32_t>(work.stage * 16);
+        for (int number = blockIdx.x; number < work.units; number += gridDim.x) {
+            const Unit u = work.unit(phase, number);
+            const int column = WINDOWS && phase == kHeads ? head_column(p, u.column, lane) : u.column + lane * 8;
+            const __half* const from = weights + work.weights + static_cast<uint32_t>(column * work.depth);
+            int k = u.split * work.chunks * work.stage;
+            for (int chunk = 0; chunk < work.chunks; ++chunk, k += work.stage) {
+                const uint32_t full = r.full + at.slot * 8;
+                mbarrier::wait(r.empty + at.slot * 8, at.parity ^ 1);
+                if (lane == 0) mbarrier::expect(full, bytes * static_cast<uint32_t>(work.width / 8));
+                __syncwarp();
+                if (lane < work.width / 8)
+                    mbarrier::copy(r.ring + at.slot * kChainStage + lane * bytes, from + static_cast<uint32_t>((k & ~(work.depth - 1)) * work.columns + (k & (work.depth - 1)) * 8), bytes, full);
+                at.next(p.stages);
+            }
+            if (WINDOWS && phase == kHeads && p.bias) {
+                // The bias of the head's scores, as one more stage.
+                const uint32_t size = static_cast<uint32_t>(p.group_tokens * p.bias_row), full = r.full + at.slot * 8;
+                mbarrier::wait(r.empty + at.slot * 8, at.parity ^ 1);
+                if (lane == 0) {
+                    mbarrier::expect(full, size * 2);
+                    mbarrier::copy(r.ring + at.slot * kChainStage, vectors + 3 * p.inner + u.column * static_cast<int>(size), size * 2, full);
+                }
+                at.next(p.stages);
+            }
+        }
+    };
+    if constexpr (QUADS) fetch(kQuads, p.quad_weights, nullptr);
     const __half *weights = p.weights, *vectors = p.vectors;
     for (int pair = 0; pair < p.pairs; ++pair, weights += pair_weights, vectors += pair_vectors) {
 #pragma unroll 1
-        for (int phase = 0; phase < kPhases; ++phase) {
-            if (phase == kAttend) continue;
-            const Work<WINDOWS> work(p, static_cast<Phase>(phase));
-            const uint32_t bytes = static_cast<uint32_t>(work.stage * 16);
-            for (int number = blockIdx.x; number < work.units; number += gridDim.x) {
-                const Unit u = work.unit(static_cast<Phase>(phase), number);
-                const int column = WINDOWS && phase == kHeads ? head_column(p, u.column, lane) : u.column + lane * 8;
-                const __half* const from = weights + work.weights + static_cast<uint32_t>(column * work.depth);
-                int k = u.split * work.chunks * work.stage;
-                for (int chunk = 0; chunk < work.chunks; ++chunk, k += work.stage) {
-                    const uint32_t full = r.full + at.slot * 8;
-                    mbarrier::wait(r.empty + at.slot * 8, at.parity ^ 1);
-                    if (lane == 0) mbarrier::expect(full, bytes * static_cast<uint32_t>(work.width / 8));
-                    __syncwarp();
-                    if (lane < work.width / 8)
-                        mbarrier::copy(r.ring + at.slot * kChainStage + lane * bytes, from + static_cast<uint32_t>((k & ~(work.depth - 1)) * work.columns + (k & (work.depth - 1)) * 8), bytes, full);
-                    at.next(p.stages);
-                }
-                if (WINDOWS && phase == kHeads && p.bias) {
-                    // The bias of the head's scores, as one more stage.
-                    const uint32_t size = static_cast<uint32_t>(p.group_tokens * p.bias_row), full = r.full + at.slot * 8;
-                    mbarrier::wait(r.empty + at.slot * 8, at.parity ^ 1);
-                    if (lane == 0) {
-                        mbarrier::expect(full, size * 2);
-                        mbarrier::copy(r.ring + at.slot * kChainStage, vectors + 3 * p.inner + u.column * static_cast<int>(size), size * 2, full);
-                    }
-                    at.next(p.stages);
-                }
-            }
-        }
+        for (int phase = 0; phase < kPhases; ++phase)
+            if (phase != kAttend) fetch(static_cast<Phase>(phase), weights, vectors);
     }
 }
 
 // The thread that fetches rows which other blocks have made.
-__device__ __forceinline__ void fetch_rows(const ChainArgs& p, const Rings& r, uint32_t to, uint32_t start) {
-    int opened = 0;
+template <bool QUADS> __device__ __forceinline__ void fetch_rows(const ChainArgs& p, const Rings& r, uint32_t to, uint32_t start) {
+    int opened = QUADS ? 1 : 0;
     uint32_t fetched = 0;
     for (int pair = 0; pair < p.pairs; ++pair) {
 #pragma unroll 1
@@ -635,7 +671,8 @@ struct Blocks {
     }
 };
 
-template <int PIECES> struct Chain : Blocks {
+// QUADS: they come first.
+template <int PIECES, bool QUADS> struct Chain : Blocks {
     const Rings& r;
     const __half* from;      // what the pair reads
     const __half* vectors;   // the pair's
@@ -695,6 +732,39 @@ template <int PIECES> struct Chain : Blocks {
     // As they are, so that nothing waits for them before they are needed.
     __device__ __forceinline__ uint32_t pair_of_vector(int at) const { return __ldg(reinterpret_cast<const uint32_t*>(vectors + at)); }
 
+    // A unit's place among those of other rows and columns.
+    __device__ __forceinline__ uint32_t tile_of(const Work<true>& work, const Unit& u) const { return static_cast<uint32_t>(u.tile * (p.channels / work.width) + u.column / work.width); }
+    // Whoever comes last of those that share the contracted index of a tile of quads adds up what all of them have left in memory, and is told so: words to wait for (end_shares) would have to be
+    // in memory before this launch.
+    template <class Tile> __device__ __forceinline__ bool add_up_quads(Ended<Tile>& end, uint32_t tile, int sharer) const {
+        constexpr int kTiles = Tile::kTiles, kHalves = Tile::kHalves;
+        const int split = p.split_quads;
+        const uint32_t flag = at.stats + 2 * kChainRows * 8;
+        float2* const parts = p.quad_partial + (int64_t{tile} * split) * (kHalves * kTiles * kChainMath) + m.tid;
+#pragma unroll
+        for (int h = 0; h < kHalves; ++h)
+#pragma unroll
+            for (int i = 0; i < kTiles; ++i) __stcg(parts + (int64_t{sharer} * kHalves * kTiles + h * kTiles + i) * kChainMath, end.own[h][i]);
+        math_barrier();
+        if (m.tid == 0) store_shared(flag, take_ticket(p.quad_tickets + tile, static_cast<uint32_t>(split - 1)) ? 1u : 0u);
+        math_barrier();
+        if (load_shared_byte(flag) == 0) return false;
+#pragma unroll
+        for (int h = 0; h < kHalves; ++h)
+#pragma unroll
+            for (int i = 0; i < kTiles; ++i) end.own[h][i] = make_float2(0.f, 0.f);
+#pragma unroll 4
+        for (int s = 0; s < split; ++s)
+#pragma unroll
+            for (int h = 0; h < kHalves; ++h)
+#pragma unroll
+                for (int i = 0; i < kTiles; ++i) {
+                    const float2 v = __ldcg(parts + (int64_t{s} * kHalves * kTiles + h * kTiles + i) * kChainMath);
+                    end.own[h][i].x += v.x, end.own[h][i].y += v.y;
+                }
+        return true;
+    }
+
     // Products with the residual add.
     template <class Tile, bool SPLIT, class Token>
     __device__ __forceinline__ void add_unit(const Work<true>& work, const Unit& u, int rows, int bias, const __half* residual, __half* to, const Token& token_of) {
@@ -731,6 +801,98 @@ template <int PIECES> struct Chain : Blocks {
         }
         math_barrier();
         free_rows();
+    }
+
+    // Rows of four tokens' channels, as they are, by weights with the norm's scale in them. The norm comes behind the product, of which it is a factor of each row and, times each column's
+    // sum of weights, something to take away; so those that share the contracted index share the rows' sums, too. These are of what differs from a row's first element, from which the mean is
+    // no more standard deviations away than the root of how many there are, so that float has enough digits.
+    // `first`: of the block, which then has not begun.
+    template <class Tile> __device__ __forceinline__ void quad_unit(const Work<true>& work, const Unit& u, bool first) {
+        constexpr int kTiles = Tile::kTiles, kPieces = kChainQuads / 64;
+        const int first_column = u.column + m.group / Tile::kSharers * Tile::kColumns + Ended<Tile>::first_of(m) * 8 + 2 * m.t;
+        float acc[Tile::kColumns / 2] = {};
+        {
+            const int row = m.tid / 8, part = m.tid % 8;
+            const int64_t token = row_token(u.tile, row);
+            const int corner = p.quads.corner(static_cast<uint32_t>(max(token, int64_t{0})));
+            const bool pivots = token >= 0 && p.quads.has(corner, 0);
+            float pivot = 0.f, sum = 0.f, squares = 0.f;
+            int k = u.split * work.chunks * work.stage, chunks = work.chunks;
+#pragma unroll 1
+            for (bool begins = true; chunks > 0; begins = false) {
+                const int now = min(chunks, p.quad_reads), here = now * work.stage;
+                // Where these lie depends on nothing that is waited for. Of what is not there, the first is asked for instead: so no load has a condition.
+                int place[kPieces];
+                bool there[kPieces];
+#pragma unroll
+                for (int i = 0; i < kPieces; ++i) {
+                    const int c = k + (part + 8 * i) * 8, block = p.quads.block(c);
+                    there[i] = token >= 0 && (part + 8 * i) * 8 < here && p.quads.has(corner, block);
+                    place[i] = there[i] ? static_cast<int>(p.quads.element(corner, block, c) / 8) : 0;
+                }
+                if (begins && first) begin_behind_previous();
+                if (begins && pivots) pivot = __half2float(__ldcg(p.quad_x + p.quads.element(corner, 0, 0)));
+                uint4 raw[kPieces];
+#pragma unroll
+                for (int i = 0; i < kPieces; ++i) raw[i] = __ldcg(reinterpret_cast<const uint4*>(p.quad_x) + place[i]);
+                // What was read of these before is multiplied.
+                if (!begins) math_barrier();
+#pragma unroll
+                for (int i = 0; i < kPieces; ++i) {
+                    if ((part + 8 * i) * 8 >= here) continue;
+                    if (!there[i]) raw[i] = make_uint4(0, 0, 0, 0);
+                    const uint32_t w[4] = {raw[i].x, raw[i].y, raw[i].z, raw[i].w};
+#pragma unroll
+                    for (int e = 0; e < 4; ++e) {
+                        const float2 v = floats(w[e]);
+                        const float x = v.x - pivot, y = v.y - pivot;
+                        sum += x, sum += y, squares = fmaf(x, x, squares), squares = fmaf(y, y, squares);
+                    }
+                    store_shared(at.rows + (part + 8 * i) * kNormalStep + row * 16, raw[i]);
+                }
+                fence_engines_shared();
+                math_barrier();
+                multiply_unit<Tile, false>(p, r, at.rows, m, now, work.stage, kChainRows, acc);
+                k += here, chunks -= now;
+            }
+            sum = group_sum<8>(sum), squares = group_sum<8>(squares);
+            if (part == 0) store_shared(at.stats + row * 8, make_float2(sum, squares)), store_shared(at.stats + (kChainRows + row) * 8, make_float2(pivot, 0.f));
+        }
+        uint32_t offset[3][kTiles];
+#pragma unroll
+        for (int v = 0; v < 3; ++v)
+#pragma unroll
+            for (int i = 0; i < kTiles; ++i) offset[v][i] = __ldg(reinterpret_cast<const uint32_t*>(p.quad_vectors + v * p.channels + first_column + 8 * i));
+        static_assert(Tile::kSharers > 1, "a barrier between the rows' sums and their readers");
+        Ended<Tile> end(m, acc, at.rows);
+        const int row = m.row + 8 * Ended<Tile>::half_of(m);
+        float2 sums = load_shared(at.stats + row * 8);
+        bool complete = true;
+        if (p.split_quads > 1) {
+            const uint32_t tile = tile_of(work, u);
+            float2* const of_tile = p.quad_sums + tile * p.split_quads * kChainRows;
+            if (m.tid < kChainRows) __stcg(of_tile + u.split * kChainRows + m.tid, load_shared(at.stats + m.tid * 8));
+            complete = add_up_quads<Tile>(end, tile, u.split);
+            if (complete) {
+                sums = make_float2(0.f, 0.f);
+#pragma unroll 1
+                for (int s = 0; s < p.split_quads; ++s) {
+                    const float2 v = __ldcg(of_tile + s * kChainRows + row);
+                    sums.x += v.x, sums.y += v.y;
+                }
+            }
+        }
+        if (const int64_t token = row_token(u.tile, row); complete && token >= 0) {
+            const float difference = sums.x * p.quad_each, mean = load_shared(at.stats + (kChainRows + row) * 8).x + difference;
+            const float factor = rsqrtf(fmaxf(fmaf(-difference, difference, sums.y * p.quad_each), 0.f) + p.epsilon);
+#pragma unroll
+            for (int i = 0; i < kTiles; ++i) {
+                const float2 b = floats(offset[0][i]), s = floats(offset[1][i]), rest = floats(offset[2][i]), v = end.own[0][i];
+                const uint32_t y = pack_halves(fmaf(fmaf(-mean, rest.x, fmaf(-mean, s.x, v.x)), factor, b.x), fmaf(fmaf(-mean, rest.y, fmaf(-mean, s.y, v.y)), factor, b.y));
+                *reinterpret_cast<uint32_t*>(p.y + token * p.channels + first_column + 8 * i) = y;
+            }
+        }
+        math_barrier();
     }
 
     // Normalized rows by weights.
@@ -848,7 +1010,32 @@ template <int PIECES> struct Chain : Blocks {
         }
     }
 
+    // Behind the kernel before.
+    __device__ __forceinline__ void begin_behind_previous() {
+        ptx::wait_for_previous();
+        for (int i = static_cast<int>(blockIdx.x) * kChainMath + m.tid; i < p.unset; i += static_cast<int>(gridDim.x) * kChainMath)
+            store_made(reinterpret_cast<unsigned char*>(p.partial) + int64_t{i} * 16, make_uint4(kUnset, kUnset, kUnset, kUnset));
+        m.start = begin(p);
+    }
+
+    template <class Tile> __device__ __forceinline__ void run_quads() {
+        const Work<true> work(p, kQuads);
+        bool any = false;
+#pragma unroll 1
+        for (int number = blockIdx.x; number < work.units; number += gridDim.x) quad_unit<Tile>(work, work.unit(kQuads, number), !any), any = true;
+        if (!any) begin_behind_previous();
+        end_phase(true, false);
+        // Nothing of this is carried on.
+        m.forget();
+    }
+
     __device__ __forceinline__ void run() {
+        if constexpr (QUADS) {
+            if (p.tile_quads == 0) run_quads<ChainTile0>();
+            else run_quads<ChainTile1>();
+        } else {
+            begin_behind_previous();
+        }
         const int pair_vectors = down_at() + p.channels;
 #pragma unroll 1
         for (int pair = 0; pair < p.pairs; ++pair) {
@@ -857,7 +1044,7 @@ template <int PIECES> struct Chain : Blocks {
             masked = p.shifted >> pair & 1;
             map = masked ? &p.rolled : &p.plain;
 
-            each_unit<kHeads>([&](const Work<true>& work, const Unit& u, bool waits) { window_unit(work, u, waits); }, pair > 0, false);
+            each_unit<kHeads>([&](const Work<true>& work, const Unit& u, bool waits) { window_unit(work, u, waits); }, QUADS || pair > 0, false);
             with_tile<kMerge>(p.tile_merge, [&](auto tile) {
                 each_unit<kMerge>(
                     [&](const Work<true>& work, const Unit& u, bool waits) {
@@ -888,8 +1075,8 @@ template <int PIECES> struct Chain : Blocks {
 
 }  // namespace chain
 
-// PIECES: of 8 channels that one of a row's eight threads normalizes.
-template <int PIECES> __global__ void __launch_bounds__(kChainThreads, 1) block_chain_kernel(const __grid_constant__ ChainArgs p) {
+// PIECES: of 8 channels that one of a row's eight threads normalizes. QUADS: with a patch merge ahead.
+template <int PIECES, bool QUADS> __global__ void __launch_bounds__(kChainThreads, 1) block_chain_kernel(const __grid_constant__ ChainArgs p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     extern __shared__ __align__(128) unsigned char shared[];
     chain::Layout at;
@@ -913,21 +1100,17 @@ template <int PIECES> __global__ void __launch_bounds__(kChainThreads, 1) block_
         asm volatile("setmaxnreg.dec.sync.aligned.u32 64;");
         if (tid / 32 == kChainMath / 32) {
             // Weights are constants, so they need not wait for the kernel before.
-            chain::fetch_weights<true>(p, r, tid % 32);
+            chain::fetch_weights<true, QUADS>(p, r, tid % 32);
         } else if (tid / 32 == kChainMath / 32 + 1) {
             ptx::wait_for_previous();
             const uint32_t start = chain::begin(p);
-            if (tid % 32 == 0) chain::fetch_rows(p, r, at.rows, start);
+            if (tid % 32 == 0) chain::fetch_rows<QUADS>(p, r, at.rows, start);
         }
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 104;");
-        ptx::wait_for_previous();
-        for (int i = static_cast<int>(blockIdx.x) * kChainMath + tid; i < p.unset; i += static_cast<int>(gridDim.x) * kChainMath)
-            chain::store_made(reinterpret_cast<unsigned char*>(p.partial) + int64_t{i} * 16, make_uint4(chain::kUnset, chain::kUnset, chain::kUnset, chain::kUnset));
-        const uint32_t start = chain::begin(p);
         const int lane = tid % 32, thread = tid % 128;
-        chain::Math m{tid, lane, group, thread, lane / 4, lane % 4, thread / 32 * 16 + lane / 4, start};
-        chain::Chain<PIECES> chain{{p, at, m}, r, nullptr, nullptr, nullptr, false};
+        chain::Math m{tid, lane, group, thread, lane / 4, lane % 4, thread / 32 * 16 + lane / 4, 0};
+        chain::Chain<PIECES, QUADS> chain{{p, at, m}, r, nullptr, nullptr, nullptr, false};
         chain.run();
     }
 #endif

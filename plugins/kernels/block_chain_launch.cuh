@@ -19,6 +19,8 @@ inline cudaError_t launch_everywhere(void (*kernel)(ChainArgs), const ChainArgs&
     return status != cudaSuccess ? (cudaGetLastError(), status) : cudaGetLastError();
 }
 
-template <int PIECES> cudaError_t launch_chain(const ChainArgs& p, int shared, cudaStream_t stream) { return launch_everywhere(block_chain_kernel<PIECES>, p, shared, stream); }
+template <int PIECES> cudaError_t launch_chain(const ChainArgs& p, int shared, cudaStream_t stream) {
+    return launch_everywhere(p.quads.channels > 0 ? block_chain_kernel<PIECES, true> : block_chain_kernel<PIECES, false>, p, shared, stream);
+}
 
 }  // namespace trt_opt

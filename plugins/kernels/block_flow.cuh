@@ -400,7 +400,7 @@ template <int DIM, int PIECES> __global__ void __launch_bounds__(kChainThreads, 
         asm volatile("setmaxnreg.dec.sync.aligned.u32 64;");
         if (tid / 32 == kChainMath / 32) {
             // Weights are constants, so they need not wait for the kernel before.
-            chain::fetch_weights<false>(p, r, tid % 32);
+            chain::fetch_weights<false, false>(p, r, tid % 32);
         } else if (tid >= kChainThreads - flow::kHelpers) {
             ptx::wait_for_previous();
             flow::fill_copies(p, r, tid - (kChainThreads - flow::kHelpers));

@@ -595,6 +595,13 @@ int64_t patch_conv_workspace(const PatchConvProblem& problem);
 // Transformer blocks in sequence: `pairs` times an attention block and an MLP block. Weights are packed as docs/ops.md says; the norms are folded into them.
 // All but x must be constants, as those of MlpBlockProblem.
 struct BlockChainProblem {
+    // A patch merge and its product ahead of the first pair (PatchMergeProblem has the fields' meaning). Its norm's scale is in its weights, what the norm's bias gives in its offset.
+    struct Quads {
+        int32_t channels = 0;          // before the merge, a multiple of 16 up to kMlpMaxHidden / 4; 0: there is none
+        int32_t grid_h = 0, grid_w = 0;
+        int32_t order[4] = {0, 2, 1, 3};
+    };
+
     DType dtype = DType::kHalf;
     int64_t images = 0;
     int32_t tokens = 0;                // of an image
@@ -605,18 +612,20 @@ struct BlockChainProblem {
     bool bias = false;                 // of the scores, dense [heads, T, ceil8(T)] a pair, T the tokens that attend to each other
     WindowGrid window;                 // shift is that of the shifted pairs; not used(): all tokens of an image attend to each other
     uint32_t shifted = 0;              // bit i: pair i is in shifted windows
-    const void* x = nullptr;           // [images, tokens, channels]
+    Quads quads;                       // in windows only
+    const void* x = nullptr;           // [images, tokens, channels]; with quads [images, quads.grid_h * quads.grid_w, quads.channels]
     const void* weights = nullptr;     // [chain_weights(*this)]
     const void* vectors = nullptr;     // [chain_vectors(*this)]
     const void* between = nullptr;     // [pairs - 1, images, tokens, channels], added to what each pair but the last gives; null: nothing is, as in windows
-    void* y = nullptr;                 // shape of x; none of the inputs
+    void* y = nullptr;                 // [images, tokens, channels]; none of the inputs
     void* workspace = nullptr;         // block_chain_workspace bytes, aligned to 128; nothing in it is kept
 
     int64_t group_tokens() const { return window.used() ? window.window_tokens() : tokens; }
     int64_t groups() const { return window.used() ? window.windows() : 1; }
 };
 constexpr int32_t kChainMaxPairs = 32, kChainMaxChannels = 1024, kChainMaxHidden = 4096, kChainMaxTokens = 256, kChainMaxWindow = 64;
-// Elements of the packed weights and vectors of all pairs.
+// Elements of the packed weights and vectors, of quads first, then of all pairs. Vectors of quads are the offset and each column's sum of its weights as they are rounded, as a value of the
+// type and what is left of it.
 int64_t chain_weights(const BlockChainProblem& problem);
 int64_t chain_vectors(const BlockChainProblem& problem);
 

@@ -40,11 +40,12 @@ const FOR_TUNE: [Kind; 1] = [Kind::SequenceChain];
 
 /// In [`BLOCKS`] in float16 on Hopper alone. Elsewhere chains are their blocks, with weights that are laid out anew each time, convolution blocks
 /// and convolutions of tokens have no tensor cores, convolution layers no kernel of their own, and TNT's words and pixels and stacks of convolutions were measured on Hopper alone.
-const FOR_HOPPER: [Kind; 8] = [
+const FOR_HOPPER: [Kind; 9] = [
     Kind::BlockChain,
     Kind::ConvBlock,
     Kind::ConvLayer,
     Kind::ConvStack,
+    Kind::MergedChain,
     Kind::PatchConv,
     Kind::TntWords,
     Kind::TokenChain,

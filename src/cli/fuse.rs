@@ -48,7 +48,7 @@ pub struct Args {
     output: Option<PathBuf>,
     /// Kinds of site to fuse [default: all but mlp-block, swin-attn-block, attn-block, tnt-inner-block, tnt-bridge,
     /// patch-merge-block, patch-embed, tnt-words, bias-gelu,
-    /// depthwise-conv, token-conv, conv-block, conv-layer, classifier, patch-conv, block-chain, sequence-chain, token-chain, pixel-embed
+    /// depthwise-conv, token-conv, conv-block, conv-layer, classifier, patch-conv, block-chain, sequence-chain, token-chain, merged-chain, pixel-embed
     /// and conv-stack]
     #[arg(long, value_name = "KIND,...", value_delimiter = ',')]
     fuse: Vec<Kind>,

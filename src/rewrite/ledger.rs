@@ -51,6 +51,8 @@ pub enum Kind {
     SequenceChain,
     /// As [`Kind::SequenceChain`], with what the words of TNT add to the tokens between its pairs.
     TokenChain,
+    /// As [`Kind::BlockChain`], with the patch merge ahead of it.
+    MergedChain,
     /// A depthwise convolution between two products on tokens, and the residual add around them, as one op.
     ConvBlock,
     /// A position encoding, a convolution block and an MLP block in turn, each of which reads what the one before gives, as one op.
@@ -66,7 +68,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::LayerNorm,
         Self::Attention,
         Self::Gelu,
@@ -86,6 +88,7 @@ impl Kind {
         Self::TokenConv,
         Self::SequenceChain,
         Self::TokenChain,
+        Self::MergedChain,
         Self::ConvBlock,
         Self::ConvLayer,
         Self::Classifier,
@@ -111,6 +114,7 @@ impl Kind {
             Self::TokenChain => {
                 &[Self::AttnBlock, Self::MlpBlock, Self::TntInnerBlock, Self::TntBridge, Self::TntWords]
             }
+            Self::MergedChain => &[Self::PatchMergeBlock, Self::SwinAttnBlock, Self::MlpBlock, Self::BlockChain],
             Self::ConvBlock => &[Self::TokenConv],
             Self::ConvLayer => &[Self::TokenConv, Self::MlpBlock, Self::ConvBlock],
             _ => &[],
@@ -138,6 +142,7 @@ impl Kind {
             Self::TokenConv => "token-conv",
             Self::SequenceChain => "sequence-chain",
             Self::TokenChain => "token-chain",
+            Self::MergedChain => "merged-chain",
             Self::ConvBlock => "conv-block",
             Self::ConvLayer => "conv-layer",
             Self::Classifier => "classifier",

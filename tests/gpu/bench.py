@@ -198,8 +198,8 @@ class Library:
         self.call("trt_opt_tnt_bridge", HALF, ctypes.c_int64(images), tokens, covered, width, channels, ctypes.c_float(1e-5), pointer(x), pointer(words),
                   *(pointer(p[k]) for k in ("scale1", "bias1", "w", "b", "scale2", "bias2")), pointer(y), pointer(workspace), ctypes.c_int64(workspace.numel()))
 
-    def chain_arguments(self, images, tokens, channels, heads, dim, hidden, pairs, bias, window, shifted):
-        return ctypes.c_int64(images), tokens, channels, heads, dim, hidden, pairs, int(bias), self.window(window), shifted
+    def chain_arguments(self, images, tokens, channels, heads, dim, hidden, pairs, bias, window, shifted, before=0):
+        return ctypes.c_int64(images), tokens, channels, heads, dim, hidden, pairs, int(bias), self.window(window), shifted, before
 
     def block_chain_sizes(self, *shape):
         sizes = (ctypes.c_int64 * 3)()
@@ -910,8 +910,8 @@ def bench_tnt_words(lib, images, covered, words, channels, heads, layers, out_ch
             "flop": layers * patches * words * (24 * channels * channels + 4 * words * channels + 2 * channels * out_channels)}
 
 
-def bench_block_chain(lib, name, images, tokens, channels, heads, dim, pairs, window, added, rounds, every):
-    """A chain against the ops that it replaces, block after block, by turns; if something is `added` between pairs, against one without, too. Weights rotate."""
+def bench_block_chain(lib, name, images, tokens, channels, heads, dim, pairs, window, added, rounds, every, before=0):
+    """A chain against the ops that it replaces, block after block, by turns; if something is `added` between pairs, against one without, too, and behind a patch merge of `before` channels, if there are any, or with it. Weights rotate."""
     shape = (images, tokens, channels, heads, dim, 4 * channels, pairs, window is not None, window, 0x2AAAAAAA if window and window[4] else 0)
     weights, vectors, bytes_ = lib.block_chain_sizes(*shape)
     sets, order = rotation(2 * (weights + vectors))
@@ -945,12 +945,32 @@ def bench_block_chain(lib, name, images, tokens, channels, heads, dim, pairs, wi
         variants[f"chain {tactic_text(tactic)}"] = [lambda i=i, t=tactic: lib.block_chain(stream[0], ws[i], vs[i], betweens[i], stream[1], workspace, t, slot, *shape) for i in order]
         if added:
             variants[f"chain {tactic_text(tactic)}, nothing added"] = [lambda i=i, t=tactic: lib.block_chain(stream[0], ws[i], vs[i], None, stream[1], workspace, t, slot, *shape) for i in order]
+    if before:
+        side, merged, best = 2 * window[0], (*shape, before), tactics[0]
+        more = [size - of_chain for size, of_chain in zip(lib.block_chain_sizes(*merged), (weights, vectors))]
+        merged_ws, merged_vs = [torch.cat((rand(more[0]) * (4 * before)**-0.5, w)) for w in ws], [torch.cat((rand(more[1]) * 0.1, v)) for v in vs]
+        fine, merge_workspace = rand(images, side * side, before), torch.empty(64 << 20, device="cuda", dtype=torch.uint8)
+        ps = [{"scale": rand(4 * before), "bias": rand(4 * before), "w": rand(4 * before, channels) * (4 * before)**-0.5, "b": rand(channels)} for _ in range(sets)]
+
+        def behind_merge(i, of_merge):
+            lib.patch_merge_block(fine, ps[i], stream[0], merge_workspace, side, of_merge)
+            lib.block_chain(stream[0], ws[i], vs[i], None, stream[1], workspace, best, slot, *shape)
+
+        for t in lib.patch_merge_block_tactics(images, before, side, channels)[:4 if every else 1]:
+            variants[f"patch merge {'as one kernel' if t >> 8 & 1 else 'as two'}, tile {t & 15} cluster {1 << (t >> 4 & 15)}, then the chain"] = [lambda i=i, t=t: behind_merge(i, t) for i in order]
+        found = lib.block_chain_tactics(*merged)
+        for tactic in found if every else found[:1]:
+            variants[f"with patch merge {quads_text(tactic)}, {tactic_text(tactic)}"] = [lambda i=i, t=tactic: lib.block_chain(fine, merged_ws[i], merged_vs[i], None, stream[1], workspace, t, slot, *merged) for i in order]
     stream[0].copy_(x), stream[1].copy_(y)
     times, failed = time_variants(variants, rounds)
     return {"op": "block_chain", "name": name, "shape": shape[:7], "us": times, "failed": failed, "bytes": 2 * (weights + vectors), "flop": pairs * images * tokens * 2 * 12 * channels * channels}
 
 
 CHAIN_PAIRS = 1 << 16  # the tactic of a chain as a kernel a pair
+
+
+def quads_text(tactic):
+    return f"{(16, 32, 48)[tactic - 1 >> 15 & 7]} in {1 << (tactic - 1 >> 18)}"
 
 
 def tactic_text(tactic):
@@ -1439,7 +1459,7 @@ def main():
     parser.add_argument("--json")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--tactics", action="store_true", help="time every tactic too")
-    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, patch_merge_block, norm_pool, classifier, gelu, depthwise_conv, conv_block, conv_layer, patch_conv, block_chain, sequence, stage, wide_gemm, mlp_block, attn_block, pooled_attn_block, pooled_stage, tnt_inner_block, tnt_bridge, tnt_words, patch_embed, pixel_embed or conv_stack")
+    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, patch_merge_block, norm_pool, classifier, gelu, depthwise_conv, conv_block, conv_layer, patch_conv, block_chain, merged_chain, sequence, stage, wide_gemm, mlp_block, attn_block, pooled_attn_block, pooled_stage, tnt_inner_block, tnt_bridge, tnt_words, patch_embed, pixel_embed or conv_stack")
     parser.add_argument("--batch", type=int, action="append", help="batch sizes of blocks [default: 1 and 32]")
     args = parser.parse_args()
     lib = Library(args.lib)
@@ -1513,12 +1533,17 @@ def main():
                     add(bench_patch_conv(lib, batch, side, channels, columns, 1, 1, args.rounds, args.tactics))
                 for across, channels, columns in [(16, 8, 16), (8, 16, 32), (4, 32, 32)]:
                     add(bench_patch_conv(lib, batch * across * across, 8, channels, columns, 4, across, args.rounds, args.tactics))
-        if wanted("block_chain"):
-            for batch in args.batch or (1,):
+        # Stages of Swin-T, and those behind a patch merge with it.
+        for op in ("block_chain", "merged_chain"):
+            for batch in args.batch or (1,) if wanted(op) else ():
                 for stage, pairs in enumerate((2, 2, 6, 2)):
+                    if op == "merged_chain" and stage == 0:
+                        continue
                     side, channels = 56 >> stage, 96 << stage
                     window = [side, side, 7, 7, 3 if side > 7 else 0, 3 if side > 7 else 0, 0]
-                    add(bench_block_chain(lib, f"Swin-T stage {stage + 1}", batch, side * side, channels, channels // 32, 32, pairs, window, False, args.rounds, args.tactics))
+                    add(bench_block_chain(lib, f"Swin-T stage {stage + 1}", batch, side * side, channels, channels // 32, 32, pairs, window, False, args.rounds, args.tactics, channels // 2 if op == "merged_chain" else 0))
+        if wanted("block_chain"):
+            for batch in args.batch or (1,):
                 # TNT-S's layers with what its words add between them.
                 for name, tokens, channels, heads, pairs, added in [("TNT-S's layer", 197, 384, 6, 1, False), ("TNT-S", 197, 384, 6, 12, True), ("ViT-S", 197, 384, 6, 12, False),
                                                                     ("UniFormer-S stage 3", 196, 320, 5, 1, False), ("UniFormer-S stage 4", 49, 512, 8, 1, False)]:

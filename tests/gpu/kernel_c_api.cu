@@ -323,27 +323,29 @@ int trt_opt_patch_conv_tactics(int64_t images, int side, int channels, int colum
     return static_cast<int>(found.size());
 }
 
-static BlockChainProblem chain_problem(int64_t images, int tokens, int channels, int heads, int dim, int hidden, int pairs, int bias, const int32_t* window, int shifted) {
+// `before`: channels of twice the map, which a patch merge makes `channels` of ahead; 0: there is none.
+static BlockChainProblem chain_problem(int64_t images, int tokens, int channels, int heads, int dim, int hidden, int pairs, int bias, const int32_t* window, int shifted, int before) {
     BlockChainProblem p;
     p.images = images, p.tokens = tokens, p.channels = channels, p.heads = heads, p.dim = dim, p.hidden = hidden, p.pairs = pairs, p.bias = bias != 0, p.window = grid(window);
     p.shifted = static_cast<uint32_t>(shifted), p.scale = 1.f / sqrtf(static_cast<float>(dim));
+    if (before > 0) p.quads.channels = before, p.quads.grid_h = 2 * p.window.grid_h, p.quads.grid_w = 2 * p.window.grid_w;
     return p;
 }
 // In float16. sizes: elements of weights and vectors, bytes of workspace.
-void trt_opt_block_chain_sizes(int64_t images, int tokens, int channels, int heads, int dim, int hidden, int pairs, int bias, const int32_t* window, int shifted, int64_t* sizes) {
-    const BlockChainProblem p = chain_problem(images, tokens, channels, heads, dim, hidden, pairs, bias, window, shifted);
+void trt_opt_block_chain_sizes(int64_t images, int tokens, int channels, int heads, int dim, int hidden, int pairs, int bias, const int32_t* window, int shifted, int before, int64_t* sizes) {
+    const BlockChainProblem p = chain_problem(images, tokens, channels, heads, dim, hidden, pairs, bias, window, shifted, before);
     sizes[0] = chain_weights(p), sizes[1] = chain_vectors(p), sizes[2] = block_chain_workspace(p);
 }
 // between null: nothing is added between pairs.
-int trt_opt_block_chain(int64_t images, int tokens, int channels, int heads, int dim, int hidden, int pairs, int bias, const int32_t* window, int shifted, const void* x, const void* weights,
+int trt_opt_block_chain(int64_t images, int tokens, int channels, int heads, int dim, int hidden, int pairs, int bias, const int32_t* window, int shifted, int before, const void* x, const void* weights,
                         const void* vectors, const void* between, void* y, void* workspace, int tactic, int slot, void* stream) {
-    BlockChainProblem p = chain_problem(images, tokens, channels, heads, dim, hidden, pairs, bias, window, shifted);
+    BlockChainProblem p = chain_problem(images, tokens, channels, heads, dim, hidden, pairs, bias, window, shifted, before);
     p.x = x, p.weights = weights, p.vectors = vectors, p.between = between, p.y = y, p.workspace = workspace;
     return block_chain(p, static_cast<cudaStream_t>(stream), tactic, slot);
 }
 // Up to `most` tactics; returns how many there are.
-int trt_opt_block_chain_tactics(int64_t images, int tokens, int channels, int heads, int dim, int hidden, int pairs, int bias, const int32_t* window, int shifted, int32_t* tactics, int most) {
-    const std::vector<int32_t> found = block_chain_tactics(chain_problem(images, tokens, channels, heads, dim, hidden, pairs, bias, window, shifted));
+int trt_opt_block_chain_tactics(int64_t images, int tokens, int channels, int heads, int dim, int hidden, int pairs, int bias, const int32_t* window, int shifted, int before, int32_t* tactics, int most) {
+    const std::vector<int32_t> found = block_chain_tactics(chain_problem(images, tokens, channels, heads, dim, hidden, pairs, bias, window, shifted, before));
     for (int i = 0; i < most && i < static_cast<int>(found.size()); ++i) tactics[i] = found[i];
     return static_cast<int>(found.size());
 }

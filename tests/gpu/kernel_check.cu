@@ -825,7 +825,19 @@ struct BlockChainCase {
     bool bias = true, tanh_gelu = false;
     float offset = 0;
     bool between = false;  // something is added between pairs
+    int before = 0;        // channels of the map that a patch merge is of; 0: there is none
+    bool odd_h = false, odd_w = false;
+    int order[4] = {0, 2, 1, 3};
 };
+// Of each column of a matrix the sum, as a value of T, and what is left of it.
+template <class T> __global__ void column_sums_kernel(const T* w, T* to, int k, int n) {
+    const int column = blockIdx.x * blockDim.x + threadIdx.x;
+    if (column >= n) return;
+    double sum = 0;
+    for (int i = 0; i < k; ++i) sum += static_cast<double>(static_cast<float>(w[int64_t{i} * n + column]));
+    to[column] = static_cast<T>(static_cast<float>(sum));
+    to[n + column] = static_cast<T>(static_cast<float>(sum - static_cast<double>(static_cast<float>(to[column]))));
+}
 template <class T> void check_chain(Checker& c, const BlockChainCase& a, const std::string& name) {
     BlockChainProblem p;
     p.dtype = a.type, p.images = a.images, p.tokens = a.tokens, p.channels = a.channels, p.heads = a.heads, p.dim = a.d, p.hidden = a.hidden, p.pairs = a.pairs;
@@ -837,27 +849,46 @@ template <class T> void check_chain(Checker& c, const BlockChainCase& a, const s
         in.back()->fill(c.next_seed(), scale, offset);
         return static_cast<T*>(in.back()->data());
     };
+    if (a.before > 0) {
+        p.quads.channels = a.before, p.quads.grid_h = 2 * a.window.grid_h - a.odd_h, p.quads.grid_w = 2 * a.window.grid_w - a.odd_w;
+        std::memcpy(p.quads.order, a.order, sizeof(a.order));
+    }
     Tensor weights = tensor(a.type, chain_weights(p)), vectors = tensor(a.type, chain_vectors(p)), y = tensor(a.type, size), workspace = tensor(DType::kFloat, (block_chain_workspace(p) + 3) / 4);
-    const T* const x = make(size, 1.5f, a.offset);
+    const T* const x = make(a.before > 0 ? a.images * p.quads.grid_h * p.quads.grid_w * a.before : size, 1.5f, a.offset);
     const T* const between = a.between ? make((a.pairs - 1) * size, 1.f) : nullptr;
-    const T *const ones = make(a.channels, 0.f, 1.f), *const zeros = make(a.channels, 0.f);
+    const int width = 4 * a.before, widest = std::max(a.channels, width);
+    const T *const ones = make(widest, 0.f, 1.f), *const zeros = make(widest, 0.f);
     Tensor stream = tensor(a.type, size), middle = tensor(a.type, size);
-    Doubles normal(std::max(groups * n, tokens) * a.channels), sum(size), qkv(groups * n * 3 * inner), context(groups * n * inner), projected(groups * n * a.channels), hidden(tokens * a.hidden), ref(size);
+    Doubles normal(std::max(groups * n, tokens) * widest), sum(size), qkv(groups * n * 3 * inner), context(groups * n * inner), projected(groups * n * a.channels), hidden(tokens * a.hidden), ref(size);
     T *packed = static_cast<T*>(weights->data()), *vector = static_cast<T*>(vectors->data());
     const T* from = x;
+    auto matrix = [&](int64_t k, int64_t columns, float scale) {
+        const T* const w = make(k * columns, scale / std::sqrt(static_cast<float>(k)));
+        pack_kernel<T><<<blocks_for(k * columns), 128>>>(w, packed, static_cast<int>(k), static_cast<int>(columns));
+        packed += k * columns;
+        return w;
+    };
+    auto offsets = [&](int64_t count) {
+        const T* const b = make(count, 0.5f);
+        CUDA_OK(cudaMemcpy(vector, b, count * sizeof(T), cudaMemcpyDeviceToDevice));
+        vector += count;
+        return b;
+    };
+    if (a.before > 0 && a.images > 0) {
+        PatchMergeProblem m;
+        m.images = a.images, m.channels = a.before, m.grid_h = p.quads.grid_h, m.grid_w = p.quads.grid_w, m.epsilon = p.epsilon, m.x = x, m.scale = ones, m.bias = zeros;
+        std::memcpy(m.order, a.order, sizeof(m.order));
+        const T* const w = matrix(width, a.channels, 1.f);
+        const T* const b = offsets(a.channels);
+        column_sums_kernel<T><<<blocks_for(a.channels), 128>>>(w, vector, width, a.channels);
+        vector += 2 * a.channels;
+        reference::patch_merge<T><<<blocks_for(tokens), 128>>>(m, tokens, normal.p);
+        reference::product<T><<<blocks_for(size), 128>>>(normal.p, w, b, tokens, width, a.channels, ref.p);
+        round_kernel<T><<<blocks_for(size), 128>>>(ref.p, static_cast<T*>(stream->data()), size);
+        CUDA_OK(cudaGetLastError());
+        from = static_cast<const T*>(stream->data());
+    }
     for (int pair = 0; pair < a.pairs && a.images > 0; ++pair) {
-        auto matrix = [&](int64_t k, int64_t columns, float scale) {
-            const T* const w = make(k * columns, scale / std::sqrt(static_cast<float>(k)));
-            pack_kernel<T><<<blocks_for(k * columns), 128>>>(w, packed, static_cast<int>(k), static_cast<int>(columns));
-            packed += k * columns;
-            return w;
-        };
-        auto offsets = [&](int64_t count) {
-            const T* const b = make(count, 0.5f);
-            CUDA_OK(cudaMemcpy(vector, b, count * sizeof(T), cudaMemcpyDeviceToDevice));
-            vector += count;
-            return b;
-        };
         AttnBlockProblem attn;
         attn.images = a.images, attn.channels = a.channels, attn.x = from, attn.attention.window = a.window, attn.tokens = a.tokens;
         WindowGrid& g = attn.attention.window;
@@ -919,9 +950,10 @@ template <class T> void check_chain(Checker& c, const BlockChainCase& a, const s
 }
 void check(Checker& c, const BlockChainCase& a) {
     const WindowGrid& g = a.window;
-    char text[256];
-    std::snprintf(text, sizeof(text), "block_chain b%lld n%d c%d h%d d%d hidden%d pairs%d grid%dx%d win%dx%d shift%d,%d pad%d shifted%x%s%s%s+%g", static_cast<long long>(a.images), a.tokens, a.channels, a.heads, a.d,
+    char text[320];
+    const int used = std::snprintf(text, sizeof(text), "block_chain b%lld n%d c%d h%d d%d hidden%d pairs%d grid%dx%d win%dx%d shift%d,%d pad%d shifted%x%s%s%s+%g", static_cast<long long>(a.images), a.tokens, a.channels, a.heads, a.d,
                   a.hidden, a.pairs, g.grid_h, g.grid_w, g.window_h, g.window_w, g.shift_h, g.shift_w, g.pad_after_roll, a.shifted, a.bias ? " bias" : "", a.tanh_gelu ? " tanh" : "", a.between ? " between" : "", static_cast<double>(a.offset));
+    if (a.before > 0) std::snprintf(text + used, sizeof(text) - static_cast<size_t>(used), " merged%d odd%d%d order%d%d%d%d", a.before, a.odd_h, a.odd_w, a.order[0], a.order[1], a.order[2], a.order[3]);
     if (!c.wanted(text)) return;
     a.type == DType::kHalf ? check_chain<__half>(c, a, text) : check_chain<float>(c, a, text);
 }
@@ -2092,6 +2124,14 @@ void edge_cases(Checker& c) {
         check(c, BlockChainCase{t, 1, 197, 384, 6, 64, 1536, 2, {}, 0, false}), check(c, BlockChainCase{t, 4, 197, 384, 6, 64, 1536, 2, {}, 0, true, false, 20.f});
         check(c, BlockChainCase{t, 1, 196, 320, 5, 64, 1280, 2, {}, 0, false}), check(c, BlockChainCase{t, 1, 49, 512, 8, 64, 2048, 2, {}, 0, false}), check(c, BlockChainCase{t, 2, 256, 768, 12, 64, 3072, 1, {}, 0, true, true});
         check(c, BlockChainCase{t, 5, 50, 192, 6, 32, 384, 2, {}, 0, true}), check(c, BlockChainCase{t, 1, 1, 64, 2, 32, 64, 1, {}, 0, true}), check(c, BlockChainCase{t, 1, 130, 128, 2, 64, 256, 1, {}, 0, true});
+        // Behind a patch merge: Swin's stages, odd maps, any order, a mean far from zero, no power of two, several images
+        auto merged = [&](int64_t images, int side, int channels, int before, int pairs, bool odd_h, bool odd_w, float offset, std::array<int, 4> order = {0, 2, 1, 3}) {
+            BlockChainCase a{t, images, side * side, channels, channels / 32, 32, 4 * channels, pairs, grid(side, side, 7, 7, side > 7 ? 3 : 0, side > 7 ? 3 : 0), side > 7 ? 2u : 0u};
+            a.before = before, a.odd_h = odd_h, a.odd_w = odd_w, a.offset = offset, std::copy(order.begin(), order.end(), a.order);
+            check(c, a);
+        };
+        for (auto [channels, side] : {std::pair{192, 28}, {384, 14}, {768, 7}, {256, 28}, {512, 14}, {1024, 7}}) merged(1, side, channels, channels / 2, 1, false, false, 0);
+        merged(3, 14, 96, 48, 2, true, false, 20.f, {3, 1, 2, 0}), merged(2, 7, 160, 16, 2, false, true, 0), merged(1, 7, 32, 208, 1, true, true, 200.f, {1, 1, 0, 2}), merged(1, 14, 384, 528, 2, false, true, 0), merged(0, 7, 64, 32, 1, false, false, 0);
         // With something added between pairs: TNT-S and TNT-B; many images; heads of 32; one token; all that the plugin takes
         check(c, BlockChainCase{t, 1, 197, 384, 6, 64, 1536, 4, {}, 0, false, false, 0.f, true}), check(c, BlockChainCase{t, 1, 197, 640, 10, 64, 2560, 3, {}, 0, false, false, 0.f, true});
         check(c, BlockChainCase{t, 4, 197, 384, 6, 64, 1536, 2, {}, 0, true, true, 20.f, true}), check(c, BlockChainCase{t, 5, 50, 192, 6, 32, 384, 3, {}, 0, true, false, 0.f, true});
@@ -2213,6 +2253,10 @@ void random_cases(Checker& c, int count, uint64_t seed) {
             map.shift_h = std::min(map.shift_h, map.window_h - 1), map.shift_w = std::min(map.shift_w, map.window_w - 1);
             blocks.tokens = map.grid_h * map.grid_w, blocks.shifted = static_cast<uint32_t>(pick(0, 7));
             if (pick(0, 1)) blocks.heads = pick(3, 4), blocks.channels = 32 * blocks.heads, blocks.hidden = (blocks.heads == 4 ? 32 : 64) * pick(1, pick(0, 1) ? 4 : 20);
+            if (pick(0, 1)) {
+                blocks.before = 16 * pick(1, pick(0, 1) ? 12 : 40), blocks.odd_h = pick(0, 1) == 1, blocks.odd_w = pick(0, 1) == 1;
+                for (int& quadrant : blocks.order) quadrant = pick(0, 3);
+            }
         } else {
             blocks.tokens = pick(1, 256), blocks.d = pick(0, 1) ? 32 : 64, blocks.between = blocks.pairs > 1 && pick(0, 1);
         }
@@ -2440,6 +2484,12 @@ void refusals(Checker& c) {
     expect("refuse what is added between pairs of one pair alone", block_chain(blocks, nullptr));
     blocks.pairs = 2, blocks.window = grid(7, 7, 7, 7, 0, 0);
     expect("refuse what is added between pairs in windows", block_chain(blocks, nullptr));
+    blocks.between = nullptr, blocks.quads.channels = 16, blocks.quads.grid_h = 14, blocks.quads.grid_w = 15;
+    expect("refuse a patch merge to another map than that of the windows", block_chain(blocks, nullptr));
+    blocks.quads.grid_w = 13, blocks.quads.order[3] = 4;
+    expect("refuse a patch merge of a fifth quadrant", block_chain(blocks, nullptr));
+    blocks.window = {}, blocks.quads.order[3] = 3;
+    expect("refuse a patch merge ahead of sequences", block_chain(blocks, nullptr));
     PixelEmbedProblem px;
     px.images = 1, px.channels = 3, px.height = px.width = 32, px.kernel_h = px.kernel_w = 7, px.stride_h = px.stride_w = 4, px.pad_h = px.pad_w = 3, px.grid_h = px.grid_w = 2, px.words_h = px.words_w = 4, px.columns = kPixelMaxColumns + 8;
     expect("refuse words of too many channels", pixel_embed(px, nullptr));

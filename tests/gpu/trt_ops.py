@@ -505,16 +505,32 @@ def cases():
         yield Case(name, {"x": x, "r": r} if extra else {"x": x}, constants,
                    [node("TrtOptPooledAttnBlock", ["x", *(["r"] if extra else []), *constants], ["y"], epsilon=1e-5, pool_epsilon=1e-5, residual=int(extra), grid=[gh, gw], pool=[ph, pw], num_heads=count, scale=size**-0.5,
                          bias=int(dense))], {"y": s + out}, dynamic=images == 2)
-    for name, images, (gh, gw), window, shift, shifted, c, count, size, hidden, dense, added in (
-            ("block_chain", 2, (14, 14), (7, 7), (3, 3), (0, 1, 0), 96, 3, 32, 384, True, False), ("block_chain_one_window", 1, (7, 7), (7, 7), (0, 0), (0, 0), 256, 8, 32, 512, True, False),
-            ("block_chain_uneven", 2, (8, 6), (4, 3), (1, 2), (1, 0), 48, 2, 32, 80, False, False), ("block_chain_tokens", 2, (1, 197), None, (0, 0), (0, 0), 192, 3, 64, 768, False, False),
-            ("block_chain_tokens_bias", 1, (1, 50), None, (0, 0), (0,), 64, 2, 32, 256, True, False), ("block_chain_between", 1, (1, 197), None, (0, 0), (0, 0, 0), 384, 6, 64, 1536, False, True)):
+    # `before`: channels of twice the map, of which a patch merge is ahead; 0: none is.
+    for name, images, (gh, gw), window, shift, shifted, c, count, size, hidden, dense, added, before in (
+            ("block_chain", 2, (14, 14), (7, 7), (3, 3), (0, 1, 0), 96, 3, 32, 384, True, False, 0), ("block_chain_one_window", 1, (7, 7), (7, 7), (0, 0), (0, 0), 256, 8, 32, 512, True, False, 0),
+            ("block_chain_uneven", 2, (8, 6), (4, 3), (1, 2), (1, 0), 48, 2, 32, 80, False, False, 0), ("block_chain_tokens", 2, (1, 197), None, (0, 0), (0, 0), 192, 3, 64, 768, False, False, 0),
+            ("block_chain_tokens_bias", 1, (1, 50), None, (0, 0), (0,), 64, 2, 32, 256, True, False, 0), ("block_chain_between", 1, (1, 197), None, (0, 0), (0, 0, 0), 384, 6, 64, 1536, False, True, 0),
+            ("block_chain_merged", 2, (14, 14), (7, 7), (3, 3), (0, 1), 96, 3, 32, 384, True, False, 48), ("block_chain_merged_odd", 1, (7, 7), (7, 7), (0, 0), (0,), 256, 8, 32, 512, True, False, 192)):
         inner, tokens = count * size, window[0] * window[1] if window else gw
         row = -(-tokens // 8) * 8
         # One of them as a map of rank 4.
         shape = (images, gh, gw, c) if name == "block_chain_uneven" else (images, gh * gw, c)
-        x = rand(*shape)
-        y, weights, vectors = x.reshape(images, gh * gw, c), [], []
+        weights, vectors = [], []
+        if before:
+            # One of them as a map of rank 4, of an odd height.
+            odd = int(name == "block_chain_merged_odd")
+            fine, order = (2 * gh - odd, 2 * gw), [0, 2, 1, 3]
+            x = rand(images, *fine, before)
+            quads = np.concatenate([np.pad(x, ((0, 0), (0, odd), (0, 0), (0, 0)))[:, q // 2::2, q % 2::2] for q in order], -1).reshape(images, gh * gw, 4 * before)
+            w, b = rand(4 * before, c, scale=0.5 * before**-0.5), rand(c, scale=0.2)
+            sums = w.astype(np.float16).astype(np.float64).sum(0)
+            first = sums.astype(np.float16)
+            weights, vectors = [packed(w)], [b, first.astype(np.float32), (sums - first).astype(np.float16).astype(np.float32)]
+            y = layer_norm(quads, 1, 0, 1e-5, (-1,)) @ w + b
+            x, shape = (x, (images, gh, gw, c)) if odd else (x.reshape(images, -1, before), shape)
+        else:
+            x = rand(*shape)
+            y = x.reshape(images, gh * gw, c)
         between = rand(len(shifted) - 1, images, gh * gw, c) if added else []
         for pair, of in enumerate(shifted):
             w_qkv, b_qkv, w_proj, b_proj = rand(c, 3 * inner, scale=c**-0.5), rand(3 * inner, scale=0.2), rand(inner, c, scale=2 * inner**-0.5), rand(c, scale=0.2)
@@ -535,7 +551,8 @@ def cases():
         grid = {"grid": [gh, gw], "window": list(window), "shift": list(shift)} if window else none
         yield Case(name, {"x": x, "b": between} if added else {"x": x}, {"w": np.concatenate(weights), "v": np.concatenate(vectors)},
                    [node("TrtOptBlockChain", ["x", "w", "v", *(["b"] if added else [])], ["y"], epsilon=1e-5, num_heads=count, head_dim=size, hidden=hidden, scale=size**-0.5, approximate="none", bias=int(dense),
-                         mask_value=-100.0, **grid, pad_after_roll=0, shifted=[*shifted, *[-1] * (32 - len(shifted))], between=int(added))],
+                         mask_value=-100.0, **grid, pad_after_roll=0, shifted=[*shifted, *[-1] * (32 - len(shifted))], between=int(added),
+                         merged=c if before else 0, merged_grid=list(fine) if before else [0, 0], order=order if before else [0] * 4)],
                    {"y": y.reshape(shape)}, dynamic=images == 2)
 
 

@@ -5,12 +5,12 @@ use super::body::Body;
 use super::patch_merge::stream;
 use super::window::MAP_ATTRIBUTES;
 use super::{
-    Attention, AttributeKind, Bias, Layout, OpDef, Shapes, WindowMap, attribute, count, is, optional, plugin_node,
-    port, reshapeable,
+    Attention, AttributeKind, Bias, Layout, OpDef, Shapes, WindowMap, attribute, count, is, optional, plugin_node, port,
 };
 use crate::ir::{Dim, Graph, Node, ValueId};
 use crate::onnx::DType;
 use crate::onnx::proto::AttributeProto;
+use crate::rewrite::engine::reshape_target;
 
 pub static SWIN_DEF: OpDef = OpDef {
     name: "TrtOptSwinAttnBlock",
@@ -217,7 +217,12 @@ fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
 
 /// Tokens of an image, where it is no map `[B, H, W, C]`.
 pub(super) fn rows(graph: &Graph, x: ValueId) -> Option<Option<i64>> {
-    Some(match reshapeable(graph, x)?[..] {
+    rows_of(graph.shape(x)?)
+}
+
+/// The same of a shape.
+pub(super) fn rows_of(shape: &[Dim]) -> Option<Option<i64>> {
+    Some(match reshape_target(shape)?[..] {
         [_, count, _] => Some(count),
         _ => None,
     })

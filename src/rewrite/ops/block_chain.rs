@@ -3,10 +3,11 @@
 use super::attention::{self, Term};
 use super::body::Body;
 use super::mlp_block::is_tanh;
+use super::patch_merge::{self, PatchMerge};
 use super::window::MAP_ATTRIBUTES;
 use super::{
     Attention, AttnBlock, AttributeKind, Layout, MlpBlock, OpDef, Shapes, WindowMap, attn_block, attribute, count, is,
-    mlp_block, optional, plugin_node, port,
+    mlp_block, optional, pair, patch_merge_block, plugin_node, port,
 };
 use crate::ir::{Dim, Graph, Node, ValueId};
 use crate::onnx::DType;
@@ -17,15 +18,24 @@ pub const MAX_PAIRS: usize = 32;
 
 pub static DEF: OpDef = OpDef {
     name: "TrtOptBlockChain",
-    summary: "TrtOptSwinAttnBlock or TrtOptAttnBlock, then TrtOptMlpBlock, then the next two: as often as there are pairs of them",
-    replaces: "TrtOptSwinAttnBlock or TrtOptAttnBlock, and TrtOptMlpBlock, of all layers of a stage",
+    summary: "TrtOptSwinAttnBlock or TrtOptAttnBlock, then TrtOptMlpBlock, then the next two: as often as there are pairs of them; in windows with a TrtOptPatchMergeBlock ahead, if there is one",
+    replaces: "TrtOptSwinAttnBlock or TrtOptAttnBlock, and TrtOptMlpBlock, of all layers of a stage, and the TrtOptPatchMergeBlock ahead of it",
     inputs: &[
-        port("x", "[B, N, C]; in windows [B, H*W, C] or [B, H, W, C]"),
-        port("weights", "[L*(C*3*h*d + h*d*C + C*H + H*C)], packed matrices of each pair: w_qkv, w_proj, w1, w2"),
-        port("vectors", "[L*(3*h*d + C + H + C)], of each pair: b_qkv, b_proj, b1, b2; with bias = 1 h*T*Tp more"),
+        port(
+            "x",
+            "[B, N, C]; in windows [B, H*W, C] or [B, H, W, C]; with merged > 0 the map before the merge, of E channels",
+        ),
+        port(
+            "weights",
+            "[L*(C*3*h*d + h*d*C + C*H + H*C)], packed matrices of each pair: w_qkv, w_proj, w1, w2; with merged > 0 4E*C more ahead",
+        ),
+        port(
+            "vectors",
+            "[L*(3*h*d + C + H + C)], of each pair: b_qkv, b_proj, b1, b2; with bias = 1 h*T*Tp more; with merged > 0 3C more ahead",
+        ),
         optional("between", "[L-1, B, N, C], added to what each pair but the last gives; there if between = 1"),
     ],
-    outputs: &[port("y", "shape of x")],
+    outputs: &[port("y", "shape of x; with merged > 0 [B, H*W, C] or [B, H, W, C], as x is")],
     attributes: &[
         attribute("epsilon", AttributeKind::Float, "added to the variance of every norm"),
         attribute("num_heads", AttributeKind::Int, "h"),
@@ -45,6 +55,17 @@ pub static DEF: OpDef = OpDef {
             "of each pair 1: its windows are shifted, 0: they are not; then -1",
         ),
         attribute("between", AttributeKind::Int, "1: between is there; not in windows"),
+        attribute(
+            "merged",
+            AttributeKind::Int,
+            "C, to which a patch merge ahead brings the channels; 0: there is none",
+        ),
+        attribute(
+            "merged_grid",
+            AttributeKind::Ints(2),
+            "height and width of the token map before the merge; 0 without",
+        ),
+        attribute("order", AttributeKind::Ints(4), "of the merge, quadrant 2*dy + dx of each channel block; 0 without"),
     ],
     shapes,
     body,
@@ -72,7 +93,22 @@ pub struct BlockChain {
     pub shifted: Vec<bool>,
     /// Something is added between pairs; not in windows.
     pub between: bool,
+    /// A patch merge ahead; in windows only.
+    pub merged: Option<MergedChain>,
 }
+
+/// The patch merge ahead of a chain.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MergedChain {
+    /// Behind its product.
+    pub channels: i64,
+    /// Of the map before it.
+    pub grid: [i64; 2],
+    pub order: [i64; 4],
+}
+
+/// Vectors of a patch merge ahead, of a value each column: its offset and two of its weights' sum.
+const MERGE_VECTORS: i64 = 3;
 
 /// Sizes of a pair.
 struct Sizes {
@@ -82,6 +118,8 @@ struct Sizes {
     hidden: i64,
     /// That attend to each other.
     tokens: i64,
+    /// Contracted elements of a patch merge ahead, or 0.
+    merged: i64,
 }
 
 impl BlockChain {
@@ -107,6 +145,10 @@ impl BlockChain {
         attributes.extend(self.map.attributes());
         attributes.push(AttributeProto::ints("shifted", &shifted));
         attributes.push(AttributeProto::int("between", self.between.into()));
+        let merged = self.merged.unwrap_or(MergedChain { channels: 0, grid: [0; 2], order: [0; 4] });
+        attributes.push(AttributeProto::int("merged", merged.channels));
+        attributes.push(AttributeProto::ints("merged_grid", &merged.grid));
+        attributes.push(AttributeProto::ints("order", &merged.order));
         attributes
     }
 
@@ -134,11 +176,35 @@ impl BlockChain {
             map: WindowMap::of(node)?,
             shifted: values[..pairs].iter().map(|&v| v == 1).collect(),
             between: flag("between")?,
+            merged: match node.int("merged")? {
+                0 => None,
+                channels => {
+                    let order: [i64; 4] = node.ints("order")?.try_into().ok()?;
+                    let grid = pair(node, "merged_grid").filter(|grid| grid.iter().all(|&side| side > 0))?;
+                    let known = channels > 0 && order.iter().all(|quadrant| (0..4).contains(quadrant));
+                    known.then_some(Some(MergedChain { channels, grid, order }))?
+                }
+            },
         };
         // Without windows there is nothing to shift.
         let shifts = !chain.shifted.contains(&true) || !chain.map.is_none();
         let added = !chain.between || (chain.map.is_none() && pairs > 1);
-        (given && pairs > 0 && shifts && added).then_some(chain)
+        let halved = chain.merged.is_none_or(|merged| chain.map.grid == merged.grid.map(|side| (side - 1) / 2 + 1));
+        (given && pairs > 0 && shifts && added && halved).then_some(chain)
+    }
+
+    /// The patch merge ahead, of an input of this shape.
+    fn merge(&self, x: &[Dim]) -> Option<PatchMerge> {
+        let MergedChain { grid, order, .. } = self.merged?;
+        Some(PatchMerge { epsilon: self.epsilon, grid, order, rank: x.len() })
+    }
+
+    /// The shape of what pairs give, for that of the input.
+    pub fn stream(&self, x: &[Dim]) -> Option<Vec<Dim>> {
+        let Some(merged) = self.merged else { return Some(x.to_vec()) };
+        let mut shape = self.merge(x)?.shape(x)?;
+        *shape.last_mut()? = merged.channels.into();
+        Some(shape)
     }
 
     /// The attention block of each pair, but for a bias and a mask.
@@ -150,9 +216,11 @@ impl BlockChain {
     }
 
     fn sizes(&self, x: &[Dim]) -> Option<Sizes> {
-        let tokens = self.attention_block(false).tokens(x)?;
+        let stream = self.stream(x)?;
+        let tokens = self.attention_block(false).tokens(&stream)?;
         let inner = self.num_heads.checked_mul(self.head_dim)?;
-        Some(Sizes { channels: x.last()?.int().filter(|&c| c > 0)?, inner, hidden: self.hidden, tokens })
+        let merged = if self.merged.is_some() { x.last()?.int()?.checked_mul(4)? } else { 0 };
+        Some(Sizes { channels: stream.last()?.int().filter(|&c| c > 0)?, inner, hidden: self.hidden, tokens, merged })
     }
 
     /// Sizes of the dense bias of a pair, rows padded.
@@ -167,7 +235,9 @@ impl BlockChain {
         let matrices = s.matrices().iter().try_fold(0i64, |sum, size| sum.checked_add(of(size)?))?;
         let bias = if self.bias { of(&self.bias_size(s.tokens))? } else { 0 };
         let offsets = s.matrices().iter().try_fold(bias, |sum, [_, columns]| sum.checked_add(*columns))?;
-        Some([matrices.checked_mul(pairs)?, offsets.checked_mul(pairs)?])
+        let of_merge = s.merged.checked_mul(s.channels)?;
+        let vectors = if self.merged.is_some() { s.channels.checked_mul(MERGE_VECTORS)? } else { 0 };
+        Some([matrices.checked_mul(pairs)?.checked_add(of_merge)?, offsets.checked_mul(pairs)?.checked_add(vectors)?])
     }
 }
 
@@ -216,7 +286,8 @@ fn shapes(graph: &Graph, node: &Node) -> Option<Shapes> {
         let [first, of_pair @ ..] = graph.shape(node.input(3)?)? else { return None };
         (*first == addends && of_pair == shape).then_some(())?;
     }
-    (found == expected.map(|n| Some(vec![n]))).then(|| vec![Some((dtype, shape.to_vec()))])
+    let stream = chain.stream(shape)?;
+    (found == expected.map(|n| Some(vec![n]))).then(|| vec![Some((dtype, stream))])
 }
 
 /// Reads a one-dimensional input from its beginning on.
@@ -245,12 +316,13 @@ fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
     let (chain, x) = (BlockChain::of(node)?, node.input(0)?);
     let dtype = graph.dtype(x)?;
     shapes(graph, node)?;
-    let s = chain.sizes(graph.shape(x)?)?;
+    let shape = graph.shape(x)?;
+    let (s, of_stream) = (chain.sizes(shape)?, chain.stream(shape)?);
     let steps = attn_block::Steps {
         tokens: s.tokens,
         channels: s.channels,
         head: chain.head_dim,
-        rows: attn_block::rows(graph, x)?,
+        rows: attn_block::rows_of(&of_stream)?,
         dtype,
     };
     let mut stream = body.input("x");
@@ -258,9 +330,20 @@ fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
     let between = chain.between.then(|| body.input("between"));
     let [mut weights, mut vectors] = [&weights, &vectors].map(|input| Reader { input, next: 0 });
     // The norms are folded into the weights.
-    let [scale, shift] = [1.0, 0.0].map(|v| {
-        body.constant(TensorProto::from_f32("", &[s.channels], &vec![v; usize::try_from(s.channels).unwrap_or(0)]))
-    });
+    let norm_of = |body: &mut Body, channels: i64| {
+        let of = |v: f32| TensorProto::from_f32("", &[channels], &vec![v; usize::try_from(channels).unwrap_or(0)]);
+        [1.0, 0.0].map(|v| body.constant(of(v)))
+    };
+    if let Some(merge) = chain.merge(shape) {
+        let w = weights.matrix(body, [s.merged, s.channels])?;
+        let b = vectors.take(body, &[s.channels]);
+        // Sums of weights, which are for the norm behind the product alone.
+        vectors.next += (MERGE_VECTORS - 1) * s.channels;
+        let [scale, shift] = norm_of(body, s.merged);
+        let merged = patch_merge::normalized(body, graph, x, &merge, [&stream, &scale, &shift])?;
+        stream = patch_merge_block::product(body, [&merged, &w, &b], dtype, &of_stream)?;
+    }
+    let [scale, shift] = norm_of(body, s.channels);
     let mask = match chain.shifted.contains(&true) {
         true => Some(attention::shift_term(body, &chain.map, chain.mask_value, [s.tokens; 2])?),
         false => None,
@@ -309,12 +392,15 @@ fn work(node: &Node, inputs: &[Vec<i64>], _: &[Vec<i64>]) -> Option<(u64, u64)> 
     let dims: Vec<Dim> = x.iter().copied().map(Dim::Int).collect();
     let s = chain.sizes(&dims)?;
     let windows = if chain.map.is_none() { 1 } else { chain.map.windows() };
-    let (elements, rows) = (count(x)?, count(&[*x.first()?, windows, s.tokens])?);
+    let rows = count(&[*x.first()?, windows, s.tokens])?;
+    let elements = rows.checked_mul(count(&[s.channels])?)?;
     let [channels, inner, hidden] = [count(&[s.channels])?, count(&[s.inner])?, count(&[s.hidden])?];
     let attention = attn_block::work_of(chain.num_heads, rows, s.tokens, [elements, channels, inner])?;
     let mlp = mlp_block::work_of(elements, [channels, hidden], true)?;
     let pairs = u64::try_from(chain.shifted.len()).ok()?;
     let of_all = |attention: u64, mlp: u64| attention.checked_add(mlp)?.checked_mul(pairs);
     let adds = if chain.between { elements.checked_mul(pairs - 1)? } else { 0 };
-    Some((of_all(attention.0, mlp.0)?.checked_add(adds)?, of_all(attention.1, mlp.1)?))
+    let merged = patch_merge_block::work_of(rows, s.merged, s.channels)?;
+    let flops = of_all(attention.0, mlp.0)?.checked_add(adds)?.checked_add(merged.0)?;
+    Some((flops, of_all(attention.1, mlp.1)?.checked_add(merged.1)?))
 }

@@ -88,6 +88,7 @@ pub fn example(def: &OpDef) -> Vec<AttributeProto> {
             map,
             shifted: vec![false, true],
             between: false,
+            merged: None,
         }
         .attributes(),
         other => panic!("op {other} has no example here"),

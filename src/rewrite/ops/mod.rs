@@ -30,7 +30,7 @@ use std::collections::BTreeMap;
 
 pub use attention::{Attention, Bias, Layout, Mask, region, table_index};
 pub use attn_block::{AttnBlock, AttnWeights};
-pub use block_chain::{BlockChain, MAX_PAIRS, packed, padded};
+pub use block_chain::{BlockChain, MAX_PAIRS, MergedChain, packed, padded};
 pub use classifier::{Classifier, MAX_SIZES};
 pub use conv_block::{ConvBlock, ConvWeights};
 pub use conv_layer::{ConvLayer, ConvLayerWeights, POSITION_KERNEL};

@@ -107,22 +107,34 @@ fn body(body: &mut Body, graph: &Graph, node: &Node) -> Option<()> {
     let [scale, bias, w, b] = ["norm_scale", "norm_bias", "w", "b"].map(|name| body.input(name));
     // The product's operand is rounded, its sum is not.
     let normal = normalized(body, graph, x, &block.merge, [&s, &scale, &bias])?;
-    let [normal, w, b] = [&normal, &w, &b].map(|v| body.cast(v, DType::F32));
+    let y = product(body, [&normal, &w, &b], dtype, &out)?;
+    body.output(&y, "y");
+    Some(())
+}
+
+/// The product of normalized rows with `w`, and `b`, as a value of the type and shape.
+pub(super) fn product(body: &mut Body, [normal, w, b]: [&str; 3], dtype: DType, shape: &[Dim]) -> Option<String> {
+    let [normal, w, b] = [normal, w, b].map(|v| body.cast(v, DType::F32));
     let product = body.op("MatMul", &[&normal, &w], vec![]);
     let product = body.op("Add", &[&product, &b], vec![]);
     let y = body.cast(&product, dtype);
-    let dims: Vec<i64> = std::iter::once(Some(-1)).chain(out[1..].iter().map(Dim::int)).collect::<Option<_>>()?;
-    let y = body.reshape(&y, &dims);
-    body.output(&y, "y");
-    Some(())
+    let dims: Vec<i64> = std::iter::once(Some(-1)).chain(shape[1..].iter().map(Dim::int)).collect::<Option<_>>()?;
+    Some(body.reshape(&y, &dims))
+}
+
+/// That of so many rows of merged channels without a residual.
+pub(super) fn work_of(rows: u64, width: i64, columns: i64) -> Option<(u64, u64)> {
+    let merged = rows.checked_mul(count(&[width])?)?;
+    let macs = merged.checked_mul(count(&[columns])?)?;
+    Some((macs.checked_mul(2)?.checked_add(merged.checked_mul(8)?)?, macs))
 }
 
 /// A norm counts as 8 an element, as in the cost model of standard ops.
 fn work(node: &Node, inputs: &[Vec<i64>], outputs: &[Vec<i64>]) -> Option<(u64, u64)> {
     let [rows @ .., columns] = outputs.first()?.as_slice() else { return None };
     let &[width, _] = inputs.get(first_weight(node)? + 2)?.as_slice() else { return None };
-    let merged = count(rows)?.checked_mul(count(&[width])?)?;
-    let macs = merged.checked_mul(count(&[*columns])?)?;
-    let normalized = merged.checked_mul(8 + u64::from(node.int("residual")? != 0))?;
-    Some((macs.checked_mul(2)?.checked_add(normalized)?, macs))
+    let rows = count(rows)?;
+    let (flops, macs) = work_of(rows, width, *columns)?;
+    let added = if node.int("residual")? == 0 { 0 } else { rows.checked_mul(count(&[width])?)? };
+    Some((flops.checked_add(added)?, macs))
 }

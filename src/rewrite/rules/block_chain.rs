@@ -22,6 +22,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use half::f16;
+
 use crate::error::Result;
 use crate::ir::{Dim, Graph, Node, NodeId, ValueId, shape_text};
 use crate::onnx::DType;
@@ -38,7 +40,7 @@ use crate::rewrite::rules::block::limits::{CHAIN_FLOPS, CHAIN_ONE_KERNEL_CHANNEL
 use crate::rewrite::rules::block::{Fusion, Outcome, Rule, flops_text, output, rounded, single_use, weight};
 
 /// Of what sizes must be multiples, and up to where the plugin takes them.
-const MULTIPLE: i64 = 16;
+pub(super) const MULTIPLE: i64 = 16;
 const MAX_CHANNELS: i64 = 1024;
 const MAX_HIDDEN: i64 = 4096;
 /// Head sizes, and the most tokens that attend to each other: in windows, and without.
@@ -227,7 +229,7 @@ impl Chain {
         let x = x.ok_or_else(|| Miss::new(label, "it has no input"))?;
         let out = output(graph, self.pairs[self.pairs.len() - 1].mlp)?;
 
-        let mut tensors = Tensors { dtype: form.dtype.unwrap_or(DType::F32), weights: vec![], vectors: vec![] };
+        let mut tensors = Tensors::of(form.dtype.unwrap_or(DType::F32));
         for pair in &self.pairs {
             tensors.add(graph, pair, &form)?;
         }
@@ -315,6 +317,7 @@ fn read(graph: &Graph, id: NodeId) -> Option<(Pair, Outcome<Form>, Option<Shift>
             map: WindowMap { shift: [0; 2], ..map },
             shifted: vec![],
             between: false,
+            merged: None,
         },
     });
     Some((Pair { attention: id, mlp: mlp_id, shifted: shift.is_some(), between, added: None }, form, shift))
@@ -396,7 +399,7 @@ fn check_sizes(label: &str, form: &Form, pairs: usize) -> Outcome<()> {
     }
     let of_image = if op.map.is_none() { 0 } else { op.map.windows() };
     let windows = form.images.eval(|_| Some(1)).and_then(|images| images.checked_mul(of_image));
-    let pair = has_pair_kernel(form) && windows.is_some_and(|windows| windows <= CHAIN_PAIR_WINDOWS);
+    let pair = has_pair_kernel(op, channels) && windows.is_some_and(|windows| windows <= CHAIN_PAIR_WINDOWS);
     let many = rows.is_some_and(|rows| rows >= WIDE_ROWS);
     if !op.map.is_none() && channels <= CHAIN_ONE_KERNEL_CHANNELS && many && !pair {
         let kernel = format!("up to {CHAIN_PAIR_WINDOWS} windows and sizes of a kernel of both blocks");
@@ -424,23 +427,31 @@ fn check_sizes(label: &str, form: &Form, pairs: usize) -> Outcome<()> {
 }
 
 /// Whether the plugin has a kernel of a pair in windows: a thread block has a window, a warpgroup a head and as many channels.
-fn has_pair_kernel(form: &Form) -> bool {
-    let (heads, hidden, tokens) = match form.op.num_heads {
+pub(super) fn has_pair_kernel(op: &BlockChain, channels: i64) -> bool {
+    let (heads, hidden, tokens) = match op.num_heads {
         3 => (3, 64, 64),
         4 => (4, 32, 56),
         _ => return false,
     };
-    form.op.head_dim == 32 && form.channels == 32 * heads && form.op.hidden % hidden == 0 && form.tokens <= tokens
+    !op.map.is_none()
+        && op.head_dim == 32
+        && channels == 32 * heads
+        && op.hidden % hidden == 0
+        && op.map.tokens() <= tokens
 }
 
 /// The two weights of the op, as far as pairs have been added, as bytes.
-struct Tensors {
+pub(super) struct Tensors {
     dtype: DType,
     weights: Vec<u8>,
     vectors: Vec<u8>,
 }
 
 impl Tensors {
+    pub(super) fn of(dtype: DType) -> Self {
+        Self { dtype, weights: vec![], vectors: vec![] }
+    }
+
     fn add(&mut self, graph: &Graph, pair: &Pair, form: &Form) -> Outcome<()> {
         let (attention, mlp) = (graph.node(pair.attention), graph.node(pair.mlp));
         let odd = |node: &Node| Miss::new(&node.name, "it has other inputs than its op");
@@ -457,7 +468,7 @@ impl Tensors {
     }
 
     /// A product with its offset, and in both what the norm before it has of scale and bias.
-    fn product(&mut self, graph: &Graph, w: ValueId, b: ValueId, norm: Option<[ValueId; 2]>) -> Outcome<()> {
+    pub(super) fn product(&mut self, graph: &Graph, w: ValueId, b: ValueId, norm: Option<[ValueId; 2]>) -> Outcome<()> {
         let (name, name_b) = (&graph.value(w).name, &graph.value(b).name);
         let ((_, sizes, mut matrix), (_, _, mut offset)) = (weight(graph, w)?, weight(graph, b)?);
         let unfit = || Miss::new(name, "its weights are of no product").expected("a matrix", format!("{sizes:?}"));
@@ -477,14 +488,42 @@ impl Tensors {
         push(&mut self.vectors, name_b, self.dtype, &offset)
     }
 
-    fn finish(self, patch: &mut Patch, name: &str) -> [ValueId; 2] {
-        let size = self.dtype.byte_len(1).unwrap_or(1).max(1);
-        [("weights", self.weights), ("vectors", self.vectors)].map(|(what, bytes)| {
-            let elements = (bytes.len() / size) as i64;
-            let tensor = TensorProto::from_raw("", self.dtype, &[elements], bytes.into());
-            patch.constant(&format!("{name}/{what}"), tensor)
-        })
+    /// Of each column of the first product, which is of such sizes, the sum of its weights, as float16 rounds these: as a value of float16, and what is left of it as another.
+    pub(super) fn column_sums(&mut self, at: &str, sizes: [i64; 2]) -> Outcome<()> {
+        let [rows, columns] = sizes.map(|n| usize::try_from(n).unwrap_or(0));
+        let places: Vec<usize> = (0..rows * columns).map(|place| place % columns).collect();
+        let odd = || Miss::new(at, "its weights are of no product").expected("a matrix", format!("{sizes:?}"));
+        let places = packed(&places, sizes).ok_or_else(odd)?;
+        let values = tensor(self.dtype, self.weights.clone()).to_f64_vec().map_err(|_| odd())?;
+        let half = |v: f64| f16::from_f64(v).to_f64();
+        let mut sums = vec![0.0; columns];
+        values.into_iter().zip(places).for_each(|(v, column)| sums[column] += half(v));
+        let rest: Vec<f64> = sums.iter().map(|&sum| half(sum - half(sum))).collect();
+        sums.iter_mut().for_each(|sum| *sum = half(*sum));
+        push(&mut self.vectors, at, self.dtype, &sums)?;
+        push(&mut self.vectors, at, self.dtype, &rest)
     }
+
+    /// Puts those of a whole op behind.
+    pub(super) fn append(&mut self, graph: &Graph, tensors: [ValueId; 2]) -> Outcome<()> {
+        for (bytes, value) in [&mut self.weights, &mut self.vectors].into_iter().zip(tensors) {
+            let odd = || Miss::new(&graph.value(value).name, "a weight that has to be known is computed");
+            let data = graph.constant(value).and_then(|tensor| tensor.data().ok());
+            bytes.extend_from_slice(&data.ok_or_else(odd)?);
+        }
+        Ok(())
+    }
+
+    pub(super) fn finish(self, patch: &mut Patch, name: &str) -> [ValueId; 2] {
+        [("weights", self.weights), ("vectors", self.vectors)]
+            .map(|(what, bytes)| patch.constant(&format!("{name}/{what}"), tensor(self.dtype, bytes)))
+    }
+}
+
+/// Elements along one axis.
+fn tensor(dtype: DType, bytes: Vec<u8>) -> TensorProto {
+    let elements = bytes.len() / dtype.byte_len(1).unwrap_or(1).max(1);
+    TensorProto::from_raw("", dtype, &[elements as i64], bytes.into())
 }
 
 /// Rounds values to the type and puts them behind the others. `at`: where they come from.

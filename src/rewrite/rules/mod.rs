@@ -15,6 +15,7 @@ mod conv_stack;
 mod depthwise_conv;
 mod gelu;
 mod layer_norm;
+mod merged_chain;
 mod mlp_block;
 mod norm_pool;
 mod patch_conv;
@@ -70,6 +71,8 @@ pub fn run(engine: &mut Engine) -> Result<()> {
     patch_merge::residuals(engine)?;
     // With that add.
     patch_merge_block::run(engine)?;
+    // Of these and the chains behind them.
+    merged_chain::run(engine)?;
     residual::run(engine)?;
     // Takes the norms with the adds that they have taken.
     norm_pool::run(engine)?;
