@@ -65,11 +65,7 @@ template <class T, int VPL> __global__ void __launch_bounds__(kThreads) classifi
     Pack<T, VEC> w[VPL];
     float b;
     load_weights<T, VPL>(w, b, p, column, packs, lane);
-    __shared__ uint64_t received_all;
-    if (cluster > 1) {
-        if (threadIdx.x == 0) expect_bytes(&received_all, static_cast<uint32_t>(cluster * p.row) * sizeof(float));
-        cluster_arrive_relaxed();
-    }
+    if (cluster > 1) cluster_arrive_relaxed();
     wait_for_previous();
 
     const bool one = p.token >= 0;
@@ -147,13 +143,17 @@ template <class T, int VPL> __global__ void __launch_bounds__(kThreads) classifi
             if (cluster > 1) {
                 uint4 raw;
                 memcpy(&raw, &total, sizeof(raw));
-                for (int z = 0; z < cluster; ++z) store_counted(remote(shared_address(to), z), raw, remote(shared_address(&received_all), z));
+                for (int z = 0; z < cluster; ++z) store_remote(remote(shared_address(to), z), raw);
             } else {
                 *reinterpret_cast<float4*>(to) = total;
             }
         }
-        if (cluster > 1) wait_bytes(&received_all);
-        else __syncthreads();
+        if (cluster > 1) {
+            cluster_arrive();
+            cluster_wait();
+        } else {
+            __syncthreads();
+        }
         for (int c = 4 * threadIdx.x; c < p.row; c += 4 * kThreads) {
             float4 total{};
             for (int z = 0; z < cluster; ++z) add(total, *reinterpret_cast<const float4*>(received + z * p.row + c));
