@@ -704,8 +704,12 @@ const FINE: [i64; 2] = [15, 16];
 
 /// Two pairs of blocks behind a patch merge, which gives `v0`.
 fn merged() -> Parts<true> {
-    let mut net = Parts::new(SWIN, &[false, true]);
-    let (wide, c) = (4 * BEFORE, SWIN.channels);
+    merged_of(SWIN)
+}
+
+fn merged_of(form: Form<true>) -> Parts<true> {
+    let mut net = Parts::new(form, &[false, true]);
+    let (wide, c) = (4 * BEFORE, form.channels);
     let weights = [("scale", vec![wide]), ("bias", vec![wide]), ("w", vec![wide, c]), ("b", vec![c])];
     let attributes = vec![
         AttributeProto::float("epsilon", 1e-5),
@@ -716,7 +720,7 @@ fn merged() -> Parts<true> {
     ];
     net.plugin(MERGE, "x", weights.into(), "v0", attributes);
     net.nodes.rotate_right(1);
-    net.inputs = vec![("x", vec![SWIN.images, FINE[0] * FINE[1], BEFORE])];
+    net.inputs = vec![("x", vec![form.images, FINE[0] * FINE[1], BEFORE])];
     net
 }
 
@@ -849,6 +853,11 @@ fn merges_without_a_chain_that_takes_them_are_missed() {
     net.attribute("v0", AttributeProto::ints("grid", &[7, 32]));
     net.inputs[0].1[1] = 7 * 32;
     missed(&net, "the chain is of another map than it makes", ["a map of 8x8", "a map of 4x16"]);
+    // A kernel of a pair takes no merge.
+    let three = Form { channels: 96, heads: 3, hidden: 64, ..SWIN };
+    let reason = "the chain behind it may be a kernel for each pair of blocks";
+    missed(&merged_of(three), reason, ["sizes that have none", "3 heads in 96 channels"]);
+    assert_eq!(ops(&merge(&merged_of(Form { hidden: 96, ..three })).model().proto), [OP]);
     // Blocks that are no chain, and what is read otherwise.
     let mut net = merged();
     net.attribute("v1", AttributeProto::float("epsilon", 1e-3));

@@ -68,8 +68,6 @@ template <int CHUNKS, int KEYS, int GROUPS, int HEADS, bool SPLIT = false> struc
 
 namespace fused {
 
-__device__ __forceinline__ float2 floats(uint32_t pair) { return __half22float2(*reinterpret_cast<const __half2*>(&pair)); }
-
 // A place in the ring.
 struct Position {
     int slot = 0;
@@ -258,12 +256,7 @@ template <class Tile> struct Block {
         ptx::barrier_wait(1 + group, 128);
 
         float s[kKeys / 2];
-        warpgroup::begin();
-#pragma unroll
-        for (int k = 0; k < 2; ++k) warpgroup::multiply_columns(s, queries[4 * k], queries[4 * k + 1], queries[4 * k + 2], queries[4 * k + 3], warpgroup::swizzled(keys + k * 32, 16), k);
-        warpgroup::commit();
-        warpgroup::wait<0>();
-        warpgroup::settle(s);
+        score_keys<kKeys>(s, queries, keys);
 
         const typename Tile::Bias* const plane = at.bias + (p.planes == 1 ? 0 : head * p.tokens) * Tile::kBiasRow + 2 * t;
         const auto bias_of = [&](int r) { return plane + min(r, p.tokens - 1) * Tile::kBiasRow; };
@@ -271,16 +264,8 @@ template <class Tile> struct Block {
         float inverse[2];
         weigh_keys<kKeys>(s, {bias_of(row), bias_of(row + 8)}, others, p.scale, p.mask_value, weight, inverse);
 
-        // Beyond KEYS there are weights of 0 for values that are finite: those of rows of zeros.
         float o[16];
-        const auto weight_of = [&](int i) { return i < 2 * (kKeys / 8) ? weight[i] : 0u; };
-        warpgroup::begin();
-#pragma unroll
-        for (int k = 0; k < 4; ++k)
-            warpgroup::multiply_rows(o, weight_of(4 * k), weight_of(4 * k + 1), weight_of(4 * k + 2), weight_of(4 * k + 3), warpgroup::swizzled(values + k * 1024, 16), k);
-        warpgroup::commit();
-        warpgroup::wait<0>();
-        warpgroup::settle(o);
+        weigh_values<kKeys>(o, weight, values);
 #pragma unroll
         for (int i = 0; i < 8; ++i) out[i] = pack_halves(o[2 * i] * inverse[i % 2], o[2 * i + 1] * inverse[i % 2]);
         if constexpr (!kRing && !Tile::kSplit) {

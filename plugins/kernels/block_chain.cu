@@ -499,7 +499,9 @@ cudaError_t block_chain(const BlockChainProblem& q, cudaStream_t stream, int32_t
     if (!q.x || !q.weights || !q.vectors || !q.y || !q.workspace || (q.between && (q.window.used() || q.pairs < 2))) return cudaErrorInvalidValue;
     const bool aligned = aligned_to(16, q.x, q.weights, q.vectors, q.between, q.y) && aligned_to(128, q.workspace);
     if (aligned && has_kernel(q)) {
-        if (const PairPlan plan = pair_plan(q); plan.shape && (tactic <= 0 ? prefers_pairs(q) : tactic == kPairTactic)) return run_pairs(q, plan, stream);
+        if (tactic <= 0 ? prefers_pairs(q) : tactic == kPairTactic) {
+            if (const PairPlan plan = pair_plan(q); plan.shape) return run_pairs(q, plan, stream);
+        }
         if (tactic > 0 && fits(q, plan_of(tactic))) return run_kernel(q, plan_of(tactic), slot, stream);
         if (const std::vector<Plan> all = plans(q); !all.empty()) return run_kernel(q, all.front(), slot, stream);
     }

@@ -503,6 +503,9 @@ template <int OUT, int COUNT> __device__ __forceinline__ void weigh_values(float
     warpgroup::settle(out);
 }
 
+// So many pieces of a row each of its eight threads has whatever the channels are, since a kernel of fewer pieces takes fewer.
+template <int DIM, int PIECES> constexpr int kFewerPieces = PIECES == 6 && DIM == 32 ? 3 : PIECES == 12 ? 6 : PIECES == 16 ? 12 : 0;
+
 // What threads that multiply have in common in windows and of sequences.
 struct Blocks {
     const ChainArgs& p;
@@ -573,12 +576,14 @@ struct Blocks {
             }
     }
 
+    // The place of a unit of so many of the channels among those of other rows and columns.
+    __device__ __forceinline__ uint32_t tile_of(const Unit& u, int width) const { return static_cast<uint32_t>(u.tile * (p.channels / width) + u.column / width); }
     // Of those that share the contracted index each ends an equal part of a warpgroup's threads; whether this is one of them.
     __device__ __forceinline__ bool ends_share(const Unit& u) const { return m.thread * p.split >> 7 == u.split; }
     // What they exchange for that, through memory filled with a word that no sum is. RESET: it is filled with that again by those who take it, who alone do so.
     template <class Tile, bool RESET> __device__ __forceinline__ void end_shares(const Unit& u, int width, float2* partial, Ended<Tile>& end) const {
         constexpr int kPairs = Tile::kHalves * Tile::kTiles, kAtOnce = kPairs <= 2 ? 4 : 2;
-        const uint32_t tile = static_cast<uint32_t>(u.tile * (p.channels / width) + u.column / width);
+        const uint32_t tile = tile_of(u, width);
         float2* const parts = partial + (int64_t{tile} * p.split) * (kPairs * kChainMath) + m.tid;
         const auto part_of = [&](int s, int i) { return parts + (s * kPairs + i) * kChainMath; };
         if (!ends_share(u)) {
@@ -716,8 +721,7 @@ template <int PIECES, bool QUADS> struct Chain : Blocks {
         const int64_t token = token_of(row);
         const int pieces = p.channels / 8;
         const uint4* const source = reinterpret_cast<const uint4*>(stream + max(token, int64_t{0}) * p.channels);
-        constexpr int kFewer = PIECES == 6 && DIM == 32 ? 3 : PIECES == 12 ? 6 : PIECES == 16 ? 12 : 0;  // a kernel of so many takes fewer channels
-        const auto exists = [&](int i) { return i < kFewer || part + 8 * i < pieces; };
+        const auto exists = [&](int i) { return i < kFewerPieces<DIM, PIECES> || part + 8 * i < pieces; };
         uint4 raw[PIECES];
         if (waits) wait_for_phase();
 #pragma unroll
@@ -732,8 +736,6 @@ template <int PIECES, bool QUADS> struct Chain : Blocks {
     // As they are, so that nothing waits for them before they are needed.
     __device__ __forceinline__ uint32_t pair_of_vector(int at) const { return __ldg(reinterpret_cast<const uint32_t*>(vectors + at)); }
 
-    // A unit's place among those of other rows and columns.
-    __device__ __forceinline__ uint32_t tile_of(const Work<true>& work, const Unit& u) const { return static_cast<uint32_t>(u.tile * (p.channels / work.width) + u.column / work.width); }
     // Whoever comes last of those that share the contracted index of a tile of quads adds up what all of them have left in memory, and is told so: words to wait for (end_shares) would have to be
     // in memory before this launch.
     template <class Tile> __device__ __forceinline__ bool add_up_quads(Ended<Tile>& end, uint32_t tile, int sharer) const {
@@ -869,7 +871,7 @@ template <int PIECES, bool QUADS> struct Chain : Blocks {
         float2 sums = load_shared(at.stats + row * 8);
         bool complete = true;
         if (p.split_quads > 1) {
-            const uint32_t tile = tile_of(work, u);
+            const uint32_t tile = tile_of(u, work.width);
             float2* const of_tile = p.quad_sums + tile * p.split_quads * kChainRows;
             if (m.tid < kChainRows) __stcg(of_tile + u.split * kChainRows + m.tid, load_shared(at.stats + m.tid * 8));
             complete = add_up_quads<Tile>(end, tile, u.split);

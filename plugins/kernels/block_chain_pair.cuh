@@ -77,8 +77,6 @@ template <class TILE> struct ChainPair {
     uint32_t phases = 0;         // of the ring's barriers
 
     __device__ __forceinline__ const __half* vectors(int from) const { return reinterpret_cast<const __half*>(shared + Tile::kVectors) + from; }
-    static __device__ __forceinline__ float2 floats(uint32_t pair) { return __half22float2(*reinterpret_cast<const __half2*>(&pair)); }
-    static __device__ __forceinline__ float2 pair_at(const __half* from) { return floats(*reinterpret_cast<const uint32_t*>(from)); }
 
     __device__ __forceinline__ int token(uint32_t window, int r) const {
         return r < p.tokens ? static_cast<int>(p.map.source(window * static_cast<uint32_t>(p.tokens) + static_cast<uint32_t>(r))) : -1;
@@ -200,7 +198,7 @@ template <class TILE> struct ChainPair {
         const __half* const b = vectors(group * 32 + 2 * t);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-            const float2 bq = pair_at(b + 8 * j), bk = pair_at(b + C + 8 * j), bv = pair_at(b + 2 * C + 8 * j);
+            const float2 bq = bias_pair(b + 8 * j), bk = bias_pair(b + C + 8 * j), bv = bias_pair(b + 2 * C + 8 * j);
 #pragma unroll
             for (int h = 0; h < 2; ++h)
                 q[4 * j + 2 * h] = bq.x, q[4 * j + 2 * h + 1] = bq.y, kv[4 * j + 2 * h] = bk.x, kv[4 * j + 2 * h + 1] = bk.y, kv[16 + 4 * j + 2 * h] = bv.x, kv[16 + 4 * j + 2 * h + 1] = bv.y;
@@ -241,12 +239,7 @@ template <class TILE> struct ChainPair {
         fetch_pieces(p.own + Tile::kInHead, 0);
 
         float s[kKeys / 2];
-        warpgroup::begin();
-#pragma unroll
-        for (int k = 0; k < 2; ++k) warpgroup::multiply_columns(s, queries[4 * k], queries[4 * k + 1], queries[4 * k + 2], queries[4 * k + 3], warpgroup::swizzled(keys + k * 32, 16), k);
-        warpgroup::commit();
-        warpgroup::wait<0>();
-        warpgroup::settle(s);
+        score_keys<kKeys>(s, queries, keys);
 
         uint32_t weight[2 * (kKeys / 8)];
         float inverse[2];
@@ -254,16 +247,8 @@ template <class TILE> struct ChainPair {
         const auto bias_of = [&](int r) { return table + (group * p.tokens + min(r, p.tokens - 1)) * Tile::kBiasRow; };
         weigh_keys<kKeys>(s, {bias_of(row), bias_of(row + 8)}, others, p.scale, p.mask_value, weight, inverse);
 
-        // Beyond KEYS there are weights of 0 for values that are finite: those of rows of zeros.
         float o[16];
-        const auto weight_of = [&](int i) { return i < 2 * (kKeys / 8) ? weight[i] : 0u; };
-        warpgroup::begin();
-#pragma unroll
-        for (int k = 0; k < 4; ++k)
-            warpgroup::multiply_rows(o, weight_of(4 * k), weight_of(4 * k + 1), weight_of(4 * k + 2), weight_of(4 * k + 3), warpgroup::swizzled(values + k * 1024, 16), k);
-        warpgroup::commit();
-        warpgroup::wait<0>();
-        warpgroup::settle(o);
+        weigh_values<kKeys>(o, weight, values);
 #pragma unroll
         for (int h = 0; h < 2; ++h)
 #pragma unroll
@@ -275,7 +260,7 @@ template <class TILE> struct ChainPair {
         float y[16];
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-            const float2 b = pair_at(vectors(3 * C + group * 32 + 8 * j + 2 * t));
+            const float2 b = bias_pair(vectors(3 * C + group * 32 + 8 * j + 2 * t));
 #pragma unroll
             for (int h = 0; h < 2; ++h) y[4 * j + 2 * h] = b.x, y[4 * j + 2 * h + 1] = b.y;
         }
@@ -302,7 +287,7 @@ template <class TILE> struct ChainPair {
         const __half* const b = vectors(5 * C + unit_of(i) * kColumns + 2 * t);
 #pragma unroll
         for (int j = 0; j < kColumns / 8; ++j) {
-            const float2 v = pair_at(b + 8 * j);
+            const float2 v = bias_pair(b + 8 * j);
 #pragma unroll
             for (int h = 0; h < 2; ++h) s[4 * j + 2 * h] = v.x, s[4 * j + 2 * h + 1] = v.y;
         }
@@ -394,7 +379,7 @@ template <class TILE> struct ChainPair {
             float v[8];
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
-                const float2 b = pair_at(vectors(4 * C + group * 32 + 8 * j + 2 * t)), x = floats(added[h][j]);
+                const float2 b = bias_pair(vectors(4 * C + group * 32 + 8 * j + 2 * t)), x = floats(added[h][j]);
                 v[2 * j] = o[4 * j + 2 * h] + b.x + x.x, v[2 * j + 1] = o[4 * j + 2 * h + 1] + b.y + x.y;
             }
 #pragma unroll

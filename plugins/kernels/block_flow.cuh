@@ -173,8 +173,7 @@ template <int DIM, int PIECES> struct Flow : Blocks {
         const int64_t token = token_of(row);
         const int pieces = p.channels / 8;
         const uint4* const source = reinterpret_cast<const uint4*>(stream + max(token, int64_t{0}) * p.channels);
-        constexpr int kFewer = PIECES == 6 && DIM == 32 ? 3 : PIECES == 12 ? 6 : PIECES == 16 ? 12 : 0;  // a kernel of so many takes fewer channels
-        const auto exists = [&](int i) { return i < kFewer || part + 8 * i < pieces; };
+        const auto exists = [&](int i) { return i < kFewerPieces<DIM, PIECES> || part + 8 * i < pieces; };
         uint4 raw[PIECES];
         // Registers are scarce, so all are asked for without a condition: what there is not is something else then.
         const auto load = [&](int i) { return load_made4(source + (exists(i) ? part + 8 * i : 0)); };

@@ -1,14 +1,17 @@
-// Weights of a window's keys from their scores, by warpgroups: rows g and g + 8 of a warp's sixteen as results of products have them (warpgroup.cuh).
+// The attention of a head of 32 in a window, by a warpgroup: rows g and g + 8 of a warp's sixteen as results of products have them (warpgroup.cuh).
 #pragma once
 
 #include <math_constants.h>
 
 #include "common.cuh"
 #include "mma.cuh"
+#include "warpgroup.cuh"
+#include "warpgroup_registers.cuh"
 
 namespace trt_opt {
 
-__device__ __forceinline__ float2 bias_pair(const __half* p) { return __half22float2(*reinterpret_cast<const __half2*>(p)); }
+__device__ __forceinline__ float2 floats(uint32_t pair) { return __half22float2(*reinterpret_cast<const __half2*>(&pair)); }
+__device__ __forceinline__ float2 bias_pair(const __half* p) { return floats(*reinterpret_cast<const uint32_t*>(p)); }
 __device__ __forceinline__ float2 bias_pair(const float* p) { return *reinterpret_cast<const float2*>(p); }
 
 // `bias`: of each of the rows, from the lane's first key on. `others`: of keys that are masked (WindowRegions). Weights are left operands, and still to be multiplied with `inverse`.
@@ -50,6 +53,26 @@ __device__ __forceinline__ void weigh_keys(float (&s)[KEYS / 2], const Bias* con
         sum = group_sum<4>(sum);
         inverse[h] = sum > 0.f ? __fdividef(1.f, sum) : 0.f;
     }
+}
+
+template <int KEYS> __device__ __forceinline__ void score_keys(float (&s)[KEYS / 2], const uint32_t (&queries)[8], uint32_t keys) {
+    warpgroup::begin();
+#pragma unroll
+    for (int k = 0; k < 2; ++k) warpgroup::multiply_columns(s, queries[4 * k], queries[4 * k + 1], queries[4 * k + 2], queries[4 * k + 3], warpgroup::swizzled(keys + k * 32, 16), k);
+    warpgroup::commit();
+    warpgroup::wait<0>();
+    warpgroup::settle(s);
+}
+// Beyond KEYS there are weights of 0 for values that are finite: those of rows of zeros.
+template <int KEYS> __device__ __forceinline__ void weigh_values(float (&o)[16], const uint32_t (&weight)[KEYS / 4], uint32_t values) {
+    const auto weight_of = [&](int i) { return i < KEYS / 4 ? weight[i] : 0u; };
+    warpgroup::begin();
+#pragma unroll
+    for (int k = 0; k < 4; ++k)
+        warpgroup::multiply_rows(o, weight_of(4 * k), weight_of(4 * k + 1), weight_of(4 * k + 2), weight_of(4 * k + 3), warpgroup::swizzled(values + k * 1024, 16), k);
+    warpgroup::commit();
+    warpgroup::wait<0>();
+    warpgroup::settle(o);
 }
 
 }  // namespace trt_opt

@@ -970,7 +970,7 @@ CHAIN_PAIRS = 1 << 16  # the tactic of a chain as a kernel a pair
 
 
 def quads_text(tactic):
-    return f"{(16, 32, 48)[tactic - 1 >> 15 & 7]} in {1 << (tactic - 1 >> 18)}"
+    return f"{(16, 32)[tactic - 1 >> 15 & 7]} in {1 << (tactic - 1 >> 18)}"
 
 
 def tactic_text(tactic):

@@ -30,21 +30,36 @@ impl Fusion {
         mut patch: Patch,
         label: &str,
         name: String,
-        mut node: Node,
+        node: Node,
         [stream, out]: [ValueId; 2],
         covers: Vec<NodeId>,
     ) -> Outcome<Self> {
         let y = patch.value_like(graph, &name, stream);
+        Self::giving(graph, patch, name, node, [y, out], covers)
+            .ok_or_else(|| Miss::new(label, "the shape of its result is not known"))
+    }
+
+    /// By a node that gives `y`, of which `out` is another shape, unless that is not known.
+    pub fn giving(
+        graph: &Graph,
+        mut patch: Patch,
+        name: String,
+        mut node: Node,
+        [y, out]: [ValueId; 2],
+        covers: Vec<NodeId>,
+    ) -> Option<Self> {
         node.name.clone_from(&name);
         patch.node(node, [y]);
-        let shaped = graph
-            .shape(out)
-            .and_then(|shape| patch.reshape(graph, y, shape, &format!("{name}/shape")))
-            .ok_or_else(|| Miss::new(label, "the shape of its result is not known"))?;
+        let shaped = patch.reshape(graph, y, graph.shape(out)?, &format!("{name}/shape"))?;
         patch.replace(out, shaped);
         patch.cover(covers.iter().copied());
-        Ok(Self { patch, name, covers })
+        Some(Self { patch, name, covers })
     }
+}
+
+/// Why there is no node where the plugin's op gives no such shape.
+pub fn shapes_unfit(label: &str) -> Miss {
+    Miss::new(label, "the shapes do not suit the plugin")
 }
 
 /// A kind of block, and how its sites are found and matched.

@@ -14,7 +14,7 @@ use crate::rewrite::engine::{Engine, Miss, Patch};
 use crate::rewrite::ops::{BlockChain, MergedChain, PatchMergeBlock, PatchMergeWeights};
 use crate::rewrite::pattern::fused_name;
 use crate::rewrite::rules::attn_block::ahead;
-use crate::rewrite::rules::block::{Fusion, Outcome, Rule, output};
+use crate::rewrite::rules::block::{Fusion, Outcome, Rule, output, shapes_unfit};
 use crate::rewrite::rules::block_chain::{MULTIPLE, Tensors, has_pair_kernel};
 
 const RULE: &str = "merged-chain";
@@ -95,7 +95,7 @@ impl Merged {
     }
 
     fn fusion(self, graph: &Graph, label: &str) -> Outcome<Fusion> {
-        let unfit = || Miss::new(label, "the shapes do not suit the plugin");
+        let unfit = || shapes_unfit(label);
         let dtype = graph.dtype(self.x).unwrap_or(DType::F32);
         let mut tensors = Tensors::of(dtype);
         let norm = [self.merge.norm_scale, self.merge.norm_bias];
@@ -107,14 +107,9 @@ impl Merged {
         let name = fused_name(graph, label, "TrtOptBlockChain");
         let mut patch = Patch::new(graph, RULE);
         let [weights, vectors] = tensors.finish(&mut patch, &name);
-        let (from, to) = (graph.shape(self.x).ok_or_else(unfit)?, graph.shape(self.out).ok_or_else(unfit)?.to_vec());
-        let y = patch.value(&name, Some(dtype), Some(self.op.stream(from).ok_or_else(unfit)?));
-        let mut fused = self.op.node([self.x, weights, vectors], None);
-        fused.name.clone_from(&name);
-        patch.node(fused, [y]);
-        let y = patch.reshape(graph, y, &to, &format!("{name}/shape")).ok_or_else(unfit)?;
-        patch.replace(self.out, y);
-        patch.cover(self.covers.iter().copied());
-        Ok(Fusion { patch, name, covers: self.covers })
+        let stream = graph.shape(self.x).and_then(|from| self.op.stream(from)).ok_or_else(unfit)?;
+        let y = patch.value(&name, Some(dtype), Some(stream));
+        let fused = self.op.node([self.x, weights, vectors], None);
+        Fusion::giving(graph, patch, name, fused, [y, self.out], self.covers).ok_or_else(unfit)
     }
 }

@@ -19,7 +19,9 @@ use crate::rewrite::ops::{
 };
 use crate::rewrite::pattern::fused_name;
 use crate::rewrite::rules::attn_block::ahead;
-use crate::rewrite::rules::block::{Fusion, Linear, Outcome, Rule, check_flops, check_types, limits, output};
+use crate::rewrite::rules::block::{
+    Fusion, Linear, Outcome, Rule, check_flops, check_types, limits, output, shapes_unfit,
+};
 use crate::rewrite::rules::patch_merge;
 
 const RULE: &str = "patch-merge-block";
@@ -110,18 +112,9 @@ impl Block {
         let whole = |found: &(PatchMergeBlock, Vec<Dim>)| found.1 == to;
         let (block, shape) = of_rank(4).filter(whole).or_else(|| of_rank(3)).ok_or_else(unfit)?;
         let y = patch.value(&name, dtype, Some(shape));
-        let mut fused = block.node(self.x, self.residual, &weights);
-        fused.name.clone_from(&name);
-        patch.node(fused, [y]);
-        let y = patch.reshape(graph, y, &to, &format!("{name}/shape")).ok_or_else(unfit)?;
-        patch.replace(self.out, y);
-        patch.cover(self.covers.iter().copied());
-        Ok(Fusion { patch, name, covers: self.covers })
+        let fused = block.node(self.x, self.residual, &weights);
+        Fusion::giving(graph, patch, name, fused, [y, self.out], self.covers).ok_or_else(unfit)
     }
-}
-
-fn shapes_unfit(label: &str) -> Miss {
-    Miss::new(label, "the shapes do not suit the plugin")
 }
 
 /// Sizes that the plugin takes, and is made for.
