@@ -102,7 +102,7 @@ template <class TILE> struct ChainPair {
         __syncwarp();
         if (lane < kCopies) {
             const int deep = lane / 3, part = lane % 3, columns = (part == 2 ? 0 : (part + 1) * C) + group * 32;
-            mbarrier::copy(head() + lane * kBytes, p.w_qkv + (deep * 3 * C + columns) * kDepth, kBytes, barrier);
+            mbarrier::copy_once(head() + lane * kBytes, p.w_qkv + (deep * 3 * C + columns) * kDepth, kBytes, barrier);
         }
     }
     // A warpgroup's pieces in order: W1 0, W1 1, W2 0, W1 2, W2 1, ... W2 n - 1.
@@ -115,10 +115,10 @@ template <class TILE> struct ChainPair {
         if (second) {
             constexpr int kBytes = kColumns * 16;
             const int inside = column & (p.hidden_depth - 1), eight = lane + 4 * group - (lane + 4 * group < C / 8 ? 0 : C / 8);  // this warpgroup's channels first
-            if (lane < C / 8) mbarrier::copy(to + lane * kBytes, p.w2 + (column - inside) * C + (eight * p.hidden_depth + inside) * 8, kBytes, barrier);
+            if (lane < C / 8) mbarrier::copy_once(to + lane * kBytes, p.w2 + (column - inside) * C + (eight * p.hidden_depth + inside) * 8, kBytes, barrier);
         } else {
             constexpr int kBytes = kColumns * kDepth * 2;
-            if (lane < C / kDepth) mbarrier::copy(to + lane * kBytes, p.w1 + (lane * p.hidden + column) * kDepth, kBytes, barrier);
+            if (lane < C / kDepth) mbarrier::copy_once(to + lane * kBytes, p.w1 + (lane * p.hidden + column) * kDepth, kBytes, barrier);
         }
     }
     // Those that have places among the first `places` of the ring, once `taken` have been used.
@@ -402,7 +402,7 @@ template <class TILE> struct ChainPair {
         if (group == 0 && warp == 2 && lane == 0) {
             const uint32_t barrier = at + Tile::kProjFull;
             mbarrier::expect(barrier, Tile::kProj);
-            mbarrier::copy(at + Tile::kProjAt, p.w_proj, Tile::kProj, barrier);
+            mbarrier::copy_once(at + Tile::kProjAt, p.w_proj, Tile::kProj, barrier);
         }
         slot = 0, coming = 0;
         fetch_pieces(p.own, 0);

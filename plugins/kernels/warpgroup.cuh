@@ -13,6 +13,14 @@ __device__ __forceinline__ uint64_t pieces(uint32_t address, uint32_t along, uin
     return uint64_t{across >> 4} << 32 | uint64_t{along >> 4} << 16 | (address & 0x3ffff) >> 4;
 }
 
+// The same of many places: an addition each. All are multiples of 16.
+struct Pieces {
+    uint32_t low, high;
+
+    __device__ __forceinline__ Pieces(uint32_t address, uint32_t along, uint32_t across) : low((along >> 4 << 16) + (address >> 4)), high(across >> 4) {}
+    __device__ __forceinline__ uint64_t at(uint32_t offset) const { return uint64_t{high} << 32 | (low + (offset >> 4)); }
+};
+
 __device__ __forceinline__ void begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 // Until no more than the N latest groups are under way.
