@@ -324,7 +324,7 @@ cudaError_t run_kernel(const BlockChainProblem& q, const Plan& plan, int32_t slo
     p.stages = s.stages, p.rows_bytes = s.rows;
     p.by_group_tiles = FastDiv(static_cast<uint32_t>(c.group_tiles));
     set_work(q, plan, p.work);
-    p.heads_once = q.window.used() && p.work[chain::kHeads].units <= device().multiprocessors;
+    p.one_wave = std::all_of(std::begin(p.work), std::end(p.work), [](const ChainWork& w) { return w.units <= device().multiprocessors; });
     if (const WindowGrid& g = q.window; g.used()) {
         WindowGrid plain = g;
         plain.shift_h = plain.shift_w = 0;
