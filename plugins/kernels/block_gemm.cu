@@ -191,6 +191,7 @@ cudaError_t block_gemm(const BlockGemmProblem& q, const GemmPlan& plan, cudaStre
     p.next = static_cast<const unsigned char*>(q.next), p.next_lines = static_cast<uint32_t>(q.next_bytes / 128);
     GemmLaunch how;
     how.norm = q.norm, how.blocks = static_cast<uint32_t>(cut.blocks), how.shared = cut.shared;
+    p.once = one_wave(cut.blocks, 32 * cut.shape.warps, static_cast<size_t>(cut.shared));
     if (!q.quads.used()) return cut.shape.launch(p, how, stream);
     p.quads = QuadMap(q.quads.grid_h, q.quads.grid_w, q.quads.order, q.k / 4);
     return cut.shape.merge(p, how, stream);

@@ -39,6 +39,7 @@ struct BlockGemmArgs {
     float epsilon;
     FastDiv by_columns;            // tiles of the same rows
     Activation activation;
+    bool once;                     // all blocks run at once: how the second-level cache keeps B
     bool mapped;                   // windows are cut: row r of A (where it is normalized) or of the output is map.source(r)
     const unsigned char* next;     // what the kernel after this one reads, into the second-level cache
     uint32_t next_lines;           // of 128 bytes
@@ -132,8 +133,9 @@ template <class Tile, bool NORM, class Args = BlockGemmArgs> __global__ void __l
         const int piece = tid % Tile::kPieces * 8;
         const bool exists = column + piece < p.n;
         const __half* from = exists ? p.b + k0 * p.n + column + piece : p.b;
+        const uint64_t policy = weight_policy(p.once);
 #pragma unroll 4
-        for (int row = tid / Tile::kPieces; row < padded; row += kStep) copy16(b + row * kBRow + piece, from + (exists ? min(row, depth - 1) * p.n : 0), exists);
+        for (int row = tid / Tile::kPieces; row < padded; row += kStep) copy16(b + row * kBRow + piece, from + (exists ? min(row, depth - 1) * p.n : 0), exists, policy);
         if constexpr (NORM)
             for (int c = 8 * tid; c < padded; c += 8 * kThreads) copy16(scale + c, c < depth ? p.scale + c : p.scale, c < depth), copy16(shift + c, c < depth ? p.shift + c : p.shift, c < depth);
     }

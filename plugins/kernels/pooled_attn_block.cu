@@ -88,6 +88,7 @@ cudaError_t heads(const PooledAttnBlockProblem& q, const Plan& plan, cudaStream_
     p.key_blocks = static_cast<int>(key_blocks(plan)), p.key_slices = (2 * plan.inner + kPooledSlice - 1) / kPooledSlice, p.query_slices = (plan.inner + kPooledSlice - 1) / kPooledSlice;
     p.by_image = FastDiv(static_cast<uint32_t>(q.pooled())), p.by_across = FastDiv(static_cast<uint32_t>(q.grid_w / q.pool_w)), p.by_pool_w = FastDiv(static_cast<uint32_t>(q.pool_w));
     const int64_t blocks = key_blocks(plan) + query_blocks(plan);
+    p.once = one_wave(blocks, kPooledThreads, static_cast<size_t>(shared_of(q.channels)));
     if (pool_shared(q, plan)) return heads_of<256, true>(p, blocks, stream);
     return q.channels == 64 ? heads_of<64, false>(p, blocks, stream) : q.channels == 128 ? heads_of<128, false>(p, blocks, stream) : heads_of<256, false>(p, blocks, stream);
 }
@@ -123,7 +124,10 @@ cudaError_t merge(const PooledAttnBlockProblem& q, const Plan& plan, cudaStream_
     p.by_slices = FastDiv(static_cast<uint32_t>(blocks.slices)), p.by_row_blocks = FastDiv(static_cast<uint32_t>(blocks.rows));
     if (p.bias) p.by_period = FastDiv(static_cast<uint32_t>(std::min<int64_t>(a.bias_period, INT32_MAX)));
     const auto all = static_cast<uint32_t>(q.images * blocks.rows * blocks.slices);
-    return with_merge(a.heads, [&](auto shape, auto kernel) { return launch_ahead(kernel, all, kPooledMergeThreads, shape.kBytes, stream, 1, p); });
+    return with_merge(a.heads, [&](auto shape, auto kernel) {
+        p.once = one_wave(all, kPooledMergeThreads, shape.kBytes);
+        return launch_ahead(kernel, all, kPooledMergeThreads, shape.kBytes, stream, 1, p);
+    });
 }
 
 template <class T> struct MeansProblem {
