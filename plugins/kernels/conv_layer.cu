@@ -20,9 +20,7 @@ struct Shape {
     cudaError_t (*launch)(const ConvLayerArgs&, uint32_t blocks, cudaStream_t);
 };
 template <class Tile> cudaError_t launch(const ConvLayerArgs& p, uint32_t blocks, cudaStream_t stream) {
-    ConvLayerArgs with = p;
-    with.once = one_wave(blocks, Tile::kThreads, Tile::kShared);
-    return launch_ahead(conv_layer_kernel<Tile>, blocks, Tile::kThreads, Tile::kShared, stream, 1, with);
+    return launch_ahead(conv_layer_kernel<Tile>, blocks, Tile::kThreads, Tile::kShared, stream, 1, p);
 }
 template <int C, int HIGH, int K> constexpr Shape shape(int rounds) {
     using Tile = ConvLayerTile<C, HIGH, K>;

@@ -24,7 +24,6 @@ struct ConvLayerArgs {
     int height, width, hidden;  // hidden: columns between the MLP's products
     FastDiv by_across, by_down;  // tiles
     Activation activation;
-    bool once;                   // all blocks run at once: how the second-level cache keeps the weights
 };
 
 constexpr int kConvLayerSide = 64;  // of a square of weights
@@ -102,7 +101,7 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) conv_
             }
         }
         mbarrier::expect(barrier, Tile::kSquare);
-        tensor_copy::load(slots_at + slot * Tile::kSquare, *from, column * kSide, row * kSide, barrier, ptx::weight_policy(p.once));
+        tensor_copy::load(slots_at + slot * Tile::kSquare, *from, column * kSide, row * kSide, barrier);
     };
     // Those before `done` have been used by all. The warps take turns: asking for one takes a thread a while.
     int fetched = 0;

@@ -72,6 +72,7 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) mlp_c
     float *const column_sums = reinterpret_cast<float*>(bias2 + Tile::padded_columns(p.k)), *const offsets = column_sums + p.slice;
 
     // Before the kernel before this one is done: weights. What is past the end is zeros.
+    const uint64_t policy = weight_policy(p.once);
     {
         uint32_t piece;
         const int row_first = static_cast<int>(p.by_first.divmod(static_cast<uint32_t>(tid), piece)), step = Tile::kThreads / static_cast<int>(p.by_first.divisor), column = 8 * static_cast<int>(piece);
@@ -81,7 +82,7 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) mlp_c
 #pragma unroll 4
             for (int row = row_first; row < padded; row += step) {
                 const bool there = exists && row < p.k;
-                copy16(first + row * Tile::first_row(p.slice) + column, there ? from + int64_t{row} * p.hidden : p.w1, there, weight_policy(p.once));
+                copy16(first + row * Tile::first_row(p.slice) + column, there ? from + int64_t{row} * p.hidden : p.w1, there, policy);
             }
         }
         for (int c = 8 * tid; c < padded; c += 8 * Tile::kThreads) copy16(scale + c, c < p.k ? p.scale + c : p.scale, c < p.k), copy16(shift + c, c < p.k ? p.shift + c : p.shift, c < p.k);
@@ -95,7 +96,7 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) mlp_c
 #pragma unroll 4
             for (int row = row_first; row < p.slice; row += step) {
                 const bool there = exists && hidden0 + row < p.hidden;
-                copy16(second + row * Tile::second_row(p.k) + column, there ? p.w2 + int64_t{hidden0 + row} * p.k + column : p.w2, there, weight_policy(p.once));
+                copy16(second + row * Tile::second_row(p.k) + column, there ? p.w2 + int64_t{hidden0 + row} * p.k + column : p.w2, there, policy);
             }
         }
     };
