@@ -103,10 +103,7 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) mlp_c
     if (!p.late) {
         fetch_second();
     } else {
-        const auto* from = reinterpret_cast<const unsigned char*>(p.w2 + int64_t{hidden0} * p.k);
-        const int lines = min(p.slice, p.hidden - hidden0) * p.k / 64;
-#pragma unroll 1
-        for (int i = tid; i < lines; i += Tile::kThreads) prefetch_l2(from + i * 128);
+        prefetch_weights(p.w2 + int64_t{hidden0} * p.k, static_cast<uint32_t>(min(p.slice, p.hidden - hidden0) * p.k * 2), static_cast<uint32_t>(warp), Tile::kWarps, policy);
     }
     for (int c = 8 * tid; c < p.k; c += 8 * Tile::kThreads) copy16(bias2 + c, p.b2 + c, true);
     commit_copies();

@@ -70,7 +70,7 @@ template <int C> __global__ void __launch_bounds__(kMlpRowsThreads) mlp_rows_ker
     fetch(first, S::kSliceStride, p.w1 + hidden0, S::kHidden, std::integral_constant<int, S::kSlice>{}, Columns{});
     fetch(second, S::kStride, p.w2 + hidden0 * C, C, Columns{}, std::integral_constant<int, S::kEarly>{});
     [[maybe_unused]] const __half* const late = p.w2 + (hidden0 + S::kEarly) * C;
-    for (int i = tid; i < kLate * C / 64; i += kMlpRowsThreads) ptx::prefetch_l2(late + i * 64);
+    if constexpr (kLate > 0) ptx::prefetch_weights(late, kLate * C * 2, warp, S::kWarps, policy);
 
     // A warp normalizes its share of the rows, and then has 16 rows and a group's columns of either product.
     constexpr int kPieces = C > 256 ? C / 256 : 1, kLanes = C / 8 / kPieces, kSlots = 32 / kLanes, kOfWarp = S::kRows / S::kWarps, kLoads = kOfWarp / kSlots;

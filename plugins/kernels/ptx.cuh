@@ -219,5 +219,16 @@ __device__ __forceinline__ uint32_t load_acquire(const uint32_t* p) {
     return v;
 }
 __device__ __forceinline__ void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+// Asks for so many bytes of weights (a multiple of 16, as the address is) in the second-level cache, with a policy (weight_policy), which a prefetch line by line has
+// none for. By so many warps, which share them out; this is number `warp` of them.
+__device__ __forceinline__ void prefetch_weights(const void* from, uint32_t bytes, uint32_t warp, uint32_t warps, uint64_t policy) {
+#if __CUDA_ARCH__ >= 900
+    constexpr uint32_t kPiece = 2048;
+    if (threadIdx.x % 32 != 0) return;
+#pragma unroll 1
+    for (uint32_t at = warp * kPiece; at < bytes; at += warps * kPiece)
+        asm volatile("cp.async.bulk.prefetch.L2.global.L2::cache_hint [%0], %1, %2;" ::"l"(static_cast<const unsigned char*>(from) + at), "r"(min(kPiece, bytes - at)), "l"(policy) : "memory");
+#endif
+}
 
 }  // namespace trt_opt::ptx
