@@ -340,7 +340,8 @@ PairPlan pair_plan(const BlockChainProblem& q) {
             const int fixed = s.fixed(tokens, q.hidden), place = s.groups * s.piece, left = device().shared - fixed;
             const int pieces = 2 * static_cast<int>(parts(q.hidden / s.columns, s.groups)), own = left < 0 ? 0 : std::min({left / place, pieces, kChainPairMaxSlots});
             const int places = own + s.in_head + s.in_proj;
-            if (left >= 0 && places >= s.places) return {&s, own, std::min({places, pieces, kChainPairMaxSlots}), fixed + own * place};
+            constexpr int kFewest = 2;
+            if (left >= 0 && places >= kFewest) return {&s, own, std::min({places, pieces, kChainPairMaxSlots}), fixed + own * place};
         }
     return {};
 }
@@ -362,7 +363,8 @@ cudaError_t run_pairs(const BlockChainProblem& q, const PairPlan& plan, cudaStre
         p.windows = static_cast<uint32_t>(q.images * q.groups()), p.tokens = static_cast<int>(q.group_tokens()), p.bias_row = static_cast<int>(ceil8(p.tokens));
         p.hidden = q.hidden, p.hidden_depth = depth_of(q.hidden);
         p.own = plan.own, p.slots = plan.slots;
-        p.epsilon = q.epsilon, p.scale = q.scale, p.mask_value = q.mask_value, p.activation = q.tanh_gelu ? Activation::kGeluTanh : Activation::kGelu;
+        plan.shape->set_places(p);
+        p.epsilon = q.epsilon, p.scale = q.scale, p.mask_value = q.mask_value, p.power = ActivationPower(q.tanh_gelu ? Activation::kGeluTanh : Activation::kGelu);
         WindowGrid g = q.window;
         p.shifted = q.shifted >> pair & 1;
         if (!p.shifted) g.shift_h = g.shift_w = 0;

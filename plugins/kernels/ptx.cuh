@@ -176,6 +176,8 @@ __device__ __forceinline__ void let_next_start() {
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
+// In one access, which compilers make four of where the words come from selections.
+__device__ __forceinline__ void store(void* to, uint4 v) { asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory"); }
 // What all of a block wrote before a barrier is seen by who finds this value behind it, on the whole device.
 __device__ __forceinline__ void store_release(uint32_t* p, uint32_t v) {
 #if __CUDA_ARCH__ >= 700
