@@ -106,7 +106,7 @@ template <class TILE> struct ChainPair {
     // A head's keys, values and queries, a warp each, of kDepth contracted elements behind each other.
     __device__ __forceinline__ void fetch_head() const {
         constexpr int kBytes = 32 * kDepth * 2;
-        if (warp >= 3 || lane != 0) return;
+        if (warp >= 3 || !ptx::elect()) return;
         const uint32_t barrier = at + Tile::kQkvFull + group * 8;
         mbarrier::expect(barrier, Tile::kHead / 3);
 #pragma unroll
@@ -115,7 +115,7 @@ template <class TILE> struct ChainPair {
     }
     // A warpgroup's next piece, a quarter a warp. In order: W1 0, W2 0, W1 1, W2 1, ...
     __device__ __forceinline__ void fetch_piece() {
-        if (lane == 0) {
+        if (ptx::elect()) {
             const int column = unit_of(coming / 2) * kColumns;
             const uint32_t to = place(coming_slot), barrier = full(coming_slot);
             mbarrier::expect(barrier, Tile::kPiece / 4);
@@ -415,7 +415,7 @@ template <class TILE> struct ChainPair {
     // All weights that have places.
     __device__ __forceinline__ void fetch() {
         fetch_head();
-        if (group == 0 && warp == 3 && lane == 0) {
+        if (group == 0 && warp == 3 && ptx::elect()) {
             const uint32_t barrier = at + Tile::kProjFull;
             mbarrier::expect(barrier, Tile::kProj);
             mbarrier::copy(at + Tile::kProjAt, p.w_proj, Tile::kProj, barrier);

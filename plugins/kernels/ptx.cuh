@@ -164,6 +164,14 @@ __device__ __forceinline__ uint4 load_remote(uint32_t address) {
     return v;
 }
 
+// Of a whole warp, one thread: unlike a comparison of lanes it tells the compiler that there is no other, so that copies behind it need no loop over lanes.
+__device__ __forceinline__ bool elect() {
+    uint32_t chosen = 0;
+#if __CUDA_ARCH__ >= 900
+    asm volatile("{.reg .pred p;\n\telect.sync _|p, 0xffffffff;\n\tselp.u32 %0, 1, 0, p;}" : "=r"(chosen));
+#endif
+    return chosen != 0;
+}
 // Until the kernels before this one are done and what they wrote is seen, where this one was launched ahead of that.
 __device__ __forceinline__ void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900
