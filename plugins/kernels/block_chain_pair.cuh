@@ -335,11 +335,10 @@ template <class TILE> struct ChainPair {
         constexpr int kHalf = kColumns / 4;
         uint32_t hidden[2][kColumns / 8];
         activate_by_two<kHalf>(s, p.power);
-        warpgroup::wait<0>();
-        warpgroup::settle(o);
-        give_back(2 * i + 1);
         const uint32_t w = take();
         multiply_half<0>(o, w, s, hidden[0]);
+        warpgroup::wait<1>();  // not ahead of this product: compilers move a wait to before what does not need it
+        give_back(2 * i + 1);
         float next[kColumns / 2];
         if constexpr (NEXT) start_first(next, i + 1);
         activate_by_two<kHalf>(s + kHalf, p.power);
