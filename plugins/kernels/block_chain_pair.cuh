@@ -87,14 +87,15 @@ template <class TILE> struct ChainPair {
     const int group, lane, warp, t, row;  // warp: of the group; row: the first of the window's two that this lane has a part of; 8 on is the other
     const int pieces;            // of this warpgroup
     int slot = 0, coming = 0, coming_slot = 0;  // where the next piece is; the first that has not been asked for, and where it will be
-    uint32_t phases = 0;         // of the ring's barriers
+    uint32_t phases = 0;         // of the ring's barriers; the top bit is that of the others, which a window uses once
 
     __device__ __forceinline__ const __half* vectors(int from) const { return reinterpret_cast<const __half*>(shared + Tile::kVectors) + from; }
 
-    __device__ __forceinline__ int token(uint32_t window, int r) const {
-        return r < p.tokens ? static_cast<int>(p.map.source(window * static_cast<uint32_t>(p.tokens) + static_cast<uint32_t>(r))) : -1;
+    // Where this lane's part of a row begins, or a negative number if there is no such row.
+    __device__ __forceinline__ int offset(uint32_t window, int r) const {
+        const int token = r < p.tokens ? static_cast<int>(p.map.source(window * static_cast<uint32_t>(p.tokens) + static_cast<uint32_t>(r))) : -1;
+        return token < 0 ? -1 : token * C + group * 32 + t * 8;
     }
-    __device__ __forceinline__ int64_t offset(int of) const { return int64_t{of} * C + group * 32 + t * 8; }
 
     // Weights.
 
@@ -169,16 +170,18 @@ template <class TILE> struct ChainPair {
         unsigned char* const parts = shared + Tile::kPairsAt + row * 8;
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-            float sum = 0.f, squares = 0.f;
+            float sums[4];
 #pragma unroll
-            for (int j = 0; j < 4; ++j) sum += v[4 * j + 2 * h] + v[4 * j + 2 * h + 1];
-            const float mean = group_sum<4>(sum) * kPart;
+            for (int j = 0; j < 4; ++j) sums[j] = v[4 * j + 2 * h] + v[4 * j + 2 * h + 1];
+            const float mean = group_sum<4>((sums[0] + sums[1]) + (sums[2] + sums[3])) * kPart;
+            // Two at a time, since there is little else to do meanwhile.
+            float even = 0.f, odd = 0.f;
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
                 const float a = v[4 * j + 2 * h] - mean, b = v[4 * j + 2 * h + 1] - mean;
-                squares = fmaf(a, a, squares), squares = fmaf(b, b, squares);
+                even = fmaf(a, a, even), odd = fmaf(b, b, odd);
             }
-            squares = group_sum<4>(squares);
+            const float squares = group_sum<4>(even + odd);
             if (t == 0) *reinterpret_cast<float2*>(parts + group * Tile::kPairs + h * 64) = make_float2(mean, squares);
         }
         __syncthreads();
@@ -186,13 +189,16 @@ template <class TILE> struct ChainPair {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
             float2 part[G];
-            float mean = 0.f, squares = 0.f;
 #pragma unroll
-            for (int i = 0; i < G; ++i) part[i] = *reinterpret_cast<const float2*>(parts + i * Tile::kPairs + h * 64), mean += part[i].x;
+            for (int i = 0; i < G; ++i) part[i] = *reinterpret_cast<const float2*>(parts + i * Tile::kPairs + h * 64);
+            float mean = part[0].x, squares = part[0].y;
+#pragma unroll
+            for (int i = 1; i < G; ++i) mean += part[i].x, squares += part[i].y;
             mean *= kAll;
+            float between = 0.f;
 #pragma unroll
-            for (int i = 0; i < G; ++i) squares += fmaf(32.f * (part[i].x - mean), part[i].x - mean, part[i].y);
-            const float factor = of[h] >= 0 ? rsqrtf(fmaf(squares, kPart * kAll, p.epsilon)) : 0.f, offset = -mean * factor;
+            for (int i = 0; i < G; ++i) between = fmaf(part[i].x - mean, part[i].x - mean, between);
+            const float root = inverse_root(fmaf(between, kAll, fmaf(squares, kPart * kAll, p.epsilon))), factor = of[h] >= 0 ? root : 0.f, offset = -mean * factor;
 #pragma unroll
             for (int j = 0; j < 4; ++j) normal[h][j] = pack_halves(fmaf(v[4 * j + 2 * h], factor, offset), fmaf(v[4 * j + 2 * h + 1], factor, offset));
         }
@@ -218,7 +224,7 @@ template <class TILE> struct ChainPair {
         mask_keys<kKeys>(s, others, p.mask_value);
     }
     // Of the head's results, this lane's two rows.
-    __device__ __forceinline__ void attend(uint32_t parity, float (&s)[kKeys / 2], uint32_t (&out)[2][4]) {
+    __device__ __forceinline__ void attend(float (&s)[kKeys / 2], uint32_t (&out)[2][4]) {
         float q[16], kv[32];
         const __half* const b = vectors(group * 32 + 2 * t);
 #pragma unroll
@@ -228,7 +234,7 @@ template <class TILE> struct ChainPair {
             for (int h = 0; h < 2; ++h)
                 q[4 * j + 2 * h] = bq.x, q[4 * j + 2 * h + 1] = bq.y, kv[4 * j + 2 * h] = bk.x, kv[4 * j + 2 * h + 1] = bk.y, kv[16 + 4 * j + 2 * h] = bv.x, kv[16 + 4 * j + 2 * h + 1] = bv.y;
         }
-        mbarrier::wait(at + Tile::kQkvFull + group * 8, parity);
+        mbarrier::wait(at + Tile::kQkvFull + group * 8, phases >> 31);
         warpgroup::settle(q), warpgroup::settle(kv);
         warpgroup::begin();
 #pragma unroll
@@ -273,7 +279,7 @@ template <class TILE> struct ChainPair {
     }
 
     // The rows and the product of the heads' results with 32 columns of Wproj.
-    __device__ __forceinline__ void project(uint32_t parity, const uint32_t (&r)[2][4], float (&y)[16]) const {
+    __device__ __forceinline__ void project(const uint32_t (&r)[2][4], float (&y)[16]) const {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
             const float2 b = bias_pair(vectors(3 * C + group * 32 + 8 * j + 2 * t));
@@ -284,7 +290,7 @@ template <class TILE> struct ChainPair {
             }
         }
         __syncthreads();  // the heads' results are there
-        mbarrier::wait(at + Tile::kProjFull, parity);
+        mbarrier::wait(at + Tile::kProjFull, phases >> 31);
         warpgroup::settle(y);
         warpgroup::begin();
 #pragma unroll
@@ -407,7 +413,7 @@ template <class TILE> struct ChainPair {
 #pragma unroll
             for (int j = 0; j < 4; ++j) r[j] = pack_halves(v[2 * j], v[2 * j + 1]);
             exchange_tiles(r, t);
-            if (of[h] >= 0) ptx::store(p.y + offset(of[h]), make_uint4(r[0], r[1], r[2], r[3]));
+            if (of[h] >= 0) ptx::store(p.y + of[h], make_uint4(r[0], r[1], r[2], r[3]));
         }
     }
 
@@ -423,10 +429,10 @@ template <class TILE> struct ChainPair {
         fetch_pieces(p.own, 0);
     }
 
-    __device__ __forceinline__ void run(uint32_t window, uint32_t parity) {
-        const int of[2] = {token(window, row), token(window, row + 8)};
+    __device__ __forceinline__ void run(uint32_t window) {
+        const int of[2] = {offset(window, row), offset(window, row + 8)};
         // Worked out before the wait.
-        const __half* from[2] = {p.x + offset(of[0]), p.x + offset(of[1])};
+        const __half* from[2] = {p.x + of[0], p.x + of[1]};
         float s[kKeys / 2];
         start_scores(window, s);
         warpgroup::settle(s);
@@ -450,14 +456,15 @@ template <class TILE> struct ChainPair {
         normalize(v, of);
         {
             uint32_t out[2][4];
-            attend(parity, s, out);
+            attend(s, out);
             store_columns(Tile::kResultsAt, out);
         }
-        project(parity, r, v);
+        project(r, v);
         normalize(v, of);
         float o[C / 2];
         multiply_units(o, v);
         finish(o, of);
+        phases ^= 1u << 31;
     }
 };
 
@@ -503,16 +510,15 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) chain
     }
 
     __syncthreads();
-    uint32_t parity = 0;
 #pragma unroll 1
-    for (uint32_t window = blockIdx.x; window < p.windows; window += gridDim.x, parity ^= 1) {
+    for (uint32_t window = blockIdx.x; window < p.windows; window += gridDim.x) {
         if (window != blockIdx.x) {
             // Sums have been read from where weights come to.
             tensor_copy::fence_shared();
             __syncthreads();
             block.fetch();
         }
-        block.run(window, parity);
+        block.run(window);
     }
 #endif
 }
