@@ -7,11 +7,6 @@ namespace trt_opt {
 
 enum class Activation : int32_t { kNone, kGelu, kGeluTanh };
 
-__device__ __forceinline__ float reciprocal(float v) {
-    float r;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
-    return r;
-}
 // x Phi(x) = x / (1 + exp(-u)), u = logit(Phi(x)), which is odd and smooth: a least-squares fit of u / x in x^2 over
 // |x| < 6, weighted for the error of the product, which stays below 4e-6. Beyond, the result is x or less than 1e-8.
 __device__ __forceinline__ float gelu_erf_power(float v) {

@@ -37,18 +37,19 @@ template <int KEYS> __device__ __forceinline__ void exponentiate_keys(const floa
         for (int j = 0; j < KEYS / 8; ++j) top = fmaxf(top, fmaxf(s[4 * j + 2 * h], s[4 * j + 2 * h + 1]));
         top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1)), top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
         const float base = top == -CUDART_INF_F ? 0.f : -top * kLog2;
-        sum[h] = 0.f;
+        float even = 0.f, odd = 0.f;
 #pragma unroll
         for (int j = 0; j < KEYS / 8; ++j) {
             const float u = exp2_fast(fmaf(s[4 * j + 2 * h], kLog2, base)), v = exp2_fast(fmaf(s[4 * j + 2 * h + 1], kLog2, base));
-            sum[h] += u, sum[h] += v;
+            even += u, odd += v;
             weight[2 * j + h] = pack_halves(u, v);
         }
+        sum[h] = even + odd;
     }
 }
 __device__ __forceinline__ float inverse_sum(float part) {
     const float sum = group_sum<4>(part);
-    return sum > 0.f ? __fdividef(1.f, sum) : 0.f;
+    return sum > 0.f ? reciprocal(sum) : 0.f;
 }
 // `bias`: of each of the rows, from the lane's first key on. Weights are still to be multiplied with `inverse`.
 template <int KEYS, class Bias>
@@ -71,7 +72,7 @@ template <int KEYS, bool ADDED = false, class Meanwhile> __device__ __forceinlin
     if constexpr (ADDED) warpgroup::settle(s);
     warpgroup::begin();
 #pragma unroll
-    for (int k = 0; k < 2; ++k) warpgroup::multiply_columns(s, queries[4 * k], queries[4 * k + 1], queries[4 * k + 2], queries[4 * k + 3], warpgroup::swizzled(keys + k * 32, 16), ADDED ? 1 : k);
+    for (int k = 0; k < 2; ++k) warpgroup::multiply_columns(s, queries[4 * k], queries[4 * k + 1], queries[4 * k + 2], queries[4 * k + 3], warpgroup::swizzled_at(keys, k * 32, 16), ADDED ? 1 : k);
     warpgroup::commit();
     meanwhile();
     warpgroup::wait<0>();
@@ -84,7 +85,7 @@ template <int KEYS, class Meanwhile> __device__ __forceinline__ void weigh_value
     warpgroup::begin();
 #pragma unroll
     for (int k = 0; k < 4; ++k)
-        warpgroup::multiply_rows(o, weight_of(4 * k), weight_of(4 * k + 1), weight_of(4 * k + 2), weight_of(4 * k + 3), warpgroup::swizzled(values + k * 1024, 16), k);
+        warpgroup::multiply_rows(o, weight_of(4 * k), weight_of(4 * k + 1), weight_of(4 * k + 2), weight_of(4 * k + 3), warpgroup::swizzled_at(values, k * 1024, 16), k);
     warpgroup::commit();
     meanwhile();
     warpgroup::wait<0>();
