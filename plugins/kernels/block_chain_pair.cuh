@@ -10,6 +10,8 @@
 // Wproj's place, as soon as that product is done.
 #pragma once
 
+#include <math_constants.h>
+
 #include "gelu.cuh"
 #include "mbarrier.cuh"
 #include "mma.cuh"
@@ -55,15 +57,14 @@ template <int GROUPS, int KEYS> struct ChainPairTile {
     // The sums of 8 of a thread's columns of a row on their way to another warpgroup, in the place of a head's weights.
     static constexpr int kShare = 128 * 8 * 4;
     static_assert(kInHead >= 1 && 2 * (GROUPS - 1) * kShare <= kHead);
-    static constexpr int kBiasRow = KEYS % 16 == 8 ? KEYS : KEYS + 8;  // an odd number of eight elements, so that eight rows lie in different banks
 
     // Shared memory. Keys and values have the copy engine's swizzle, so their place is a multiple of 1024.
     static constexpr int kProjAt = GROUPS * kHead, kRowsAt = kProjAt + kProj, kResultsAt = kRowsAt + kRows, kPairsAt = kResultsAt + kRows;
     static_assert(kPairsAt % 1024 == 0 && kRows == kThreads * 32);
-    static constexpr int kQkvFull = kPairsAt + GROUPS * kPairs, kProjFull = kQkvFull + GROUPS * 8, kFull = kProjFull + 8, kBarriers = GROUPS * (1 + kChainPairMaxSlots) + 1;
-    static constexpr int kVectors = (kQkvFull + kBarriers * 8 + 15) / 16 * 16;  // b_qkv, b_proj, b2, b1, and the scores' bias
+    static constexpr int kQkvFull = kPairsAt + GROUPS * kPairs, kProjFull = kQkvFull + GROUPS * 8, kVectorsFull = kProjFull + 8, kFull = kVectorsFull + 8, kBarriers = GROUPS * (1 + kChainPairMaxSlots) + 2;
+    static constexpr int kVectors = (kQkvFull + kBarriers * 8 + 15) / 16 * 16;  // b_qkv, b_proj, b2, b1, and the scores' bias, of whose last row as many elements are read as there may be keys
     __host__ __device__ static constexpr int bias_at(int hidden) { return kVectors + (5 * kChannels + hidden) * 2; }
-    __host__ __device__ static constexpr int places_at(int tokens, int hidden) { return (bias_at(hidden) + GROUPS * tokens * kBiasRow * 2 + 127) / 128 * 128; }
+    __host__ __device__ static constexpr int places_at(int tokens, int hidden) { return (bias_at(hidden) + GROUPS * tokens * KEYS * 2 + 127) / 128 * 128; }
     static constexpr int fixed(int tokens, int hidden) { return 1024 + places_at(tokens, hidden); }
     // The ring of a warpgroup: `own` places that are only that; in the place of its head's weights; in its share of Wproj's place.
     static void set_places(ChainPairArgs& p) {
@@ -206,16 +207,18 @@ template <class TILE> struct ChainPair {
         __syncthreads();
     }
 
-    // What scores are added to: their bias, and what masks add.
+    // What scores are added to: their bias, -inf for keys that the window has not, and what masks add.
     __device__ __forceinline__ void start_scores(uint32_t window, float (&s)[kKeys / 2]) const {
+        mbarrier::wait(at + Tile::kVectorsFull, 0);
         const __half* const table = reinterpret_cast<const __half*>(shared + Tile::bias_at(p.hidden)) + 2 * t;
+        const int left = p.tokens - 2 * t;
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-            const __half* const bias = table + (group * p.tokens + min(row + 8 * h, p.tokens - 1)) * Tile::kBiasRow;
+            const __half* const bias = table + (group * p.tokens + min(row + 8 * h, p.tokens - 1)) * p.bias_row;
 #pragma unroll
             for (int j = 0; j < kKeys / 8; ++j) {
-                const float2 v = bias_pair(bias + 8 * j);
-                s[4 * j + 2 * h] = v.x, s[4 * j + 2 * h + 1] = v.y;
+                const float2 v = p.scores_bias ? bias_pair(bias + 8 * j) : make_float2(0.f, 0.f);
+                s[4 * j + 2 * h] = 8 * j < left ? v.x : -CUDART_INF_F, s[4 * j + 2 * h + 1] = 8 * j + 1 < left ? v.y : -CUDART_INF_F;
             }
         }
         if (!p.shifted) return;
@@ -417,6 +420,14 @@ template <class TILE> struct ChainPair {
         }
     }
 
+    __device__ __forceinline__ void fetch_vectors() const {
+        if (group != 1 || warp != 3 || !ptx::elect()) return;
+        const uint32_t barrier = at + Tile::kVectorsFull, bias = p.scores_bias ? static_cast<uint32_t>(G * p.tokens * p.bias_row * 2) : 0;
+        mbarrier::expect(barrier, (5 * C + p.hidden) * 2 + bias);
+        const auto copy = [&](int to, const __half* from, int count) { mbarrier::copy(at + Tile::kVectors + to * 2, from, count * 2, barrier); };
+        copy(0, p.b_qkv, 3 * C), copy(3 * C, p.b_proj, C), copy(4 * C, p.b2, C), copy(5 * C, p.b1, p.hidden);
+        if (bias > 0) mbarrier::copy(at + Tile::bias_at(p.hidden), p.scores_bias, bias, barrier);
+    }
     // All weights that have places.
     __device__ __forceinline__ void fetch() {
         fetch_head();
@@ -470,7 +481,6 @@ template <class TILE> struct ChainPair {
 
 template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) chain_pair_kernel(const __grid_constant__ ChainPairArgs p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-    constexpr int C = Tile::kChannels;
     ptx::let_next_start();
     extern __shared__ unsigned char unaligned[];
     const uint32_t unaligned_at = ptx::shared_address(unaligned), at = (unaligned_at + 1023) & ~1023u;
@@ -479,45 +489,20 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) chain
     const int units = p.hidden / Tile::kColumns;
     ChainPair<Tile> block{p, shared, at, group, lane, warp, lane % 4, warp * 16 + lane / 4, 2 * ((units - group + Tile::kGroups - 1) / Tile::kGroups)};
     if (tid == 0) {
-        for (int i = 0; i < Tile::kBarriers; ++i) mbarrier::init(at + Tile::kQkvFull + i * 8, i < Tile::kGroups ? 3 : i == Tile::kGroups ? 1 : 4);
+        for (int i = 0; i < Tile::kBarriers; ++i) mbarrier::init(at + Tile::kQkvFull + i * 8, i < Tile::kGroups ? 3 : i < Tile::kGroups + 2 ? 1 : 4);
         mbarrier::publish();
     }
     __syncthreads();
     // Weights are constants, so they need not wait for the kernel before.
-    block.fetch();
-    uint4* const vectors = reinterpret_cast<uint4*>(shared + Tile::kVectors);
-    const auto copy = [&](int to, const __half* from, int count) {
-        for (int i = tid; i < count / 8; i += Tile::kThreads) vectors[to / 8 + i] = reinterpret_cast<const uint4*>(from)[i];
-    };
-    copy(0, p.b_qkv, 3 * C), copy(3 * C, p.b_proj, C), copy(4 * C, p.b2, C), copy(5 * C, p.b1, p.hidden);
-    // The scores' bias, with -inf for keys that the window has not.
-    uint4* const bias = reinterpret_cast<uint4*>(shared + Tile::bias_at(p.hidden));
-    constexpr int kEights = Tile::kKeys / 8, kOnce = 4;
-    const int count = Tile::kGroups * p.tokens * kEights;
-    for (int first = tid; first < count; first += kOnce * Tile::kThreads) {
-        uint4 raw[kOnce];
-#pragma unroll
-        for (int u = 0; u < kOnce; ++u) {
-            const int i = min(first + u * Tile::kThreads, count - 1), key = i % kEights * 8;
-            raw[u] = p.scores_bias && key < p.tokens ? *reinterpret_cast<const uint4*>(p.scores_bias + i / kEights * p.bias_row + key) : make_uint4(0, 0, 0, 0);
-        }
-#pragma unroll
-        for (int u = 0; u < kOnce; ++u) {
-            const int i = first + u * Tile::kThreads, left = p.tokens - i % kEights * 8;
-            const auto known = [&](uint32_t pair, int e) { return (e < left ? pair & 0xffffu : 0xfc00u) | (e + 1 < left ? pair & 0xffff0000u : 0xfc000000u); };
-            if (i < count) bias[i / kEights * (Tile::kBiasRow / 8) + i % kEights] = make_uint4(known(raw[u].x, 0), known(raw[u].y, 2), known(raw[u].z, 4), known(raw[u].w, 6));
-        }
-    }
-
-    __syncthreads();
+    block.fetch_vectors();
 #pragma unroll 1
     for (uint32_t window = blockIdx.x; window < p.windows; window += gridDim.x) {
         if (window != blockIdx.x) {
             // Sums have been read from where weights come to.
             tensor_copy::fence_shared();
             __syncthreads();
-            block.fetch();
         }
+        block.fetch();
         block.run(window);
     }
 #endif
