@@ -80,6 +80,7 @@ template <int GROUPS, int KEYS> struct ChainPairTile {
 template <class TILE> struct ChainPair {
     using Tile = TILE;
     static constexpr int G = Tile::kGroups, C = Tile::kChannels, kKeys = Tile::kKeys, kColumns = Tile::kColumns, kDepth = Tile::kDepth;
+    static constexpr bool kEarly = G < 4;     // there are registers for what is added to from before there is anything to add
     static constexpr int kRowStep = 64 * 16;  // from eight channels of a left operand to the next
 
     const ChainPairArgs& p;
@@ -209,7 +210,6 @@ template <class TILE> struct ChainPair {
 
     // What scores are added to: their bias, -inf for keys that the window has not, and what masks add.
     __device__ __forceinline__ void start_scores(uint32_t window, float (&s)[kKeys / 2]) const {
-        mbarrier::wait(at + Tile::kVectorsFull, 0);
         const __half* const table = reinterpret_cast<const __half*>(shared + Tile::bias_at(p.hidden)) + 2 * t;
         const int left = p.tokens - 2 * t;
 #pragma unroll
@@ -226,9 +226,8 @@ template <class TILE> struct ChainPair {
         p.regions.find_others(window, row, lane, others);
         mask_keys<kKeys>(s, others, p.mask_value);
     }
-    // Of the head's results, this lane's two rows.
-    __device__ __forceinline__ void attend(float (&s)[kKeys / 2], uint32_t (&out)[2][4]) {
-        float q[16], kv[32];
+    // What queries, and keys and values, are added to.
+    __device__ __forceinline__ void start_heads(float (&q)[16], float (&kv)[32]) const {
         const __half* const b = vectors(group * 32 + 2 * t);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
@@ -237,6 +236,10 @@ template <class TILE> struct ChainPair {
             for (int h = 0; h < 2; ++h)
                 q[4 * j + 2 * h] = bq.x, q[4 * j + 2 * h + 1] = bq.y, kv[4 * j + 2 * h] = bk.x, kv[4 * j + 2 * h + 1] = bk.y, kv[16 + 4 * j + 2 * h] = bv.x, kv[16 + 4 * j + 2 * h + 1] = bv.y;
         }
+    }
+    // Of the head's results, this lane's two rows.
+    __device__ __forceinline__ void attend(uint32_t window, float (&q)[16], float (&kv)[32], float (&s)[kKeys / 2], uint32_t (&out)[2][4]) {
+        if constexpr (!kEarly) start_heads(q, kv);
         mbarrier::wait(at + Tile::kQkvFull + group * 8, phases >> 31);
         warpgroup::settle(q), warpgroup::settle(kv);
         warpgroup::begin();
@@ -268,6 +271,7 @@ template <class TILE> struct ChainPair {
         uint32_t queries[8];
 #pragma unroll
         for (int i = 0; i < 8; ++i) queries[i] = pack_halves(q[2 * i] * p.scale, q[2 * i + 1] * p.scale);
+        if constexpr (!kEarly) start_scores(window, s);
         wait_group();
         // The head's weights have been used.
         score_keys<kKeys, true>(s, queries, keys, [&] { fetch_pieces(p.own + Tile::kInHead, 0); });
@@ -282,7 +286,7 @@ template <class TILE> struct ChainPair {
     }
 
     // The rows and the product of the heads' results with 32 columns of Wproj.
-    __device__ __forceinline__ void project(const uint32_t (&r)[2][4], float (&y)[16]) const {
+    template <class Meanwhile> __device__ __forceinline__ void project(const uint32_t (&r)[2][4], float (&y)[16], const Meanwhile& meanwhile) const {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
             const float2 b = bias_pair(vectors(3 * C + group * 32 + 8 * j + 2 * t));
@@ -299,13 +303,15 @@ template <class TILE> struct ChainPair {
 #pragma unroll
         for (int k = 0; k < C / 16; ++k) warpgroup::multiply(y, rows_at(Tile::kResultsAt, k), weights_at(at + Tile::kProjAt + group * 32 * kDepth * 2, C, k));
         warpgroup::commit();
+        meanwhile();
         warpgroup::wait<0>();
         warpgroup::settle(y);
     }
 
     // The MLP.
 
-    __device__ __forceinline__ void start_first(float (&s)[kColumns / 2], int i) {
+    // What hidden columns of a unit are added to.
+    __device__ __forceinline__ void start_unit(float (&s)[kColumns / 2], int i) const {
         const __half* const b = vectors(5 * C + unit_of(i) * kColumns + 2 * t);
 #pragma unroll
         for (int j = 0; j < kColumns / 8; ++j) {
@@ -313,6 +319,8 @@ template <class TILE> struct ChainPair {
 #pragma unroll
             for (int h = 0; h < 2; ++h) s[4 * j + 2 * h] = v.x, s[4 * j + 2 * h + 1] = v.y;
         }
+    }
+    __device__ __forceinline__ void multiply_first(float (&s)[kColumns / 2]) {
         const uint32_t w = take();
         warpgroup::settle(s);
         warpgroup::begin();
@@ -349,7 +357,7 @@ template <class TILE> struct ChainPair {
         warpgroup::wait<1>();  // not ahead of this product: compilers move a wait to before what does not need it
         give_back(2 * i + 1);
         float next[kColumns / 2];
-        if constexpr (NEXT) start_first(next, i + 1);
+        if constexpr (NEXT) start_unit(next, i + 1), multiply_first(next);
         activate_by_two<kHalf>(s + kHalf, p.power);
         multiply_half<1>(o, w, s, hidden[1]);
         if constexpr (NEXT) {
@@ -359,8 +367,8 @@ template <class TILE> struct ChainPair {
             for (int j = 0; j < kColumns / 2; ++j) s[j] = next[j];
         }
     }
-    // Sums over this warpgroup's units. 32 channels at a time, the first those of this warpgroup, with what is added to them, then those of the next ones.
-    __device__ __forceinline__ void multiply_units(float (&o)[C / 2], const float (&rows)[16]) {
+    // Sums over this warpgroup's units. `s`: what the first unit is added to. 32 channels at a time, the first those of this warpgroup, with what is added to them, then those of the next ones.
+    __device__ __forceinline__ void multiply_units(float (&o)[C / 2], float (&s)[kColumns / 2], const float (&rows)[16]) {
         const auto start = [&] {
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
@@ -373,8 +381,7 @@ template <class TILE> struct ChainPair {
         };
         const int units = pieces / 2;
         if (units == 0) return start();
-        float s[kColumns / 2];
-        start_first(s, 0);
+        multiply_first(s);
         fetch_pieces(p.slots, 0);  // nobody reads Wproj any more
         start();
         warpgroup::wait<0>();
@@ -444,9 +451,12 @@ template <class TILE> struct ChainPair {
         const int of[2] = {offset(window, row), offset(window, row + 8)};
         // Worked out before the wait.
         const __half* from[2] = {p.x + of[0], p.x + of[1]};
-        float s[kKeys / 2];
-        start_scores(window, s);
-        warpgroup::settle(s);
+        mbarrier::wait(at + Tile::kVectorsFull, 0);
+        float q[16], kv[32], s[kKeys / 2];
+        if constexpr (kEarly) {
+            start_heads(q, kv), start_scores(window, s);
+            warpgroup::settle(q), warpgroup::settle(kv), warpgroup::settle(s);
+        }
         asm volatile("" : "+l"(from[0]), "+l"(from[1]));
         ptx::wait_for_previous();
         uint32_t r[2][4];
@@ -467,13 +477,16 @@ template <class TILE> struct ChainPair {
         normalize(v, of);
         {
             uint32_t out[2][4];
-            attend(s, out);
+            attend(window, q, kv, s, out);
             store_columns(Tile::kResultsAt, out);
         }
-        project(r, v);
+        float o[C / 2], hidden[kColumns / 2];
+        project(r, v, [&] {
+            if constexpr (kEarly) start_unit(hidden, 0);
+        });
         normalize(v, of);
-        float o[C / 2];
-        multiply_units(o, v);
+        if constexpr (!kEarly) start_unit(hidden, 0);
+        multiply_units(o, hidden, v);
         finish(o, of);
         phases ^= 1u << 31;
     }
