@@ -339,7 +339,7 @@ PairPlan pair_plan(const BlockChainProblem& q) {
             if (s.groups != q.heads || tokens > s.keys || q.hidden % s.columns != 0) continue;
             const int fixed = s.fixed(tokens, q.hidden), place = s.groups * s.piece, left = device().shared - fixed;
             const int pieces = 2 * static_cast<int>(parts(q.hidden / s.columns, s.groups)), own = left < 0 ? 0 : std::min({left / place, pieces, kChainPairMaxSlots});
-            const int places = own + s.in_head + s.in_proj;
+            const int places = own + s.shared_places;
             constexpr int kFewest = 3;  // a second product has its piece while the one before and the next first one have theirs
             if (left >= 0 && places >= std::min(kFewest, pieces)) return {&s, own, std::min({places, pieces, kChainPairMaxSlots}), fixed + own * place};
         }

@@ -6,8 +6,8 @@
 // What is a left operand for all passes through shared memory, in pieces of 8 x 8 (warpgroup.cuh), as do sums of rows for the norms, and the MLP's sums between warpgroups.
 //
 // Weights, packed for chains, are in the same pieces, and all of the attention's are in shared memory before the kernel ahead is waited for. The MLP's are pieces of another kind: a unit's columns
-// of W1 or rows of W2. A warpgroup has a ring of places for its own: places that are only that; in the place of its head's weights, as soon as queries, keys and values are made; and in its share of
-// Wproj's place, as soon as that product is done.
+// of W1 or rows of W2. A warpgroup has a ring of places for its own: places that are only that; in the place of its head's weights, as soon as queries, keys and values are made; and in its shares of
+// the places of Wproj and of the heads' results, keys and values, as soon as that product is done.
 #pragma once
 
 #include <math_constants.h>
@@ -51,9 +51,9 @@ template <int GROUPS, int KEYS> struct ChainPairTile {
     static constexpr int kDepth = kChannels % 128 == 0 ? 128 : kChannels % 64 == 0 ? 64 : 32;  // contracted elements that lie together in weights, of channels
     static constexpr int kPiece = kChannels * kColumns * 2;
     static constexpr int kHead = kChannels * 96 * 2, kProj = kChannels * kChannels * 2;  // weights of a head's keys, values and queries; Wproj
-    static constexpr int kInHead = kHead / kPiece, kInProj = kProj / GROUPS / kPiece;
     static constexpr int kRows = 64 * kChannels * 2;       // of a left operand: [channels / 8][64][8]
     static constexpr int kPairs = 2 * 64 * 64;             // a head's keys and values
+    static constexpr int kInHead = kHead / kPiece, kInProj = kProj / GROUPS / kPiece, kInResults = (kRows / GROUPS + kPairs) / kPiece;
     // The sums of 8 of a thread's columns of a row on their way to another warpgroup, in the place of a head's weights.
     static constexpr int kShare = 128 * 8 * 4;
     static_assert(kInHead >= 1 && 2 * (GROUPS - 1) * kShare <= kHead);
@@ -62,17 +62,19 @@ template <int GROUPS, int KEYS> struct ChainPairTile {
     static constexpr int kProjAt = GROUPS * kHead, kRowsAt = kProjAt + kProj, kResultsAt = kRowsAt + kRows, kPairsAt = kResultsAt + kRows;
     static_assert(kPairsAt % 1024 == 0 && kRows == kThreads * 32);
     static constexpr int kQkvFull = kPairsAt + GROUPS * kPairs, kProjFull = kQkvFull + GROUPS * 8, kVectorsFull = kProjFull + 8, kFull = kVectorsFull + 8, kBarriers = GROUPS * (1 + kChainPairMaxSlots) + 2;
-    static constexpr int kVectors = (kQkvFull + kBarriers * 8 + 15) / 16 * 16;  // b_qkv, b_proj, b2, b1, and the scores' bias, of whose last row as many elements are read as there may be keys
+    static constexpr int kParts = (kQkvFull + kBarriers * 8 + 15) / 16 * 16, kPart = 64 * 8;  // means and squares of a warpgroup's 32 channels of rows
+    static constexpr int kVectors = kParts + GROUPS * kPart;  // b_qkv, b_proj, b2, b1, and the scores' bias, of whose last row as many elements are read as there may be keys
     __host__ __device__ static constexpr int bias_at(int hidden) { return kVectors + (5 * kChannels + hidden) * 2; }
     __host__ __device__ static constexpr int places_at(int tokens, int hidden) { return (bias_at(hidden) + GROUPS * tokens * KEYS * 2 + 127) / 128 * 128; }
     static constexpr int fixed(int tokens, int hidden) { return 1024 + places_at(tokens, hidden); }
-    // The ring of a warpgroup: `own` places that are only that; in the place of its head's weights; in its share of Wproj's place.
+    // The ring of a warpgroup: `own` places that are only that; in the place of its head's weights; in its shares of the places of Wproj and of the heads' results, keys and values, which are behind each other.
     static void set_places(ChainPairArgs& p) {
         for (int i = 0; i < p.slots; ++i) {
-            const int in_head = i - p.own, in_proj = in_head - kInHead;
+            const int in_head = i - p.own, in_proj = in_head - kInHead, in_results = in_proj - kInProj;
             if (in_head < 0) p.places[i] = {static_cast<uint32_t>(places_at(p.tokens, p.hidden) + i * GROUPS * kPiece), kPiece};
             else if (in_proj < 0) p.places[i] = {static_cast<uint32_t>(in_head * kPiece), kHead};
-            else p.places[i] = {static_cast<uint32_t>(kProjAt + in_proj * kPiece), kInProj * kPiece};
+            else if (in_results < 0) p.places[i] = {static_cast<uint32_t>(kProjAt + in_proj * kPiece), kInProj * kPiece};
+            else p.places[i] = {static_cast<uint32_t>(kResultsAt + in_results * kPiece), kInResults * kPiece};
         }
     }
 };
@@ -124,15 +126,14 @@ template <class TILE> struct ChainPair {
             mbarrier::expect(barrier, Tile::kPiece / 4);
             if (coming & 1) {
                 constexpr int kBytes = kColumns * 16;
-                const int inside = column & (p.hidden_depth - 1);
-                const __half* const from = p.w2 + (column - inside) * C + (warp * p.hidden_depth + inside) * 8;
+                const uint32_t inside = column & (p.hidden_depth - 1), from = (column - inside) * C + (warp * p.hidden_depth + inside) * 8;
 #pragma unroll
                 for (int i = 0; i < G; ++i)  // this warpgroup's channels first
-                    mbarrier::copy(to + (4 * i + warp) * kBytes, from + (i + group < G ? i + group : i + group - G) * 32 * p.hidden_depth, kBytes, barrier);
+                    mbarrier::copy(to + (4 * i + warp) * kBytes, p.w2 + (from + (i + group < G ? i + group : i + group - G) * 32u * p.hidden_depth), kBytes, barrier);
             } else {
                 constexpr int kBytes = kColumns * kDepth / 2;
 #pragma unroll
-                for (int i = 0; i < C / kDepth; ++i) mbarrier::copy(to + (4 * i + warp) * kBytes, p.w1 + (i * p.hidden + column) * kDepth + warp * (kBytes / 2), kBytes, barrier);
+                for (int i = 0; i < C / kDepth; ++i) mbarrier::copy(to + (4 * i + warp) * kBytes, p.w1 + ((i * p.hidden + column) * uint32_t{kDepth} + warp * uint32_t{kBytes / 2}), kBytes, barrier);
             }
         }
         ++coming;
@@ -166,10 +167,9 @@ template <class TILE> struct ChainPair {
     }
 
     // Two rows of 32 channels, normalized with those that the other warpgroups have, as the left operand of what follows; zeros where `of` is negative. All threads are behind a barrier then.
-    // Means and squares of parts go through the places of keys and values, which nobody needs then.
     __device__ __forceinline__ void normalize(const float (&v)[16], const int (&of)[2]) const {
         constexpr float kPart = 1.f / 32, kAll = 1.f / G;
-        unsigned char* const parts = shared + Tile::kPairsAt + row * 8;
+        unsigned char* const parts = shared + Tile::kParts + row * 8;
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
             float sums[4];
@@ -184,7 +184,7 @@ template <class TILE> struct ChainPair {
                 even = fmaf(a, a, even), odd = fmaf(b, b, odd);
             }
             const float squares = group_sum<4>(even + odd);
-            if (t == 0) *reinterpret_cast<float2*>(parts + group * Tile::kPairs + h * 64) = make_float2(mean, squares);
+            if (t == 0) *reinterpret_cast<float2*>(parts + group * Tile::kPart + h * 64) = make_float2(mean, squares);
         }
         __syncthreads();
         uint32_t normal[2][4];
@@ -192,7 +192,7 @@ template <class TILE> struct ChainPair {
         for (int h = 0; h < 2; ++h) {
             float2 part[G];
 #pragma unroll
-            for (int i = 0; i < G; ++i) part[i] = *reinterpret_cast<const float2*>(parts + i * Tile::kPairs + h * 64);
+            for (int i = 0; i < G; ++i) part[i] = *reinterpret_cast<const float2*>(parts + i * Tile::kPart + h * 64);
             float mean = part[0].x, squares = part[0].y;
 #pragma unroll
             for (int i = 1; i < G; ++i) mean += part[i].x, squares += part[i].y;
@@ -382,7 +382,7 @@ template <class TILE> struct ChainPair {
         const int units = pieces / 2;
         if (units == 0) return start();
         multiply_first(s);
-        fetch_pieces(p.slots, 0);  // nobody reads Wproj any more
+        fetch_pieces(p.slots, 0);  // nobody reads Wproj any more, nor the heads' results
         start();
         warpgroup::wait<0>();
         warpgroup::settle(s);
