@@ -54,9 +54,9 @@ template <int GROUPS, int KEYS> struct ChainPairTile {
     static constexpr int kRows = 64 * kChannels * 2;       // of a left operand: [channels / 8][64][8]
     static constexpr int kPairs = 2 * 64 * 64;             // a head's keys and values
     static constexpr int kInHead = kHead / kPiece, kInProj = kProj / GROUPS / kPiece, kInResults = (kRows / GROUPS + kPairs) / kPiece;
-    // The sums of 8 of a thread's columns of a row on their way to another warpgroup, in the place of a head's weights.
-    static constexpr int kShare = 128 * 8 * 4;
-    static_assert(kInHead >= 1 && 2 * (GROUPS - 1) * kShare <= kHead);
+    // Sums of 32 channels on their way to another warpgroup, in the place of a head's weights.
+    static constexpr int kShare = 64 * 32 * 4;
+    static_assert(kInHead >= 1 && (GROUPS - 1) * kShare <= kHead);
 
     // Shared memory. Keys and values have the copy engine's swizzle, so their place is a multiple of 1024.
     static constexpr int kProjAt = GROUPS * kHead, kRowsAt = kProjAt + kProj, kResultsAt = kRowsAt + kRows, kPairsAt = kResultsAt + kRows;
@@ -159,11 +159,11 @@ template <class TILE> struct ChainPair {
         warpgroup::store_matrices4(matrix, r[0][0], r[0][1], r[0][2], r[0][3]), warpgroup::store_matrices4(matrix + 128, r[1][0], r[1][1], r[1][2], r[1][3]);
         tensor_copy::fence_shared();
     }
-    __device__ __forceinline__ uint64_t rows_at(int rows, int step) const { return warpgroup::pieces_at(at, rows + step * 2 * kRowStep, kRowStep, 128); }
+    __device__ __forceinline__ uint64_t rows_at(int rows, int step) const { return warpgroup::Pieces(at, kRowStep, 128).at(rows + step * 2 * kRowStep); }
     // Columns of a matrix of which `columns` are here, of channels as contracted elements.
     static __device__ __forceinline__ uint64_t weights_at(uint32_t weights, int columns, int step) {
         const int k = step * 16;
-        return warpgroup::pieces_at(weights, k / kDepth * (columns * kDepth * 2) + k % kDepth * 16, 128, kDepth * 16);
+        return warpgroup::Pieces(weights, 128, kDepth * 16).at(k / kDepth * (columns * kDepth * 2) + k % kDepth * 16);
     }
 
     // Two rows of 32 channels, normalized with those that the other warpgroups have, as the left operand of what follows; zeros where `of` is negative. All threads are behind a barrier then.
@@ -344,7 +344,7 @@ template <class TILE> struct ChainPair {
         warpgroup::begin();
 #pragma unroll
         for (int k = 0; k < kColumns / 32; ++k)
-            warpgroup::multiply_columns(o, hidden[4 * k], hidden[4 * k + 1], hidden[4 * k + 2], hidden[4 * k + 3], warpgroup::pieces_at(w, HALF * kColumns * 8 + k * 256, 128, kColumns * 16), 1);
+            warpgroup::multiply_columns(o, hidden[4 * k], hidden[4 * k + 1], hidden[4 * k + 2], hidden[4 * k + 3], warpgroup::Pieces(w, 128, kColumns * 16).at(HALF * kColumns * 8 + k * 256), 1);
         warpgroup::commit();
     }
     // A half of a unit is activated while the half before is in its second product, and, with NEXT, the next unit in its first. The last half's product is still under way at the end.
@@ -393,35 +393,31 @@ template <class TILE> struct ChainPair {
         warpgroup::wait<0>();
         warpgroup::settle(o);
     }
-    // Where warpgroup `of` leaves its sums of row h of the k-th warpgroup behind it.
-    __device__ __forceinline__ float4* share_at(int of, int k, int h) const {
-        return reinterpret_cast<float4*>(shared + of * Tile::kHead + (2 * (k - 1) + h) * Tile::kShare) + threadIdx.x % 128;
-    }
-    __device__ __forceinline__ void finish(const float (&o)[C / 2], const int (&of)[2]) const {
+    // Where warpgroup `of` leaves its sums of the k-th warpgroup behind it: of each thread as they are in its registers, four at a time.
+    __device__ __forceinline__ float4* share_at(int of, int k) const { return reinterpret_cast<float4*>(shared + of * Tile::kHead + (k - 1) * Tile::kShare) + threadIdx.x % 128; }
+    __device__ __forceinline__ void finish(float (&o)[C / 2], const int (&of)[2]) const {
         wait_group();  // no warp's products still read the pieces that sums are written over
 #pragma unroll
-        for (int k = 1; k < G; ++k)
+        for (int k = 1; k < G; ++k) {
+            float4* const to = share_at(group, k);
 #pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                float4* const to = share_at(group, k, h);
-                const float* const v = o + 16 * k + 2 * h;
-                to[0] = make_float4(v[0], v[1], v[4], v[5]), to[128] = make_float4(v[8], v[9], v[12], v[13]);
-            }
+            for (int j = 0; j < 4; ++j) to[128 * j] = make_float4(o[16 * k + 4 * j], o[16 * k + 4 * j + 1], o[16 * k + 4 * j + 2], o[16 * k + 4 * j + 3]);
+        }
         __syncthreads();
 #pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            float v[8];
+        for (int k = 1; k < G; ++k) {
+            const float4* const from = share_at(group >= k ? group - k : group - k + G, k);
 #pragma unroll
-            for (int j = 0; j < 4; ++j) v[2 * j] = o[4 * j + 2 * h], v[2 * j + 1] = o[4 * j + 2 * h + 1];
-#pragma unroll
-            for (int k = 1; k < G; ++k) {
-                const float4* const from = share_at(group >= k ? group - k : group - k + G, k, h);
-                const float4 a = from[0], b = from[128];
-                v[0] += a.x, v[1] += a.y, v[2] += a.z, v[3] += a.w, v[4] += b.x, v[5] += b.y, v[6] += b.z, v[7] += b.w;
+            for (int j = 0; j < 4; ++j) {
+                const float4 a = from[128 * j];
+                o[4 * j] += a.x, o[4 * j + 1] += a.y, o[4 * j + 2] += a.z, o[4 * j + 3] += a.w;
             }
+        }
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
             uint32_t r[4];
 #pragma unroll
-            for (int j = 0; j < 4; ++j) r[j] = pack_halves(v[2 * j], v[2 * j + 1]);
+            for (int j = 0; j < 4; ++j) r[j] = pack_halves(o[4 * j + 2 * h], o[4 * j + 2 * h + 1]);
             exchange_tiles(r, t);
             if (of[h] >= 0) ptx::store(p.y + of[h], make_uint4(r[0], r[1], r[2], r[3]));
         }

@@ -12,10 +12,14 @@ namespace trt_opt::warpgroup {
 __device__ __forceinline__ uint64_t pieces(uint32_t address, uint32_t along, uint32_t across) {
     return uint64_t{across >> 4} << 32 | uint64_t{along >> 4} << 16 | (address & 0x3ffff) >> 4;
 }
-// The same `offset` bytes behind an address, all of them multiples of 16: an addition for each, where a product has many.
-__device__ __forceinline__ uint64_t pieces_at(uint32_t address, uint32_t offset, uint32_t along, uint32_t across) {
-    return uint64_t{across >> 4} << 32 | ((address >> 4) + ((along >> 4 << 16) + (offset >> 4)));
-}
+
+// The same of many places: an addition each. All are multiples of 16.
+struct Pieces {
+    uint32_t low, high;
+
+    __device__ __forceinline__ Pieces(uint32_t address, uint32_t along, uint32_t across) : low((along >> 4 << 16) + (address >> 4)), high(across >> 4) {}
+    __device__ __forceinline__ uint64_t at(uint32_t offset) const { return uint64_t{high} << 32 | (low + (offset >> 4)); }
+};
 
 __device__ __forceinline__ void begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
