@@ -237,6 +237,33 @@ std::vector<Plan> plans(const BlockChainProblem& q) {
     return all;
 }
 
+// The phases of a plan.
+void set_work(const BlockChainProblem& q, const Plan& plan, ChainWork (&work)[chain::kPhases + 1]) {
+    const Cut c = cut(q);
+    const int64_t inner = inner_of(q), queries = int64_t{c.groups} * c.group_tiles;
+    // `at_once`: a unit's columns, of those of the weights.
+    const auto set = [&](chain::Phase phase, int64_t tiles, int64_t k, int64_t columns, int at_once, int split, int64_t weights) {
+        ChainWork& w = work[phase];
+        const int of_tile = static_cast<int>(columns) / at_once;
+        w.width = at_once, w.columns = static_cast<int>(columns), w.depth = depth_of(k), w.stage = stage_of(at_once, w.depth);
+        w.chunks = static_cast<int>(k) / w.stage >> split, w.weights = static_cast<uint32_t>(weights), w.column_step = at_once;
+        w.by_columns = FastDiv(static_cast<uint32_t>(of_tile)), w.by_split = FastDiv(1u << split), w.units = static_cast<int>(tiles) * of_tile << split;
+    };
+    const int64_t proj = 3 * q.channels * inner, up = proj + q.channels * inner, down = up + int64_t{q.channels} * q.hidden;
+    if (q.window.used()) {
+        set(chain::kHeads, queries, q.channels, 3 * inner, kHeadWidth, 0, 0);
+        work[chain::kHeads].column_step = 1;
+    } else {
+        set(chain::kHeads, queries, q.channels, 3 * inner, kChainWidths[plan.heads], 0, 0);
+        ChainWork& attend = work[chain::kAttend];
+        attend.units = static_cast<int>(queries) * q.heads, attend.by_columns = FastDiv(static_cast<uint32_t>(q.heads));
+    }
+    set(chain::kMerge, queries, inner, q.channels, kChainWidths[plan.merge], 0, proj);
+    set(chain::kUp, c.row_tiles, q.channels, q.hidden, kChainWidths[plan.up], 0, up);
+    set(chain::kDown, c.row_tiles, q.hidden, q.channels, kChainWidths[plan.down], plan.split, down);
+    if (q.quads.channels > 0) set(chain::kQuads, c.row_tiles, quad_columns(q), q.channels, kChainWidths[plan.quads], plan.split_quads, 0);
+}
+
 // What the kernel of windows hands on.
 struct WindowParts {
     Parts parts;
@@ -284,10 +311,8 @@ cudaError_t run_kernel(const BlockChainProblem& q, const Plan& plan, int32_t slo
     if (const auto& m = q.quads; m.channels > 0) {
         p.quads = QuadMap(m.grid_h, m.grid_w, m.order, m.channels), p.quad_x = p.x, p.quad_weights = p.weights, p.quad_vectors = p.vectors, p.quad_tickets = p.barrier + kSlotTickets;
         p.x = p.y, p.weights += quad_weights(q), p.vectors += quad_vectors(q);
-        p.quad_each = 1.f / static_cast<float>(quad_columns(q)), p.depth_quads = depth_of(quad_columns(q)), p.stage_quads = stage_of(kChainWidths[plan.quads], p.depth_quads);
-        p.tile_quads = plan.quads, p.split_quads = 1 << plan.split_quads;
-        p.quad_units = c.row_tiles * (q.channels / kChainWidths[plan.quads]) << plan.split_quads, p.quad_chunks = static_cast<int>(quad_columns(q)) / p.stage_quads >> plan.split_quads, p.quad_reads = kChainQuads / p.stage_quads;
-        p.by_quads = FastDiv(static_cast<uint32_t>(q.channels / kChainWidths[plan.quads])), p.by_split_quads = FastDiv(static_cast<uint32_t>(p.split_quads));
+        p.quad_each = 1.f / static_cast<float>(quad_columns(q)), p.tile_quads = plan.quads, p.split_quads = 1 << plan.split_quads;
+        p.quad_reads = kChainQuads / stage_of(kChainWidths[plan.quads], depth_of(quad_columns(q)));
     }
     p.tokens = static_cast<int>(q.images * q.tokens), p.channels = q.channels, p.heads = q.heads, p.inner = static_cast<int>(inner), p.hidden_columns = q.hidden, p.pairs = q.pairs;
     p.each = 1.f / static_cast<float>(q.channels), p.epsilon = q.epsilon, p.scale = q.scale * chain::kLog2, p.mask_value = q.mask_value * chain::kLog2;
@@ -295,15 +320,11 @@ cudaError_t run_kernel(const BlockChainProblem& q, const Plan& plan, int32_t slo
     p.shifted = q.shifted, p.bias = q.bias;
     p.groups = c.groups, p.group_tokens = c.group_tokens, p.group_tiles = c.group_tiles, p.tile_rows = c.tile_rows, p.bias_row = static_cast<int>(ceil8(c.group_tokens));
     p.row_tiles = c.row_tiles, p.rows = c.rows;
-    p.depth_channels = depth_of(q.channels), p.depth_inner = depth_of(inner), p.depth_hidden = depth_of(q.hidden);
     p.tile_heads = plan.heads, p.tile_merge = plan.merge, p.tile_up = plan.up, p.tile_down = plan.down, p.split = 1 << plan.split;
-    p.stage_heads = stage_of(q.window.used() ? kHeadWidth : kChainWidths[plan.heads], p.depth_channels), p.stage_merge = stage_of(kChainWidths[plan.merge], p.depth_inner);
-    p.stage_up = stage_of(kChainWidths[plan.up], p.depth_channels), p.stage_down = stage_of(kChainWidths[plan.down], p.depth_hidden);
     p.stages = s.stages, p.rows_bytes = s.rows;
-    const auto division = [](int64_t by) { return FastDiv(static_cast<uint32_t>(by)); };
-    p.by_heads = division(q.heads), p.by_group_tiles = division(c.group_tiles);
-    p.by_heads_tiles = division(q.window.used() ? q.heads : 3 * inner / kChainWidths[plan.heads]), p.by_merge = division(q.channels / kChainWidths[plan.merge]);
-    p.by_up = division(q.hidden / kChainWidths[plan.up]), p.by_down = division(q.channels / kChainWidths[plan.down]), p.by_split = division(p.split);
+    p.by_group_tiles = FastDiv(static_cast<uint32_t>(c.group_tiles));
+    set_work(q, plan, p.work);
+    p.heads_once = q.window.used() && p.work[chain::kHeads].units <= device().multiprocessors;
     if (const WindowGrid& g = q.window; g.used()) {
         WindowGrid plain = g;
         plain.shift_h = plain.shift_w = 0;

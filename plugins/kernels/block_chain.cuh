@@ -48,6 +48,30 @@ constexpr int kChainStage = 12 * 1024, kChainStages = 16, kChainParts = 4;
 // Contracted elements of quads that are in shared memory at a time, tickets of those that share them out (of a slot: they are zeros again behind a launch), and widths of units, by number.
 constexpr int kChainQuads = 384, kChainQuadTickets = 96, kChainQuadTiles = 2;
 
+namespace chain {
+enum Phase { kHeads, kAttend, kMerge, kUp, kDown, kPhases, kQuads = kPhases };  // quads are no phase of a pair
+}
+
+// What a phase's unit is: some columns of a tile of rows, and of the contracted index.
+struct ChainUnit {
+    int tile, column, split;  // of rows; the first column, or the head; of the contracted index
+    bool first;               // of the block in this phase
+};
+// A phase as a whole, worked out before the launch: divisions of what is not known to the compiler are a hundred instructions each.
+struct ChainWork {
+    int units = 0, width = 0, columns = 0;       // columns of a unit, and of the weights
+    int chunks = 0, stage = 16, depth = 16;      // stages of one unit; contracted elements of a stage, and of those that lie together
+    uint32_t weights = 0;                        // offset into a pair's
+    int column_step = 1;
+    FastDiv by_columns, by_split;                // units of a tile and a part of the contracted index; those parts
+
+    __device__ __forceinline__ ChainUnit unit(uint32_t number) const {
+        uint32_t split, part;
+        const uint32_t tile = by_columns.divmod(by_split.divmod(number, split), part);
+        return {static_cast<int>(tile), static_cast<int>(part) * column_step, static_cast<int>(split), number == blockIdx.x};
+    }
+};
+
 struct ChainArgs {
     const __half *x, *weights, *vectors;
     __half* y;
@@ -61,16 +85,16 @@ struct ChainArgs {
     Activation activation;
     uint32_t shifted;
     bool bias;
+    bool heads_once;            // a block has no more than one window's head
     // A group is a window or an image; its tokens attend to each other. Its queries are cut into tiles, all of one in windows.
     int groups, group_tokens, group_tiles, tile_rows, bias_row;
     int row_tiles, rows;        // those of the MLP, in which tokens are cut without regard to groups; of a tile
-    int depth_channels, depth_inner, depth_hidden;         // contracted elements that lie together in the packed weights
-    int stage_heads, stage_merge, stage_up, stage_down;    // and those of a stage, which divide them
+    ChainWork work[chain::kPhases + 1];
     int tile_heads, tile_merge, tile_up, tile_down, split;
     int stages;
     int rows_bytes;             // shared memory of a unit's rows, and then of sums on their way between warpgroups
     int edge_y, cut_y, edge_x, cut_x;
-    FastDiv by_heads, by_group_tiles, by_windows, by_windows_x, by_window_w, by_merge, by_heads_tiles, by_up, by_down, by_split;
+    FastDiv by_group_tiles, by_windows, by_windows_x, by_window_w;
     WindowMap plain, rolled;
     // Of quads; no channels: there are none. What they give is `x`.
     QuadMap quads;
@@ -78,9 +102,8 @@ struct ChainArgs {
     float2 *quad_partial, *quad_sums;  // quad_sums: [tile][sharer][row]
     uint32_t* quad_tickets;
     float quad_each;            // 1 / contracted elements
-    int quad_units, quad_chunks, quad_reads;  // stages of a unit, and of those that are in shared memory at a time
-    int depth_quads, stage_quads, tile_quads, split_quads;
-    FastDiv by_quads, by_split_quads;
+    int quad_reads;             // stages that are in shared memory at a time
+    int tile_quads, split_quads;
     const __half* between;      // of sequences: [pairs - 1, tokens, channels], added to what each pair but the last gives; or null
     // What pairs of sequences hand on within the kernel, three times over; pointers are to the first. Bytes from one to the next; 16 bytes of one, and a block's share of them.
     unsigned char* copies;
@@ -97,93 +120,18 @@ constexpr int kExchange = 24 * 1024, kPacked = 12 * 1024;
 
 // Shared memory: a unit's rows (and behind a product the exchange, and a head's queries, keys and values), the ring, and what is small.
 struct Layout {
-    uint32_t rows, packed, ring, stats, regions, barriers;
+    uint32_t rows, packed, ring, stats, regions, tokens, start, barriers;
 };
 constexpr int kBarriers = 2 * kChainStages + kChainParts + 1;
-constexpr int kFixedBytes = 4 * kChainRows * 8 + kChainRows + kBarriers * 8;
+constexpr int kTokens = kChainRows * 4;  // bytes of the tokens of a window's rows
+constexpr int kFixedBytes = 4 * kChainRows * 8 + kChainRows + 4 * kTokens + 8 + kBarriers * 8;
 
-enum Phase { kHeads, kAttend, kMerge, kUp, kDown, kPhases, kQuads };  // quads are no phase of a pair
 
-// What a phase's unit is, and the columns of its weights.
-struct Unit {
-    int tile, column, split;  // of rows; the first column, or the head; of the contracted index
-};
-template <bool WINDOWS> struct Work {
-    const ChainArgs& p;
-    int units, width;
-    int chunks, stage, depth;         // stages of one unit; contracted elements of a stage, and of those that lie together
-    uint32_t weights;                 // offset into a pair's
-    int columns;
+using Unit = ChainUnit;
+using Work = ChainWork;
 
-    __device__ __forceinline__ Work(const ChainArgs& args, Phase phase) : p(args) {
-        const int wq = p.channels * 3 * p.inner, wp = p.inner * p.channels, w1 = p.channels * p.hidden_columns;
-        width = 0, chunks = 0, stage = 16, depth = 16, weights = 0, columns = 0;
-        switch (phase) {
-            case kHeads:
-                depth = p.depth_channels, stage = p.stage_heads, chunks = p.channels / stage, columns = 3 * p.inner;
-                if (WINDOWS) units = p.groups * p.heads, width = 96;
-                else width = width_of(p.tile_heads), units = p.groups * p.group_tiles * (columns / width);
-                break;
-            case kAttend: units = WINDOWS ? 0 : p.groups * p.group_tiles * p.heads; break;
-            case kMerge:
-                depth = p.depth_inner, stage = p.stage_merge, chunks = p.inner / stage, columns = p.channels, weights = wq;
-                width = width_of(p.tile_merge), units = p.groups * p.group_tiles * (columns / width);
-                break;
-            case kUp:
-                depth = p.depth_channels, stage = p.stage_up, chunks = p.channels / stage, columns = p.hidden_columns, weights = wq + wp;
-                width = width_of(p.tile_up), units = p.row_tiles * (columns / width);
-                break;
-            case kQuads:
-                if constexpr (!WINDOWS) break;
-                depth = p.depth_quads, stage = p.stage_quads, chunks = p.quad_chunks, columns = p.channels;
-                width = width_of(p.tile_quads), units = p.quad_units;
-                break;
-            default:
-                depth = p.depth_hidden, stage = p.stage_down, chunks = p.hidden_columns / stage / p.split, columns = p.channels, weights = wq + wp + w1;
-                width = width_of(p.tile_down), units = p.row_tiles * (columns / width) * p.split;
-        }
-    }
-    __device__ __forceinline__ static int width_of(int tile) {
-        return tile == 0 ? 16 : tile == 1 ? 32 : tile == 2 ? 48 : tile == 3 ? 64 : tile == 4 ? 96 : 192;
-    }
-    __device__ __forceinline__ Unit unit(Phase phase, int number) const {
-        uint32_t rest = static_cast<uint32_t>(number), part = 0, tile = 0;
-        Unit u{0, 0, 0};
-        switch (phase) {
-            case kHeads: tile = p.by_heads_tiles.divmod(rest, part), u.column = WINDOWS ? static_cast<int>(part) : static_cast<int>(part) * width; break;
-            case kAttend: tile = p.by_heads.divmod(rest, part), u.column = static_cast<int>(part); break;
-            case kMerge: tile = p.by_merge.divmod(rest, part), u.column = static_cast<int>(part) * width; break;
-            case kUp: tile = p.by_up.divmod(rest, part), u.column = static_cast<int>(part) * width; break;
-            case kQuads: {
-                if constexpr (!WINDOWS) break;
-                uint32_t split;
-                rest = p.by_split_quads.divmod(rest, split);
-                tile = p.by_quads.divmod(rest, part), u.column = static_cast<int>(part) * width, u.split = static_cast<int>(split);
-                break;
-            }
-            default: {
-                uint32_t split;
-                rest = p.by_split.divmod(rest, split);
-                tile = p.by_down.divmod(rest, part), u.column = static_cast<int>(part) * width, u.split = static_cast<int>(split);
-            }
-        }
-        u.tile = static_cast<int>(tile);
-        return u;
-    }
-};
-
-__device__ __forceinline__ uint32_t load_barrier(const uint32_t* barrier) { return ptx::load_acquire(barrier); }
-// The device's barrier before any block has arrived at it: this one does so behind this.
-__device__ __forceinline__ uint32_t begin(const ChainArgs& p) {
-    const uint32_t start = load_barrier(p.barrier);
-    asm volatile("bar.sync 4, 544;" ::: "memory");
-    return start;
-}
-// Until the barrier of the device has opened `times` times since it was `start`. Its upper half counts that, its lower half arrivals.
-__device__ __forceinline__ void wait_device(const uint32_t* barrier, uint32_t start, int times) {
-    while (((load_barrier(barrier) >> 16) - (start >> 16) & 0xffffu) < static_cast<uint32_t>(times)) {
-    }
-}
+// Of those that multiply, and 64 or 32 more: tokens of windows are found; the count of the device's barrier was read, which so is ahead of the block's first arrival.
+constexpr int kTokensFound = 4, kStartRead = 5;
 __device__ __forceinline__ void arrive_device(uint32_t* barrier) {
 #if __CUDA_ARCH__ >= 900
     // The arrivals of all together are one in the upper half.
@@ -221,6 +169,12 @@ __device__ __forceinline__ uint32_t load_made(const void* from) {
     uint32_t v;
     asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
     return v;
+}
+// Until the barrier of the device has opened `times` times since it was `start`. Its upper half counts that, its lower half arrivals. An acquire is a tenth of a microsecond more, for throwing away
+// what the first-level cache has; but of what other blocks write nothing is read through that.
+__device__ __forceinline__ void wait_device(const uint32_t* barrier, uint32_t start, int times) {
+    while (((load_made(barrier) >> 16) - (start >> 16) & 0xffffu) < static_cast<uint32_t>(times)) {
+    }
 }
 __device__ __forceinline__ uint2 load_made2(const void* from) {
     uint2 v;
@@ -283,10 +237,10 @@ template <bool WINDOWS, bool QUADS> __device__ __forceinline__ void fetch_weight
     const uint32_t pair_weights = 4 * p.channels * p.inner + 2 * p.channels * p.hidden_columns;
     const uint32_t pair_vectors = 3 * p.inner + 2 * p.channels + p.hidden_columns + (p.bias ? p.heads * p.group_tokens * p.bias_row : 0);
     const auto fetch = [&](Phase phase, const __half* weights, const __half* vectors) {
-        const Work<WINDOWS> work(p, phase);
+        const Work& work = p.work[phase];
         const uint32_t bytes = static_cast<uint32_t>(work.stage * 16);
         for (int number = blockIdx.x; number < work.units; number += gridDim.x) {
-            const Unit u = work.unit(phase, number);
+            const Unit u = work.unit(number);
             const int column = WINDOWS && phase == kHeads ? head_column(p, u.column, lane) : u.column + lane * 8;
             const __half* const from = weights + work.weights + static_cast<uint32_t>(column * work.depth);
             int k = u.split * work.chunks * work.stage;
@@ -296,7 +250,7 @@ template <bool WINDOWS, bool QUADS> __device__ __forceinline__ void fetch_weight
                 if (lane == 0) mbarrier::expect(full, bytes * static_cast<uint32_t>(work.width / 8));
                 __syncwarp();
                 if (lane < work.width / 8)
-                    mbarrier::copy(r.ring + at.slot * kChainStage + lane * bytes, from + static_cast<uint32_t>((k & ~(work.depth - 1)) * work.columns + (k & (work.depth - 1)) * 8), bytes, full);
+                    mbarrier::copy_once(r.ring + at.slot * kChainStage + lane * bytes, from + static_cast<uint32_t>((k & ~(work.depth - 1)) * work.columns + (k & (work.depth - 1)) * 8), bytes, full);
                 at.next(p.stages);
             }
             if (WINDOWS && phase == kHeads && p.bias) {
@@ -305,7 +259,7 @@ template <bool WINDOWS, bool QUADS> __device__ __forceinline__ void fetch_weight
                 mbarrier::wait(r.empty + at.slot * 8, at.parity ^ 1);
                 if (lane == 0) {
                     mbarrier::expect(full, size * 2);
-                    mbarrier::copy(r.ring + at.slot * kChainStage, vectors + 3 * p.inner + u.column * static_cast<int>(size), size * 2, full);
+                    mbarrier::copy_once(r.ring + at.slot * kChainStage, vectors + 3 * p.inner + u.column * static_cast<int>(size), size * 2, full);
                 }
                 at.next(p.stages);
             }
@@ -330,35 +284,57 @@ template <bool QUADS> __device__ __forceinline__ void fetch_rows(const ChainArgs
             if (phase == kAttend) continue;
             const int before = opened++;
             if (phase == kHeads || phase == kUp) continue;
-            const Work<true> work(p, static_cast<Phase>(phase));
-            if (static_cast<int>(blockIdx.x) >= work.units) continue;
-            wait_device(p.barrier, start, before);
-            fence_engines_global();
+            const Work& work = p.work[phase];
+            const int rows = phase == kDown ? p.rows : p.tile_rows, elements = work.chunks * work.stage * rows, of_part = (work.chunks + kChainParts - 1) / kChainParts * work.stage * rows;
+            const __half* const all = phase == kDown ? p.hidden : p.heads_out;
+            const int of_tile = (phase == kDown ? p.hidden_columns : p.inner) * rows;
             for (int number = blockIdx.x; number < work.units; number += gridDim.x) {
-                const Unit u = work.unit(static_cast<Phase>(phase), number);
+                const Unit u = work.unit(number);
+                uint64_t from = reinterpret_cast<uint64_t>(all + (int64_t{u.tile} * of_tile + u.split * elements));
+                // All of this before it waits, for one thread alone is slow.
+                asm volatile("" : "+l"(from) :: "memory");
+                if (u.first) wait_device(p.barrier, start, before), fence_engines_global();
                 mbarrier::wait(r.rows_free, (fetched++ & 1) ^ 1);
-                const int rows = phase == kDown ? p.rows : p.tile_rows;
-                const __half* const from = (phase == kMerge ? p.heads_out + int64_t{u.tile} * p.inner * rows : p.hidden + int64_t{u.tile} * p.hidden_columns * rows) + u.split * work.chunks * work.stage * rows;
-                const int chunks = (work.chunks + kChainParts - 1) / kChainParts;
+#pragma unroll
                 for (int part = 0; part < kChainParts; ++part) {
-                    const int here = min(work.chunks - part * chunks, chunks), offset = part * chunks * work.stage * rows;
-                    if (here > 0) {
-                        const uint32_t bytes = static_cast<uint32_t>(here * work.stage * rows * 2);
-                        mbarrier::expect(r.rows_full + part * 8, bytes);
-                        mbarrier::copy(to + offset * 2, from + offset, bytes, r.rows_full + part * 8);
-                    } else {
-                        mbarrier::arrive(r.rows_full + part * 8);
-                    }
+                    const int offset = part * of_part, here = min(elements - offset, of_part);
+                    const uint32_t barrier = r.rows_full + part * 8;
+                    if (here > 0) mbarrier::expect(barrier, here * 2), mbarrier::copy(to + offset * 2, reinterpret_cast<const __half*>(from) + offset, here * 2, barrier);
+                    else mbarrier::arrive(barrier);
                 }
             }
         }
     }
 }
 
+// Of windows: the token of a row, or -1.
+__device__ __forceinline__ int token_of_window(const ChainArgs& p, const WindowMap& map, int window, int row) {
+    return row < p.group_tokens ? static_cast<int>(map.source(static_cast<uint32_t>(window * p.group_tokens + row))) : -1;
+}
+// The region of the shift's mask that a token of a window is in.
+__device__ __forceinline__ void find_region(const ChainArgs& p, const Layout& at, int window, int token) {
+    uint32_t number, wx, ix;
+    p.by_windows.divmod(static_cast<uint32_t>(window), number);
+    const uint32_t wy = p.by_windows_x.divmod(number, wx), iy = p.by_window_w.divmod(static_cast<uint32_t>(token), ix);
+    const int y = static_cast<int>(wy) * p.rolled.window_h + static_cast<int>(iy), x = static_cast<int>(wx) * p.rolled.window_w + static_cast<int>(ix);
+    const uint32_t region = (y >= p.edge_y) + (y >= p.cut_y) + 4 * ((x >= p.edge_x) + (x >= p.cut_x));
+    asm volatile("st.shared.u8 [%0], %1;" ::"r"(at.regions + token), "r"(region) : "memory");
+}
+// What a row of the windows of the block's first units of heads and of merge is, in each pair the same, plain and rolled: its tokens and its region.
+__device__ __forceinline__ void find_tokens(const ChainArgs& p, const Layout& at, int row) {
+    const auto find = [&](const Work& work, int merge) {
+        if (static_cast<int>(blockIdx.x) >= work.units) return;
+        const int window = work.unit(blockIdx.x).tile;
+        const uint32_t to = at.tokens + 2 * merge * kTokens + row * 4;
+        store_shared(to, static_cast<uint32_t>(token_of_window(p, p.plain, window, row))), store_shared(to + kTokens, static_cast<uint32_t>(token_of_window(p, p.rolled, window, row)));
+        if (!merge) find_region(p, at, window, row);
+    };
+    find(p.work[kHeads], 0), find(p.work[kMerge], 1);
+}
+
 // A thread that multiplies.
 struct Math {
     int tid, lane, group, thread, g, t, row;  // thread: of its warpgroup; row: that of its first elements
-    uint32_t start;
     int opened = 0;  // barriers of the device before the phase that it is in
     uint32_t fetched = 0;  // units whose rows were fetched
     Position at;
@@ -371,26 +347,25 @@ struct Math {
     }
 };
 
-// d += A B over a unit's stages, STEPS of 16 contracted elements each for a warpgroup. A are its rows: FETCHED, in tiles of `rows`, or normalized.
+// d += A B over a unit's stages, STEPS of 16 contracted elements each for a warpgroup. A are its rows, `along` bytes from eight contracted elements to the next; FETCHED: by the copy engine.
 template <class Tile, bool FETCHED, int STEPS>
-__device__ __forceinline__ void multiply_stages(const ChainArgs& p, const Rings& r, uint32_t a, Math& m, int chunks, int stage, int rows, float (&acc)[Tile::kColumns / 2]) {
+__device__ __forceinline__ void multiply_stages(const ChainArgs& p, const Rings& r, uint32_t a, uint32_t along, Math& m, int chunks, int stage, float (&acc)[Tile::kColumns / 2]) {
     const int sharer = m.group % Tile::kSharers, columns = m.group / Tile::kSharers;
-    const uint32_t along_a = FETCHED ? static_cast<uint32_t>(rows) * 16 : kNormalStep, across_b = static_cast<uint32_t>(stage) * 16;
+    const uint32_t across_b = static_cast<uint32_t>(stage) * 16;
     const int part_chunks = (chunks + kChainParts - 1) / kChainParts;
-    uint32_t last = 0;
+    const warpgroup::Pieces first_a(a + 2 * sharer * along, along, 128), first_b(r.ring + columns * (Tile::kColumns / 8) * across_b + sharer * 256, 128, across_b);
+    uint32_t behind_a = 0, last = 0;
     int until_part = 0, part = 0;
-    a += 2 * sharer * along_a;
 #pragma unroll 1
     for (int chunk = 0; chunk < chunks; ++chunk) {
         if (FETCHED && until_part-- == 0) mbarrier::wait(r.rows_full + part++ * 8, m.fetched & 1), until_part = part_chunks - 1;
-        const uint32_t b = r.ring + m.at.slot * kChainStage + columns * (Tile::kColumns / 8) * across_b + sharer * 256;
+        const uint32_t behind_b = m.at.slot * kChainStage;
         mbarrier::wait(r.full + m.at.slot * 8, m.at.parity);
         warpgroup::begin();
 #pragma unroll
-        for (int step = 0; step < STEPS; ++step)
-            warpgroup::multiply(acc, warpgroup::pieces(a + 2 * step * Tile::kSharers * along_a, along_a, 128), warpgroup::pieces(b + step * Tile::kSharers * 256, 128, across_b));
+        for (int step = 0; step < STEPS; ++step) warpgroup::multiply(acc, first_a.at(behind_a + 2 * step * Tile::kSharers * along), first_b.at(behind_b + step * Tile::kSharers * 256));
         warpgroup::commit();
-        a += stage / 8 * along_a;
+        behind_a += stage / 8 * along;
         // The stage before this one is done with.
         warpgroup::wait<1>();
         if (chunk > 0 && m.thread == 0) mbarrier::arrive(last);
@@ -403,12 +378,23 @@ __device__ __forceinline__ void multiply_stages(const ChainArgs& p, const Rings&
     if (m.thread == 0) mbarrier::arrive(last);
 }
 template <class Tile, bool FETCHED>
-__device__ __forceinline__ void multiply_unit(const ChainArgs& p, const Rings& r, uint32_t a, Math& m, int chunks, int stage, int rows, float (&acc)[Tile::kColumns / 2]) {
+__device__ __forceinline__ void multiply_unit(const ChainArgs& p, const Rings& r, uint32_t a, uint32_t along, Math& m, int chunks, int stage, float (&acc)[Tile::kColumns / 2]) {
     // The sharers divide a stage's steps.
     switch (stage / (16 * Tile::kSharers)) {
-        case 1: multiply_stages<Tile, FETCHED, 1>(p, r, a, m, chunks, stage, rows, acc); break;
-        case 2: multiply_stages<Tile, FETCHED, 2>(p, r, a, m, chunks, stage, rows, acc); break;
-        default: if constexpr (Tile::kSharers == 2) multiply_stages<Tile, FETCHED, 4>(p, r, a, m, chunks, stage, rows, acc);
+        case 1: multiply_stages<Tile, FETCHED, 1>(p, r, a, along, m, chunks, stage, acc); break;
+        case 2: multiply_stages<Tile, FETCHED, 2>(p, r, a, along, m, chunks, stage, acc); break;
+        default: if constexpr (Tile::kSharers == 2) multiply_stages<Tile, FETCHED, 4>(p, r, a, along, m, chunks, stage, acc);
+    }
+}
+
+template <Phase PHASE, class F> __device__ __forceinline__ void with_tile(int tile, const F& f) {
+    switch (tile) {
+        case 0: f(ChainTile0()); break;
+        case 1: f(ChainTile1()); break;
+        case 2: f(ChainTile2()); break;
+        case 3: f(ChainTile3()); break;
+        case 4: if constexpr (PHASE == kHeads || PHASE == kUp) f(ChainTile4()); break;
+        default: if constexpr (PHASE == kUp) f(ChainTile5());
     }
 }
 
@@ -553,12 +539,26 @@ struct Blocks {
             for (int i = 0; i < PIECES; ++i) asm volatile("" : "+r"(raw[i].x), "+r"(raw[i].y), "+r"(raw[i].z), "+r"(raw[i].w));
         }
         const float factor = rsqrtf(variance + p.epsilon), offset = -mean * factor;
+        const auto store = [&](int i, const auto& of_pair) {
+            if (exists(i)) store_shared(at.rows + (part + 8 * i) * kNormalStep + row * 16, make_uint4(of_pair(raw[i].x), of_pair(raw[i].y), of_pair(raw[i].z), of_pair(raw[i].w)));
+        };
+        // In halves where a mean is so near that its own rounding is not more than that of a result, and a factor is one that two halves have all of: two instructions instead of five for two elements.
+        constexpr float kNear = 1.f, kLeast = 1.f / 64, kMost = 512.f;
+        if (PIECES <= 6 && __all_sync(0xffffffffu, fabsf(offset) <= kNear && factor >= kLeast && factor <= kMost)) {
+            const __half2 high = __float2half2_rn(there ? factor : 0.f), low = __float2half2_rn(there ? factor - __low2float(high) : 0.f), add = __float2half2_rn(there ? offset : 0.f);
 #pragma unroll
-        for (int i = 0; i < PIECES; ++i) {
-            if (!exists(i)) continue;
-            uint32_t w[4];
-            each_pair(i, [&](int e, float2 v) { w[e] = there ? pack_halves(fmaf(v.x, factor, offset), fmaf(v.y, factor, offset)) : 0u; });
-            store_shared(at.rows + (part + 8 * i) * kNormalStep + row * 16, make_uint4(w[0], w[1], w[2], w[3]));
+            for (int i = 0; i < PIECES; ++i)
+                store(i, [&](uint32_t w) {
+                    const __half2 x = *reinterpret_cast<const __half2*>(&w), y = __hfma2(x, high, __hfma2(x, low, add));
+                    return *reinterpret_cast<const uint32_t*>(&y);
+                });
+        } else {
+#pragma unroll
+            for (int i = 0; i < PIECES; ++i)
+                store(i, [&](uint32_t w) {
+                    const float2 v = floats(w);
+                    return there ? pack_halves(fmaf(v.x, factor, offset), fmaf(v.y, factor, offset)) : 0u;
+                });
         }
         fence_engines_shared();
         math_barrier();
@@ -634,12 +634,20 @@ struct Blocks {
             for (int k = 0; k < DIM / 16; ++k)
                 warpgroup::multiply(s, warpgroup::pieces(queries + 2 * k * query_along, query_along, 128), warpgroup::pieces(keys + first * 16 + 2 * k * along, along, 128));
             warpgroup::commit();
+            // Where they are few, what is added comes while the product is under way.
+            constexpr bool kEarly = KEYS <= 16;
+            float early[kEarly ? KEYS / 8 : 1][2][2] = {};
+            if constexpr (kEarly) {
+#pragma unroll
+                for (int j = 0; j < KEYS / 8; ++j) offsets(j, early[j]);
+            }
             warpgroup::wait<0>();
             warpgroup::settle(s);
 #pragma unroll
             for (int j = 0; j < KEYS / 8; ++j) {
-                float added[2][2] = {};
-                offsets(j, added);
+                float late[2][2] = {};
+                if constexpr (!kEarly) offsets(j, late);
+                const auto& added = kEarly ? early[kEarly ? j : 0] : late;
 #pragma unroll
                 for (int h = 0; h < 2; ++h)
 #pragma unroll
@@ -681,24 +689,25 @@ template <int PIECES, bool QUADS> struct Chain : Blocks {
     const Rings& r;
     const __half* from;      // what the pair reads
     const __half* vectors;   // the pair's
-    const WindowMap* map;
     bool masked;
 
     static constexpr int DIM = 32;                // of a head
     static constexpr bool kScarce = PIECES > 6;  // registers, for what all phases have in common
 
-    // Token of a row of a tile of a group's queries, or -1.
-    __device__ __forceinline__ int64_t group_token(int tile, int row) const {
-        return row < p.group_tokens ? map->source(static_cast<uint32_t>(tile * p.group_tokens + row)) : -1;
+    // Token of a row of a unit of heads or merge, or -1.
+    __device__ __forceinline__ int window_token(const Unit& u, bool merge, int row) const {
+        if (u.first) return static_cast<int>(load_shared_pair(at.tokens + (2 * merge + masked) * kTokens + row * 4));
+        return token_of_window(p, masked ? p.rolled : p.plain, u.tile, row);
     }
 
     __device__ __forceinline__ void wait_for_phase() {
-        if (m.tid == 0) wait_device(p.barrier, m.start, m.opened);
+        if (m.tid == 0) wait_device(p.barrier, load_shared_pair(at.start), m.opened);
         math_barrier();
     }
     // Behind the last unit of a phase, which ended with a barrier. `waited`: the block knows that the phase before was over.
     __device__ __forceinline__ void end_phase(bool waited, bool last) {
         if (!waited) wait_for_phase();
+        if (m.opened == 0) ptx::barrier_wait(kStartRead, kChainMath + 32);
         if (m.tid == 0 && !last) arrive_device(p.barrier);
         ++m.opened;
     }
@@ -718,9 +727,9 @@ template <int PIECES, bool QUADS> struct Chain : Blocks {
     // Up to 64 rows of tokens, normalized, to shared memory; rows without a token are zeros. Eight threads have a row. `waits`: for the phase before.
     template <class Token> __device__ __forceinline__ void normalize_rows(const __half* stream, bool waits, const Token& token_of) {
         const int row = m.tid / 8, part = m.tid % 8;
-        const int64_t token = token_of(row);
+        const int token = token_of(row);
         const int pieces = p.channels / 8;
-        const uint4* const source = reinterpret_cast<const uint4*>(stream + max(token, int64_t{0}) * p.channels);
+        const uint4* const source = reinterpret_cast<const uint4*>(stream + static_cast<uint32_t>(max(token, 0) * p.channels));
         const auto exists = [&](int i) { return i < kFewerPieces<DIM, PIECES> || part + 8 * i < pieces; };
         uint4 raw[PIECES];
         if (waits) wait_for_phase();
@@ -769,24 +778,24 @@ template <int PIECES, bool QUADS> struct Chain : Blocks {
 
     // Products with the residual add.
     template <class Tile, bool SPLIT, class Token>
-    __device__ __forceinline__ void add_unit(const Work<true>& work, const Unit& u, int rows, int bias, const __half* residual, __half* to, const Token& token_of) {
+    __device__ __forceinline__ void add_unit(const Work& work, const Unit& u, int rows, int bias, const __half* residual, __half* to, const Token& token_of) {
         constexpr int kTiles = Tile::kTiles, kHalves = Tile::kHalves;
         const int column = u.column + m.group / Tile::kSharers * Tile::kColumns + Ended<Tile>::first_of(m) * 8 + 2 * m.t;
         const bool mine = !SPLIT || ends_share(u);
-        int64_t token[kHalves];
+        int place[kHalves];  // of its columns of the row's token, or -1
         uint32_t added[kHalves][kTiles];
         uint32_t offset[kTiles];
 #pragma unroll
         for (int i = 0; i < kTiles; ++i) offset[i] = pair_of_vector(bias + column + 8 * i);
 #pragma unroll
         for (int h = 0; h < kHalves; ++h) {
-            token[h] = mine ? token_of(u.tile, m.row + 8 * (h + Ended<Tile>::half_of(m))) : -1;
+            const int token = mine ? token_of(m.row + 8 * (h + Ended<Tile>::half_of(m))) : -1;
+            place[h] = token >= 0 ? token * p.channels + column : -1;
 #pragma unroll
-            for (int i = 0; i < kTiles; ++i)
-                added[h][i] = token[h] >= 0 ? load_pair(residual + token[h] * p.channels + column + 8 * i) : 0u;
+            for (int i = 0; i < kTiles; ++i) added[h][i] = place[h] >= 0 ? load_pair(residual + static_cast<uint32_t>(place[h]) + 8 * i) : 0u;
         }
         float acc[Tile::kColumns / 2] = {};
-        multiply_unit<Tile, true>(p, r, at.rows, m, work.chunks, work.stage, rows, acc);
+        multiply_unit<Tile, true>(p, r, at.rows, static_cast<uint32_t>(rows) * 16, m, work.chunks, work.stage, acc);
         Ended<Tile> end(m, acc, at.rows);
         if constexpr (SPLIT) {
             if (p.split > 1) end_shares<Tile, true>(u, work.width, p.partial, end);
@@ -798,7 +807,7 @@ template <int PIECES, bool QUADS> struct Chain : Blocks {
                 for (int i = 0; i < kTiles; ++i) {
                     const float2 v = floats(added[h][i]), b = floats(offset[i]);
                     const uint32_t sum = pack_halves(end.own[h][i].x + b.x + v.x, end.own[h][i].y + b.y + v.y);
-                    if (token[h] >= 0) *reinterpret_cast<uint32_t*>(to + token[h] * p.channels + column + 8 * i) = sum;
+                    if (place[h] >= 0) *reinterpret_cast<uint32_t*>(to + static_cast<uint32_t>(place[h]) + 8 * i) = sum;
                 }
         }
         math_barrier();
@@ -809,7 +818,7 @@ template <int PIECES, bool QUADS> struct Chain : Blocks {
     // sum of weights, something to take away; so those that share the contracted index share the rows' sums, too. These are of what differs from a row's first element, from which the mean is
     // no more standard deviations away than the root of how many there are, so that float has enough digits.
     // `first`: of the block, which then has not begun.
-    template <class Tile> __device__ __forceinline__ void quad_unit(const Work<true>& work, const Unit& u, bool first) {
+    template <class Tile> __device__ __forceinline__ void quad_unit(const Work& work, const Unit& u, bool first) {
         constexpr int kTiles = Tile::kTiles, kPieces = kChainQuads / 64;
         const int first_column = u.column + m.group / Tile::kSharers * Tile::kColumns + Ended<Tile>::first_of(m) * 8 + 2 * m.t;
         float acc[Tile::kColumns / 2] = {};
@@ -818,6 +827,7 @@ template <int PIECES, bool QUADS> struct Chain : Blocks {
             const int64_t token = row_token(u.tile, row);
             const int corner = p.quads.corner(static_cast<uint32_t>(max(token, int64_t{0})));
             const bool pivots = token >= 0 && p.quads.has(corner, 0);
+            const int first_element = (corner & (QuadMap::kMostTokens - 1)) * p.quads.channels;
             float pivot = 0.f, sum = 0.f, squares = 0.f;
             int k = u.split * work.chunks * work.stage, chunks = work.chunks;
 #pragma unroll 1
@@ -828,9 +838,9 @@ template <int PIECES, bool QUADS> struct Chain : Blocks {
                 bool there[kPieces];
 #pragma unroll
                 for (int i = 0; i < kPieces; ++i) {
-                    const int c = k + (part + 8 * i) * 8, block = p.quads.block(c);
-                    there[i] = token >= 0 && (part + 8 * i) * 8 < here && p.quads.has(corner, block);
-                    place[i] = there[i] ? static_cast<int>(p.quads.element(corner, block, c) / 8) : 0;
+                    const int c = k + (part + 8 * i) * 8;
+                    there[i] = token >= 0 && (part + 8 * i) * 8 < here && p.quads.has_at(corner, c);
+                    place[i] = there[i] ? static_cast<int>(static_cast<uint32_t>(first_element + p.quads.step_at(c) + c) / 8) : 0;
                 }
                 if (begins && first) begin_behind_previous();
                 if (begins && pivots) pivot = __half2float(__ldcg(p.quad_x + p.quads.element(corner, 0, 0)));
@@ -854,7 +864,7 @@ template <int PIECES, bool QUADS> struct Chain : Blocks {
                 }
                 fence_engines_shared();
                 math_barrier();
-                multiply_unit<Tile, false>(p, r, at.rows, m, now, work.stage, kChainRows, acc);
+                multiply_unit<Tile, false>(p, r, at.rows, kNormalStep, m, now, work.stage, acc);
                 k += here, chunks -= now;
             }
             sum = group_sum<8>(sum), squares = group_sum<8>(squares);
@@ -899,14 +909,14 @@ template <int PIECES, bool QUADS> struct Chain : Blocks {
 
     // Normalized rows by weights.
     template <class Tile, class Token, class End>
-    __device__ __forceinline__ void normal_unit(const Work<true>& work, const Unit& u, const __half* stream, int bias, bool waits, const Token& token_of, const End& end_with) {
+    __device__ __forceinline__ void normal_unit(const Work& work, const Unit& u, const __half* stream, int bias, bool waits, const Token& token_of, const End& end_with) {
         const int first = u.column / 8 + m.group / Tile::kSharers * (Tile::kColumns / 8) + Ended<Tile>::first_of(m);
         uint32_t offset[Tile::kTiles];
 #pragma unroll
         for (int i = 0; i < Tile::kTiles; ++i) offset[i] = pair_of_vector(bias + (first + i) * 8 + 2 * m.t);
         normalize_rows(stream, waits, token_of);
         float acc[Tile::kColumns / 2] = {};
-        multiply_unit<Tile, false>(p, r, at.rows, m, work.chunks, work.stage, kChainRows, acc);
+        multiply_unit<Tile, false>(p, r, at.rows, kNormalStep, m, work.chunks, work.stage, acc);
         const Ended<Tile> end(m, acc, at.rows);
         fence_engines_shared();
         end_normal(end, offset, first, end_with);
@@ -943,17 +953,17 @@ template <int PIECES, bool QUADS> struct Chain : Blocks {
     }
 
     // A head of a window.
-    __device__ __forceinline__ void window_unit(const Work<true>& work, const Unit& u, bool waits) {
+    __device__ __forceinline__ void window_unit(const Work& work, const Unit& u, bool waits) {
         using Tile = ChainTile4;
         constexpr int kKeys = kChainRows / 4;
         const int columns = m.group / Tile::kSharers, half = Ended<Tile>::half_of(m);
         uint32_t offset[Tile::kTiles];
 #pragma unroll
         for (int i = 0; i < Tile::kTiles; ++i) offset[i] = pair_of_vector(head_column(p, u.column, columns * Tile::kTiles + i) + 2 * m.t);
-        find_regions(u.tile);
-        normalize_rows(from, waits, [&](int row) { return group_token(u.tile, row); });
+        if (masked && !p.heads_once && m.tid < kChainRows) find_region(p, at, u.tile, m.tid);
+        normalize_rows(from, waits, [&](int row) { return window_token(u, false, row); });
         float acc[Tile::kColumns / 2] = {};
-        multiply_unit<Tile, false>(p, r, at.rows, m, work.chunks, work.stage, kChainRows, acc);
+        multiply_unit<Tile, false>(p, r, at.rows, kNormalStep, m, work.chunks, work.stage, acc);
         {
             const Ended<Tile> end(m, acc, at.rows);
 #pragma unroll
@@ -977,23 +987,12 @@ template <int PIECES, bool QUADS> struct Chain : Blocks {
         }
     }
 
-    // Regions of the shift's mask, of the window's tokens.
-    __device__ __forceinline__ void find_regions(int window) {
-        if (!masked || m.tid >= kChainRows) return;
-        uint32_t number, wx, ix;
-        p.by_windows.divmod(static_cast<uint32_t>(window), number);
-        const uint32_t wy = p.by_windows_x.divmod(number, wx), iy = p.by_window_w.divmod(static_cast<uint32_t>(m.tid), ix);
-        const int y = static_cast<int>(wy) * map->window_h + static_cast<int>(iy), x = static_cast<int>(wx) * map->window_w + static_cast<int>(ix);
-        const uint32_t region = (y >= p.edge_y) + (y >= p.cut_y) + 4 * ((x >= p.edge_x) + (x >= p.cut_x));
-        asm volatile("st.shared.u8 [%0], %1;" ::"r"(at.regions + m.tid), "r"(region) : "memory");
-    }
-
     template <Phase PHASE, class F> __device__ __forceinline__ void each_unit(const F& f, bool waits, bool last) {
-        const Work<true> work(p, PHASE);
+        const Work& work = p.work[PHASE];
         bool any = false;
 #pragma unroll 1
         for (int number = blockIdx.x; number < work.units; number += gridDim.x) {
-            const Unit u = work.unit(PHASE, number);
+            const Unit u = work.unit(number);
             if constexpr (kScarce) m.forget();
             f(work, u, waits && !any);
             any = true;
@@ -1001,30 +1000,18 @@ template <int PIECES, bool QUADS> struct Chain : Blocks {
         end_phase(any, last);
     }
 
-    template <Phase PHASE, class F> __device__ __forceinline__ void with_tile(int tile, const F& f) {
-        switch (tile) {
-            case 0: f(ChainTile0()); break;
-            case 1: f(ChainTile1()); break;
-            case 2: f(ChainTile2()); break;
-            case 3: f(ChainTile3()); break;
-            case 4: if constexpr (PHASE == kUp) f(ChainTile4()); break;
-            default: if constexpr (PHASE == kUp) f(ChainTile5());
-        }
-    }
-
     // Behind the kernel before.
     __device__ __forceinline__ void begin_behind_previous() {
         ptx::wait_for_previous();
         for (int i = static_cast<int>(blockIdx.x) * kChainMath + m.tid; i < p.unset; i += static_cast<int>(gridDim.x) * kChainMath)
             store_made(reinterpret_cast<unsigned char*>(p.partial) + int64_t{i} * 16, make_uint4(kUnset, kUnset, kUnset, kUnset));
-        m.start = begin(p);
     }
 
     template <class Tile> __device__ __forceinline__ void run_quads() {
-        const Work<true> work(p, kQuads);
+        const Work& work = p.work[kQuads];
         bool any = false;
 #pragma unroll 1
-        for (int number = blockIdx.x; number < work.units; number += gridDim.x) quad_unit<Tile>(work, work.unit(kQuads, number), !any), any = true;
+        for (int number = blockIdx.x; number < work.units; number += gridDim.x) quad_unit<Tile>(work, work.unit(number), !any), any = true;
         if (!any) begin_behind_previous();
         end_phase(true, false);
         // Nothing of this is carried on.
@@ -1038,26 +1025,26 @@ template <int PIECES, bool QUADS> struct Chain : Blocks {
         } else {
             begin_behind_previous();
         }
+        ptx::barrier_wait(kTokensFound, kChainMath + kChainRows);
         const int pair_vectors = down_at() + p.channels;
 #pragma unroll 1
         for (int pair = 0; pair < p.pairs; ++pair) {
             from = pair == 0 ? p.x : p.y;
             vectors = p.vectors + static_cast<int64_t>(pair) * pair_vectors;
             masked = p.shifted >> pair & 1;
-            map = masked ? &p.rolled : &p.plain;
 
-            each_unit<kHeads>([&](const Work<true>& work, const Unit& u, bool waits) { window_unit(work, u, waits); }, QUADS || pair > 0, false);
+            each_unit<kHeads>([&](const Work& work, const Unit& u, bool waits) { window_unit(work, u, waits); }, QUADS || pair > 0, false);
             with_tile<kMerge>(p.tile_merge, [&](auto tile) {
                 each_unit<kMerge>(
-                    [&](const Work<true>& work, const Unit& u, bool waits) {
-                        add_unit<decltype(tile), false>(work, u, p.tile_rows, merge_at(), from, p.middle, [&](int at, int row) { return group_token(at, row); });
+                    [&](const Work& work, const Unit& u, bool waits) {
+                        add_unit<decltype(tile), false>(work, u, p.tile_rows, merge_at(), from, p.middle, [&](int row) { return window_token(u, true, row); });
                     },
                     false, false);
             });
             with_tile<kUp>(p.tile_up, [&](auto tile) {
                 each_unit<kUp>(
-                    [&](const Work<true>& work, const Unit& u, bool waits) {
-                        normal_unit<decltype(tile)>(work, u, p.middle, up_at(), waits, [&](int row) { return row_token(u.tile, row); }, [&](int piece, int row, float (&v)[2]) {
+                    [&](const Work& work, const Unit& u, bool waits) {
+                        normal_unit<decltype(tile)>(work, u, p.middle, up_at(), waits, [&](int row) { return static_cast<int>(row_token(u.tile, row)); }, [&](int piece, int row, float (&v)[2]) {
                             activate(v, p.activation);
                             if (row < p.rows) *reinterpret_cast<uint32_t*>(p.hidden + ((int64_t{u.tile} * (p.hidden_columns / 8) + piece) * p.rows + row) * 8 + 2 * m.t) = pack_halves(v[0], v[1]);
                         });
@@ -1066,8 +1053,8 @@ template <int PIECES, bool QUADS> struct Chain : Blocks {
             });
             with_tile<kDown>(p.tile_down, [&](auto tile) {
                 each_unit<kDown>(
-                    [&](const Work<true>& work, const Unit& u, bool waits) {
-                        add_unit<decltype(tile), true>(work, u, p.rows, down_at(), p.middle, p.y, [&](int at, int row) { return row_token(at, row); });
+                    [&](const Work& work, const Unit& u, bool waits) {
+                        add_unit<decltype(tile), true>(work, u, p.rows, down_at(), p.middle, p.y, [&](int row) { return static_cast<int>(row_token(u.tile, row)); });
                     },
                     false, pair + 1 == p.pairs);
             });
@@ -1086,14 +1073,20 @@ template <int PIECES, bool QUADS> __global__ void __launch_bounds__(kChainThread
     at.ring = at.rows + p.rows_bytes;
     at.stats = at.ring + p.stages * kChainStage;
     at.regions = at.stats + 4 * kChainRows * 8;
-    at.barriers = at.regions + kChainRows;
+    at.tokens = at.regions + kChainRows;
+    at.start = at.tokens + 4 * chain::kTokens;
+    at.barriers = at.start + 8;
     const chain::Rings r{at.ring, at.barriers, at.barriers + kChainStages * 8, at.barriers + 2 * kChainStages * 8, at.barriers + (2 * kChainStages + kChainParts) * 8};
     const int tid = threadIdx.x, group = __shfl_sync(0xffffffffu, tid / 128, 0);  // the same in a warp, as the compiler sees then
-    if (tid == 0) {
-        for (int s = 0; s < p.stages; ++s) mbarrier::init(r.full + s * 8, 1), mbarrier::init(r.empty + s * 8, 4);
-        for (int part = 0; part < kChainParts; ++part) mbarrier::init(r.rows_full + part * 8, 1);
-        mbarrier::init(r.rows_free, 4);
+    if (tid % 32 == 0) {
+        const int warp = __shfl_sync(1u, tid / 32, 0);
+        if (warp < kChainStages) mbarrier::init(r.full + warp * 8, 1), mbarrier::init(r.empty + warp * 8, 4);
+        else mbarrier::init(r.rows_full + (warp - kChainStages) * 8, 1);
+        if (warp == kChainStages) mbarrier::init(r.rows_free, 4);
         mbarrier::publish();
+        // A line of the constants' cache each, so that all arguments come at once and are not waited for line by line.
+        constexpr int kLine = 64, kLines = sizeof(ChainArgs) / kLine;
+        if (warp < kLines) chain::store_shared(at.start, reinterpret_cast<const uint32_t*>(&p)[warp * (kLine / 4)]);
     }
     ptx::let_next_start();
     __syncthreads();
@@ -1105,14 +1098,21 @@ template <int PIECES, bool QUADS> __global__ void __launch_bounds__(kChainThread
             chain::fetch_weights<true, QUADS>(p, r, tid % 32);
         } else if (tid / 32 == kChainMath / 32 + 1) {
             ptx::wait_for_previous();
-            const uint32_t start = chain::begin(p);
+            // Not before it is there.
+            const uint32_t start = __shfl_sync(0xffffffffu, chain::load_made(p.barrier), 0);
+            chain::store_shared(at.start, start);
+            ptx::barrier_arrive(chain::kStartRead, kChainMath + 32);
             if (tid % 32 == 0) chain::fetch_rows<QUADS>(p, r, at.rows, start);
+        } else {
+            // Two warps that have nothing else to do.
+            chain::find_tokens(p, at, tid - (kChainThreads - kChainRows));
+            ptx::barrier_arrive(chain::kTokensFound, kChainMath + kChainRows);
         }
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 104;");
         const int lane = tid % 32, thread = tid % 128;
-        chain::Math m{tid, lane, group, thread, lane / 4, lane % 4, thread / 32 * 16 + lane / 4, 0};
-        chain::Chain<PIECES, QUADS> chain{{p, at, m}, r, nullptr, nullptr, nullptr, false};
+        chain::Math m{tid, lane, group, thread, lane / 4, lane % 4, thread / 32 * 16 + lane / 4};
+        chain::Chain<PIECES, QUADS> chain{{p, at, m}, r, nullptr, nullptr, false};
         chain.run();
     }
 #endif

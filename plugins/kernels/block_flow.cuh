@@ -44,7 +44,7 @@ template <int COUNT, class Load> __device__ __forceinline__ void until_set(uint4
 // The warps that fill the copies. A copy is a pair's for all but what the pair gives, which lies in the next one's. The device's barrier opens for the `pair`-th time when
 // all blocks have filled their shares of the copy of this pair and are done with the pair two before it, so that the copy of the pair after this one may be filled.
 __device__ __forceinline__ void fill_copies(const ChainArgs& p, const FlowRings& r, int thread) {
-    const uint32_t start = load_barrier(p.barrier);
+    const uint32_t start = load_made(p.barrier);
     const int first = static_cast<int>(blockIdx.x) * p.unset_share, end = min(first + p.unset_share, p.unset);
     const auto open = [&](int pair) {
         if (thread == 0) {
@@ -72,44 +72,6 @@ __device__ __forceinline__ void fill_copies(const ChainArgs& p, const FlowRings&
         to = pair % kCopies == kCopies - 1 ? p.copies : to + p.copy_bytes;
     }
     open(p.pairs - 1);
-}
-
-// d += A B over a unit's stages, STEPS of 16 contracted elements each for a warpgroup. A are its rows, `along` bytes from eight contracted elements to the next.
-template <class Tile, int STEPS>
-__device__ __forceinline__ void multiply_stages(const ChainArgs& p, const Rings& r, uint32_t a, Math& m, int chunks, int stage, uint32_t along, float (&acc)[Tile::kColumns / 2]) {
-    const int sharer = m.group % Tile::kSharers, columns = m.group / Tile::kSharers;
-    const uint32_t across_b = static_cast<uint32_t>(stage) * 16;
-    uint32_t last = 0;
-    a += 2 * sharer * along;
-#pragma unroll 1
-    for (int chunk = 0; chunk < chunks; ++chunk) {
-        const uint32_t b = r.ring + m.at.slot * kChainStage + columns * (Tile::kColumns / 8) * across_b + sharer * 256;
-        mbarrier::wait(r.full + m.at.slot * 8, m.at.parity);
-        warpgroup::begin();
-#pragma unroll
-        for (int step = 0; step < STEPS; ++step)
-            warpgroup::multiply(acc, warpgroup::pieces(a + 2 * step * Tile::kSharers * along, along, 128), warpgroup::pieces(b + step * Tile::kSharers * 256, 128, across_b));
-        warpgroup::commit();
-        a += stage / 8 * along;
-        // The stage before this one is done with.
-        warpgroup::wait<1>();
-        if (chunk > 0 && m.thread == 0) mbarrier::arrive(last);
-        last = r.empty + m.at.slot * 8;
-        m.at.next(p.stages);
-    }
-    warpgroup::settle(acc);
-    warpgroup::wait<0>();
-    warpgroup::settle(acc);
-    if (m.thread == 0) mbarrier::arrive(last);
-}
-template <class Tile>
-__device__ __forceinline__ void multiply_unit(const ChainArgs& p, const Rings& r, uint32_t a, Math& m, int chunks, int stage, uint32_t along, float (&acc)[Tile::kColumns / 2]) {
-    // The sharers divide a stage's steps.
-    switch (stage / (16 * Tile::kSharers)) {
-        case 1: multiply_stages<Tile, 1>(p, r, a, m, chunks, stage, along, acc); break;
-        case 2: multiply_stages<Tile, 2>(p, r, a, m, chunks, stage, along, acc); break;
-        default: if constexpr (Tile::kSharers <= 2) multiply_stages<Tile, 4>(p, r, a, m, chunks, stage, along, acc);
-    }
 }
 
 template <int DIM, int PIECES> struct Flow : Blocks {
@@ -190,7 +152,7 @@ template <int DIM, int PIECES> struct Flow : Blocks {
 
     // Products with the residual add, and with that of `between`, if there is one: their sum is rounded once.
     template <class Tile, bool SPLIT, class Token>
-    __device__ __forceinline__ void add_unit(const Work<false>& work, const Unit& u, const __half* rows, int tile_rows, int bias, const __half* residual, bool made, const __half* between, __half* to, const Token& token_of) {
+    __device__ __forceinline__ void add_unit(const Work& work, const Unit& u, const __half* rows, int tile_rows, int bias, const __half* residual, bool made, const __half* between, __half* to, const Token& token_of) {
         constexpr int kTiles = Tile::kTiles, kHalves = Tile::kHalves;
         // Asked for early, but where there are no registers to keep it in.
         constexpr bool kEarly = PIECES <= 6;
@@ -213,7 +175,7 @@ template <int DIM, int PIECES> struct Flow : Blocks {
             }
         }
         float acc[Tile::kColumns / 2] = {};
-        multiply_unit<Tile>(p, r, at.rows, m, work.chunks, work.stage, static_cast<uint32_t>(tile_rows) * 16, acc);
+        multiply_unit<Tile, false>(p, r, at.rows, static_cast<uint32_t>(tile_rows) * 16, m, work.chunks, work.stage, acc);
         Ended<Tile> end(m, acc, at.rows);
         if constexpr (SPLIT) {
             if (shares) end_shares<Tile, false>(u, work.width, own(p.partial), end);
@@ -238,14 +200,14 @@ template <int DIM, int PIECES> struct Flow : Blocks {
 
     // Normalized rows by weights.
     template <class Tile, class Token, class End>
-    __device__ __forceinline__ void normal_unit(const Work<false>& work, const Unit& u, const __half* stream, bool made, int bias, const Token& token_of, const End& end_with) {
+    __device__ __forceinline__ void normal_unit(const Work& work, const Unit& u, const __half* stream, bool made, int bias, const Token& token_of, const End& end_with) {
         const int first = u.column / 8 + m.group / Tile::kSharers * (Tile::kColumns / 8) + Ended<Tile>::first_of(m);
         uint32_t offset[Tile::kTiles];
 #pragma unroll
         for (int i = 0; i < Tile::kTiles; ++i) offset[i] = pair_of_vector(bias + (first + i) * 8 + 2 * m.t);
         normalize_rows(stream, made, token_of);
         float acc[Tile::kColumns / 2] = {};
-        multiply_unit<Tile>(p, r, at.rows, m, work.chunks, work.stage, kNormalStep, acc);
+        multiply_unit<Tile, false>(p, r, at.rows, kNormalStep, m, work.chunks, work.stage, acc);
         end_normal(Ended<Tile>(m, acc, at.rows), offset, first, end_with);
         math_barrier();
     }
@@ -307,23 +269,12 @@ template <int DIM, int PIECES> struct Flow : Blocks {
     }
 
     template <Phase PHASE, class F> __device__ __forceinline__ void each_unit(const F& f) {
-        const Work<false> work(p, PHASE);
+        const Work& work = p.work[PHASE];
 #pragma unroll 1
         for (int number = blockIdx.x; number < work.units; number += gridDim.x) {
-            const Unit u = work.unit(PHASE, number);
+            const Unit u = work.unit(number);
             forget();
             f(work, u);
-        }
-    }
-
-    template <Phase PHASE, class F> __device__ __forceinline__ void with_tile(int tile, const F& f) {
-        switch (tile) {
-            case 0: f(ChainTile0()); break;
-            case 1: f(ChainTile1()); break;
-            case 2: f(ChainTile2()); break;
-            case 3: f(ChainTile3()); break;
-            case 4: if constexpr (PHASE == kHeads || PHASE == kUp) f(ChainTile4()); break;
-            default: if constexpr (PHASE == kUp) f(ChainTile5());
         }
     }
 
@@ -332,7 +283,7 @@ template <int DIM, int PIECES> struct Flow : Blocks {
         for (; pair < p.pairs; ++pair) {
             await_first_copy();
             with_tile<kHeads>(p.tile_heads, [&](auto tile) {
-                each_unit<kHeads>([&](const Work<false>& work, const Unit& u) {
+                each_unit<kHeads>([&](const Work& work, const Unit& u) {
                     uint32_t part;
                     const int group = static_cast<int>(p.by_group_tiles.divmod(static_cast<uint32_t>(u.tile), part)), padded = p.group_tiles * p.tile_rows;
                     normal_unit<decltype(tile)>(work, u, from(), made(), 0, [&](int row) { return group_token(u.tile, row); }, [&](int piece, int row, const float (&v)[2]) {
@@ -342,16 +293,16 @@ template <int DIM, int PIECES> struct Flow : Blocks {
                     });
                 });
             });
-            each_unit<kAttend>([&](const Work<false>&, const Unit& u) { attend_unit(u); });
+            each_unit<kAttend>([&](const Work&, const Unit& u) { attend_unit(u); });
             await_first_copy();
             with_tile<kMerge>(p.tile_merge, [&](auto tile) {
-                each_unit<kMerge>([&](const Work<false>& work, const Unit& u) {
+                each_unit<kMerge>([&](const Work& work, const Unit& u) {
                     add_unit<decltype(tile), false>(work, u, own(p.heads_out) + int64_t{u.tile} * p.inner * p.tile_rows, p.tile_rows, merge_at(), from(), made(), nullptr, own(p.middle),
                                                     [&](int at, int row) { return group_token(at, row); });
                 });
             });
             with_tile<kUp>(p.tile_up, [&](auto tile) {
-                each_unit<kUp>([&](const Work<false>& work, const Unit& u) {
+                each_unit<kUp>([&](const Work& work, const Unit& u) {
                     normal_unit<decltype(tile)>(work, u, own(p.middle), true, up_at(), [&](int row) { return row_token(u.tile, row); }, [&](int piece, int row, float (&v)[2]) {
                         activate(v, p.activation);
                         if (row < p.rows) store_made(own(p.hidden) + ((int64_t{u.tile} * (p.hidden_columns / 8) + piece) * p.rows + row) * 8 + 2 * m.t, pack_halves(v[0], v[1]));
@@ -361,7 +312,7 @@ template <int DIM, int PIECES> struct Flow : Blocks {
             // What the pair gives is the next one's.
             if (!last()) mbarrier::wait(r.permitted + (pair + 1 & 1) * 8, pair + 1 >> 1 & 1);
             with_tile<kDown>(p.tile_down, [&](auto tile) {
-                each_unit<kDown>([&](const Work<false>& work, const Unit& u) {
+                each_unit<kDown>([&](const Work& work, const Unit& u) {
                     add_unit<decltype(tile), true>(work, u, own(p.hidden) + int64_t{u.tile} * p.hidden_columns * p.rows, p.rows, down_at(), own(p.middle), true, between_of(pair),
                                                    last() ? p.y : copy_of(p.stream, pair + 1), [&](int at, int row) { return row_token(at, row); });
                 });
@@ -408,7 +359,7 @@ template <int DIM, int PIECES> __global__ void __launch_bounds__(kChainThreads, 
         asm volatile("setmaxnreg.inc.sync.aligned.u32 104;");
         ptx::wait_for_previous();
         const int lane = tid % 32, thread = tid % 128;
-        chain::Math m{tid, lane, group, thread, lane / 4, lane % 4, thread / 32 * 16 + lane / 4, 0};
+        chain::Math m{tid, lane, group, thread, lane / 4, lane % 4, thread / 32 * 16 + lane / 4};
         flow::Flow<DIM, PIECES> chain{{p, at, m}, r, 0};
         chain.run();
     }

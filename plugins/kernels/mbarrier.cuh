@@ -35,6 +35,12 @@ __device__ __forceinline__ void copy(uint32_t to, const void* from, uint32_t byt
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
 #endif
 }
+// The same of what is read once: it makes way for anything else in the second-level cache.
+__device__ __forceinline__ void copy_once(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("{.reg .b64 policy;\n\tcreatepolicy.fractional.L2::evict_first.b64 policy, 1.0;\n\tcp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], policy;}" ::"r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
+#endif
+}
 // The same to that place of the shared memory of each block of the cluster that `mask` has a bit of; counts at that barrier of each.
 __device__ __forceinline__ void copy_to_all(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier, uint32_t mask) {
 #if __CUDA_ARCH__ >= 900

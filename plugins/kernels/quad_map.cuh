@@ -36,7 +36,16 @@ struct QuadMap {
     __device__ __forceinline__ int block(int c) const { return (c >= channels) + (c >= 2 * channels) + (c >= 3 * channels); }
     // Whether the token of a block is on the grid; else it is zeros.
     __device__ __forceinline__ bool has(int corner, int block) const { return (corner & needs[block]) == 0; }
+    // Both by an element of the merged row, with neither a branch nor an index into memory.
+    __device__ __forceinline__ bool has_at(int corner, int c) const { return (corner & pick(needs, c)) == 0; }
+    __device__ __forceinline__ int step_at(int c) const { return pick(step, c); }
     __device__ __forceinline__ int64_t element(int corner, int block, int c) const { return int64_t{corner & (kMostTokens - 1)} * channels + step[block] + c; }
+
+private:
+    __device__ __forceinline__ int pick(const int (&of)[4], int c) const {
+        const int low = c >= channels ? of[1] : of[0], high = c >= 3 * channels ? of[3] : of[2];
+        return c >= 2 * channels ? high : low;
+    }
 };
 
 }  // namespace trt_opt
