@@ -316,7 +316,7 @@ cudaError_t run_kernel(const BlockChainProblem& q, const Plan& plan, int32_t slo
     }
     p.tokens = static_cast<int>(q.images * q.tokens), p.channels = q.channels, p.heads = q.heads, p.inner = static_cast<int>(inner), p.hidden_columns = q.hidden, p.pairs = q.pairs;
     p.each = 1.f / static_cast<float>(q.channels), p.epsilon = q.epsilon, p.scale = q.scale * chain::kLog2, p.mask_value = q.mask_value * chain::kLog2;
-    p.activation = q.tanh_gelu ? Activation::kGeluTanh : Activation::kGelu;
+    p.power = ActivationPower(q.tanh_gelu ? Activation::kGeluTanh : Activation::kGelu);
     p.shifted = q.shifted, p.bias = q.bias;
     p.groups = c.groups, p.group_tokens = c.group_tokens, p.group_tiles = c.group_tiles, p.tile_rows = c.tile_rows, p.bias_row = static_cast<int>(ceil8(c.group_tokens));
     p.row_tiles = c.row_tiles, p.rows = c.rows;
@@ -360,8 +360,9 @@ PairPlan pair_plan(const BlockChainProblem& q) {
             if (s.groups != q.heads || tokens > s.keys || q.hidden % s.columns != 0) continue;
             const int fixed = s.fixed(tokens, q.hidden), place = s.groups * s.piece, left = device().shared - fixed;
             const int pieces = 2 * static_cast<int>(parts(q.hidden / s.columns, s.groups)), own = left < 0 ? 0 : std::min({left / place, pieces, kChainPairMaxSlots});
-            const int places = own + s.in_head + s.in_proj;
-            if (left >= 0 && places >= s.places) return {&s, own, std::min({places, pieces, kChainPairMaxSlots}), fixed + own * place};
+            const int places = own + s.shared_places;
+            constexpr int kFewest = 3;  // a second product has its piece while the one before and the next first one have theirs
+            if (left >= 0 && places >= std::min(kFewest, pieces)) return {&s, own, std::min({places, pieces, kChainPairMaxSlots}), fixed + own * place};
         }
     return {};
 }
@@ -383,7 +384,8 @@ cudaError_t run_pairs(const BlockChainProblem& q, const PairPlan& plan, cudaStre
         p.windows = static_cast<uint32_t>(q.images * q.groups()), p.tokens = static_cast<int>(q.group_tokens()), p.bias_row = static_cast<int>(ceil8(p.tokens));
         p.hidden = q.hidden, p.hidden_depth = depth_of(q.hidden);
         p.own = plan.own, p.slots = plan.slots;
-        p.epsilon = q.epsilon, p.scale = q.scale, p.mask_value = q.mask_value, p.activation = q.tanh_gelu ? Activation::kGeluTanh : Activation::kGelu;
+        plan.shape->set_places(p);
+        p.epsilon = q.epsilon, p.scale = q.scale, p.mask_value = q.mask_value, p.power = ActivationPower(q.tanh_gelu ? Activation::kGeluTanh : Activation::kGelu);
         WindowGrid g = q.window;
         p.shifted = q.shifted >> pair & 1;
         if (!p.shifted) g.shift_h = g.shift_w = 0;

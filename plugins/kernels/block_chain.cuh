@@ -82,7 +82,7 @@ struct ChainArgs {
     uint32_t* barrier;
     int tokens, channels, heads, inner, hidden_columns, pairs;
     float each, epsilon, scale, mask_value;  // 1 / channels; the last two in log2 units
-    Activation activation;
+    ActivationPower power;
     uint32_t shifted;
     bool bias;
     bool one_wave;              // no block has more than one unit of a phase
@@ -1046,7 +1046,7 @@ template <int PIECES, bool QUADS> struct Chain : Blocks {
                 each_unit<kUp>(
                     [&](const Work& work, const Unit& u, bool waits) {
                         normal_unit<decltype(tile)>(work, u, p.middle, up_at(), waits, [&](int row) { return static_cast<int>(row_token(u.tile, row)); }, [&](int piece, int row, float (&v)[2]) {
-                            activate(v, p.activation);
+                            activate_by_two<2>(v, p.power);
                             if (row < p.rows) *reinterpret_cast<uint32_t*>(p.hidden + ((int64_t{u.tile} * (p.hidden_columns / 8) + piece) * p.rows + row) * 8 + 2 * m.t) = pack_halves(v[0], v[1]);
                         });
                     },
@@ -1103,7 +1103,7 @@ template <int PIECES, bool QUADS> __global__ void __launch_bounds__(kChainThread
             const uint32_t start = __shfl_sync(0xffffffffu, chain::load_made(p.barrier), 0);
             chain::store_shared(at.start, start);
             ptx::barrier_arrive(chain::kStartRead, kChainMath + 32);
-            if (tid % 32 == 0) chain::fetch_rows<QUADS>(p, r, at.rows, start);
+            if (ptx::elect()) chain::fetch_rows<QUADS>(p, r, at.rows, start);
         } else {
             // Two warps that have nothing else to do.
             chain::find_tokens(p, at, tid - (kChainThreads - kChainRows));

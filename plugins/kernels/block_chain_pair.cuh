@@ -6,9 +6,11 @@
 // What is a left operand for all passes through shared memory, in pieces of 8 x 8 (warpgroup.cuh), as do sums of rows for the norms, and the MLP's sums between warpgroups.
 //
 // Weights, packed for chains, are in the same pieces, and all of the attention's are in shared memory before the kernel ahead is waited for. The MLP's are pieces of another kind: a unit's columns
-// of W1 or rows of W2. A warpgroup has a ring of places for its own: places that are only that; in the place of its head's weights, as soon as queries, keys and values are made; and in its share of
-// Wproj's place, as soon as that product is done.
+// of W1 or rows of W2. A warpgroup has a ring of places for its own: places that are only that; in the place of its head's weights, as soon as queries, keys and values are made; and in its shares of
+// the places of Wproj and of the heads' results, keys and values, as soon as that product is done.
 #pragma once
+
+#include <math_constants.h>
 
 #include "gelu.cuh"
 #include "mbarrier.cuh"
@@ -31,8 +33,12 @@ struct ChainPairArgs {
     uint32_t windows;
     int tokens, bias_row, hidden, hidden_depth;                  // hidden_depth: contracted elements that lie together in W2
     int own, slots;                                              // of a warpgroup: places for pieces alone; places in its ring
+    // Where its ring's places are: from the start of shared memory for the first warpgroup, and from there to those of the next ones.
+    struct Place {
+        uint32_t first, step;
+    } places[kChainPairMaxSlots];
     float epsilon, scale, mask_value;
-    Activation activation;
+    ActivationPower power;
     bool shifted;
     WindowMap map;
     WindowRegions regions;
@@ -42,30 +48,41 @@ struct ChainPairArgs {
 template <int GROUPS, int KEYS> struct ChainPairTile {
     static constexpr int kGroups = GROUPS, kKeys = KEYS, kChannels = 32 * GROUPS, kThreads = 128 * GROUPS;
     static constexpr int kColumns = GROUPS < 4 ? 64 : 32;  // hidden columns of a unit: for four warpgroups there are 128 registers a thread
-    static constexpr bool kBoth = kColumns == 32;
     static constexpr int kDepth = kChannels % 128 == 0 ? 128 : kChannels % 64 == 0 ? 64 : 32;  // contracted elements that lie together in weights, of channels
     static constexpr int kPiece = kChannels * kColumns * 2;
     static constexpr int kHead = kChannels * 96 * 2, kProj = kChannels * kChannels * 2;  // weights of a head's keys, values and queries; Wproj
-    static constexpr int kInHead = kHead / kPiece, kInProj = kProj / GROUPS / kPiece;
     static constexpr int kRows = 64 * kChannels * 2;       // of a left operand: [channels / 8][64][8]
     static constexpr int kPairs = 2 * 64 * 64;             // a head's keys and values
-    // The sums of 8 of a thread's columns of a row on their way to another warpgroup, of which a piece's place has room for some.
-    static constexpr int kShare = 128 * 8 * 4, kPlaceShares = kPiece / kShare, kSumPlaces = (2 * (GROUPS - 1) + kPlaceShares - 1) / kPlaceShares;
-    static constexpr int kBiasRow = KEYS % 16 == 8 ? KEYS : KEYS + 8;  // an odd number of eight elements, so that eight rows lie in different banks
+    static constexpr int kInHead = kHead / kPiece, kInProj = kProj / GROUPS / kPiece, kInResults = (kRows / GROUPS + kPairs) / kPiece;
+    // Sums of 32 channels on their way to another warpgroup, in the place of a head's weights.
+    static constexpr int kShare = 64 * 32 * 4;
+    static_assert(kInHead >= 1 && (GROUPS - 1) * kShare <= kHead);
 
     // Shared memory. Keys and values have the copy engine's swizzle, so their place is a multiple of 1024.
     static constexpr int kProjAt = GROUPS * kHead, kRowsAt = kProjAt + kProj, kResultsAt = kRowsAt + kRows, kPairsAt = kResultsAt + kRows;
     static_assert(kPairsAt % 1024 == 0 && kRows == kThreads * 32);
-    static constexpr int kQkvFull = kPairsAt + GROUPS * kPairs, kProjFull = kQkvFull + GROUPS * 8, kFull = kProjFull + 8, kBarriers = GROUPS * (1 + kChainPairMaxSlots) + 1;
-    static constexpr int kVectors = (kQkvFull + kBarriers * 8 + 15) / 16 * 16;  // b_qkv, b_proj, b2, b1, and the scores' bias
+    static constexpr int kQkvFull = kPairsAt + GROUPS * kPairs, kProjFull = kQkvFull + GROUPS * 8, kVectorsFull = kProjFull + 8, kFull = kVectorsFull + 8, kBarriers = GROUPS * (1 + kChainPairMaxSlots) + 2;
+    static constexpr int kParts = (kQkvFull + kBarriers * 8 + 15) / 16 * 16, kPart = 64 * 8;  // means and squares of a warpgroup's 32 channels of rows
+    static constexpr int kVectors = kParts + GROUPS * kPart;  // b_qkv, b_proj, b2, b1, and the scores' bias, of whose last row as many elements are read as there may be keys
     __host__ __device__ static constexpr int bias_at(int hidden) { return kVectors + (5 * kChannels + hidden) * 2; }
-    __host__ __device__ static constexpr int places_at(int tokens, int hidden) { return (bias_at(hidden) + GROUPS * tokens * kBiasRow * 2 + 127) / 128 * 128; }
+    __host__ __device__ static constexpr int places_at(int tokens, int hidden) { return (bias_at(hidden) + GROUPS * tokens * KEYS * 2 + 127) / 128 * 128; }
     static constexpr int fixed(int tokens, int hidden) { return 1024 + places_at(tokens, hidden); }
+    // The ring of a warpgroup: `own` places that are only that; in the place of its head's weights; in its shares of the places of Wproj and of the heads' results, keys and values, which are behind each other.
+    static void set_places(ChainPairArgs& p) {
+        for (int i = 0; i < p.slots; ++i) {
+            const int in_head = i - p.own, in_proj = in_head - kInHead, in_results = in_proj - kInProj;
+            if (in_head < 0) p.places[i] = {static_cast<uint32_t>(places_at(p.tokens, p.hidden) + i * GROUPS * kPiece), kPiece};
+            else if (in_proj < 0) p.places[i] = {static_cast<uint32_t>(in_head * kPiece), kHead};
+            else if (in_results < 0) p.places[i] = {static_cast<uint32_t>(kProjAt + in_proj * kPiece), kInProj * kPiece};
+            else p.places[i] = {static_cast<uint32_t>(kResultsAt + in_results * kPiece), kInResults * kPiece};
+        }
+    }
 };
 
 template <class TILE> struct ChainPair {
     using Tile = TILE;
     static constexpr int G = Tile::kGroups, C = Tile::kChannels, kKeys = Tile::kKeys, kColumns = Tile::kColumns, kDepth = Tile::kDepth;
+    static constexpr bool kEarly = G < 4;     // there are registers for what is added to from before there is anything to add
     static constexpr int kRowStep = 64 * 16;  // from eight channels of a left operand to the next
 
     const ChainPairArgs& p;
@@ -73,63 +90,66 @@ template <class TILE> struct ChainPair {
     const uint32_t at;           // of it
     const int group, lane, warp, t, row;  // warp: of the group; row: the first of the window's two that this lane has a part of; 8 on is the other
     const int pieces;            // of this warpgroup
-    int slot = 0, coming = 0;    // where the next piece is; the first that has not been asked for
-    uint32_t phases = 0;         // of the ring's barriers
+    int slot = 0, coming = 0, coming_slot = 0;  // where the next piece is; the first that has not been asked for, and where it will be
+    uint32_t phases = 0;         // of the ring's barriers; the top bit is that of the others, which a window uses once
 
     __device__ __forceinline__ const __half* vectors(int from) const { return reinterpret_cast<const __half*>(shared + Tile::kVectors) + from; }
 
-    __device__ __forceinline__ int token(uint32_t window, int r) const {
-        return r < p.tokens ? static_cast<int>(p.map.source(window * static_cast<uint32_t>(p.tokens) + static_cast<uint32_t>(r))) : -1;
+    // Where this lane's part of a row begins, or a negative number if there is no such row.
+    __device__ __forceinline__ int offset(uint32_t window, int r) const {
+        const int token = r < p.tokens ? static_cast<int>(p.map.source(window * static_cast<uint32_t>(p.tokens) + static_cast<uint32_t>(r))) : -1;
+        return token < 0 ? -1 : token * C + group * 32 + t * 8;
     }
-    __device__ __forceinline__ int64_t offset(int of) const { return int64_t{of} * C + group * 32 + t * 8; }
 
     // Weights.
 
+    // Read by all blocks at about the same time, unless some have several windows.
+    __device__ __forceinline__ uint64_t policy() const { return ptx::weight_policy(p.windows <= gridDim.x); }
     __device__ __forceinline__ uint32_t head() const { return at + group * Tile::kHead; }
-    __device__ __forceinline__ uint32_t place(int i) const {
-        if (i < p.own) return at + Tile::places_at(p.tokens, p.hidden) + (i * G + group) * Tile::kPiece;
-        if (i < p.own + Tile::kInHead) return head() + (i - p.own) * Tile::kPiece;
-        return at + Tile::kProjAt + (group * Tile::kInProj + i - p.own - Tile::kInHead) * Tile::kPiece;
-    }
+    __device__ __forceinline__ uint32_t place(int i) const { return at + p.places[i].first + group * p.places[i].step; }
     __device__ __forceinline__ uint32_t full(int slot) const { return at + Tile::kFull + (group * kChainPairMaxSlots + slot) * 8; }
     __device__ __forceinline__ int unit_of(int i) const { return group + i * G; }
 
-    // By a warp. A head's keys, values and queries, of kDepth contracted elements behind each other.
+    // A head's keys, values and queries, a warp each, of kDepth contracted elements behind each other.
     __device__ __forceinline__ void fetch_head() const {
-        constexpr int kBytes = 32 * kDepth * 2, kCopies = C / kDepth * 3;
+        constexpr int kBytes = 32 * kDepth * 2;
+        if (warp >= 3 || !ptx::elect()) return;
         const uint32_t barrier = at + Tile::kQkvFull + group * 8;
-        if (lane == 0) mbarrier::expect(barrier, Tile::kHead);
-        __syncwarp();
-        if (lane < kCopies) {
-            const int deep = lane / 3, part = lane % 3, columns = (part == 2 ? 0 : (part + 1) * C) + group * 32;
-            mbarrier::copy_once(head() + lane * kBytes, p.w_qkv + (deep * 3 * C + columns) * kDepth, kBytes, barrier);
-        }
+        mbarrier::expect(barrier, Tile::kHead / 3);
+#pragma unroll
+        for (int deep = 0; deep < C / kDepth; ++deep)
+            mbarrier::copy(head() + (3 * deep + warp) * kBytes, p.w_qkv + (deep * 3 * C + (warp == 2 ? 0 : warp + 1) * C + group * 32) * kDepth, kBytes, barrier, policy());
     }
-    // A warpgroup's pieces in order: W1 0, W1 1, W2 0, W1 2, W2 1, ... W2 n - 1.
-    __device__ __forceinline__ void fetch_piece(int i) const {
-        const bool last = i == pieces - 1, second = last || (i > 0 && i % 2 == 0);
-        const int column = unit_of(second ? i / 2 - (last ? 0 : 1) : (i + 1) / 2) * kColumns, to_slot = i % p.slots;
-        const uint32_t to = place(to_slot), barrier = full(to_slot);
-        if (lane == 0) mbarrier::expect(barrier, Tile::kPiece);
-        __syncwarp();
-        if (second) {
-            constexpr int kBytes = kColumns * 16;
-            const int inside = column & (p.hidden_depth - 1), eight = lane + 4 * group - (lane + 4 * group < C / 8 ? 0 : C / 8);  // this warpgroup's channels first
-            if (lane < C / 8) mbarrier::copy_once(to + lane * kBytes, p.w2 + (column - inside) * C + (eight * p.hidden_depth + inside) * 8, kBytes, barrier);
-        } else {
-            constexpr int kBytes = kColumns * kDepth * 2;
-            if (lane < C / kDepth) mbarrier::copy_once(to + lane * kBytes, p.w1 + (lane * p.hidden + column) * kDepth, kBytes, barrier);
+    // A warpgroup's next piece, a quarter a warp. In order: W1 0, W2 0, W1 1, W2 1, ...
+    __device__ __forceinline__ void fetch_piece() {
+        if (ptx::elect()) {
+            const int column = unit_of(coming / 2) * kColumns;
+            const uint32_t to = place(coming_slot), barrier = full(coming_slot);
+            mbarrier::expect(barrier, Tile::kPiece / 4);
+            if (coming & 1) {
+                constexpr int kBytes = kColumns * 16;
+                const uint32_t inside = column & (p.hidden_depth - 1), from = (column - inside) * C + (warp * p.hidden_depth + inside) * 8;
+#pragma unroll
+                for (int i = 0; i < G; ++i)  // this warpgroup's channels first
+                    mbarrier::copy(to + (4 * i + warp) * kBytes, p.w2 + (from + (i + group < G ? i + group : i + group - G) * 32u * p.hidden_depth), kBytes, barrier, policy());
+            } else {
+                constexpr int kBytes = kColumns * kDepth / 2;
+#pragma unroll
+                for (int i = 0; i < C / kDepth; ++i) mbarrier::copy(to + (4 * i + warp) * kBytes, p.w1 + ((i * p.hidden + column) * uint32_t{kDepth} + warp * uint32_t{kBytes / 2}), kBytes, barrier, policy());
+            }
         }
+        ++coming;
+        if (++coming_slot == p.slots) coming_slot = 0;
     }
     // Those that have places among the first `places` of the ring, once `taken` have been used.
+    __device__ __forceinline__ int reach(int places, int taken) const { return min(pieces, min(places, p.slots) + taken); }
     __device__ __forceinline__ void fetch_pieces(int places, int taken) {
-        for (; coming < pieces && coming < min(places, p.slots) + taken; ++coming)
-            if (warp == 0) fetch_piece(coming);
+        for (const int end = reach(places, taken); coming < end;) fetch_piece();
     }
     __device__ __forceinline__ uint32_t take() {
+        const uint32_t piece = place(slot);
         mbarrier::wait(full(slot), phases >> slot & 1);
         phases ^= 1u << slot;
-        const uint32_t piece = place(slot);
         if (++slot == p.slots) slot = 0;
         return piece;
     }
@@ -141,60 +161,75 @@ template <class TILE> struct ChainPair {
         warpgroup::store_matrices4(matrix, r[0][0], r[0][1], r[0][2], r[0][3]), warpgroup::store_matrices4(matrix + 128, r[1][0], r[1][1], r[1][2], r[1][3]);
         tensor_copy::fence_shared();
     }
-    static __device__ __forceinline__ uint64_t rows_at(uint32_t rows, int step) { return warpgroup::pieces(rows + step * 2 * kRowStep, kRowStep, 128); }
+    __device__ __forceinline__ uint64_t rows_at(int rows, int step) const { return warpgroup::Pieces(at, kRowStep, 128).at(rows + step * 2 * kRowStep); }
     // Columns of a matrix of which `columns` are here, of channels as contracted elements.
     static __device__ __forceinline__ uint64_t weights_at(uint32_t weights, int columns, int step) {
         const int k = step * 16;
-        return warpgroup::pieces(weights + k / kDepth * (columns * kDepth * 2) + k % kDepth * 16, 128, kDepth * 16);
+        return warpgroup::Pieces(weights, 128, kDepth * 16).at(k / kDepth * (columns * kDepth * 2) + k % kDepth * 16);
     }
 
     // Two rows of 32 channels, normalized with those that the other warpgroups have, as the left operand of what follows; zeros where `of` is negative. All threads are behind a barrier then.
-    // Means and squares of parts go through the places of keys and values, which nobody needs then.
-    __device__ __forceinline__ void normalize(const uint32_t (&r)[2][4], const int (&of)[2]) const {
+    __device__ __forceinline__ void normalize(const float (&v)[16], const int (&of)[2]) const {
         constexpr float kPart = 1.f / 32, kAll = 1.f / G;
+        unsigned char* const parts = shared + Tile::kParts + row * 8;
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-            float sum = 0.f, squares = 0.f;
+            float sums[4];
+#pragma unroll
+            for (int j = 0; j < 4; ++j) sums[j] = v[4 * j + 2 * h] + v[4 * j + 2 * h + 1];
+            const float mean = group_sum<4>((sums[0] + sums[1]) + (sums[2] + sums[3])) * kPart;
+            // Two at a time, since there is little else to do meanwhile.
+            float even = 0.f, odd = 0.f;
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
-                const float2 v = floats(r[h][j]);
-                sum += v.x + v.y;
+                const float a = v[4 * j + 2 * h] - mean, b = v[4 * j + 2 * h + 1] - mean;
+                even = fmaf(a, a, even), odd = fmaf(b, b, odd);
             }
-            const float mean = group_sum<4>(sum) * kPart;
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                const float2 v = floats(r[h][j]);
-                squares = fmaf(v.x - mean, v.x - mean, squares), squares = fmaf(v.y - mean, v.y - mean, squares);
-            }
-            squares = group_sum<4>(squares);
-            if (t == 0) *reinterpret_cast<float2*>(shared + Tile::kPairsAt + group * Tile::kPairs + (row + 8 * h) * 8) = make_float2(mean, squares);
+            const float squares = group_sum<4>(even + odd);
+            if (t == 0) *reinterpret_cast<float2*>(parts + group * Tile::kPart + h * 64) = make_float2(mean, squares);
         }
         __syncthreads();
         uint32_t normal[2][4];
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
             float2 part[G];
-            float mean = 0.f, squares = 0.f;
 #pragma unroll
-            for (int i = 0; i < G; ++i) part[i] = *reinterpret_cast<const float2*>(shared + Tile::kPairsAt + i * Tile::kPairs + (row + 8 * h) * 8), mean += part[i].x;
+            for (int i = 0; i < G; ++i) part[i] = *reinterpret_cast<const float2*>(parts + i * Tile::kPart + h * 64);
+            float mean = part[0].x, squares = part[0].y;
+#pragma unroll
+            for (int i = 1; i < G; ++i) mean += part[i].x, squares += part[i].y;
             mean *= kAll;
+            float between = 0.f;
 #pragma unroll
-            for (int i = 0; i < G; ++i) squares += fmaf(32.f * (part[i].x - mean), part[i].x - mean, part[i].y);
-            const float factor = rsqrtf(fmaf(squares, kPart * kAll, p.epsilon));
+            for (int i = 0; i < G; ++i) between = fmaf(part[i].x - mean, part[i].x - mean, between);
+            const float root = inverse_root(fmaf(between, kAll, fmaf(squares, kPart * kAll, p.epsilon))), factor = of[h] >= 0 ? root : 0.f, offset = -mean * factor;
 #pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                const float2 v = floats(r[h][j]);
-                const uint32_t pair = pack_halves((v.x - mean) * factor, (v.y - mean) * factor);
-                normal[h][j] = of[h] >= 0 ? pair : 0u;
-            }
+            for (int j = 0; j < 4; ++j) normal[h][j] = pack_halves(fmaf(v[4 * j + 2 * h], factor, offset), fmaf(v[4 * j + 2 * h + 1], factor, offset));
         }
         store_columns(Tile::kRowsAt, normal);
         __syncthreads();
     }
 
-    // Of the head's results, this lane's two rows.
-    __device__ __forceinline__ void attend(uint32_t parity, uint32_t (&others)[2][2], uint32_t (&out)[2][4]) {
-        float q[16], kv[32];
+    // What scores are added to: their bias, -inf for keys that the window has not, and what masks add.
+    __device__ __forceinline__ void start_scores(uint32_t window, float (&s)[kKeys / 2]) const {
+        const __half* const table = reinterpret_cast<const __half*>(shared + Tile::bias_at(p.hidden)) + 2 * t;
+        const int left = p.tokens - 2 * t;
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            const __half* const bias = table + (group * p.tokens + min(row + 8 * h, p.tokens - 1)) * p.bias_row;
+#pragma unroll
+            for (int j = 0; j < kKeys / 8; ++j) {
+                const float2 v = p.scores_bias ? bias_pair(bias + 8 * j) : make_float2(0.f, 0.f);
+                s[4 * j + 2 * h] = 8 * j < left ? v.x : -CUDART_INF_F, s[4 * j + 2 * h + 1] = 8 * j + 1 < left ? v.y : -CUDART_INF_F;
+            }
+        }
+        if (!p.shifted) return;
+        uint32_t others[2][2];
+        p.regions.find_others(window, row, lane, others);
+        mask_keys<kKeys>(s, others, p.mask_value);
+    }
+    // What queries, and keys and values, are added to.
+    __device__ __forceinline__ void start_heads(float (&q)[16], float (&kv)[32]) const {
         const __half* const b = vectors(group * 32 + 2 * t);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
@@ -203,14 +238,18 @@ template <class TILE> struct ChainPair {
             for (int h = 0; h < 2; ++h)
                 q[4 * j + 2 * h] = bq.x, q[4 * j + 2 * h + 1] = bq.y, kv[4 * j + 2 * h] = bk.x, kv[4 * j + 2 * h + 1] = bk.y, kv[16 + 4 * j + 2 * h] = bv.x, kv[16 + 4 * j + 2 * h + 1] = bv.y;
         }
-        mbarrier::wait(at + Tile::kQkvFull + group * 8, parity);
+    }
+    // Of the head's results, this lane's two rows.
+    __device__ __forceinline__ void attend(uint32_t window, float (&q)[16], float (&kv)[32], float (&s)[kKeys / 2], uint32_t (&out)[2][4]) {
+        if constexpr (!kEarly) start_heads(q, kv);
+        mbarrier::wait(at + Tile::kQkvFull + group * 8, phases >> 31);
         warpgroup::settle(q), warpgroup::settle(kv);
         warpgroup::begin();
 #pragma unroll
-        for (int k = 0; k < C / 16; ++k) warpgroup::multiply(kv, rows_at(at + Tile::kRowsAt, k), weights_at(head(), 96, k));
+        for (int k = 0; k < C / 16; ++k) warpgroup::multiply(kv, rows_at(Tile::kRowsAt, k), weights_at(head(), 96, k));
         warpgroup::commit();
 #pragma unroll
-        for (int k = 0; k < C / 16; ++k) warpgroup::multiply(q, rows_at(at + Tile::kRowsAt, k), weights_at(head() + 64 * kDepth * 2, 96, k));
+        for (int k = 0; k < C / 16; ++k) warpgroup::multiply(q, rows_at(Tile::kRowsAt, k), weights_at(head() + 64 * kDepth * 2, 96, k));
         warpgroup::commit();
 
         // Keys and values, while the queries are made.
@@ -233,57 +272,48 @@ template <class TILE> struct ChainPair {
         warpgroup::settle(q);
         uint32_t queries[8];
 #pragma unroll
-        for (int i = 0; i < 8; ++i) queries[i] = pack_halves(q[2 * i], q[2 * i + 1]);
+        for (int i = 0; i < 8; ++i) queries[i] = pack_halves(q[2 * i] * p.scale, q[2 * i + 1] * p.scale);
+        if constexpr (!kEarly) start_scores(window, s);
         wait_group();
         // The head's weights have been used.
-        fetch_pieces(p.own + Tile::kInHead, 0);
-
-        float s[kKeys / 2];
-        score_keys<kKeys>(s, queries, keys);
-
+        score_keys<kKeys, true>(s, queries, keys, [&] { fetch_pieces(p.own + Tile::kInHead, 0); });
         uint32_t weight[2 * (kKeys / 8)];
-        float inverse[2];
-        const __half* const table = reinterpret_cast<const __half*>(shared + Tile::bias_at(p.hidden)) + 2 * t;
-        const auto bias_of = [&](int r) { return table + (group * p.tokens + min(r, p.tokens - 1)) * Tile::kBiasRow; };
-        weigh_keys<kKeys>(s, {bias_of(row), bias_of(row + 8)}, others, p.scale, p.mask_value, weight, inverse);
-
-        float o[16];
-        weigh_values<kKeys>(o, weight, values);
+        float o[16], sum[2], inverse[2];
+        exponentiate_keys<kKeys>(s, weight, sum);
+        weigh_values<kKeys>(o, weight, values, [&] { inverse[0] = inverse_sum(sum[0]), inverse[1] = inverse_sum(sum[1]); });
 #pragma unroll
         for (int h = 0; h < 2; ++h)
 #pragma unroll
             for (int j = 0; j < 4; ++j) out[h][j] = pack_halves(o[4 * j + 2 * h] * inverse[h], o[4 * j + 2 * h + 1] * inverse[h]);
     }
 
-    // r += the product of the heads' results with 32 columns of Wproj.
-    __device__ __forceinline__ void project(uint32_t parity, uint32_t (&r)[2][4]) const {
-        float y[16];
+    // The rows and the product of the heads' results with 32 columns of Wproj.
+    template <class Meanwhile> __device__ __forceinline__ void project(const uint32_t (&r)[2][4], float (&y)[16], const Meanwhile& meanwhile) const {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
             const float2 b = bias_pair(vectors(3 * C + group * 32 + 8 * j + 2 * t));
 #pragma unroll
-            for (int h = 0; h < 2; ++h) y[4 * j + 2 * h] = b.x, y[4 * j + 2 * h + 1] = b.y;
+            for (int h = 0; h < 2; ++h) {
+                const float2 x = floats(r[h][j]);
+                y[4 * j + 2 * h] = x.x + b.x, y[4 * j + 2 * h + 1] = x.y + b.y;
+            }
         }
-        mbarrier::wait(at + Tile::kProjFull, parity);
+        __syncthreads();  // the heads' results are there
+        mbarrier::wait(at + Tile::kProjFull, phases >> 31);
         warpgroup::settle(y);
         warpgroup::begin();
 #pragma unroll
-        for (int k = 0; k < C / 16; ++k) warpgroup::multiply(y, rows_at(at + Tile::kResultsAt, k), weights_at(at + Tile::kProjAt + group * 32 * kDepth * 2, C, k));
+        for (int k = 0; k < C / 16; ++k) warpgroup::multiply(y, rows_at(Tile::kResultsAt, k), weights_at(at + Tile::kProjAt + group * 32 * kDepth * 2, C, k));
         warpgroup::commit();
+        meanwhile();
         warpgroup::wait<0>();
         warpgroup::settle(y);
-#pragma unroll
-        for (int h = 0; h < 2; ++h)
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                const float2 x = floats(r[h][j]);
-                r[h][j] = pack_halves(y[4 * j + 2 * h] + x.x, y[4 * j + 2 * h + 1] + x.y);
-            }
     }
 
     // The MLP.
 
-    __device__ __forceinline__ void start_first(float (&s)[kColumns / 2], int i) {
+    // What hidden columns of a unit are added to.
+    __device__ __forceinline__ void start_unit(float (&s)[kColumns / 2], int i) const {
         const __half* const b = vectors(5 * C + unit_of(i) * kColumns + 2 * t);
 #pragma unroll
         for (int j = 0; j < kColumns / 8; ++j) {
@@ -291,129 +321,140 @@ template <class TILE> struct ChainPair {
 #pragma unroll
             for (int h = 0; h < 2; ++h) s[4 * j + 2 * h] = v.x, s[4 * j + 2 * h + 1] = v.y;
         }
+    }
+    __device__ __forceinline__ void multiply_first(float (&s)[kColumns / 2]) {
         const uint32_t w = take();
         warpgroup::settle(s);
         warpgroup::begin();
 #pragma unroll
-        for (int k = 0; k < C / 16; ++k) warpgroup::multiply(s, rows_at(at + Tile::kRowsAt, k), weights_at(w, kColumns, k));
+        for (int k = 0; k < C / 16; ++k) warpgroup::multiply(s, rows_at(Tile::kRowsAt, k), weights_at(w, kColumns, k));
         warpgroup::commit();
     }
     // So many pieces have been used: what comes next may have their places.
     __device__ __forceinline__ void give_back(int taken) {
-        if (coming >= pieces) return;
+        if (coming >= reach(p.slots, taken)) return;
         wait_group();
         fetch_pieces(p.slots, taken);
     }
-    // Both products of other units are under way during a unit's activation, or only the first, for want of registers.
-    static __device__ __forceinline__ void round_unit(const float (&s)[kColumns / 2], uint32_t (&hidden)[kColumns / 4]) {
+    // A half of a unit's columns, activated, into its second product.
+    template <int HALF> __device__ __forceinline__ void multiply_half(float (&o)[C / 2], uint32_t w, const float (&s)[kColumns / 2], uint32_t (&hidden)[kColumns / 8]) const {
 #pragma unroll
-        for (int j = 0; j < kColumns / 4; ++j) hidden[j] = pack_halves(s[2 * j], s[2 * j + 1]);
+        for (int j = 0; j < kColumns / 8; ++j) hidden[j] = pack_halves(s[HALF * kColumns / 4 + 2 * j], s[HALF * kColumns / 4 + 2 * j + 1]);
         // Not behind the fence before their product.
 #pragma unroll
-        for (int j = 0; j < kColumns / 4; ++j) asm volatile("" : "+r"(hidden[j])::"memory");
-    }
-    __device__ __forceinline__ void start_second(float (&o)[C / 2], const uint32_t (&hidden)[kColumns / 4]) {
-        const uint32_t w = take();
+        for (int j = 0; j < kColumns / 8; ++j) asm volatile("" : "+r"(hidden[j])::"memory");
         warpgroup::begin();
 #pragma unroll
-        for (int k = 0; k < kColumns / 16; ++k)
-            warpgroup::multiply_columns(o, hidden[4 * k], hidden[4 * k + 1], hidden[4 * k + 2], hidden[4 * k + 3], warpgroup::pieces(w + k * 256, 128, kColumns * 16), 1);
+        for (int k = 0; k < kColumns / 32; ++k)
+            warpgroup::multiply_columns(o, hidden[4 * k], hidden[4 * k + 1], hidden[4 * k + 2], hidden[4 * k + 3], warpgroup::Pieces(w, 128, kColumns * 16).at(HALF * kColumns * 8 + k * 256), 1);
         warpgroup::commit();
     }
-    // Sums over this warpgroup's units. 32 channels at a time, the first those of this warpgroup, then those of the next ones.
-    __device__ __forceinline__ void multiply_units(float (&o)[C / 2]) {
-#pragma unroll
-        for (int i = 0; i < C / 2; ++i) o[i] = 0.f;
-        const int units = pieces / 2;
-        if (units == 0) return;
-        float s[kColumns / 2];
-        start_first(s, 0);
-        warpgroup::wait<0>();
-        warpgroup::settle(s);
-#pragma unroll 1
-        for (int i = 0; i + 1 < units; ++i) {
-            give_back(Tile::kBoth ? max(2 * i, 1) : 2 * i + 1);
-            float next[kColumns / 2];
-            uint32_t hidden[kColumns / 4];
-            start_first(next, i + 1);
-            activate_by_two(s, p.activation);
-            if constexpr (!Tile::kBoth) round_unit(s, hidden);
-            warpgroup::wait<0>();
+    // A half of a unit is activated while the half before is in its second product, and, with NEXT, the next unit in its first. The last half's product is still under way at the end.
+    template <bool NEXT> __device__ __forceinline__ void multiply_unit(float (&o)[C / 2], float (&s)[kColumns / 2], int i) {
+        constexpr int kHalf = kColumns / 4;
+        uint32_t hidden[2][kColumns / 8];
+        activate_by_two<kHalf>(s, p.power);
+        const uint32_t w = take();
+        multiply_half<0>(o, w, s, hidden[0]);
+        warpgroup::wait<1>();  // not ahead of this product: compilers move a wait to before what does not need it
+        give_back(2 * i + 1);
+        float next[kColumns / 2];
+        if constexpr (NEXT) start_unit(next, i + 1), multiply_first(next);
+        activate_by_two<kHalf>(s + kHalf, p.power);
+        multiply_half<1>(o, w, s, hidden[1]);
+        if constexpr (NEXT) {
+            warpgroup::wait<1>();
             warpgroup::settle(next);
-            if constexpr (Tile::kBoth) warpgroup::settle(o);
-            if constexpr (Tile::kBoth) round_unit(s, hidden);
 #pragma unroll
             for (int j = 0; j < kColumns / 2; ++j) s[j] = next[j];
-            start_second(o, hidden);
-            if constexpr (!Tile::kBoth) warpgroup::wait<0>(), warpgroup::settle(o);
         }
-        give_back(Tile::kBoth ? 2 * units - 2 : 2 * units - 1);
-        activate_by_two(s, p.activation);
-        if constexpr (Tile::kBoth) warpgroup::wait<0>(), warpgroup::settle(o);
-        uint32_t hidden[kColumns / 4];
-        round_unit(s, hidden);
-        start_second(o, hidden);
+    }
+    // Sums over this warpgroup's units. `s`: what the first unit is added to. 32 channels at a time, the first those of this warpgroup, with what is added to them, then those of the next ones.
+    __device__ __forceinline__ void multiply_units(float (&o)[C / 2], float (&s)[kColumns / 2], const float (&rows)[16]) {
+        const auto start = [&] {
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                const float2 b = bias_pair(vectors(4 * C + group * 32 + 8 * j + 2 * t));
+#pragma unroll
+                for (int h = 0; h < 2; ++h) o[4 * j + 2 * h] = rows[4 * j + 2 * h] + b.x, o[4 * j + 2 * h + 1] = rows[4 * j + 2 * h + 1] + b.y;
+            }
+#pragma unroll
+            for (int i = 16; i < C / 2; ++i) o[i] = 0.f;
+        };
+        const int units = pieces / 2;
+        if (units == 0) return start();
+        multiply_first(s);
+        fetch_pieces(p.slots, 0);  // nobody reads Wproj any more, nor the heads' results
+        start();
+        warpgroup::wait<0>();
+        warpgroup::settle(s);
+        give_back(1);
+#pragma unroll 1
+        for (int i = 0; i + 1 < units; ++i) multiply_unit<true>(o, s, i);
+        multiply_unit<false>(o, s, units - 1);
         warpgroup::wait<0>();
         warpgroup::settle(o);
     }
-    // Where warpgroup `of` leaves its sums of row h of the k-th warpgroup behind it.
-    __device__ __forceinline__ float4* share_at(int of, int k, int h) const {
-        const int share = 2 * (k - 1) + h, i = share / Tile::kPlaceShares;
-        const uint32_t place = i < p.own ? Tile::places_at(p.tokens, p.hidden) + (i * G + of) * Tile::kPiece
-                                         : i < p.own + Tile::kInHead ? of * Tile::kHead + (i - p.own) * Tile::kPiece : Tile::kProjAt + (of * Tile::kInProj + i - p.own - Tile::kInHead) * Tile::kPiece;
-        return reinterpret_cast<float4*>(shared + place + share % Tile::kPlaceShares * Tile::kShare) + threadIdx.x % 128;
-    }
-    __device__ __forceinline__ void finish(const float (&o)[C / 2], const uint32_t (&added)[2][4], const int (&of)[2]) const {
+    // Where warpgroup `of` leaves its sums of the k-th warpgroup behind it: of each thread as they are in its registers, four at a time.
+    __device__ __forceinline__ float4* share_at(int of, int k) const { return reinterpret_cast<float4*>(shared + of * Tile::kHead + (k - 1) * Tile::kShare) + threadIdx.x % 128; }
+    __device__ __forceinline__ void finish(float (&o)[C / 2], const int (&of)[2]) const {
         wait_group();  // no warp's products still read the pieces that sums are written over
 #pragma unroll
-        for (int k = 1; k < G; ++k)
+        for (int k = 1; k < G; ++k) {
+            float4* const to = share_at(group, k);
 #pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                float4* const to = share_at(group, k, h);
-                const float* const v = o + 16 * k + 2 * h;
-                to[0] = make_float4(v[0], v[1], v[4], v[5]), to[128] = make_float4(v[8], v[9], v[12], v[13]);
-            }
+            for (int j = 0; j < 4; ++j) to[128 * j] = make_float4(o[16 * k + 4 * j], o[16 * k + 4 * j + 1], o[16 * k + 4 * j + 2], o[16 * k + 4 * j + 3]);
+        }
         __syncthreads();
 #pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            float v[8];
+        for (int k = 1; k < G; ++k) {
+            const float4* const from = share_at(group >= k ? group - k : group - k + G, k);
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
-                const float2 b = bias_pair(vectors(4 * C + group * 32 + 8 * j + 2 * t)), x = floats(added[h][j]);
-                v[2 * j] = o[4 * j + 2 * h] + b.x + x.x, v[2 * j + 1] = o[4 * j + 2 * h + 1] + b.y + x.y;
+                const float4 a = from[128 * j];
+                o[4 * j] += a.x, o[4 * j + 1] += a.y, o[4 * j + 2] += a.z, o[4 * j + 3] += a.w;
             }
+        }
 #pragma unroll
-            for (int k = 1; k < G; ++k) {
-                const float4* const from = share_at(group >= k ? group - k : group - k + G, k, h);
-                const float4 a = from[0], b = from[128];
-                v[0] += a.x, v[1] += a.y, v[2] += a.z, v[3] += a.w, v[4] += b.x, v[5] += b.y, v[6] += b.z, v[7] += b.w;
-            }
+        for (int h = 0; h < 2; ++h) {
             uint32_t r[4];
 #pragma unroll
-            for (int j = 0; j < 4; ++j) r[j] = pack_halves(v[2 * j], v[2 * j + 1]);
+            for (int j = 0; j < 4; ++j) r[j] = pack_halves(o[4 * j + 2 * h], o[4 * j + 2 * h + 1]);
             exchange_tiles(r, t);
-            if (of[h] >= 0) *reinterpret_cast<uint4*>(p.y + offset(of[h])) = make_uint4(r[0], r[1], r[2], r[3]);
+            if (of[h] >= 0) ptx::store(p.y + of[h], make_uint4(r[0], r[1], r[2], r[3]));
         }
     }
 
+    __device__ __forceinline__ void fetch_vectors() const {
+        if (group != 1 || warp != 3 || !ptx::elect()) return;
+        const uint32_t barrier = at + Tile::kVectorsFull, bias = p.scores_bias ? static_cast<uint32_t>(G * p.tokens * p.bias_row * 2) : 0;
+        mbarrier::expect(barrier, (5 * C + p.hidden) * 2 + bias);
+        const auto copy = [&](int to, const __half* from, int count) { mbarrier::copy(at + Tile::kVectors + to * 2, from, count * 2, barrier, policy()); };
+        copy(0, p.b_qkv, 3 * C), copy(3 * C, p.b_proj, C), copy(4 * C, p.b2, C), copy(5 * C, p.b1, p.hidden);
+        if (bias > 0) mbarrier::copy(at + Tile::bias_at(p.hidden), p.scores_bias, bias, barrier, policy());
+    }
     // All weights that have places.
     __device__ __forceinline__ void fetch() {
-        if (warp == 1) fetch_head();
-        if (group == 0 && warp == 2 && lane == 0) {
+        fetch_head();
+        if (group == 0 && warp == 3 && ptx::elect()) {
             const uint32_t barrier = at + Tile::kProjFull;
             mbarrier::expect(barrier, Tile::kProj);
-            mbarrier::copy_once(at + Tile::kProjAt, p.w_proj, Tile::kProj, barrier);
+            mbarrier::copy(at + Tile::kProjAt, p.w_proj, Tile::kProj, barrier, policy());
         }
-        slot = 0, coming = 0;
+        slot = 0, coming = 0, coming_slot = 0;
         fetch_pieces(p.own, 0);
     }
 
-    __device__ __forceinline__ void run(uint32_t window, uint32_t parity) {
-        const int of[2] = {token(window, row), token(window, row + 8)};
-        uint32_t others[2][2] = {};
-        if (p.shifted) p.regions.find_others(window, row, lane, others);
+    __device__ __forceinline__ void run(uint32_t window) {
+        const int of[2] = {offset(window, row), offset(window, row + 8)};
         // Worked out before the wait.
-        const __half* from[2] = {p.x + offset(of[0]), p.x + offset(of[1])};
+        const __half* from[2] = {p.x + of[0], p.x + of[1]};
+        mbarrier::wait(at + Tile::kVectorsFull, 0);
+        float q[16], kv[32], s[kKeys / 2];
+        if constexpr (kEarly) {
+            start_heads(q, kv), start_scores(window, s);
+            warpgroup::settle(q), warpgroup::settle(kv), warpgroup::settle(s);
+        }
         asm volatile("" : "+l"(from[0]), "+l"(from[1]));
         ptx::wait_for_previous();
         uint32_t r[2][4];
@@ -423,33 +464,34 @@ template <class TILE> struct ChainPair {
             r[h][0] = raw.x, r[h][1] = raw.y, r[h][2] = raw.z, r[h][3] = raw.w;
         }
         exchange_tiles(r[0], t), exchange_tiles(r[1], t);
-        normalize(r, of);
+        float v[16];
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                const float2 x = floats(r[h][j]);
+                v[4 * j + 2 * h] = x.x, v[4 * j + 2 * h + 1] = x.y;
+            }
+        normalize(v, of);
         {
             uint32_t out[2][4];
-            attend(parity, others, out);
+            attend(window, q, kv, s, out);
             store_columns(Tile::kResultsAt, out);
         }
-        __syncthreads();
-        project(parity, r);
-        normalize(r, of);
-        // Nobody reads Wproj any more, nor the heads' results, in the place of which the rows are out of the way of the MLP's registers.
-        fetch_pieces(p.slots, 0);
-        uint4* const kept = reinterpret_cast<uint4*>(shared + Tile::kResultsAt) + threadIdx.x;
-        kept[0] = make_uint4(r[0][0], r[0][1], r[0][2], r[0][3]), kept[Tile::kThreads] = make_uint4(r[1][0], r[1][1], r[1][2], r[1][3]);
-        float o[C / 2];
-        multiply_units(o);
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            const uint4 v = kept[h * Tile::kThreads];
-            r[h][0] = v.x, r[h][1] = v.y, r[h][2] = v.z, r[h][3] = v.w;
-        }
-        finish(o, r, of);
+        float o[C / 2], hidden[kColumns / 2];
+        project(r, v, [&] {
+            if constexpr (kEarly) start_unit(hidden, 0);
+        });
+        normalize(v, of);
+        if constexpr (!kEarly) start_unit(hidden, 0);
+        multiply_units(o, hidden, v);
+        finish(o, of);
+        phases ^= 1u << 31;
     }
 };
 
 template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) chain_pair_kernel(const __grid_constant__ ChainPairArgs p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-    constexpr int C = Tile::kChannels;
     ptx::let_next_start();
     extern __shared__ unsigned char unaligned[];
     const uint32_t unaligned_at = ptx::shared_address(unaligned), at = (unaligned_at + 1023) & ~1023u;
@@ -458,46 +500,24 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) chain
     const int units = p.hidden / Tile::kColumns;
     ChainPair<Tile> block{p, shared, at, group, lane, warp, lane % 4, warp * 16 + lane / 4, 2 * ((units - group + Tile::kGroups - 1) / Tile::kGroups)};
     if (tid == 0) {
-        for (int i = 0; i < Tile::kBarriers; ++i) mbarrier::init(at + Tile::kQkvFull + i * 8, 1);
+        for (int i = 0; i < Tile::kBarriers; ++i) mbarrier::init(at + Tile::kQkvFull + i * 8, i < Tile::kGroups ? 3 : i < Tile::kGroups + 2 ? 1 : 4);
         mbarrier::publish();
     }
+    // A line of the constants' cache each, so that all arguments come at once and are not waited for line by line.
+    constexpr int kLine = 64, kLines = (sizeof(ChainPairArgs) + kLine - 1) / kLine;
+    if (tid % 32 == 1 && tid / 32 < kLines) reinterpret_cast<uint32_t*>(shared + Tile::kParts)[tid / 32] = reinterpret_cast<const uint32_t*>(&p)[tid / 32 * (kLine / 4)];
     __syncthreads();
     // Weights are constants, so they need not wait for the kernel before.
-    block.fetch();
-    uint4* const vectors = reinterpret_cast<uint4*>(shared + Tile::kVectors);
-    const auto copy = [&](int to, const __half* from, int count) {
-        for (int i = tid; i < count / 8; i += Tile::kThreads) vectors[to / 8 + i] = reinterpret_cast<const uint4*>(from)[i];
-    };
-    copy(0, p.b_qkv, 3 * C), copy(3 * C, p.b_proj, C), copy(4 * C, p.b2, C), copy(5 * C, p.b1, p.hidden);
-    // The scores' bias, with -inf for keys that the window has not.
-    uint4* const bias = reinterpret_cast<uint4*>(shared + Tile::bias_at(p.hidden));
-    constexpr int kEights = Tile::kKeys / 8, kOnce = 4;
-    const int count = Tile::kGroups * p.tokens * kEights;
-    for (int first = tid; first < count; first += kOnce * Tile::kThreads) {
-        uint4 raw[kOnce];
-#pragma unroll
-        for (int u = 0; u < kOnce; ++u) {
-            const int i = min(first + u * Tile::kThreads, count - 1), key = i % kEights * 8;
-            raw[u] = p.scores_bias && key < p.tokens ? *reinterpret_cast<const uint4*>(p.scores_bias + i / kEights * p.bias_row + key) : make_uint4(0, 0, 0, 0);
-        }
-#pragma unroll
-        for (int u = 0; u < kOnce; ++u) {
-            const int i = first + u * Tile::kThreads, left = p.tokens - i % kEights * 8;
-            const auto known = [&](uint32_t pair, int e) { return (e < left ? pair & 0xffffu : 0xfc00u) | (e + 1 < left ? pair & 0xffff0000u : 0xfc000000u); };
-            if (i < count) bias[i / kEights * (Tile::kBiasRow / 8) + i % kEights] = make_uint4(known(raw[u].x, 0), known(raw[u].y, 2), known(raw[u].z, 4), known(raw[u].w, 6));
-        }
-    }
-
-    uint32_t parity = 0;
+    block.fetch_vectors();
 #pragma unroll 1
-    for (uint32_t window = blockIdx.x; window < p.windows; window += gridDim.x, parity ^= 1) {
+    for (uint32_t window = blockIdx.x; window < p.windows; window += gridDim.x) {
         if (window != blockIdx.x) {
             // Sums have been read from where weights come to.
             tensor_copy::fence_shared();
             __syncthreads();
-            block.fetch();
         }
-        block.run(window, parity);
+        block.fetch();
+        block.run(window);
     }
 #endif
 }

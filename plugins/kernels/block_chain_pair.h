@@ -13,10 +13,10 @@ struct ChainPairArgs;
 struct ChainPairShape {
     int groups, keys;           // warpgroups, as many as heads; the most tokens of a window
     int columns, piece;         // hidden columns of a unit; bytes of its weights in one of the MLP's products
-    int in_head, in_proj;       // pieces in the place of a head's weights, and of its share of Wproj
-    int places;                 // the fewest places of pieces that a warpgroup needs
+    int shared_places;          // places of pieces where other things were before
     int threads;
     int (*fixed)(int tokens, int hidden);  // bytes of shared memory without places of their own for pieces
+    void (*set_places)(ChainPairArgs& args);
     cudaError_t (*launch)(const ChainPairArgs& args, int shared, uint32_t blocks, cudaStream_t stream);
 };
 extern const ChainPairShape kChainPair3[2], kChainPair4[2];

@@ -10,7 +10,7 @@ template <class Tile> cudaError_t launch_chain_pair(const ChainPairArgs& args, i
     return launch_ahead(chain_pair_kernel<Tile>, blocks, Tile::kThreads, static_cast<size_t>(shared), stream, 1, args);
 }
 template <class Tile> constexpr ChainPairShape chain_pair_shape() {
-    return {Tile::kGroups, Tile::kKeys, Tile::kColumns, Tile::kPiece, Tile::kInHead, Tile::kInProj, Tile::kSumPlaces > 2 ? Tile::kSumPlaces : 2, Tile::kThreads, Tile::fixed, launch_chain_pair<Tile>};
+    return {Tile::kGroups, Tile::kKeys, Tile::kColumns, Tile::kPiece, Tile::kInHead + Tile::kInProj + Tile::kInResults, Tile::kThreads, Tile::fixed, Tile::set_places, launch_chain_pair<Tile>};
 }
 // For windows of up to 56 tokens and for those of up to 64.
 #define TRT_OPT_CHAIN_PAIR(name, groups) const ChainPairShape name[2] = {chain_pair_shape<ChainPairTile<groups, 56>>(), chain_pair_shape<ChainPairTile<groups, 64>>()}

@@ -41,13 +41,6 @@ __device__ __forceinline__ void copy(uint32_t to, const void* from, uint32_t byt
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to), "l"(from), "r"(bytes), "r"(barrier), "l"(policy) : "memory");
 #endif
 }
-__device__ __forceinline__ void copy_once(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
-    uint64_t policy = 0;
-#if __CUDA_ARCH__ >= 900
-    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-#endif
-    copy(to, from, bytes, barrier, policy);
-}
 // The same to that place of the shared memory of each block of the cluster that `mask` has a bit of; counts at that barrier of each.
 __device__ __forceinline__ void copy_to_all(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier, uint32_t mask) {
 #if __CUDA_ARCH__ >= 900

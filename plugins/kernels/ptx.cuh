@@ -193,6 +193,14 @@ __device__ __forceinline__ uint4 load_remote(uint32_t address) {
     return v;
 }
 
+// Of a whole warp, one thread: unlike a comparison of lanes it tells the compiler that there is no other, so that copies behind it need no loop over lanes.
+__device__ __forceinline__ bool elect() {
+    uint32_t chosen = 0;
+#if __CUDA_ARCH__ >= 900
+    asm volatile("{.reg .pred p;\n\telect.sync _|p, 0xffffffff;\n\tselp.u32 %0, 1, 0, p;}" : "=r"(chosen));
+#endif
+    return chosen != 0;
+}
 // Until the kernels before this one are done and what they wrote is seen, where this one was launched ahead of that.
 __device__ __forceinline__ void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900
@@ -205,6 +213,8 @@ __device__ __forceinline__ void let_next_start() {
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
+// In one access, which compilers make four of where the words come from selections.
+__device__ __forceinline__ void store(void* to, uint4 v) { asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory"); }
 // What all of a block wrote before a barrier is seen by who finds this value behind it, on the whole device.
 __device__ __forceinline__ void store_release(uint32_t* p, uint32_t v) {
 #if __CUDA_ARCH__ >= 700

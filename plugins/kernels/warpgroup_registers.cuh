@@ -8,6 +8,8 @@ namespace trt_opt::warpgroup {
 
 // Rows of 32 elements with the copy engine's swizzle of 64 bytes: the 16 bytes c of row r are at c ^ r / 2 % 4. Rows are contracted elements, read transposed, and there are more of them `part` bytes on for each 32 further columns; or rows are columns.
 __device__ __forceinline__ uint64_t swizzled(uint32_t address, uint32_t part) { return uint64_t{2} << 62 | uint64_t{512 >> 4} << 32 | uint64_t{part >> 4} << 16 | (address & 0x3ffff) >> 4; }
+// The same `offset` bytes behind an address, both multiples of 16 (Pieces).
+__device__ __forceinline__ uint64_t swizzled_at(uint32_t address, uint32_t offset, uint32_t part) { return uint64_t{2} << 62 | uint64_t{512 >> 4} << 32 | ((address >> 4) + ((part >> 4 << 16) + (offset >> 4))); }
 
 #define TRT_OPT_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define TRT_OPT_D16(i) TRT_OPT_D4(i), TRT_OPT_D4(i + 4), TRT_OPT_D4(i + 8), TRT_OPT_D4(i + 12)
