@@ -1098,6 +1098,52 @@ def bench_network(lib, rounds):
     return {"op": "network", "us": times, "failed": failed}
 
 
+def bench_swin(lib, rounds):
+    """All ops of Swin-T at batch 1 in their order, eight inferences a graph, with patch merges in chains and by themselves; and without each op, which says by how much it moves the end. Unlike behind itself, an op's weights, rows
+    and machine code have left the caches, or not, as in an engine."""
+    inferences = 8
+    rows = [rand(1, (56 >> stage)**2, 96 << stage) for stage in range(4)]
+    image, embed = torch.randn(1, 3, 224, 224, device="cuda"), {"w": rand(96, 3, 4, 4) * 48**-0.5, "b": rand(96), "scale": rand(96), "bias": rand(96)}
+    classes, offsets, result = rand(1000, 768) * 768**-0.5, rand(1000).float(), torch.empty(1, 1000, device="cuda")
+    embedded, workspace = torch.empty_like(rows[0]), torch.empty(256 << 20, device="cuda", dtype=torch.uint8)
+
+    def chain(stage, x, before):
+        side, channels, pairs = 56 >> stage, 96 << stage, (2, 2, 6, 2)[stage]
+        shift = 3 if side > 7 else 0
+        shape = (1, side * side, channels, channels // 32, 32, 4 * channels, pairs, True, [side, side, 7, 7, shift, shift, 0], 0x2AAAAAAA if shift else 0, channels // 2 if before else 0)
+        weights, vectors, _ = lib.block_chain_sizes(*shape)
+        w, v, tactic, slot = rand(weights) * channels**-0.5, rand(vectors) * 0.1, lib.block_chain_tactics(*shape)[0], lib.lib.trt_opt_chain_slot()
+        return lambda: lib.block_chain(x, w, v, None, rows[stage], workspace, tactic, slot, *shape)
+
+    def merge(stage, to):
+        side, channels = 56 >> stage, 96 << stage
+        p = {"scale": rand(2 * channels), "bias": rand(2 * channels), "w": rand(2 * channels, channels) * (2 * channels)**-0.5, "b": rand(channels)}
+        return lambda: lib.patch_merge_block(rows[stage - 1], p, to, workspace, 2 * side)
+
+    def network(merged):
+        ops = {"embedding": lambda: lib.patch_embed(image, embed, embedded, True), "stage 1": chain(0, embedded, False)}
+        for stage in (1, 2, 3):
+            between = torch.empty_like(rows[stage])
+            if not merged:
+                ops[f"merge {stage + 1}"] = merge(stage, between)
+            ops[f"stage {stage + 1}"] = chain(stage, rows[stage - 1] if merged else between, merged)
+        ops["classifier"] = lambda: lib.classifier(rows[3], None, classes, offsets, result, -1, True)
+        return ops
+
+    def run(ops):
+        for op in ops:
+            op()
+
+    variants = {}
+    for name, merged in (("merges in chains", True), ("merges by themselves", False)):
+        ops = network(merged)
+        run(ops.values())
+        variants[name] = [lambda ops=ops: run(ops.values())] * inferences
+        variants.update({f"{name}, without {left}": [lambda ops=ops, left=left: run([op for n, op in ops.items() if n != left])] * inferences for left in ops})
+    times, failed = time_variants(variants, rounds)
+    return {"op": "swin", "us": times, "failed": failed}
+
+
 def bench_sequence(lib, stage, rounds):
     """Norm into windows, attention, norm out of them with its add: what is launched ahead of the kernel before shows here."""
     side, heads = 56 >> stage, 3 << stage
@@ -1459,7 +1505,7 @@ def main():
     parser.add_argument("--json")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--tactics", action="store_true", help="time every tactic too")
-    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, patch_merge_block, norm_pool, classifier, gelu, depthwise_conv, conv_block, conv_layer, patch_conv, block_chain, merged_chain, sequence, stage, wide_gemm, mlp_block, attn_block, pooled_attn_block, pooled_stage, tnt_inner_block, tnt_bridge, tnt_words, patch_embed, pixel_embed or conv_stack")
+    parser.add_argument("--only", help="one op: layer_norm, attention, window, patch_merge, patch_merge_block, norm_pool, classifier, gelu, depthwise_conv, conv_block, conv_layer, patch_conv, block_chain, merged_chain, sequence, stage, swin, wide_gemm, mlp_block, attn_block, pooled_attn_block, pooled_stage, tnt_inner_block, tnt_bridge, tnt_words, patch_embed, pixel_embed or conv_stack")
     parser.add_argument("--batch", type=int, action="append", help="batch sizes of blocks [default: 1 and 32]")
     args = parser.parse_args()
     lib = Library(args.lib)
@@ -1567,6 +1613,8 @@ def main():
             for stage in range(4):
                 add(bench_stage(lib, stage, args.rounds))
             add(bench_network(lib, args.rounds))
+        if wanted("swin"):
+            add(bench_swin(lib, args.rounds))
         if wanted("attn_block"):
             for batch in args.batch or (1, 32):
                 for side, channels, heads, shift in [(56, 96, 3, 0), (56, 96, 3, 3), (28, 192, 6, 3), (14, 384, 12, 3), (7, 768, 24, 0), (14, 384, 6, -1)]:
