@@ -83,8 +83,9 @@ cudaError_t attn_heads(const AttnBlockProblem& q, int cluster_log2, void* out, c
     p.by_heads = FastDiv(static_cast<uint32_t>(attend.heads));
     p.mapped = attend.window.used();
     if (p.mapped) p.map = WindowMap(attend.window);
-    p.next = static_cast<const unsigned char*>(q.w_proj), p.next_lines = static_cast<uint32_t>(int64_t{2} * attend.heads * attend.dim * q.channels / 128);
+    p.next = q.w_proj, p.next_bytes = static_cast<uint32_t>(2 * attend.heads * attend.dim * q.channels);
     return with_heads_kernel(q, cluster_log2, [&](auto kernel, int shared) {
+        p.once = one_wave(blocks(q, cluster_log2), AttnHeadsShared::kThreads, static_cast<size_t>(shared));
         return launch_ahead(kernel, static_cast<uint32_t>(blocks(q, cluster_log2)), AttnHeadsShared::kThreads, static_cast<size_t>(shared), stream, 1 << cluster_log2, p);
     });
 }

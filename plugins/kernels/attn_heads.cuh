@@ -27,9 +27,10 @@ struct AttnHeadsArgs {
     float each;                   // 1 / k
     float epsilon;
     FastDiv by_heads;
+    bool once;                  // all blocks run at once: how the second-level cache keeps B
     bool mapped;                // windows are cut: row r of a group is map.source(r)
-    const unsigned char* next;  // what the kernel after this one reads, into the second-level cache
-    uint32_t next_lines;        // of 128 bytes
+    const void* next;           // weights of the kernel after this one, into the second-level cache
+    uint32_t next_bytes;        // a multiple of 16
     WindowMap map;
     AttentionArgs<__half> attend;  // all but q, k and v; a batch row is a group
 };
@@ -103,8 +104,9 @@ template <int TILES, int CLUSTER> __global__ void __launch_bounds__(AttnHeadsSha
         constexpr int kPieces = kColumns / 8, kStep = kThreads / kPieces;
         const int piece = tid % kPieces * 8;
         const __half* from = p.b + k0 * (3 * inner) + piece / kHead * inner + static_cast<int>(head) * kHead + piece % kHead;
+        const uint64_t policy = weight_policy(p.once);
 #pragma unroll 4
-        for (int row = tid / kPieces; row < padded; row += kStep) copy16(b + row * kBRow + piece, row < depth ? from + row * (3 * inner) : from, row < depth);
+        for (int row = tid / kPieces; row < padded; row += kStep) copy16(b + row * kBRow + piece, row < depth ? from + row * (3 * inner) : from, row < depth, policy);
         for (int c = 8 * tid; c < padded; c += 8 * kThreads)
             copy16(scale + c, c < depth ? p.scale + k0 + c : p.scale, c < depth), copy16(shift + c, c < depth ? p.shift + k0 + c : p.shift, c < depth);
     }
@@ -113,8 +115,7 @@ template <int TILES, int CLUSTER> __global__ void __launch_bounds__(AttnHeadsSha
         const int64_t row = int64_t{group} * tokens + tid;
         mapped_rows[tid] = tid >= tokens ? -1 : static_cast<int>(p.mapped ? p.map.source(static_cast<uint32_t>(row)) : row);
     }
-#pragma unroll 1
-    for (uint32_t i = blockIdx.x * kThreads + tid; i < p.next_lines; i += gridDim.x * kThreads) prefetch_l2(p.next + size_t{i} * 128);
+    prefetch_weights(p.next, p.next_bytes, blockIdx.x * kWarps + warp, gridDim.x * kWarps, weight_policy(p.once));
     wait_copies<0>();
     __syncthreads();
     {

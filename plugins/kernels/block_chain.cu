@@ -316,7 +316,7 @@ cudaError_t run_kernel(const BlockChainProblem& q, const Plan& plan, int32_t slo
     }
     p.tokens = static_cast<int>(q.images * q.tokens), p.channels = q.channels, p.heads = q.heads, p.inner = static_cast<int>(inner), p.hidden_columns = q.hidden, p.pairs = q.pairs;
     p.each = 1.f / static_cast<float>(q.channels), p.epsilon = q.epsilon, p.scale = q.scale * chain::kLog2, p.mask_value = q.mask_value * chain::kLog2;
-    p.activation = q.tanh_gelu ? Activation::kGeluTanh : Activation::kGelu;
+    p.power = ActivationPower(q.tanh_gelu ? Activation::kGeluTanh : Activation::kGelu);
     p.shifted = q.shifted, p.bias = q.bias;
     p.groups = c.groups, p.group_tokens = c.group_tokens, p.group_tiles = c.group_tiles, p.tile_rows = c.tile_rows, p.bias_row = static_cast<int>(ceil8(c.group_tokens));
     p.row_tiles = c.row_tiles, p.rows = c.rows;
@@ -324,7 +324,7 @@ cudaError_t run_kernel(const BlockChainProblem& q, const Plan& plan, int32_t slo
     p.stages = s.stages, p.rows_bytes = s.rows;
     p.by_group_tiles = FastDiv(static_cast<uint32_t>(c.group_tiles));
     set_work(q, plan, p.work);
-    p.heads_once = q.window.used() && p.work[chain::kHeads].units <= device().multiprocessors;
+    p.one_wave = std::all_of(std::begin(p.work), std::end(p.work), [](const ChainWork& w) { return w.units <= device().multiprocessors; });
     if (const WindowGrid& g = q.window; g.used()) {
         WindowGrid plain = g;
         plain.shift_h = plain.shift_w = 0;

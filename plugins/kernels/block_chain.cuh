@@ -82,10 +82,10 @@ struct ChainArgs {
     uint32_t* barrier;
     int tokens, channels, heads, inner, hidden_columns, pairs;
     float each, epsilon, scale, mask_value;  // 1 / channels; the last two in log2 units
-    Activation activation;
+    ActivationPower power;
     uint32_t shifted;
     bool bias;
-    bool heads_once;            // a block has no more than one window's head
+    bool one_wave;              // no block has more than one unit of a phase
     // A group is a window or an image; its tokens attend to each other. Its queries are cut into tiles, all of one in windows.
     int groups, group_tokens, group_tiles, tile_rows, bias_row;
     int row_tiles, rows;        // those of the MLP, in which tokens are cut without regard to groups; of a tile
@@ -234,6 +234,7 @@ __device__ __forceinline__ int head_column(const ChainArgs& p, int head, int i) 
 // The warp that fetches weights, eight columns of a stage a lane.
 template <bool WINDOWS, bool QUADS> __device__ __forceinline__ void fetch_weights(const ChainArgs& p, const Rings& r, int lane) {
     Position at;
+    const uint64_t policy = ptx::weight_policy(p.one_wave);
     const uint32_t pair_weights = 4 * p.channels * p.inner + 2 * p.channels * p.hidden_columns;
     const uint32_t pair_vectors = 3 * p.inner + 2 * p.channels + p.hidden_columns + (p.bias ? p.heads * p.group_tokens * p.bias_row : 0);
     const auto fetch = [&](Phase phase, const __half* weights, const __half* vectors) {
@@ -250,7 +251,7 @@ template <bool WINDOWS, bool QUADS> __device__ __forceinline__ void fetch_weight
                 if (lane == 0) mbarrier::expect(full, bytes * static_cast<uint32_t>(work.width / 8));
                 __syncwarp();
                 if (lane < work.width / 8)
-                    mbarrier::copy_once(r.ring + at.slot * kChainStage + lane * bytes, from + static_cast<uint32_t>((k & ~(work.depth - 1)) * work.columns + (k & (work.depth - 1)) * 8), bytes, full);
+                    mbarrier::copy(r.ring + at.slot * kChainStage + lane * bytes, from + static_cast<uint32_t>((k & ~(work.depth - 1)) * work.columns + (k & (work.depth - 1)) * 8), bytes, full, policy);
                 at.next(p.stages);
             }
             if (WINDOWS && phase == kHeads && p.bias) {
@@ -259,7 +260,7 @@ template <bool WINDOWS, bool QUADS> __device__ __forceinline__ void fetch_weight
                 mbarrier::wait(r.empty + at.slot * 8, at.parity ^ 1);
                 if (lane == 0) {
                     mbarrier::expect(full, size * 2);
-                    mbarrier::copy_once(r.ring + at.slot * kChainStage, vectors + 3 * p.inner + u.column * static_cast<int>(size), size * 2, full);
+                    mbarrier::copy(r.ring + at.slot * kChainStage, vectors + 3 * p.inner + u.column * static_cast<int>(size), size * 2, full, policy);
                 }
                 at.next(p.stages);
             }
@@ -960,7 +961,7 @@ template <int PIECES, bool QUADS> struct Chain : Blocks {
         uint32_t offset[Tile::kTiles];
 #pragma unroll
         for (int i = 0; i < Tile::kTiles; ++i) offset[i] = pair_of_vector(head_column(p, u.column, columns * Tile::kTiles + i) + 2 * m.t);
-        if (masked && !p.heads_once && m.tid < kChainRows) find_region(p, at, u.tile, m.tid);
+        if (masked && !p.one_wave && m.tid < kChainRows) find_region(p, at, u.tile, m.tid);
         normalize_rows(from, waits, [&](int row) { return window_token(u, false, row); });
         float acc[Tile::kColumns / 2] = {};
         multiply_unit<Tile, false>(p, r, at.rows, kNormalStep, m, work.chunks, work.stage, acc);
@@ -1045,7 +1046,7 @@ template <int PIECES, bool QUADS> struct Chain : Blocks {
                 each_unit<kUp>(
                     [&](const Work& work, const Unit& u, bool waits) {
                         normal_unit<decltype(tile)>(work, u, p.middle, up_at(), waits, [&](int row) { return static_cast<int>(row_token(u.tile, row)); }, [&](int piece, int row, float (&v)[2]) {
-                            activate(v, p.activation);
+                            activate_by_two<2>(v, p.power);
                             if (row < p.rows) *reinterpret_cast<uint32_t*>(p.hidden + ((int64_t{u.tile} * (p.hidden_columns / 8) + piece) * p.rows + row) * 8 + 2 * m.t) = pack_halves(v[0], v[1]);
                         });
                     },
@@ -1102,7 +1103,7 @@ template <int PIECES, bool QUADS> __global__ void __launch_bounds__(kChainThread
             const uint32_t start = __shfl_sync(0xffffffffu, chain::load_made(p.barrier), 0);
             chain::store_shared(at.start, start);
             ptx::barrier_arrive(chain::kStartRead, kChainMath + 32);
-            if (tid % 32 == 0) chain::fetch_rows<QUADS>(p, r, at.rows, start);
+            if (ptx::elect()) chain::fetch_rows<QUADS>(p, r, at.rows, start);
         } else {
             // Two warps that have nothing else to do.
             chain::find_tokens(p, at, tid - (kChainThreads - kChainRows));

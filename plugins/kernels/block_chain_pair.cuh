@@ -103,6 +103,8 @@ template <class TILE> struct ChainPair {
 
     // Weights.
 
+    // Read by all blocks at about the same time, unless some have several windows.
+    __device__ __forceinline__ uint64_t policy() const { return ptx::weight_policy(p.windows <= gridDim.x); }
     __device__ __forceinline__ uint32_t head() const { return at + group * Tile::kHead; }
     __device__ __forceinline__ uint32_t place(int i) const { return at + p.places[i].first + group * p.places[i].step; }
     __device__ __forceinline__ uint32_t full(int slot) const { return at + Tile::kFull + (group * kChainPairMaxSlots + slot) * 8; }
@@ -116,7 +118,7 @@ template <class TILE> struct ChainPair {
         mbarrier::expect(barrier, Tile::kHead / 3);
 #pragma unroll
         for (int deep = 0; deep < C / kDepth; ++deep)
-            mbarrier::copy_once(head() + (3 * deep + warp) * kBytes, p.w_qkv + (deep * 3 * C + (warp == 2 ? 0 : warp + 1) * C + group * 32) * kDepth, kBytes, barrier);
+            mbarrier::copy(head() + (3 * deep + warp) * kBytes, p.w_qkv + (deep * 3 * C + (warp == 2 ? 0 : warp + 1) * C + group * 32) * kDepth, kBytes, barrier, policy());
     }
     // A warpgroup's next piece, a quarter a warp. In order: W1 0, W2 0, W1 1, W2 1, ...
     __device__ __forceinline__ void fetch_piece() {
@@ -129,11 +131,11 @@ template <class TILE> struct ChainPair {
                 const uint32_t inside = column & (p.hidden_depth - 1), from = (column - inside) * C + (warp * p.hidden_depth + inside) * 8;
 #pragma unroll
                 for (int i = 0; i < G; ++i)  // this warpgroup's channels first
-                    mbarrier::copy_once(to + (4 * i + warp) * kBytes, p.w2 + (from + (i + group < G ? i + group : i + group - G) * 32u * p.hidden_depth), kBytes, barrier);
+                    mbarrier::copy(to + (4 * i + warp) * kBytes, p.w2 + (from + (i + group < G ? i + group : i + group - G) * 32u * p.hidden_depth), kBytes, barrier, policy());
             } else {
                 constexpr int kBytes = kColumns * kDepth / 2;
 #pragma unroll
-                for (int i = 0; i < C / kDepth; ++i) mbarrier::copy_once(to + (4 * i + warp) * kBytes, p.w1 + ((i * p.hidden + column) * uint32_t{kDepth} + warp * uint32_t{kBytes / 2}), kBytes, barrier);
+                for (int i = 0; i < C / kDepth; ++i) mbarrier::copy(to + (4 * i + warp) * kBytes, p.w1 + ((i * p.hidden + column) * uint32_t{kDepth} + warp * uint32_t{kBytes / 2}), kBytes, barrier, policy());
             }
         }
         ++coming;
@@ -430,9 +432,9 @@ template <class TILE> struct ChainPair {
         if (group != 1 || warp != 3 || !ptx::elect()) return;
         const uint32_t barrier = at + Tile::kVectorsFull, bias = p.scores_bias ? static_cast<uint32_t>(G * p.tokens * p.bias_row * 2) : 0;
         mbarrier::expect(barrier, (5 * C + p.hidden) * 2 + bias);
-        const auto copy = [&](int to, const __half* from, int count) { mbarrier::copy_once(at + Tile::kVectors + to * 2, from, count * 2, barrier); };
+        const auto copy = [&](int to, const __half* from, int count) { mbarrier::copy(at + Tile::kVectors + to * 2, from, count * 2, barrier, policy()); };
         copy(0, p.b_qkv, 3 * C), copy(3 * C, p.b_proj, C), copy(4 * C, p.b2, C), copy(5 * C, p.b1, p.hidden);
-        if (bias > 0) mbarrier::copy_once(at + Tile::bias_at(p.hidden), p.scores_bias, bias, barrier);
+        if (bias > 0) mbarrier::copy(at + Tile::bias_at(p.hidden), p.scores_bias, bias, barrier, policy());
     }
     // All weights that have places.
     __device__ __forceinline__ void fetch() {
@@ -440,7 +442,7 @@ template <class TILE> struct ChainPair {
         if (group == 0 && warp == 3 && ptx::elect()) {
             const uint32_t barrier = at + Tile::kProjFull;
             mbarrier::expect(barrier, Tile::kProj);
-            mbarrier::copy_once(at + Tile::kProjAt, p.w_proj, Tile::kProj, barrier);
+            mbarrier::copy(at + Tile::kProjAt, p.w_proj, Tile::kProj, barrier, policy());
         }
         slot = 0, coming = 0, coming_slot = 0;
         fetch_pieces(p.own, 0);

@@ -304,7 +304,7 @@ template <int DIM, int PIECES> struct Flow : Blocks {
             with_tile<kUp>(p.tile_up, [&](auto tile) {
                 each_unit<kUp>([&](const Work& work, const Unit& u) {
                     normal_unit<decltype(tile)>(work, u, own(p.middle), true, up_at(), [&](int row) { return row_token(u.tile, row); }, [&](int piece, int row, float (&v)[2]) {
-                        activate(v, p.activation);
+                        activate_by_two<2>(v, p.power);
                         if (row < p.rows) store_made(own(p.hidden) + ((int64_t{u.tile} * (p.hidden_columns / 8) + piece) * p.rows + row) * 8 + 2 * m.t, pack_halves(v[0], v[1]));
                     });
                 });

@@ -188,9 +188,10 @@ cudaError_t block_gemm(const BlockGemmProblem& q, const GemmPlan& plan, cudaStre
     p.activation = q.activation;
     p.mapped = q.window.used();
     if (p.mapped) p.map = WindowMap(q.window);
-    p.next = static_cast<const unsigned char*>(q.next), p.next_lines = static_cast<uint32_t>(q.next_bytes / 128);
+    p.next = q.next, p.next_bytes = static_cast<uint32_t>(q.next_bytes);
     GemmLaunch how;
     how.norm = q.norm, how.blocks = static_cast<uint32_t>(cut.blocks), how.shared = cut.shared;
+    p.once = one_wave(cut.blocks, 32 * cut.shape.warps, static_cast<size_t>(cut.shared));
     if (!q.quads.used()) return cut.shape.launch(p, how, stream);
     p.quads = QuadMap(q.quads.grid_h, q.quads.grid_w, q.quads.order, q.k / 4);
     return cut.shape.merge(p, how, stream);

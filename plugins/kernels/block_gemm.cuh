@@ -39,9 +39,10 @@ struct BlockGemmArgs {
     float epsilon;
     FastDiv by_columns;            // tiles of the same rows
     Activation activation;
+    bool once;                     // all blocks run at once: how the second-level cache keeps B
     bool mapped;                   // windows are cut: row r of A (where it is normalized) or of the output is map.source(r)
-    const unsigned char* next;     // what the kernel after this one reads, into the second-level cache
-    uint32_t next_lines;           // of 128 bytes
+    const void* next;              // weights of the kernel after this one, into the second-level cache
+    uint32_t next_bytes;           // a multiple of 16
     WindowMap map;
 };
 
@@ -132,8 +133,9 @@ template <class Tile, bool NORM, class Args = BlockGemmArgs> __global__ void __l
         const int piece = tid % Tile::kPieces * 8;
         const bool exists = column + piece < p.n;
         const __half* from = exists ? p.b + k0 * p.n + column + piece : p.b;
+        const uint64_t policy = weight_policy(p.once);
 #pragma unroll 4
-        for (int row = tid / Tile::kPieces; row < padded; row += kStep) copy16(b + row * kBRow + piece, from + (exists ? min(row, depth - 1) * p.n : 0), exists);
+        for (int row = tid / Tile::kPieces; row < padded; row += kStep) copy16(b + row * kBRow + piece, from + (exists ? min(row, depth - 1) * p.n : 0), exists, policy);
         if constexpr (NORM)
             for (int c = 8 * tid; c < padded; c += 8 * kThreads) copy16(scale + c, c < depth ? p.scale + c : p.scale, c < depth), copy16(shift + c, c < depth ? p.shift + c : p.shift, c < depth);
     }
@@ -141,8 +143,7 @@ template <class Tile, bool NORM, class Args = BlockGemmArgs> __global__ void __l
     if constexpr (kMerge) {
         if (tid < BM) mapped_rows[tid] = tid >= rows ? -1 : p.quads.corner(static_cast<uint32_t>(row0 + tid));
     } else if (tid < BM) mapped_rows[tid] = tid >= rows ? -1 : static_cast<int>(p.mapped ? p.map.source(static_cast<uint32_t>(row0 + tid)) : row0 + tid);
-#pragma unroll 1
-    for (uint32_t i = blockIdx.x * kThreads + tid; i < p.next_lines; i += gridDim.x * kThreads) prefetch_l2(p.next + size_t{i} * 128);
+    prefetch_weights(p.next, p.next_bytes, blockIdx.x * kWarps + warp, gridDim.x * kWarps, weight_policy(p.once));
 
     float acc[kM][kN][4];
     const bool leads = rank == 0 && warp_k == 0;

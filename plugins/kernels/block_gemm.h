@@ -47,8 +47,8 @@ struct BlockGemmProblem {
     // multiple of 8. What an odd grid lacks is zeros. `rows` counts the merged rows, the tokens are 2^29 at most.
     QuadGrid quads;
 
-    const void* next = nullptr;     // constants that the kernel after this one reads
-    int64_t next_bytes = 0;
+    const void* next = nullptr;     // weights of the kernel after this one, aligned to 16 bytes
+    int64_t next_bytes = 0;         // a multiple of 16, less than 2^32
 };
 
 struct GemmPlan {

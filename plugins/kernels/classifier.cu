@@ -23,6 +23,7 @@ template <class T> struct Classifier {
     float epsilon, inverse_row, inverse_tokens;
     int cluster;            // a power of two
     FastDiv by_blocks;      // of an image
+    bool once;              // of one image: how the second-level cache keeps the weights
 
     __device__ __forceinline__ float bias(int column) const {
         return half_bias ? to_float(static_cast<const __half*>(b)[column]) : static_cast<const float*>(b)[column];
@@ -40,11 +41,12 @@ constexpr int kMaxCluster = 8;
 // The weights of a class, VPL accesses a lane; zeros past the end of the row and behind the last class.
 template <class T, int VPL> __device__ __forceinline__ void load_weights(Pack<T, kVec / sizeof(T)> (&w)[VPL], float& b, const Classifier<T>& p, int column, int packs, int lane) {
     const bool exists = column < p.classes;
+    const uint64_t policy = ptx::weight_policy(p.once);
     const auto* const from = reinterpret_cast<const uint4*>(p.w + int64_t{column} * p.row);
 #pragma unroll
     for (int i = 0; i < VPL; ++i) {
         w[i] = {};
-        if (exists && i * 32 + lane < packs) w[i].raw = __ldg(from + i * 32 + lane);
+        if (exists && i * 32 + lane < packs) w[i].raw = ptx::load16(from + i * 32 + lane, policy);
     }
     b = exists ? p.bias(column) : 0.f;
 }
@@ -290,7 +292,7 @@ template <class T> cudaError_t classifier_typed(const ClassifierProblem& q, cuda
         Cut cut = cut_of(images, tokens, row, classes, one);
         Classifier<T> p{static_cast<const T*>(q.x) + begin, q.residual ? static_cast<const T*>(q.residual) + begin : nullptr, static_cast<const T*>(q.w), q.b,
                         static_cast<char*>(q.y) + first * classes * out, tokens, row, classes, q.token, q.norm, q.bias == DType::kHalf, q.out == DType::kHalf, q.epsilon,
-                        1.f / static_cast<float>(row), one ? 1.f : 1.f / static_cast<float>(tokens), cut.cluster, FastDiv(static_cast<uint32_t>(cut.blocks))};
+                        1.f / static_cast<float>(row), one ? 1.f : 1.f / static_cast<float>(tokens), cut.cluster, FastDiv(static_cast<uint32_t>(cut.blocks)), images == 1};
         const uint32_t blocks = static_cast<uint32_t>(images * cut.blocks);
         const bool whole = row % (kVec / static_cast<int>(sizeof(T))) == 0 && row * static_cast<int64_t>(sizeof(T)) <= int64_t{32} * kVec * kMostAccesses<T> &&
                            aligned_to(kVec, p.x, p.residual, p.w) && cut.shared <= static_cast<size_t>(device().shared);

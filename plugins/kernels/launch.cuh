@@ -1,6 +1,7 @@
 // Launching a kernel ahead of the end of the one before it.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 
 #include "common.cuh"
@@ -45,6 +46,14 @@ template <class Kernel> int active_clusters(Kernel kernel, int cluster, int thre
     config.attrs = &attribute, config.numAttrs = 1;
     int clusters = 0;
     return cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) == cudaSuccess ? clusters : (cudaGetLastError(), 0);
+}
+
+// Whether so many blocks of so many threads and bytes of shared memory run at once, or nearly, so that all that they read of the weights is read at about the
+// same time (ptx::weight_policy). Registers are a guess, 64 a thread.
+inline bool one_wave(int64_t blocks, int threads, size_t shared) {
+    constexpr int kReserved = 1024, kThreads = 65536 / 64;  // bytes of shared memory that go with each block; threads of a multiprocessor
+    const int together = std::max(1, std::min((device().shared + kReserved) / (static_cast<int>(shared) + kReserved), kThreads / threads));
+    return blocks <= int64_t{together} * device().multiprocessors;
 }
 
 // Launches `kernel`, on sm_90 and later as soon as the kernel before it lets it (programmatic dependent launch). Such a kernel

@@ -35,11 +35,9 @@ __device__ __forceinline__ void copy(uint32_t to, const void* from, uint32_t byt
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
 #endif
 }
-// The same of what is read once: it makes way for anything else in the second-level cache. The policy is no part of the copy, so that the compiler makes it once for many.
-__device__ __forceinline__ void copy_once(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
+// The same with a policy of the second-level cache (ptx::weight_policy).
+__device__ __forceinline__ void copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier, uint64_t policy) {
 #if __CUDA_ARCH__ >= 900
-    uint64_t policy;
-    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to), "l"(from), "r"(bytes), "r"(barrier), "l"(policy) : "memory");
 #endif
 }

@@ -22,6 +22,7 @@ struct MlpClusterArgs {
     int64_t rows;
     int k, hidden, slice, cluster;
     bool late;                   // W2 is fetched after the first product
+    bool once;                   // all clusters run at once: how the second-level cache keeps the weights
     float each, epsilon;         // 1 / k
     Activation activation;
     FastDiv by_cluster, by_own;  // own_tiles
@@ -71,6 +72,7 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) mlp_c
     float *const column_sums = reinterpret_cast<float*>(bias2 + Tile::padded_columns(p.k)), *const offsets = column_sums + p.slice;
 
     // Before the kernel before this one is done: weights. What is past the end is zeros.
+    const uint64_t policy = weight_policy(p.once);
     {
         uint32_t piece;
         const int row_first = static_cast<int>(p.by_first.divmod(static_cast<uint32_t>(tid), piece)), step = Tile::kThreads / static_cast<int>(p.by_first.divisor), column = 8 * static_cast<int>(piece);
@@ -80,7 +82,7 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) mlp_c
 #pragma unroll 4
             for (int row = row_first; row < padded; row += step) {
                 const bool there = exists && row < p.k;
-                copy16(first + row * Tile::first_row(p.slice) + column, there ? from + int64_t{row} * p.hidden : p.w1, there);
+                copy16(first + row * Tile::first_row(p.slice) + column, there ? from + int64_t{row} * p.hidden : p.w1, there, policy);
             }
         }
         for (int c = 8 * tid; c < padded; c += 8 * Tile::kThreads) copy16(scale + c, c < p.k ? p.scale + c : p.scale, c < p.k), copy16(shift + c, c < p.k ? p.shift + c : p.shift, c < p.k);
@@ -94,17 +96,14 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) mlp_c
 #pragma unroll 4
             for (int row = row_first; row < p.slice; row += step) {
                 const bool there = exists && hidden0 + row < p.hidden;
-                copy16(second + row * Tile::second_row(p.k) + column, there ? p.w2 + int64_t{hidden0 + row} * p.k + column : p.w2, there);
+                copy16(second + row * Tile::second_row(p.k) + column, there ? p.w2 + int64_t{hidden0 + row} * p.k + column : p.w2, there, policy);
             }
         }
     };
     if (!p.late) {
         fetch_second();
     } else {
-        const auto* from = reinterpret_cast<const unsigned char*>(p.w2 + int64_t{hidden0} * p.k);
-        const int lines = min(p.slice, p.hidden - hidden0) * p.k / 64;
-#pragma unroll 1
-        for (int i = tid; i < lines; i += Tile::kThreads) prefetch_l2(from + i * 128);
+        prefetch_weights(p.w2 + int64_t{hidden0} * p.k, static_cast<uint32_t>(min(p.slice, p.hidden - hidden0) * p.k * 2), static_cast<uint32_t>(warp), Tile::kWarps, policy);
     }
     for (int c = 8 * tid; c < p.k; c += 8 * Tile::kThreads) copy16(bias2 + c, p.b2 + c, true);
     commit_copies();
@@ -263,6 +262,7 @@ cudaError_t mlp_cluster(const MlpBlockProblem& q, const MlpClusterPlan& plan, cu
     p.y = static_cast<__half*>(q.y), p.rows = q.rows, p.k = q.channels, p.hidden = q.hidden, p.slice = plan.slice, p.cluster = cluster, p.late = late(plan, q);
     p.each = 1.f / static_cast<float>(q.channels), p.epsilon = q.epsilon, p.activation = q.tanh_gelu ? Activation::kGeluTanh : Activation::kGelu;
     p.by_cluster = FastDiv(static_cast<uint32_t>(cluster)), p.by_first = FastDiv(static_cast<uint32_t>(plan.slice / 8));
+    p.once = one_wave(tiles_of(plan, q) * cluster, kThreads, static_cast<size_t>(shared));
     return with_tile(plan, [&](auto tile, auto kernel) {
         using Tile = decltype(tile);
         p.by_own = FastDiv(static_cast<uint32_t>(Tile::own_tiles(q.channels, cluster))), p.by_second = FastDiv(static_cast<uint32_t>(Tile::padded_columns(q.channels) / 8));

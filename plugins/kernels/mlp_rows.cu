@@ -57,6 +57,7 @@ cudaError_t mlp_rows(const MlpBlockProblem& q, cudaStream_t stream) {
         if constexpr (shape.kCluster > 8) {
             if (const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1); status != cudaSuccess) return cudaGetLastError(), status;
         }
+        p.once = one_wave(tiles_of(q) * shape.kCluster, kMlpRowsThreads, shape.kBytes);
         return launch_ahead(kernel, static_cast<uint32_t>(tiles_of(q) * shape.kCluster), kMlpRowsThreads, shape.kBytes, stream, shape.kCluster, p);
     });
 }

@@ -20,6 +20,7 @@ struct MlpRowsArgs {
     int rows;
     float epsilon;
     Activation activation;
+    bool once;                   // all clusters run at once: how the second-level cache keeps the weights
 };
 
 constexpr int kMlpRowsThreads = 512;
@@ -54,13 +55,14 @@ template <int C> __global__ void __launch_bounds__(kMlpRowsThreads) mlp_rows_ker
     const int rank = static_cast<int>(blockIdx.x) % S::kCluster, row0 = static_cast<int>(blockIdx.x) / S::kCluster * S::kRows, hidden0 = rank * S::kSlice;
 
     if (tid == 0) ptx::expect_bytes(counter, S::kReceived);
+    const uint64_t policy = ptx::weight_policy(p.once);
     auto fetch = [&](__half* to, int to_stride, const __half* from, int from_stride, auto columns, auto depth) {
         constexpr int kPieces = decltype(columns)::value / 8, kDepth = decltype(depth)::value, kStep = kMlpRowsThreads / kPieces;
         static_assert(kDepth % kStep == 0);
         const int row = tid / kPieces, part = tid % kPieces * 8;
         from += row * from_stride + part, to += row * to_stride + part;
 #pragma unroll
-        for (int r = 0; r < kDepth; r += kStep) ptx::copy16(to + r * to_stride, from + r * from_stride, true);
+        for (int r = 0; r < kDepth; r += kStep) ptx::copy16(to + r * to_stride, from + r * from_stride, true, policy);
         ptx::commit_copies();
     };
     using Columns = std::integral_constant<int, C>;
@@ -68,7 +70,7 @@ template <int C> __global__ void __launch_bounds__(kMlpRowsThreads) mlp_rows_ker
     fetch(first, S::kSliceStride, p.w1 + hidden0, S::kHidden, std::integral_constant<int, S::kSlice>{}, Columns{});
     fetch(second, S::kStride, p.w2 + hidden0 * C, C, Columns{}, std::integral_constant<int, S::kEarly>{});
     [[maybe_unused]] const __half* const late = p.w2 + (hidden0 + S::kEarly) * C;
-    for (int i = tid; i < kLate * C / 64; i += kMlpRowsThreads) ptx::prefetch_l2(late + i * 64);
+    if constexpr (kLate > 0) ptx::prefetch_weights(late, kLate * C * 2, warp, S::kWarps, policy);
 
     // A warp normalizes its share of the rows, and then has 16 rows and a group's columns of either product.
     constexpr int kPieces = C > 256 ? C / 256 : 1, kLanes = C / 8 / kPieces, kSlots = 32 / kLanes, kOfWarp = S::kRows / S::kWarps, kLoads = kOfWarp / kSlots;

@@ -133,7 +133,7 @@ template <class X> cudaError_t on_tensor_cores(const PatchEmbedProblem& q, const
     if (cut.tiles == 0) {
         const auto pieces = static_cast<uint32_t>(q.patch_w / cut.vec);
         p.by_columns = FastDiv(static_cast<uint32_t>((q.columns + 63) / 64)), p.by_pieces = FastDiv(pieces), p.by_row_pieces = FastDiv(pieces * static_cast<uint32_t>(cut.rows));
-        p.whole = cut.whole;
+        p.whole = cut.whole, p.once = one_wave(cut.blocks, cut.threads, static_cast<size_t>(cut.shared));
     }
     return launch(p, cut, stream);
 }

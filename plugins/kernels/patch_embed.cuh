@@ -52,6 +52,7 @@ template <class X> struct PatchEmbedArgs {
     FastDiv by_columns;    // tiles of the same rows
     FastDiv by_pieces, by_row_pieces;  // pieces of a row of a patch; and of all patches of a tile
     bool whole;            // all of the weights of a tile are in shared memory at once
+    bool once;             // all blocks run at once: how the second-level cache keeps w
 };
 
 // Four pixels, rounded: half of a fragment of A.
@@ -221,7 +222,7 @@ template <class X, int VEC, int BM> __global__ void __launch_bounds__(256, 2) pa
             for (int i = lane; i < pieces; i += 32) {
                 const int k = k0 + 8 * i;
                 const bool exists = r < columns && k < p.k;
-                copy16(to + r * b_row + 8 * i, exists ? p.w + static_cast<int64_t>(column + r) * p.k + k : p.w, exists);
+                copy16(to + r * b_row + 8 * i, exists ? p.w + static_cast<int64_t>(column + r) * p.k + k : p.w, exists, weight_policy(p.once));
             }
     };
     fetch(0);

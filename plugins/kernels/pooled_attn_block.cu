@@ -82,12 +82,13 @@ cudaError_t heads(const PooledAttnBlockProblem& q, const Plan& plan, cudaStream_
     p.x = in(q.x), p.residual = in(q.residual), p.scale = in(q.norm_scale), p.shift = in(q.norm_bias);
     p.w_q = in(q.w_q), p.b_q = in(q.b_q), p.w_pool = in(q.w_pool), p.b_pool = in(q.b_pool), p.pool_scale = in(q.pool_scale), p.pool_shift = in(q.pool_bias);
     p.w_kv = in(q.w_kv), p.b_kv = in(q.b_kv), p.q = work + plan.q, p.kv = work + plan.kv;
-    p.next = static_cast<const unsigned char*>(q.w_proj), p.next_lines = plan.inner * q.channels * 2 / 128;
+    p.next = q.w_proj, p.next_bytes = static_cast<uint32_t>(2 * plan.inner * q.channels);
     p.rows = static_cast<int>(plan.rows), p.pooled = static_cast<int>(plan.pooled), p.inner = plan.inner;
     p.tokens = static_cast<int>(q.tokens()), p.width = q.grid_w, p.pool_h = q.pool_h, p.pool_w = q.pool_w, p.epsilon = q.epsilon, p.pool_epsilon = q.pool_epsilon, p.each = 1.f / static_cast<float>(q.pool_h * q.pool_w);
     p.key_blocks = static_cast<int>(key_blocks(plan)), p.key_slices = (2 * plan.inner + kPooledSlice - 1) / kPooledSlice, p.query_slices = (plan.inner + kPooledSlice - 1) / kPooledSlice;
     p.by_image = FastDiv(static_cast<uint32_t>(q.pooled())), p.by_across = FastDiv(static_cast<uint32_t>(q.grid_w / q.pool_w)), p.by_pool_w = FastDiv(static_cast<uint32_t>(q.pool_w));
     const int64_t blocks = key_blocks(plan) + query_blocks(plan);
+    p.once = one_wave(blocks, kPooledThreads, static_cast<size_t>(shared_of(q.channels)));
     if (pool_shared(q, plan)) return heads_of<256, true>(p, blocks, stream);
     return q.channels == 64 ? heads_of<64, false>(p, blocks, stream) : q.channels == 128 ? heads_of<128, false>(p, blocks, stream) : heads_of<256, false>(p, blocks, stream);
 }
@@ -123,7 +124,10 @@ cudaError_t merge(const PooledAttnBlockProblem& q, const Plan& plan, cudaStream_
     p.by_slices = FastDiv(static_cast<uint32_t>(blocks.slices)), p.by_row_blocks = FastDiv(static_cast<uint32_t>(blocks.rows));
     if (p.bias) p.by_period = FastDiv(static_cast<uint32_t>(std::min<int64_t>(a.bias_period, INT32_MAX)));
     const auto all = static_cast<uint32_t>(q.images * blocks.rows * blocks.slices);
-    return with_merge(a.heads, [&](auto shape, auto kernel) { return launch_ahead(kernel, all, kPooledMergeThreads, shape.kBytes, stream, 1, p); });
+    return with_merge(a.heads, [&](auto shape, auto kernel) {
+        p.once = one_wave(all, kPooledMergeThreads, shape.kBytes);
+        return launch_ahead(kernel, all, kPooledMergeThreads, shape.kBytes, stream, 1, p);
+    });
 }
 
 template <class T> struct MeansProblem {

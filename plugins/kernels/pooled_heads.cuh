@@ -21,14 +21,15 @@ struct PooledHeads {
     const __half *pool_scale, *pool_shift;
     const __half *w_kv, *b_kv;          // [C, 2 * inner]
     __half *q, *kv;                     // [rows, inner], [pooled, 2 * inner]
-    const unsigned char* next;          // constants that a kernel after this one reads
-    int next_lines;                     // of 128 bytes
+    const void* next;                   // weights that a kernel after this one reads
+    uint32_t next_bytes;                // a multiple of 16
     int rows, pooled;                   // tokens of all images, and pooled ones
     int inner;                          // columns of all heads, a multiple of 8
     int tokens, width;                  // of an image, of a line of its map
     int pool_h, pool_w;
     float epsilon, pool_epsilon, each;  // each: 1 / (pool_h * pool_w)
     int key_blocks, key_slices, query_slices;
+    bool once;                          // all blocks run at once: how the second-level cache keeps the weights
     FastDiv by_image, by_across, by_pool_w;  // pooled tokens of an image, and of a line; tokens of a window's line
 };
 
@@ -72,17 +73,18 @@ template <int C, bool SHARED> __global__ void __launch_bounds__(kPooledThreads) 
             return;  // fills a cluster
         }
     }
+    const uint64_t policy = ptx::weight_policy(p.once);
     constexpr int kPoolPieces = S::kPoolColumns / 8, kPoolBegin = SHARED ? S::kPoolColumns : 0;
     if (keys)
-        for (int i = tid; i < C * kPoolPieces; i += kPooledThreads) ptx::copy16(pool + i / kPoolPieces * S::kPoolStride + i % kPoolPieces * 8, p.w_pool + i / kPoolPieces * C + rank * kPoolBegin + i % kPoolPieces * 8, true);
+        for (int i = tid; i < C * kPoolPieces; i += kPooledThreads) ptx::copy16(pool + i / kPoolPieces * S::kPoolStride + i % kPoolPieces * 8, p.w_pool + i / kPoolPieces * C + rank * kPoolBegin + i % kPoolPieces * 8, true, policy);
     ptx::commit_copies();
     const __half* const w = keys ? p.w_kv : p.w_q;
     for (int i = tid; i < C * (kPooledSlice / 8); i += kPooledThreads) {
         const int row = i / (kPooledSlice / 8), part = i % (kPooledSlice / 8) * 8, column = column0 + part;
-        ptx::copy16(slice + row * kPooledSliceStride + part, w + int64_t{row} * columns + (column < columns ? column : 0), column < columns);
+        ptx::copy16(slice + row * kPooledSliceStride + part, w + int64_t{row} * columns + (column < columns ? column : 0), column < columns, policy);
     }
     ptx::commit_copies();
-    for (int i = static_cast<int>(blockIdx.x) * kPooledThreads + tid; i < p.next_lines; i += static_cast<int>(gridDim.x) * kPooledThreads) ptx::prefetch_l2(p.next + int64_t{i} * 128);
+    ptx::prefetch_weights(p.next, p.next_bytes, blockIdx.x * (kPooledThreads / 32) + warp, gridDim.x * (kPooledThreads / 32), policy);
 
     // This lane's columns of rows, and its two of the product's result.
     const int slot = lane / S::kLanes, part = lane % S::kLanes * 8, column = column0 + warp % 8 * 8 + 2 * t;

@@ -22,6 +22,7 @@ struct PooledMerge {
     int tokens, keys;            // of an image; keys: a multiple of 8, at most kPooledMergeKeys
     int channels;                // a multiple of 8
     int bias_heads;              // 1 or all
+    bool once;                   // all blocks run at once: how the second-level cache keeps w
     float scale;                 // of scores, which are in log2 units
     FastDiv by_slices, by_row_blocks, by_period;  // slices of columns; blocks of rows of an image; rows of the bias
 };
@@ -57,9 +58,10 @@ template <int HEADS> __global__ void __launch_bounds__(kPooledMergeThreads) pool
         const bool exists = column0 + part < p.channels;
         const __half* const weights = p.w + int64_t{from} * p.channels + (exists ? column0 + part : 0);
         __half* const to = slice + from * S::kSliceStride + part;
+        const uint64_t policy = ptx::weight_policy(p.once);
 #pragma unroll
         for (int r = 0; r < S::kInner; r += kStep)
-            if (kStep <= S::kInner || from < S::kInner) ptx::copy16(to + r * S::kSliceStride, weights + int64_t{r} * p.channels, exists);
+            if (kStep <= S::kInner || from < S::kInner) ptx::copy16(to + r * S::kSliceStride, weights + int64_t{r} * p.channels, exists, policy);
     }
     ptx::commit_copies();
     // A warp has a head of 16 rows, and then two rows' two columns a lane of the result.

@@ -17,6 +17,35 @@ __device__ __forceinline__ void copy16(void* to, const void* from, bool exists) 
     *static_cast<uint4*>(to) = exists ? *static_cast<const uint4*>(from) : uint4{};
 #endif
 }
+// What the second-level cache is to do with what is read through this, a word for the copies and loads that take one. Weights of a network are read once an
+// inference and then are of no use until the next; kept like all else, tens of megabytes of them drive out the rows between kernels and the kernels' machine
+// code. `once`: all blocks read them at about the same time, after which they go first; otherwise later blocks read them again, and they stay as they would.
+__device__ __forceinline__ uint64_t weight_policy(bool once) {
+    uint64_t first = 0, normal = 0;
+#if __CUDA_ARCH__ >= 800
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(first));
+    asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(normal));
+#endif
+    return once ? first : normal;
+}
+// copy16 with such a policy.
+__device__ __forceinline__ void copy16(void* to, const void* from, bool exists, [[maybe_unused]] uint64_t policy) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(shared_address(to)), "l"(from), "r"(exists ? 16 : 0), "l"(policy) : "memory");
+#else
+    copy16(to, from, exists);
+#endif
+}
+// 16 bytes of constants, past the first-level cache.
+__device__ __forceinline__ uint4 load16(const void* from, [[maybe_unused]] uint64_t policy) {
+#if __CUDA_ARCH__ >= 800
+    uint4 v;
+    asm volatile("ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from), "l"(policy));
+    return v;
+#else
+    return __ldg(static_cast<const uint4*>(from));
+#endif
+}
 // BYTES (4, 8 or 16) bytes to shared memory.
 template <int BYTES> __device__ __forceinline__ void copy(void* to, const void* from) {
 #if __CUDA_ARCH__ >= 800
@@ -200,5 +229,16 @@ __device__ __forceinline__ uint32_t load_acquire(const uint32_t* p) {
     return v;
 }
 __device__ __forceinline__ void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+// Asks for so many bytes of weights (a multiple of 16, as the address is) in the second-level cache, with a policy (weight_policy), which a prefetch line by line has
+// none for. By so many warps, which share them out; this is number `warp` of them.
+__device__ __forceinline__ void prefetch_weights(const void* from, uint32_t bytes, uint32_t warp, uint32_t warps, uint64_t policy) {
+#if __CUDA_ARCH__ >= 900
+    constexpr uint32_t kPiece = 2048;
+    if (threadIdx.x % 32 != 0) return;
+#pragma unroll 1
+    for (uint32_t at = warp * kPiece; at < bytes; at += warps * kPiece)
+        asm volatile("cp.async.bulk.prefetch.L2.global.L2::cache_hint [%0], %1, %2;" ::"l"(static_cast<const unsigned char*>(from) + at), "r"(min(kPiece, bytes - at)), "l"(policy) : "memory");
+#endif
+}
 
 }  // namespace trt_opt::ptx

@@ -13,6 +13,12 @@ __device__ __forceinline__ void load(uint32_t to, const CUtensorMap& map, int co
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to), "l"(&map), "r"(column), "r"(row), "r"(barrier) : "memory");
 #endif
 }
+// The same of weights, with a policy of the second-level cache (ptx::weight_policy).
+__device__ __forceinline__ void load(uint32_t to, const CUtensorMap& map, int column, int row, uint32_t barrier, uint64_t policy) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to), "l"(&map), "r"(column), "r"(row), "r"(barrier), "l"(policy) : "memory");
+#endif
+}
 // Of five dimensions, from the beginning of all but the first.
 __device__ __forceinline__ void load5(uint32_t to, const CUtensorMap& map, int column, uint32_t barrier) {
 #if __CUDA_ARCH__ >= 900

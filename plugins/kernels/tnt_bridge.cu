@@ -32,6 +32,7 @@ const Shape kShapes[] = {shape<GemmTile16x64>(launch_bridge_16x64), shape<GemmTi
 struct Cut {
     const Shape* shape = nullptr;  // null: the one kernel does not take the problem
     BridgeLaunch how;
+    bool once = false;             // all blocks run at once
 };
 
 // The smallest tile whose blocks run all at once, for the least latency; or else the largest.
@@ -45,7 +46,8 @@ Cut cut(const TntBridgeProblem& q) {
         if (cluster > kBridgeMaxCluster || shared > device().shared || blocks > INT32_MAX) continue;
         best.shape = &s, best.how = {static_cast<uint32_t>(blocks), shared, cluster};
         const int together = std::clamp(device().shared / (shared + 1024), 1, 2);
-        if (blocks <= int64_t{together} * device().multiprocessors) break;
+        best.once = blocks <= int64_t{together} * device().multiprocessors;
+        if (best.once) break;
     }
     return best;
 }
@@ -56,7 +58,7 @@ cudaError_t in_one(const TntBridgeProblem& q, const Cut& cut, cudaStream_t strea
     p.a = in(q.words), p.b = in(q.w), p.bias = in(q.b), p.scale = in(q.scale1), p.shift = in(q.bias1), p.epsilon = q.epsilon1;
     p.rows = rows(q), p.k = p.slice = q.width, p.n = q.channels;
     p.by_columns = FastDiv(static_cast<uint32_t>(cut.how.cluster));
-    p.end = end_of<__half>(q);
+    p.end = end_of<__half>(q), p.once = cut.once;
     return cut.shape->launch(p, cut.how, stream);
 }
 

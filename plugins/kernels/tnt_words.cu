@@ -160,6 +160,7 @@ cudaError_t bridges_in_one(const Words& words, const Shape& usual, uint32_t tell
         // No more clusters than run at once, and no more than these tiles' number for each needs.
         const int64_t tiles = (p.rows + s.rows - 1) / s.rows, most = small ? tiles : std::clamp<int64_t>(clusters / q.bridges, 1, tiles), each = (tiles + most - 1) / most, groups = (tiles + each - 1) / each;
         p.tiles = static_cast<uint32_t>(tiles), p.by_groups = FastDiv(static_cast<uint32_t>(groups));
+        p.once = groups * how.cluster <= device().multiprocessors;
         how.blocks = static_cast<uint32_t>(q.bridges * groups * how.cluster);
         if (const cudaError_t status = s.launch(p, how, stream); status != cudaSuccess) return status;
     }

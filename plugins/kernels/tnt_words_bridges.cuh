@@ -22,6 +22,7 @@ struct WordsBridgesArgs {
     uint32_t tiles, last;               // of rows; the last bridge
     const uint32_t* told;               // of the chain's blocks: whether a layer's words are there; or null, and the whole chain is waited for
     uint32_t telling;                   // such blocks
+    bool once;                          // a bridge's blocks run at once: how the second-level cache keeps its weights
     int after[kWordsMaxBridges];        // layers
 };
 
@@ -51,8 +52,9 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads) tnt_word
         const int piece = tid % Tile::kPieces * 8;
         const bool exists = column + piece < p.n;
         const __half *const weights = p.b + int64_t{bridge} * p.k * p.n, *const from = exists ? weights + column + piece : weights;
+        const uint64_t policy = weight_policy(p.once);
 #pragma unroll 4
-        for (int row = tid / Tile::kPieces; row < padded; row += kStep) copy16(b + row * kBRow + piece, from + (exists ? min(row, p.k - 1) * p.n : 0), exists);
+        for (int row = tid / Tile::kPieces; row < padded; row += kStep) copy16(b + row * kBRow + piece, from + (exists ? min(row, p.k - 1) * p.n : 0), exists, policy);
         const __half *const scales = p.scale + int64_t{bridge} * p.k, *const shifts = p.shift + int64_t{bridge} * p.k;
         for (int c = 8 * tid; c < padded; c += 8 * kThreads) copy16(scale + c, c < p.k ? scales + c : scales, c < p.k), copy16(shift + c, c < p.k ? shifts + c : shifts, c < p.k);
     }

@@ -74,6 +74,7 @@ cudaError_t words_wide(const TntWordsProblem& q, int columns, const void* const*
     // A tile a block where they go while the chain does; else no more clusters than run at once, and no more than these tiles' number for each needs.
     const int64_t most = told ? tiles : std::clamp<int64_t>(at_once(s, q.channels) / cluster / q.bridges, 1, tiles), each = parts(tiles, most), groups = parts(tiles, each);
     p.by_columns = FastDiv(static_cast<uint32_t>(cluster)), p.by_groups = FastDiv(static_cast<uint32_t>(groups)), p.tiles = static_cast<uint32_t>(tiles);
+    p.once = groups * cluster <= device().multiprocessors;
     return s.launch(p, static_cast<uint32_t>(q.bridges * groups * cluster), static_cast<int>(cluster), stream);
 }
 

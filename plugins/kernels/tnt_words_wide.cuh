@@ -30,6 +30,7 @@ struct WideBridgesArgs {
     uint32_t tiles, last;               // of rows; the last bridge
     const uint32_t* told;               // of the chain's blocks: whether a layer's words are there; or null, and the whole chain is waited for
     uint32_t telling;                   // such blocks
+    bool once;                          // a bridge's blocks run at once: how the second-level cache keeps its weights
     int after[kWordsMaxBridges];        // layers
 };
 
@@ -100,7 +101,7 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kBound) tnt_words_
         for (int i = 0; i < kChunks; ++i)
 #pragma unroll
             for (int part = 0; part < kGroups; ++part)
-                tensor_copy::load(b_at + part * Tile::kPart + i * 8192, p.b, column + part * 64, static_cast<int>(bridge) * kWidth + i * 64, full);
+                tensor_copy::load(b_at + part * Tile::kPart + i * 8192, p.b, column + part * 64, static_cast<int>(bridge) * kWidth + i * 64, full, weight_policy(p.once));
     }
     for (int c = tid; c < kColumns; c += kThreads) {
         const int64_t at = int64_t{bridge} * n + column + c;
