@@ -275,8 +275,10 @@ template <class TILE> struct ChainPair {
         for (int i = 0; i < 8; ++i) queries[i] = pack_halves(q[2 * i] * p.scale, q[2 * i + 1] * p.scale);
         if constexpr (!kEarly) start_scores(window, s);
         wait_group();
-        // The head's weights have been used.
-        score_keys<kKeys, true>(s, queries, keys, [&] { fetch_pieces(p.own + Tile::kInHead, 0); });
+        // The head's weights have been used. Whoever has no places of its own needs pieces there soon.
+        score_keys<kKeys, true>(s, queries, keys, [&] {
+            if (p.own == 0) fetch_pieces(Tile::kInHead, 0);
+        });
         uint32_t weight[2 * (kKeys / 8)];
         float o[16], sum[2], inverse[2];
         exponentiate_keys<kKeys>(s, weight, sum);
@@ -354,12 +356,13 @@ template <class TILE> struct ChainPair {
         constexpr int kHalf = kColumns / 4;
         uint32_t hidden[2][kColumns / 8];
         activate_by_two<kHalf>(s, p.power);
+        float next[kColumns / 2];
+        if constexpr (NEXT) start_unit(next, i + 1);
         const uint32_t w = take();
         multiply_half<0>(o, w, s, hidden[0]);
         warpgroup::wait<1>();  // not ahead of this product: compilers move a wait to before what does not need it
         give_back(2 * i + 1);
-        float next[kColumns / 2];
-        if constexpr (NEXT) start_unit(next, i + 1), multiply_first(next);
+        if constexpr (NEXT) multiply_first(next);
         activate_by_two<kHalf>(s + kHalf, p.power);
         multiply_half<1>(o, w, s, hidden[1]);
         if constexpr (NEXT) {
@@ -480,6 +483,7 @@ template <class TILE> struct ChainPair {
         }
         float o[C / 2], hidden[kColumns / 2];
         project(r, v, [&] {
+            fetch_pieces(p.own + Tile::kInHead, 0);
             if constexpr (kEarly) start_unit(hidden, 0);
         });
         normalize(v, of);
