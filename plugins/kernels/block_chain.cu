@@ -170,20 +170,25 @@ bool has_kernel(const BlockChainProblem& q) {
 #endif
 }
 
-// Clocks, roughly: what a unit takes beside its products, with a norm and without; bytes a clock that a multiprocessor gets of the second-level cache.
-constexpr float kNormalUnit = 1500, kUnit = 1000, kBytes = 40, kShareOut = 1600;
-float unit_cost(int tile, int64_t k, int rows, bool normal, int64_t waves_weights) {
+// Clocks, roughly: what a unit takes beside its products, with a norm and without, and to share out the contracted index, and each sharer.
+constexpr float kNormalUnit = 1500, kUnit = 1000, kShareOut = 1600;
+// Bytes a clock that a multiprocessor gets of the second-level cache, and a sharer, where rows come through registers and by the copy engine.
+struct Rates {
+    float bytes, sharer;
+};
+constexpr Rates kByRegisters{40, 100}, kByCopies{64, 400};
+float unit_cost(int tile, int64_t k, int rows, bool normal, int64_t waves_weights, const Rates& rates) {
     const auto width = static_cast<float>(kChainWidths[tile]);
     const float groups = 4.f / static_cast<float>(kSharers[tile]);
     const float product = static_cast<float>(k) / 16 * std::max(width / 2, 16 * groups + width / 4);
     const float bytes = static_cast<float>(k) * 2 * ((normal ? 0.f : static_cast<float>(rows)) + (waves_weights > 1 ? width : width / 2));
-    return (normal ? kNormalUnit : kUnit) + std::max(product, bytes / kBytes);
+    return (normal ? kNormalUnit : kUnit) + std::max(product, bytes / rates.bytes);
 }
 struct Choice {
     int tile, split;
     float cost;
 };
-std::vector<Choice> choices(int most, int64_t tiles, int64_t columns, int64_t k, int rows, bool normal, bool may_split) {
+std::vector<Choice> choices(int most, int64_t tiles, int64_t columns, int64_t k, int rows, bool normal, bool may_split, const Rates& rates) {
     std::vector<Choice> all;
     const int depth = depth_of(k);
     for (int tile = 0; tile <= most; ++tile) {
@@ -191,8 +196,8 @@ std::vector<Choice> choices(int most, int64_t tiles, int64_t columns, int64_t k,
         for (int split = 0; split <= (may_split ? kMostSplit : 0); ++split) {
             if (k / stage_of(kChainWidths[tile], depth) % (1 << split) != 0) break;
             const int64_t units = tiles * (columns / kChainWidths[tile]) << split, waves = parts(units, device().multiprocessors);
-            const float share_out = split > 0 ? kShareOut + 100.f * static_cast<float>(1 << split) : 0.f;
-            all.push_back({tile, split, static_cast<float>(waves) * (unit_cost(tile, k >> split, rows, normal, waves) + share_out)});
+            const float share_out = split > 0 ? kShareOut + rates.sharer * static_cast<float>(1 << split) : 0.f;
+            all.push_back({tile, split, static_cast<float>(waves) * (unit_cost(tile, k >> split, rows, normal, waves, rates) + share_out)});
         }
     }
     std::sort(all.begin(), all.end(), [](const Choice& a, const Choice& b) { return a.cost < b.cost; });
@@ -204,11 +209,25 @@ constexpr float kQuadElement = 2, kQuadRead = 900;
 std::vector<Choice> quad_choices(const BlockChainProblem& q) {
     if (q.quads.channels == 0) return {{0, 0, 0}};
     const Cut c = cut(q);
-    std::vector<Choice> all = choices(kChainQuadTiles - 1, c.row_tiles, q.channels, quad_columns(q), c.rows, false, true);
+    std::vector<Choice> all = choices(kChainQuadTiles - 1, c.row_tiles, q.channels, quad_columns(q), c.rows, false, true, kByRegisters);
     all.erase(std::remove_if(all.begin(), all.end(), [&](const Choice& choice) { return !fits_quads(q, choice.tile, choice.split); }), all.end());
     for (Choice& choice : all) {
         const int64_t waves = parts((int64_t{c.row_tiles} * (q.channels / kChainWidths[choice.tile])) << choice.split, device().multiprocessors), k = quad_columns(q) >> choice.split;
         choice.cost += static_cast<float>(waves) * (kQuadElement * static_cast<float>(k) + kQuadRead * static_cast<float>(parts(k, kChainQuads)));
+    }
+    std::sort(all.begin(), all.end(), [](const Choice& a, const Choice& b) { return a.cost < b.cost; });
+    return all;
+}
+
+// Of second products, whose rows leave the ring so many stages: weights are to be on their way over the barriers, for each stage that is not there so many clocks more.
+constexpr int kDeep = 8;
+constexpr float kShallow = 400;
+std::vector<Choice> down_choices(const BlockChainProblem& q, const Cut& c, const Rates& rates) {
+    std::vector<Choice> all = choices(3, c.row_tiles, q.channels, q.hidden, c.rows, false, true, rates);
+    for (Choice& choice : all) {
+        Plan plan;
+        plan.split = choice.split;
+        choice.cost += kShallow * static_cast<float>(std::max(kDeep - shared_of(q, plan).stages, 0));
     }
     std::sort(all.begin(), all.end(), [](const Choice& a, const Choice& b) { return a.cost < b.cost; });
     return all;
@@ -221,9 +240,10 @@ std::vector<Plan> plans(const BlockChainProblem& q) {
     const int64_t inner = inner_of(q);
     const int64_t queries = int64_t{c.groups} * c.group_tiles;
     const bool windows = q.window.used();
-    const auto heads = windows ? std::vector<Choice>{{0, 0, 0}} : choices(4, queries, 3 * inner, q.channels, c.tile_rows, true, false);
-    const auto merge = choices(3, queries, q.channels, inner, c.tile_rows, false, false), up = choices(5, c.row_tiles, q.hidden, q.channels, c.rows, true, false),
-               down = choices(3, c.row_tiles, q.channels, q.hidden, c.rows, false, true), quads = quad_choices(q);
+    const Rates rates = windows ? kByCopies : kByRegisters;
+    const auto heads = windows ? std::vector<Choice>{{0, 0, 0}} : choices(4, queries, 3 * inner, q.channels, c.tile_rows, true, false, rates);
+    const auto merge = choices(3, queries, q.channels, inner, c.tile_rows, false, false, rates), up = choices(5, c.row_tiles, q.hidden, q.channels, c.rows, true, false, rates), down = down_choices(q, c, rates),
+               quads = quad_choices(q);
     std::vector<Plan> all;
     const auto add = [&](size_t h, size_t m, size_t u, size_t d, size_t n) {
         if (h >= heads.size() || m >= merge.size() || u >= up.size() || d >= down.size() || n >= quads.size()) return;

@@ -1087,7 +1087,7 @@ template <int PIECES, bool QUADS> __global__ void __launch_bounds__(kChainThread
         mbarrier::publish();
         // A line of the constants' cache each, so that all arguments come at once and are not waited for line by line.
         constexpr int kLine = 64, kLines = sizeof(ChainArgs) / kLine;
-        if (warp < kLines) chain::store_shared(at.start, reinterpret_cast<const uint32_t*>(&p)[warp * (kLine / 4)]);
+        if (warp < kLines) chain::store_shared(at.tokens + warp * 4, reinterpret_cast<const uint32_t*>(&p)[warp * (kLine / 4)]);
     }
     ptx::let_next_start();
     __syncthreads();
