@@ -278,13 +278,16 @@ template <bool WINDOWS, bool QUADS> __device__ __forceinline__ void fetch_weight
 // The thread that fetches rows which other blocks have made.
 template <bool QUADS> __device__ __forceinline__ void fetch_rows(const ChainArgs& p, const Rings& r, uint32_t to, uint32_t start) {
     int opened = QUADS ? 1 : 0;
-    uint32_t fetched = 0;
+    uint32_t freed = 0;  // how often their place is given back before the next are fetched
     for (int pair = 0; pair < p.pairs; ++pair) {
 #pragma unroll 1
         for (int phase = 0; phase < kPhases; ++phase) {
             if (phase == kAttend) continue;
             const int before = opened++;
-            if (phase == kHeads || phase == kUp) continue;
+            if (phase == kHeads || phase == kUp) {
+                ++freed;
+                continue;
+            }
             const Work& work = p.work[phase];
             const int rows = phase == kDown ? p.rows : p.tile_rows, elements = work.chunks * work.stage * rows, of_part = (work.chunks + kChainParts - 1) / kChainParts * work.stage * rows;
             const __half* const all = phase == kDown ? p.hidden : p.heads_out;
@@ -295,7 +298,7 @@ template <bool QUADS> __device__ __forceinline__ void fetch_rows(const ChainArgs
                 // All of this before it waits, for one thread alone is slow.
                 asm volatile("" : "+l"(from) :: "memory");
                 if (u.first) wait_device(p.barrier, start, before), fence_engines_global();
-                mbarrier::wait(r.rows_free, (fetched++ & 1) ^ 1);
+                mbarrier::wait(r.rows_free, freed++ & 1 ^ 1);
 #pragma unroll
                 for (int part = 0; part < kChainParts; ++part) {
                     const int offset = part * of_part, here = min(elements - offset, of_part);
@@ -998,6 +1001,8 @@ template <int PIECES, bool QUADS> struct Chain : Blocks {
             f(work, u, waits && !any);
             any = true;
         }
+        // Of rows that pass through registers the place is only given back with the phase. The device's barrier says as much to the thread that fetches rows, but by way of memory.
+        if ((PHASE == kHeads || PHASE == kUp) && m.thread == 0) mbarrier::arrive(r.rows_free);
         end_phase(any, last);
     }
 
