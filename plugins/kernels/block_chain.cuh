@@ -12,7 +12,7 @@
 // Four warpgroups multiply, of up to 64 rows each. They share a unit's columns or its contracted index, the sums of which they then exchange. Two more warps
 // drive the copy engine: one fills a ring with weights, which depend on nothing and so come before the barrier; one fetches a unit's rows, if other blocks
 // made them in the phase before, after it. Such rows lie as the tensor cores want them, in pieces of 8 x 8 (warpgroup.cuh): [tile of rows][columns / 8][rows][8].
-// Rows to be normalized are tokens, and pass through registers.
+// Rows to be normalized are tokens, and pass through registers; two more warps find at the start which tokens the block's first windows have.
 #pragma once
 
 #include <math_constants.h>
@@ -1085,6 +1085,7 @@ template <int PIECES, bool QUADS> __global__ void __launch_bounds__(kChainThread
     const chain::Rings r{at.ring, at.barriers, at.barriers + kChainStages * 8, at.barriers + 2 * kChainStages * 8, at.barriers + (2 * kChainStages + kChainParts) * 8};
     const int tid = threadIdx.x, group = __shfl_sync(0xffffffffu, tid / 128, 0);  // the same in a warp, as the compiler sees then
     if (tid % 32 == 0) {
+        static_assert(kChainThreads / 32 == kChainStages + kChainParts);
         const int warp = __shfl_sync(1u, tid / 32, 0);
         if (warp < kChainStages) mbarrier::init(r.full + warp * 8, 1), mbarrier::init(r.empty + warp * 8, 4);
         else mbarrier::init(r.rows_full + (warp - kChainStages) * 8, 1);
