@@ -22,7 +22,12 @@ int64_t inner_of(const BlockChainProblem& q) { return int64_t{q.heads} * q.dim; 
 // Contracted elements that lie together in the packed weights.
 int depth_of(int64_t k) { return k % 128 == 0 ? 128 : k % 64 == 0 ? 64 : k % 32 == 0 ? 32 : 16; }
 
-int64_t pair_weights(const BlockChainProblem& q) { return 4 * q.channels * inner_of(q) + int64_t{2} * q.channels * q.hidden; }
+// Where a pair's weights are, and how many elements they have.
+struct PairWeights {
+    int64_t qkv = 0, proj, up, down, all;
+    explicit PairWeights(const BlockChainProblem& q) : proj(3 * q.channels * inner_of(q)), up(proj + q.channels * inner_of(q)), down(up + int64_t{q.channels} * q.hidden), all(down + int64_t{q.channels} * q.hidden) {}
+};
+int64_t pair_weights(const BlockChainProblem& q) { return PairWeights(q).all; }
 int64_t quad_columns(const BlockChainProblem& q) { return int64_t{4} * q.quads.channels; }
 int64_t quad_weights(const BlockChainProblem& q) { return quad_columns(q) * q.channels; }
 int64_t quad_vectors(const BlockChainProblem& q) { return q.quads.channels > 0 ? int64_t{3} * q.channels : 0; }
@@ -258,29 +263,29 @@ std::vector<Plan> plans(const BlockChainProblem& q) {
 }
 
 // The phases of a plan.
-void set_work(const BlockChainProblem& q, const Plan& plan, ChainWork (&work)[chain::kPhases + 1]) {
+void set_work(const BlockChainProblem& q, const Plan& plan, chain::Work (&work)[chain::kPhases + 1]) {
     const Cut c = cut(q);
     const int64_t inner = inner_of(q), queries = int64_t{c.groups} * c.group_tiles;
     // `at_once`: a unit's columns, of those of the weights.
     const auto set = [&](chain::Phase phase, int64_t tiles, int64_t k, int64_t columns, int at_once, int split, int64_t weights) {
-        ChainWork& w = work[phase];
+        chain::Work& w = work[phase];
         const int of_tile = static_cast<int>(columns) / at_once;
         w.width = at_once, w.columns = static_cast<int>(columns), w.depth = depth_of(k), w.stage = stage_of(at_once, w.depth);
         w.chunks = static_cast<int>(k) / w.stage >> split, w.weights = static_cast<uint32_t>(weights), w.column_step = at_once;
         w.by_columns = FastDiv(static_cast<uint32_t>(of_tile)), w.by_split = FastDiv(1u << split), w.units = static_cast<int>(tiles) * of_tile << split;
     };
-    const int64_t proj = 3 * q.channels * inner, up = proj + q.channels * inner, down = up + int64_t{q.channels} * q.hidden;
+    const PairWeights at(q);
     if (q.window.used()) {
-        set(chain::kHeads, queries, q.channels, 3 * inner, kHeadWidth, 0, 0);
+        set(chain::kHeads, queries, q.channels, 3 * inner, kHeadWidth, 0, at.qkv);
         work[chain::kHeads].column_step = 1;
     } else {
-        set(chain::kHeads, queries, q.channels, 3 * inner, kChainWidths[plan.heads], 0, 0);
-        ChainWork& attend = work[chain::kAttend];
+        set(chain::kHeads, queries, q.channels, 3 * inner, kChainWidths[plan.heads], 0, at.qkv);
+        chain::Work& attend = work[chain::kAttend];
         attend.units = static_cast<int>(queries) * q.heads, attend.by_columns = FastDiv(static_cast<uint32_t>(q.heads));
     }
-    set(chain::kMerge, queries, inner, q.channels, kChainWidths[plan.merge], 0, proj);
-    set(chain::kUp, c.row_tiles, q.channels, q.hidden, kChainWidths[plan.up], 0, up);
-    set(chain::kDown, c.row_tiles, q.hidden, q.channels, kChainWidths[plan.down], plan.split, down);
+    set(chain::kMerge, queries, inner, q.channels, kChainWidths[plan.merge], 0, at.proj);
+    set(chain::kUp, c.row_tiles, q.channels, q.hidden, kChainWidths[plan.up], 0, at.up);
+    set(chain::kDown, c.row_tiles, q.hidden, q.channels, kChainWidths[plan.down], plan.split, at.down);
     if (q.quads.channels > 0) set(chain::kQuads, c.row_tiles, quad_columns(q), q.channels, kChainWidths[plan.quads], plan.split_quads, 0);
 }
 
@@ -344,7 +349,7 @@ cudaError_t run_kernel(const BlockChainProblem& q, const Plan& plan, int32_t slo
     p.stages = s.stages, p.rows_bytes = s.rows;
     p.by_group_tiles = FastDiv(static_cast<uint32_t>(c.group_tiles));
     set_work(q, plan, p.work);
-    p.one_wave = std::all_of(std::begin(p.work), std::end(p.work), [](const ChainWork& w) { return w.units <= device().multiprocessors; });
+    p.one_wave = std::all_of(std::begin(p.work), std::end(p.work), [](const chain::Work& w) { return w.units <= device().multiprocessors; });
     if (const WindowGrid& g = q.window; g.used()) {
         WindowGrid plain = g;
         plain.shift_h = plain.shift_w = 0;
@@ -391,15 +396,15 @@ PairPlan pair_plan(const BlockChainProblem& q) {
 bool prefers_pairs(const BlockChainProblem& q) { return q.images * q.groups() <= device().multiprocessors; }
 
 cudaError_t run_pairs(const BlockChainProblem& q, const PairPlan& plan, cudaStream_t stream) {
+    const PairWeights of(q);
     const PairVectors at(q);
-    const int64_t c = q.channels;
     __half *const y = static_cast<__half*>(q.y), *const middle = reinterpret_cast<__half*>(static_cast<unsigned char*>(q.workspace) + WindowParts(q).middle);
     const __half *weights = static_cast<const __half*>(q.weights), *vectors = static_cast<const __half*>(q.vectors), *x = static_cast<const __half*>(q.x);
-    for (int pair = 0; pair < q.pairs; ++pair, weights += pair_weights(q), vectors += at.all) {
+    for (int pair = 0; pair < q.pairs; ++pair, weights += of.all, vectors += at.all) {
         ChainPairArgs p{};
         // Windows of a shifted pair read what those of the one before wrote elsewhere, so pairs write to two places by turns.
         p.x = x, p.y = (q.pairs - pair) % 2 == 1 ? y : middle, x = p.y;
-        p.w_qkv = weights, p.w_proj = p.w_qkv + 3 * c * c, p.w1 = p.w_proj + c * c, p.w2 = p.w1 + c * q.hidden;
+        p.w_qkv = weights + of.qkv, p.w_proj = weights + of.proj, p.w1 = weights + of.up, p.w2 = weights + of.down;
         p.b_qkv = vectors + at.qkv, p.scores_bias = q.bias ? vectors + at.bias : nullptr, p.b_proj = vectors + at.proj, p.b1 = vectors + at.up, p.b2 = vectors + at.down;
         p.windows = static_cast<uint32_t>(q.images * q.groups()), p.tokens = static_cast<int>(q.group_tokens()), p.bias_row = static_cast<int>(ceil8(p.tokens));
         p.hidden = q.hidden, p.hidden_depth = depth_of(q.hidden);

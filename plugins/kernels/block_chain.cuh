@@ -21,6 +21,7 @@
 #include "mbarrier.cuh"
 #include "ptx.cuh"
 #include "quad_map.cuh"
+#include "score_weights.cuh"
 #include "warpgroup.cuh"
 #include "window_map.cuh"
 
@@ -49,28 +50,30 @@ constexpr int kChainStage = 12 * 1024, kChainStages = 16, kChainParts = 4;
 constexpr int kChainQuads = 384, kChainQuadTickets = 96, kChainQuadTiles = 2;
 
 namespace chain {
+
 enum Phase { kHeads, kAttend, kMerge, kUp, kDown, kPhases, kQuads = kPhases };  // quads are no phase of a pair
-}
 
 // What a phase's unit is: some columns of a tile of rows, and of the contracted index.
-struct ChainUnit {
+struct Unit {
     int tile, column, split;  // of rows; the first column, or the head; of the contracted index
     bool first;               // of the block in this phase
 };
 // A phase as a whole, worked out before the launch: divisions of what is not known to the compiler are a hundred instructions each.
-struct ChainWork {
+struct Work {
     int units = 0, width = 0, columns = 0;       // columns of a unit, and of the weights
     int chunks = 0, stage = 16, depth = 16;      // stages of one unit; contracted elements of a stage, and of those that lie together
     uint32_t weights = 0;                        // offset into a pair's
     int column_step = 1;
     FastDiv by_columns, by_split;                // units of a tile and a part of the contracted index; those parts
 
-    __device__ __forceinline__ ChainUnit unit(uint32_t number) const {
+    __device__ __forceinline__ Unit unit(uint32_t number) const {
         uint32_t split, part;
         const uint32_t tile = by_columns.divmod(by_split.divmod(number, split), part);
         return {static_cast<int>(tile), static_cast<int>(part) * column_step, static_cast<int>(split), number == blockIdx.x};
     }
 };
+
+}  // namespace chain
 
 struct ChainArgs {
     const __half *x, *weights, *vectors;
@@ -89,7 +92,7 @@ struct ChainArgs {
     // A group is a window or an image; its tokens attend to each other. Its queries are cut into tiles, all of one in windows.
     int groups, group_tokens, group_tiles, tile_rows, bias_row;
     int row_tiles, rows;        // those of the MLP, in which tokens are cut without regard to groups; of a tile
-    ChainWork work[chain::kPhases + 1];
+    chain::Work work[chain::kPhases + 1];
     int tile_heads, tile_merge, tile_up, tile_down, split;
     int stages;
     int rows_bytes;             // shared memory of a unit's rows, and then of sums on their way between warpgroups
@@ -126,10 +129,6 @@ constexpr int kBarriers = 2 * kChainStages + kChainParts + 1;
 constexpr int kTokens = kChainRows * 4;  // bytes of the tokens of a window's rows
 constexpr int kFixedBytes = 4 * kChainRows * 8 + kChainRows + 4 * kTokens + 8 + kBarriers * 8;
 
-
-using Unit = ChainUnit;
-using Work = ChainWork;
-
 // Of those that multiply, and 64 or 32 more: tokens of windows are found; the count of the device's barrier was read, which so is ahead of the block's first arrival.
 constexpr int kTokensFound = 4, kStartRead = 5;
 __device__ __forceinline__ void arrive_device(uint32_t* barrier) {
@@ -161,7 +160,6 @@ __device__ __forceinline__ void fence_engines_shared() {
 __device__ __forceinline__ void math_barrier() { asm volatile("bar.sync 1, 512;" ::: "memory"); }
 // What others of this launch have written must not come from the first-level cache.
 __device__ __forceinline__ uint32_t load_pair(const __half* from) { return __ldcg(reinterpret_cast<const uint32_t*>(from)); }
-__device__ __forceinline__ float2 floats(uint32_t pair) { return __half22float2(*reinterpret_cast<const __half2*>(&pair)); }
 // Two halves or a float that no result is: what is not a number comes out of conversions and sums as another pattern.
 constexpr uint32_t kUnset = 0xffffffffu;
 // What other blocks make at the same time, word by word.
@@ -463,12 +461,8 @@ private:
 template <int COUNT> __device__ __forceinline__ void soften(float (&s)[COUNT], float (&top)[2], float (&sum)[2]) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-        float v = -CUDART_INF_F;
-#pragma unroll
-        for (int j = 0; j < COUNT / 4; ++j) v = fmaxf(v, fmaxf(s[4 * j + 2 * h], s[4 * j + 2 * h + 1]));
-        v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, 1)), v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, 2));
-        top[h] = v;
-        const float base = v == -CUDART_INF_F ? 0.f : v;
+        top[h] = largest_of_row(s, h);
+        const float base = top[h] == -CUDART_INF_F ? 0.f : top[h];
         float all = 0.f;
 #pragma unroll
         for (int j = 0; j < COUNT / 4; ++j)
@@ -517,12 +511,12 @@ struct Blocks {
         const auto each_pair = [&](int i, const auto& f) {
             const uint32_t w[4] = {raw[i].x, raw[i].y, raw[i].z, raw[i].w};
 #pragma unroll
-            for (int e = 0; e < 4; ++e) f(e, floats(w[e]));
+            for (int e = 0; e < 4; ++e) f(floats(w[e]));
         };
         float sum = 0.f, squares = 0.f;
 #pragma unroll
         for (int i = 0; i < PIECES; ++i)
-            if (exists(i)) each_pair(i, [&](int, float2 v) { sum += v.x, sum += v.y, squares = fmaf(v.x, v.x, squares), squares = fmaf(v.y, v.y, squares); });
+            if (exists(i)) each_pair(i, [&](float2 v) { sum += v.x, sum += v.y, squares = fmaf(v.x, v.x, squares), squares = fmaf(v.y, v.y, squares); });
         sum = group_sum<8>(sum), squares = group_sum<8>(squares);
         const float mean = sum * p.each;
         float variance = fmaf(-mean, mean, squares * p.each);
@@ -531,7 +525,7 @@ struct Blocks {
             squares = 0.f;
 #pragma unroll
             for (int i = 0; i < PIECES; ++i)
-                if (exists(i)) each_pair(i, [&](int, float2 v) { squares = fmaf(v.x - mean, v.x - mean, squares), squares = fmaf(v.y - mean, v.y - mean, squares); });
+                if (exists(i)) each_pair(i, [&](float2 v) { squares = fmaf(v.x - mean, v.x - mean, squares), squares = fmaf(v.y - mean, v.y - mean, squares); });
             const uint32_t mask = 0xffu << (m.lane & ~7);
 #pragma unroll
             for (int step = 4; step > 0; step /= 2) squares += __shfl_xor_sync(mask, squares, step);
@@ -1091,9 +1085,7 @@ template <int PIECES, bool QUADS> __global__ void __launch_bounds__(kChainThread
         else mbarrier::init(r.rows_full + (warp - kChainStages) * 8, 1);
         if (warp == kChainStages) mbarrier::init(r.rows_free, 4);
         mbarrier::publish();
-        // A line of the constants' cache each, so that all arguments come at once and are not waited for line by line.
-        constexpr int kLine = 64, kLines = sizeof(ChainArgs) / kLine;
-        if (warp < kLines) chain::store_shared(at.tokens + warp * 4, reinterpret_cast<const uint32_t*>(&p)[warp * (kLine / 4)]);
+        ptx::ask_for_arguments(p, at.tokens, warp);
     }
     ptx::let_next_start();
     __syncthreads();

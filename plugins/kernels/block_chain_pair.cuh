@@ -507,9 +507,7 @@ template <class Tile> __global__ void __launch_bounds__(Tile::kThreads, 1) chain
         for (int i = 0; i < Tile::kBarriers; ++i) mbarrier::init(at + Tile::kQkvFull + i * 8, i < Tile::kGroups ? 3 : i < Tile::kGroups + 2 ? 1 : 4);
         mbarrier::publish();
     }
-    // A line of the constants' cache each, so that all arguments come at once and are not waited for line by line.
-    constexpr int kLine = 64, kLines = (sizeof(ChainPairArgs) + kLine - 1) / kLine;
-    if (tid % 32 == 1 && tid / 32 < kLines) reinterpret_cast<uint32_t*>(shared + Tile::kParts)[tid / 32] = reinterpret_cast<const uint32_t*>(&p)[tid / 32 * (kLine / 4)];
+    if (tid % 32 == 1) ptx::ask_for_arguments(p, at + Tile::kParts, tid / 32);
     __syncthreads();
     // Weights are constants, so they need not wait for the kernel before.
     block.fetch_vectors();

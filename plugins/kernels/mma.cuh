@@ -55,6 +55,7 @@ __device__ __forceinline__ uint32_t pack_halves(float low, float high) {
     __half2 v = __floats2half2_rn(low, high);
     return *reinterpret_cast<uint32_t*>(&v);
 }
+__device__ __forceinline__ float2 floats(uint32_t pair) { return __half22float2(*reinterpret_cast<const __half2*>(&pair)); }
 __device__ __forceinline__ float exp2_fast(float v) {
     float r;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));

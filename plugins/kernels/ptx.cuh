@@ -228,6 +228,11 @@ __device__ __forceinline__ uint32_t load_acquire(const uint32_t* p) {
 #endif
     return v;
 }
+// Asks for a line of a kernel's arguments, a line a warp, so that all come at once and are not waited for line by line. `to`: four bytes of shared memory for each line, which nobody reads.
+template <class Args> __device__ __forceinline__ void ask_for_arguments(const Args& p, uint32_t to, int warp) {
+    constexpr int kLine = 64, kLines = (sizeof(Args) + kLine - 1) / kLine;
+    if (warp < kLines) asm volatile("st.shared.u32 [%0], %1;" ::"r"(to + warp * 4), "r"(reinterpret_cast<const uint32_t*>(&p)[warp * (kLine / 4)]) : "memory");
+}
 __device__ __forceinline__ void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 // Asks for so many bytes of weights (a multiple of 16, as the address is) in the second-level cache, with a policy (weight_policy), which a prefetch line by line has
 // none for. By so many warps, which share them out; this is number `warp` of them.

@@ -7,6 +7,15 @@
 
 namespace trt_opt {
 
+// The largest score of row g + 8 h, of four lanes: elements 4 j + 2 h and the next of each.
+template <int COUNT> __device__ __forceinline__ float largest_of_row(const float (&s)[COUNT], int h) {
+    float top = -CUDART_INF_F;
+#pragma unroll
+    for (int j = 0; j < COUNT / 4; ++j) top = fmaxf(top, fmaxf(s[4 * j + 2 * h], s[4 * j + 2 * h + 1]));
+    top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
+    return fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
+}
+
 // From scores in log2 units, rows g and g + 8 of TILES tiles of 8 keys: weights, the largest of a row 1, as left operands of the
 // tensor cores, and this lane's part of each row's sum. A row of nothing but -inf has weights of 0.
 template <int TILES> __device__ __forceinline__ void score_weights(float (&s)[TILES][4], uint32_t (*weights)[2], float& sum0, float& sum1) {

@@ -5,12 +5,12 @@
 
 #include "common.cuh"
 #include "mma.cuh"
+#include "score_weights.cuh"
 #include "warpgroup.cuh"
 #include "warpgroup_registers.cuh"
 
 namespace trt_opt {
 
-__device__ __forceinline__ float2 floats(uint32_t pair) { return __half22float2(*reinterpret_cast<const __half2*>(&pair)); }
 __device__ __forceinline__ float2 bias_pair(const __half* p) { return floats(*reinterpret_cast<const uint32_t*>(p)); }
 __device__ __forceinline__ float2 bias_pair(const float* p) { return *reinterpret_cast<const float2*>(p); }
 
@@ -32,11 +32,7 @@ template <int KEYS> __device__ __forceinline__ void exponentiate_keys(const floa
     constexpr float kLog2 = 1.4426950408889634f;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-        float top = -CUDART_INF_F;
-#pragma unroll
-        for (int j = 0; j < KEYS / 8; ++j) top = fmaxf(top, fmaxf(s[4 * j + 2 * h], s[4 * j + 2 * h + 1]));
-        top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1)), top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
-        const float base = top == -CUDART_INF_F ? 0.f : -top * kLog2;
+        const float top = largest_of_row(s, h), base = top == -CUDART_INF_F ? 0.f : -top * kLog2;
         float even = 0.f, odd = 0.f;
 #pragma unroll
         for (int j = 0; j < KEYS / 8; ++j) {
